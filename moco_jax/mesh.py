@@ -1,0 +1,47 @@
+"""Devices as one mesh with a single axis, `data`, and how arrays lie on it.
+
+All sharding of the project is decided here: images and queue by their batch axis, everything else whole on
+every device. A program on one device is the same program with a mesh of one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "data"
+
+
+def create_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices of all hosts (or of `devices`), in JAX's order, on the axis `data`."""
+    return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The layout of an array that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The layout of an array that is divided over the devices along `axis`."""
+    return NamedSharding(mesh, P(*[None] * axis, AXIS))
+
+
+def replicate(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Inside jit: require `x` whole on every device (nothing happens without a mesh)."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, replicated(mesh))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The places int64 `[n]` in the global batch, ascending, that this host's devices hold."""
+    slices = sharded(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[s] for s in slices if s is not None]))
+
+
+def to_devices(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays `[n, ...]` of this host's rows -> global arrays `[B, ...]` divided over the batch axis."""
+    layout = sharded(mesh)
+    return {k: jax.make_array_from_process_local_data(layout, v) for k, v in rows.items()}
