@@ -1,0 +1,1 @@
+"""Recipes: one file each, chosen by --config=configs/NAME.py[:VARIANT]."""

@@ -1,0 +1,27 @@
+"""CIFAR-10: the authors' demo, its symmetric form, and a form that a laptop finishes in half an hour."""
+
+from moco_jax.config import default_config, pick_variant
+
+
+def get_config(variant: str = ""):
+    """Variants: `demo` (the default), `symmetric`, `cpu`."""
+    variant = pick_variant(variant, ["demo", "symmetric", "cpu"])
+    config = default_config()
+    config.dataset, config.split, config.eval_split = "tfds:cifar10", "train", "test"
+    config.image_size, config.augment = 32, "cifar"
+    config.mean, config.std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    config.arch, config.stem, config.head, config.dim = "resnet18", "cifar", "linear", 128
+    config.batch_size, config.bn_groups, config.shuffle_groups = 512, 8, 8
+    config.symmetric = variant == "symmetric"
+    config.queue_size, config.momentum, config.temperature = 4096, 0.99, 0.1
+    config.epochs, config.lr, config.lr_schedule, config.first_epoch = 200, 0.06, "cosine", 1
+    config.weight_decay = 5e-4
+    config.compute_dtype = "float32"
+    config.monitor_every, config.knn_k, config.knn_features = 5, 200, "output"
+    if variant == "cpu":
+        config.arch, config.width = "resnet10", 32
+        config.stem = "cifar_stride2"
+        config.batch_size, config.bn_groups, config.shuffle_groups = 128, 4, 4
+        config.epochs, config.lr, config.first_epoch = 16, 0.03, 0
+        config.monitor_every, config.knn_examples, config.knn_features = 2, 10_000, "backbone"
+    return config

@@ -1,0 +1,20 @@
+"""Your own folder of images, with or without class subfolders: MoCo v2 with a ResNet-18, for one GPU.
+
+Point it there with --config.data_dir=FOLDER; nothing else is needed.
+"""
+
+from moco_jax.config import default_config, pick_variant
+
+
+def get_config(variant: str = ""):
+    """No variants."""
+    pick_variant(variant, ["default"])
+    config = default_config()
+    config.dataset, config.split = "folder", "train"
+    config.image_size, config.augment = 224, "v2"
+    config.arch, config.head = "resnet18", "mlp"
+    config.batch_size, config.bn_groups, config.shuffle_groups = 64, 4, 4
+    config.queue_size, config.momentum, config.temperature = 4096, 0.99, 0.2
+    config.epochs, config.lr, config.lr_schedule = 200, 0.03, "cosine"
+    config.monitor_every, config.knn_k, config.knn_examples = 10, 20, 10_000
+    return config

@@ -1,0 +1,85 @@
+"""BatchNorm whose statistics are taken within groups of samples, never "per device".
+
+The number of groups belongs to the recipe (8 for the paper's 8 GPUs), so that one device and eight compute the
+same loss. One group is synchronised BatchNorm.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from moco_jax.errors import UserError
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm over `groups` consecutive, equal parts of the batch (MoCo v1, section 3.3).
+
+    In training `[B, ..., C]` is viewed as `[G, B/G, ..., C]`: each group is normalised with its own mean and
+    biased variance, and each running statistic moves towards the mean over groups of the group means and
+    unbiased variances. In evaluation the running statistics normalise everything. An array divided over
+    devices along the batch stays where it is when G is a multiple of the number of devices.
+
+    Variables: params `scale` and `bias`, batch_stats `mean` and `var`, each `[C]`, at least float32.
+
+    Attributes:
+        groups: G.
+        momentum: weight of the old running value (torch counts the weight of the new one, 0.1).
+        epsilon: added to the variance.
+        dtype: of the output; statistics and arithmetic use at least float32.
+        scale_init: initialiser of `scale`.
+    """
+
+    groups: int = 1
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`x` `[B, ..., C]` normalised, in `dtype`; raises UserError where G does not divide B."""
+        exact = jnp.promote_types(self.dtype, jnp.float32)
+        channels = x.shape[-1:]
+        scale = self.param("scale", self.scale_init, channels, exact)
+        bias = self.param("bias", nn.initializers.zeros, channels, exact)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, exact)
+        var = self.variable("batch_stats", "var", jnp.ones, channels, exact)
+
+        if not train:
+            factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
+            return (x.astype(exact) * factor + (bias - mean.value * factor)).astype(self.dtype)
+
+        grouped = self._in_groups(x).astype(exact)
+        inner = tuple(range(1, grouped.ndim - 1))
+        count = math.prod(grouped.shape[1:-1])
+        group_mean = jnp.mean(grouped, inner, keepdims=True)
+        group_square = jnp.mean(grouped * grouped, inner, keepdims=True)
+        group_var = jnp.maximum(group_square - group_mean * group_mean, 0)
+
+        if not self.is_initializing():
+            new_mean = group_mean.reshape(-1, *channels).mean(0)
+            new_var = group_var.reshape(-1, *channels).mean(0) * (count / (count - 1))
+            mean.value = self.momentum * mean.value + (1 - self.momentum) * new_mean
+            var.value = self.momentum * var.value + (1 - self.momentum) * new_var
+
+        factor = scale * jax.lax.rsqrt(group_var + self.epsilon)
+        normalized = grouped * factor + (bias - group_mean * factor)
+        return normalized.astype(self.dtype).reshape(x.shape)
+
+    def _in_groups(self, x: jax.Array) -> jax.Array:
+        batch, groups = x.shape[0], self.groups
+        if batch % groups:
+            works = max(batch - batch % groups, groups)
+            raise UserError(
+                f"batch_size={batch} does not divide into bn_groups={groups}; "
+                f"{works} and {works + groups} do"
+            )
+        if math.prod(x.shape[:-1]) == groups:
+            raise UserError(
+                f"batch_size={batch} in bn_groups={groups} leaves one value per channel, which has "
+                f"no variance; batch_size={2 * groups} gives two"
+            )
+        return x.reshape(groups, batch // groups, *x.shape[1:])

@@ -1,0 +1,117 @@
+"""ResNet as torchvision defines it, so that weights pass both ways without loss.
+
+Strides sit on the 3x3 convolution, padding is explicit and symmetric ('SAME' would shift by a pixel), and
+module names follow torchvision's.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from moco_jax.encoders.norm import BatchNorm
+from moco_jax.errors import UserError
+
+# Kernel size and stride of the first convolution, and whether the 3x3/2 max-pool follows it.
+STEMS = {"imagenet": (7, 2, True), "cifar": (3, 1, False), "cifar_stride2": (3, 2, False)}
+
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def conv(channels: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+    """A convolution without bias, padded by `kernel // 2` on every side."""
+    return nn.Conv(
+        channels,
+        (kernel, kernel),
+        strides=stride,
+        padding=kernel // 2,
+        use_bias=False,
+        dtype=dtype,
+        param_dtype=jnp.promote_types(dtype, jnp.float32),
+        kernel_init=kaiming_normal,
+        name=name,
+    )
+
+
+class Block(nn.Module):
+    """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the channels out.
+
+    Attributes:
+        channels: of the inner convolutions.
+        stride: of the first 3x3 convolution and of the shortcut.
+        bottleneck: which of the two kinds.
+        bn_groups: G, groups of samples that share BatchNorm statistics.
+        dtype: compute dtype.
+    """
+
+    channels: int
+    stride: int
+    bottleneck: bool
+    bn_groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[B, H, W, C]` -> `[B, H / stride, W / stride, channels (x 4 in a bottleneck)]`."""
+        norm = partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
+        inner, outer = self.channels, self.channels * (4 if self.bottleneck else 1)
+        if self.bottleneck:
+            plan = [(inner, 1, 1), (inner, 3, self.stride), (outer, 1, 1)]
+        else:
+            plan = [(inner, 3, self.stride), (outer, 3, 1)]
+
+        y = x
+        for i, (channels, kernel, stride) in enumerate(plan, start=1):
+            y = conv(channels, kernel, stride, self.dtype, f"conv{i}")(y)
+            y = norm(name=f"bn{i}")(y, train)
+            y = nn.relu(y) if i < len(plan) else y
+        if self.stride > 1 or x.shape[-1] != outer:
+            x = conv(outer, 1, self.stride, self.dtype, "downsample_conv")(x)
+            x = norm(name="downsample_bn")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """A residual network up to its average pooling (He et al. 2015, arXiv 1512.03385).
+
+    Attributes:
+        stage_sizes: blocks in each stage; stage i has `width * 2**i` inner channels.
+        bottleneck: which kind of block.
+        width: channels of the stem; all others follow. 64 is the original, 128 and 256 are the R50w2x
+            and R50w4x of MoCo v1, which widen every layer.
+        stem: 'imagenet' (7x7/2 and max-pool), 'cifar' (3x3/1) or 'cifar_stride2' (3x3/2).
+        bn_groups: G, groups of samples that share BatchNorm statistics.
+        dtype: compute dtype; parameters and statistics are at least float32.
+    """
+
+    stage_sizes: Sequence[int]
+    bottleneck: bool
+    width: int = 64
+    stem: str = "imagenet"
+    bn_groups: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images `[B, H, W, 3]`, floating, normalised -> features `[B, D]`, at least float32."""
+        if self.stem not in STEMS:
+            raise UserError(f"stem={self.stem!r} is unknown; known are {', '.join(STEMS)}")
+        kernel, stride, pool = STEMS[self.stem]
+        x = conv(self.width, kernel, stride, self.dtype, "conv1")(x)
+        x = nn.relu(BatchNorm(self.bn_groups, dtype=self.dtype, name="bn1")(x, train))
+        if pool:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.stage_sizes):
+            for i in range(blocks):
+                x = Block(
+                    channels=self.width * 2**stage,
+                    stride=2 if stage > 0 and i == 0 else 1,
+                    bottleneck=self.bottleneck,
+                    bn_groups=self.bn_groups,
+                    dtype=self.dtype,
+                    name=f"layer{stage + 1}_{i}",
+                )(x, train)
+        return jnp.mean(x, (1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32))

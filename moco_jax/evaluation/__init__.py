@@ -1,0 +1,1 @@
+"""What an encoder is worth: features of images, and scores made from them."""

@@ -1,0 +1,70 @@
+"""Features of images under a frozen encoder, computed over all devices of the mesh."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from moco_jax import mesh as mesh_lib
+from moco_jax.data import augment, pipeline
+from moco_jax.data.source import Source
+from moco_jax.step import to_network_input
+
+Encode = Callable[[Mapping[str, Any], jax.Array], jax.Array]
+
+
+def make_encode(
+    encoder: nn.Module, kind: str, mean: Sequence[float], std: Sequence[float], dtype, mesh: Mesh
+) -> Encode:
+    """A jitted function from variables and uint8 images `[B, H, W, 3]` to features `[B, D]`, in evaluation mode.
+
+    `kind`: `backbone` for pooled features, `output` for those after the head.
+    """
+
+    def encode(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        inputs = to_network_input(images, mean, std, dtype)
+        method = encoder.features if kind == "backbone" else None
+        return encoder.apply(variables, inputs, train=False, method=method)
+
+    return jax.jit(encode, out_shardings=mesh_lib.replicated(mesh))
+
+
+def extract(
+    source: Source,
+    recipe: augment.Recipe,
+    indices: np.ndarray,
+    batch_size: int,
+    workers: int,
+    mesh: Mesh,
+    encode: Callable[[jax.Array], jax.Array],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of the images `indices` int `[N]`, damaged ones left out.
+
+    Each host reads only the images that its devices encode.
+
+    Args:
+        source: the images.
+        recipe: for its evaluation view.
+        indices: which images.
+        batch_size: images at once, a multiple of the device count.
+        workers: threads, as in `train_batches`.
+        mesh: the device mesh.
+        encode: from uint8 images `[B, S, S, 3]` to features `[B, D]` on every device.
+
+    Returns:
+        features float32 `[M, D]` and the indices int64 `[M]` they belong to, in the order given; M <= N.
+    """
+    steps = -(-len(indices) // batch_size)
+    padded = np.resize(np.asarray(indices, np.int64), (steps, batch_size))
+    rows = mesh_lib.local_rows(mesh, batch_size)
+    everywhere = jax.jit(lambda x: x, out_shardings=mesh_lib.replicated(mesh))
+    features, kept = [], []
+    for batch in pipeline.evaluation_batches(source, recipe, padded[:, rows], workers):
+        arrays = mesh_lib.to_devices(mesh, batch)
+        features.append(np.asarray(encode(arrays["image"]), np.float32))
+        kept.append(np.asarray(everywhere(arrays["ok"])))
+    flat = np.concatenate(kept)[: len(indices)]
+    return np.concatenate(features)[: len(indices)][flat], np.asarray(indices)[flat]

@@ -1,0 +1,82 @@
+"""The score a run gives itself while it trains: kNN where there are labels, the spread of features where not."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from moco_jax.contrastive import spread
+from moco_jax.data import augment
+from moco_jax.data.source import Source
+from moco_jax.evaluation import features, knn
+
+COLLAPSED = 0.1
+RAW_PIXELS_SIDE = 64
+
+
+@dataclasses.dataclass
+class Monitor:
+    """Two sets of images and how to compare them.
+
+    Attributes:
+        bank, bank_indices: the images that are searched.
+        queries, query_indices: the images that are classified.
+        recipe: for the evaluation view.
+        encode: from variables and uint8 images to features.
+        mesh, batch_size, workers, k, temperature: as in the config.
+    """
+
+    bank: Source
+    bank_indices: np.ndarray
+    queries: Source
+    query_indices: np.ndarray
+    recipe: augment.Recipe
+    encode: features.Encode
+    mesh: Mesh
+    batch_size: int
+    workers: int
+    k: int
+    temperature: float
+
+    def features(self, encode) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Bank features `[N, D]` and indices `[N]`, query features `[M, D]` and indices `[M]`."""
+        common = (self.batch_size, self.workers, self.mesh, encode)
+        bank = features.extract(self.bank, self.recipe, self.bank_indices, *common)
+        return *bank, *features.extract(self.queries, self.recipe, self.query_indices, *common)
+
+    def score(self, encode) -> dict[str, float]:
+        """`knn` (share of queries classified rightly) if there are labels, and `feature_spread` (0..1)."""
+        bank, bank_indices, queries, query_indices = self.features(encode)
+        result = {"feature_spread": float(spread(knn.unit(queries)))}
+        labels, truth = self.bank.labels(bank_indices), self.queries.labels(query_indices)
+        if labels is not None and truth is not None:
+            found = knn.classify(bank, labels, queries, self.k, self.temperature)
+            result["knn"] = float(np.mean(found == truth))
+        return result
+
+    def measure(self, variables: Mapping[str, Any]) -> dict[str, float]:
+        """The score of the encoder with these variables."""
+        return self.score(lambda images: self.encode(variables, images))
+
+    def raw_pixels(self) -> dict[str, float]:
+        """The score of the pixels themselves, scaled to -1..1; empty for images too large for it to be cheap."""
+        if self.recipe.image_size > RAW_PIXELS_SIDE:
+            return {}
+        flatten = jax.jit(lambda images: images.reshape(len(images), -1) / 127.5 - 1)
+        return self.score(lambda images: flatten(jax.device_get(images)))
+
+
+def choose(source: Source, queries: Source | None, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images are searched and which are classified: int64 index arrays into bank and queries.
+
+    Without a source of `queries`, a tenth of the images (1,000 at most) is set apart. `limit`: bank size at
+    most, 0 for no limit.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(source))
+    if queries is None:
+        apart = min(max(len(source) // 10, 1), 1000)
+        return np.sort(shuffled[apart:][: limit or None]), np.sort(shuffled[:apart])
+    return np.sort(shuffled[: limit or None]), np.arange(len(queries))

@@ -1,0 +1,1 @@
+"""Weights of other libraries, one file a format, each with `load` and `save`; arrays in, arrays out."""
