@@ -1,0 +1,59 @@
+"""Command line of pretraining: `python -m moco_jax.main --config=configs/digits.py --workdir=DIR`."""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import tensorflow as tf
+from absl import app, flags
+from ml_collections import config_flags
+
+from moco_jax import config as config_lib
+from moco_jax import train
+from moco_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe: configs/NAME.py or configs/NAME.py:VARIANT.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: config, checkpoints, metrics, pictures.")
+ALLOW_CHANGE = flags.DEFINE_list(
+    "allow_change", [], "Recipe settings that may differ from those the workdir was begun with."
+)
+
+
+def fail(error: object) -> None:
+    """End with one line and status 2."""
+    sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Read the command line; anything wrong with it ends the program with one line."""
+    try:
+        config_lib.check_names(argv[1:])
+        return flags.FLAGS(argv)
+    except (UserError, flags.Error, OSError) as error:
+        fail(error)
+        raise
+
+
+def main(argv: list[str]) -> None:
+    """Train, and turn what the user can mend into one line."""
+    if len(argv) > 1:
+        fail(f"{argv[1]!r} is no flag; settings are given as --config.NAME=VALUE")
+    if not WORKDIR.value or CONFIG.value is None:
+        fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
+    tf.config.set_visible_devices([], "GPU")
+    try:
+        stopped = train.train(CONFIG.value, WORKDIR.value, set(ALLOW_CHANGE.value))
+    except UserError as error:
+        fail(error)
+    if stopped:
+        sys.exit(128 + stopped)
+
+
+def run() -> None:
+    """Entry point of the console script `moco-jax`."""
+    app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    run()

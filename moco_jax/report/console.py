@@ -1,0 +1,59 @@
+"""Lines for a person at a console: facts at the start, one line that renews itself, a table at the end."""
+
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+
+def duration(seconds: float) -> str:
+    """`5s`, `3m20s`, `2h05m`, `3d04h`."""
+    seconds = round(max(seconds, 0))
+    for unit, part, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):
+        if seconds >= size:
+            rest = seconds % size // {"d": 3600, "h": 60, "m": 1}[unit]
+            return f"{seconds // size}{unit}{rest:02d}{part}"
+    return f"{seconds}s"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns under `header`, two spaces apart."""
+    lines = [header, *rows]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(header))]
+    rule = ["-" * w for w in widths]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in (header, rule, *rows)
+    )
+
+
+class Console:
+    """Prints to a terminal or a log: a terminal's progress line is rewritten, a log gets plain lines.
+
+    A host that is not the first prints nothing.
+    """
+
+    def __init__(self, speaks: bool = True, out: TextIO = sys.stdout):
+        """`speaks`: whether this host prints."""
+        self.speaks, self.out = speaks, out
+        self._open = 0
+
+    def line(self, text: str) -> None:
+        """Print `text` on lines of its own."""
+        if self.speaks:
+            start = "\n" if self._open else ""
+            print(f"{start}{text}", file=self.out, flush=True)
+            self._open = 0
+
+    def progress(self, text: str) -> None:
+        """Renew the progress line (a terminal), or print it (anything else)."""
+        if not self.speaks:
+            return
+        if not self.out.isatty():
+            return self.line(text)
+        print("\r" + text.ljust(self._open), end="", file=self.out, flush=True)
+        self._open = len(text)
+
+    def facts(self, facts: dict[str, str]) -> None:
+        """Print names and values in two columns."""
+        width = max(map(len, facts))
+        self.line("\n".join(f"{name.ljust(width)}  {value}" for name, value in facts.items()))

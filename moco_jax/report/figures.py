@@ -1,0 +1,48 @@
+"""Pictures of a run."""
+
+import io
+
+import numpy as np
+from etils import epath
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def neighbours(
+    path: epath.Path, queries: np.ndarray, columns: dict[str, np.ndarray], right: dict[str, np.ndarray] | None
+) -> None:
+    """Draw each query image with its nearest images, one block of columns for each encoder.
+
+    Args:
+        path: the PNG to write.
+        queries: uint8 `[R, H, W, 3]`.
+        columns: title -> uint8 `[R, C, H, W, 3]`, nearest first.
+        right: title -> bool `[R, C]`, whether a neighbour is of the query's class; None without labels.
+    """
+    rows = len(queries)
+    widths = [1] + [block.shape[1] for block in columns.values()]
+    figure = Figure(figsize=(0.75 * (sum(widths) + len(columns) * 0.4), 0.75 * rows + 0.6))
+    FigureCanvasAgg(figure)
+    ratios = [w for width in widths for w in (*[1] * width, 0.4)][:-1]
+    grid = figure.add_gridspec(
+        rows, len(ratios), width_ratios=ratios, wspace=0.06, hspace=0.06, left=0.01, right=0.99, bottom=0.01,
+        top=1 - 0.5 / (0.75 * rows + 0.6),
+    )  # fmt: skip
+    place = 0
+    blocks = {"image": queries[:, None], **columns}
+    for title, block in blocks.items():
+        for column in range(block.shape[1]):
+            for row in range(rows):
+                axes = figure.add_subplot(grid[row, place + column])
+                axes.imshow(block[row, column])
+                axes.set(xticks=[], yticks=[])
+                if right is not None and title in right:
+                    good = right[title][row, column]
+                    for side in axes.spines.values():
+                        side.set(color="#2a9d4a" if good else "#d03030", linewidth=2.5)
+                if row == 0 and column == 0:
+                    axes.set_title(title, loc="left", fontsize=10)
+        place += block.shape[1] + 1
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    path.write_bytes(buffer.getvalue())

@@ -1,0 +1,127 @@
+"""From a config to the parts of a run: mesh, images, encoder, step and monitor, each checked before use."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax import encoders, mesh, optim, state, step
+from moco_jax.data import augment, order
+from moco_jax.data.source import Source, open_source
+from moco_jax.errors import UserError
+from moco_jax.evaluation import features
+from moco_jax.evaluation.monitor import Monitor, choose
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What `train.py` puts to work.
+
+    Attributes:
+        mesh: all devices.
+        source: the images that are trained on.
+        recipe: the views drawn of them.
+        encoder: the Linen module of both encoders.
+        initial: a jitted function without arguments: the state before the first step.
+        layout: the sharding of each leaf of the state.
+        abstract: shapes, dtypes and shardings of the state.
+        train_step: jitted, the state donated.
+        monitor: scores an encoder.
+        steps_per_epoch, total_steps: how long the run is.
+        dtype: the encoder's compute dtype.
+    """
+
+    mesh: Mesh
+    source: Source
+    recipe: augment.Recipe
+    encoder: nn.Module
+    initial: Callable[[], state.TrainState]
+    abstract: state.TrainState
+    train_step: Callable[[state.TrainState, step.Batch], tuple[state.TrainState, dict[str, jax.Array]]]
+    monitor: Monitor
+    steps_per_epoch: int
+    total_steps: int
+    dtype: Any
+
+
+def compute_dtype(name: str):
+    """The dtype that `compute_dtype` names; `auto` is float32 on CPU and bfloat16 elsewhere."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def build(config: ConfigDict, index_dir: str) -> Parts:
+    """All parts of the run that `config` describes; `index_dir`: where an index of records may be kept.
+
+    Raises:
+        UserError: a setting or the dataset cannot work; nothing has run on a device by then.
+    """
+    config_lib.check(config, jax.device_count())
+    source = open_source(config.dataset, config.split, config.data_dir, index_dir)
+    queries = None
+    if config.eval_split:
+        queries = open_source(config.dataset, config.eval_split, config.data_dir, index_dir)
+    if len(source) < config.batch_size:
+        raise UserError(
+            f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "
+            f"batch_size={config.batch_size}; a batch of at most {len(source)} works"
+        )
+    the_mesh, dtype = mesh.create_mesh(), compute_dtype(config.compute_dtype)
+    recipe = augment.recipe(config.augment, config.image_size, config.crop_min or None)
+    encoder = encoders.create(
+        config.arch, head=config.head, dim=config.dim, width=config.width or None, stem=config.stem,
+        bn_groups=config.bn_groups, dtype=dtype,
+    )  # fmt: skip
+    optimizer = optim.sgd(config.sgd_momentum, config.weight_decay)
+    exact = jnp.promote_types(dtype, jnp.float32)
+
+    def create() -> state.TrainState:
+        return state.initial_state(
+            config.seed, encoder, optimizer, config.image_size, config.batch_size, config.queue_size,
+            config.dim, exact,
+        )  # fmt: skip
+
+    shapes = jax.eval_shape(create)
+    layout = state.shardings(shapes, the_mesh)
+    steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size)
+    rate = optim.learning_rate(
+        config_lib.peak_learning_rate(config), config.lr_schedule, config.epochs, steps_per_epoch,
+        config.lr_steps, config.first_epoch,
+    )  # fmt: skip
+    pure_step = step.make_train_step(
+        encoder, optimizer, rate, momentum=config.momentum, temperature=config.temperature,
+        symmetric=config.symmetric, bn_groups=config.bn_groups, shuffle_groups=config.shuffle_groups,
+        mean=config.mean, std=config.std, dtype=dtype, mesh=the_mesh,
+    )  # fmt: skip
+    everywhere, by_row = mesh.replicated(the_mesh), mesh.sharded(the_mesh)
+    bank, chosen = choose(source, queries, config.knn_examples, config.seed)
+    return Parts(
+        mesh=the_mesh,
+        source=source,
+        recipe=recipe,
+        encoder=encoder,
+        initial=jax.jit(create, out_shardings=layout),
+        abstract=jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, layout),
+        train_step=jax.jit(
+            pure_step, in_shardings=(layout, by_row), out_shardings=(layout, everywhere), donate_argnums=0
+        ),
+        monitor=Monitor(
+            bank=source, bank_indices=bank, queries=source if queries is None else queries,
+            query_indices=chosen, recipe=recipe,
+            encode=features.make_encode(
+                encoder, config.knn_features, config.mean, config.std, dtype, the_mesh
+            ),
+            mesh=the_mesh, batch_size=config.eval_batch_size, workers=config.workers,
+            k=config.knn_k, temperature=config.knn_temperature,
+        ),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=config.epochs * steps_per_epoch,
+        dtype=dtype,
+    )  # fmt: skip

@@ -1,0 +1,264 @@
+"""The loop, readable as a table of contents: parts, state, steps, records, scores, checkpoints, summary."""
+
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from moco_jax import checkpoint, contrastive, mesh
+from moco_jax.data import pipeline
+from moco_jax.evaluation import knn
+from moco_jax.evaluation.monitor import COLLAPSED, Monitor
+from moco_jax.report import figures, writers
+from moco_jax.report.console import Console, duration, table
+from moco_jax.setup import Parts, build
+from moco_jax.state import TrainState, count_examples
+from moco_jax.step import Batch
+
+AHEAD = 2
+
+
+def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
+    """Pretrain as `config` says, in `workdir`, from its last checkpoint if there is one.
+
+    `allow_change`: recipe settings that may differ from those the workdir was begun with.
+
+    Returns:
+        The signal number that asked the run to stop early, after its state was saved; 0 at the end.
+
+    Raises:
+        UserError: a setting or file that the user can mend.
+    """
+    place, first = epath.Path(workdir), jax.process_index() == 0
+    console = Console(speaks=first)
+    parts = build(config, str(place / "index"))
+    changed = checkpoint.claim_workdir(place, config.to_dict(), allow_change)
+    for name, (old, new) in changed.items():
+        console.line(f"changed by --allow_change: {name}: {old!r} -> {new!r}")
+    checkpoints = checkpoint.Checkpoints(place, config.keep)
+    start = checkpoints.latest() or 0
+    state = checkpoints.restore(start, parts.abstract) if start else parts.initial()
+    log = writers.Writers(place, first, start)
+    introduce(console, config, parts, place, state)
+
+    if start == 0 and config.monitor_every:
+        raw = parts.monitor.raw_pixels()
+        if raw:
+            log.write(0, {f"raw_{k}": v for k, v in raw.items()})
+        score = parts.monitor.measure(variables(state))
+        log.write(0, score)
+        console.line(describe_score("before training", score))
+
+    damaged = pipeline.DamagedImages(config.max_bad_images)
+    host_batches = pipeline.train_batches(
+        parts.source, parts.recipe, seed=config.seed, batch_size=config.batch_size,
+        rows=mesh.local_rows(parts.mesh, config.batch_size),
+        examples_seen=count_examples(state.examples_seen), workers=config.workers, damaged=damaged,
+    )  # fmt: skip
+    batches = device_batches(host_batches, parts)
+    stop = StopSignals()
+    clock = Clock(config, parts, start)
+    end = min(config.stop_at_step or parts.total_steps, parts.total_steps)
+    save_every = config.checkpoint_every or parts.steps_per_epoch
+    monitor_every = config.monitor_every * parts.steps_per_epoch
+
+    for step in range(start + 1, end + 1):
+        with clock.waiting():
+            batch = next(batches)
+        state, metrics = parts.train_step(state, batch)
+        clock.count(metrics)
+        if step % config.log_every == 0 or step == end or stop.number:
+            numbers = clock.read()
+            log.write(step, numbers)
+            console.progress(describe_progress(step, numbers, config, parts, clock))
+        score = {}
+        if monitor_every and (step % monitor_every == 0 or step == parts.total_steps):
+            with clock.pause():
+                score = parts.monitor.measure(variables(state))
+            log.write(step, score)
+            console.line(describe_score(f"epoch {step / parts.steps_per_epoch:g}", score))
+        if step % save_every == 0 or step == end or score or stop.number:
+            checkpoints.save(step, state, config.to_dict(), score)
+        if stop.number:
+            break
+
+    checkpoints.close()
+    log.close()
+    if stop.number:
+        console.line(f"stopped by signal {stop.number}; saved at step {step}, the same command goes on from there")
+        return stop.number
+    if start < end == parts.total_steps or not (place / "neighbours.png").exists():
+        conclude(console, place, parts, state)
+    if damaged.names:
+        console.line(f"{len(damaged.names)} damaged images were replaced: {', '.join(damaged.names)}")
+    return 0
+
+
+def variables(state: TrainState) -> dict:
+    """What the query encoder needs to run."""
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def device_batches(host_batches: Iterator[pipeline.Rows], parts: Parts) -> Iterator[Batch]:
+    """Batches on the devices, `AHEAD` of them under way while a step runs."""
+    queue: deque[Batch] = deque()
+    for rows in host_batches:
+        queue.append(Batch(**mesh.to_devices(parts.mesh, rows)))
+        if len(queue) > AHEAD:
+            yield queue.popleft()
+
+
+class StopSignals:
+    """Notes SIGTERM and SIGINT, so that the loop can save and end; a second one ends at once."""
+
+    def __init__(self) -> None:
+        """Take both signals over."""
+        self.number = 0
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, self._note)
+
+    def _note(self, number: int, frame) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Clock:
+    """Averages of the metrics since the last reading, with throughput and the share of time spent waiting."""
+
+    def __init__(self, config: ConfigDict, parts: Parts, start: int):
+        """Begin to measure at step `start`."""
+        self.batch_size, self.total = config.batch_size, parts.total_steps
+        self.step, self.window = start, []
+        self.waited = 0.0
+        self.began = time.perf_counter()
+        self.seconds_per_step = 0.0
+
+    def waiting(self):
+        """Time in this context counts as waiting for data."""
+        return _Timed(lambda seconds: setattr(self, "waited", self.waited + seconds))
+
+    def pause(self):
+        """Time in this context does not count."""
+        return _Timed(lambda seconds: setattr(self, "began", self.began + seconds))
+
+    def count(self, metrics: dict[str, jax.Array]) -> None:
+        """Take in the metrics of one more step, still on the device."""
+        self.step += 1
+        self.window.append(metrics)
+
+    def read(self) -> dict[str, float]:
+        """Means since the last reading; waits for the device."""
+        values = jax.device_get(self.window)
+        elapsed = time.perf_counter() - self.began
+        self.seconds_per_step = elapsed / len(values)
+        numbers = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+        numbers["images_per_second"] = self.batch_size / self.seconds_per_step
+        numbers["waiting_share"] = min(self.waited / elapsed, 1.0)
+        self.window, self.waited, self.began = [], 0.0, time.perf_counter()
+        return numbers
+
+    @property
+    def left(self) -> float:
+        """Seconds to the end at the present pace."""
+        return (self.total - self.step) * self.seconds_per_step
+
+
+class _Timed:
+    def __init__(self, report):
+        self.report = report
+
+    def __enter__(self):
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.report(time.perf_counter() - self.began)
+
+
+def introduce(console: Console, config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState) -> None:
+    """Say what will run, on what, and where it is written."""
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    devices = jax.devices()
+    rate = f"{config.lr:g}"
+    if config.lr_reference_batch:
+        scaled = config.lr * config.batch_size / config.lr_reference_batch
+        rate = f"{scaled:g} = {config.lr:g} x {config.batch_size} / {config.lr_reference_batch}"
+    facts = {
+        "devices": f"{len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s), {parts.dtype}",
+        "images": f"{len(parts.source):,} of {config.dataset} ({config.split})",
+        "encoder": f"{config.arch}, {count:,} parameters",
+        "batch": f"{config.batch_size} in {config.bn_groups} BN groups",
+        "dictionary": f"queue of {config.queue_size:,} keys, momentum {config.momentum}",
+        "steps": f"{parts.total_steps:,} = {config.epochs} epochs x {parts.steps_per_epoch:,}; lr {rate}",
+        "workdir": str(place),
+    }
+    if int(state.step):
+        facts["resumed"] = f"at step {int(state.step)}"
+    console.facts(facts)
+
+
+def describe_progress(step: int, n: dict[str, float], config: ConfigDict, parts: Parts, clock: Clock) -> str:
+    """The line that renews itself."""
+    chance = contrastive.chance_level(config.queue_size, config.symmetric)
+    return (
+        f"epoch {step / parts.steps_per_epoch:6.2f}/{config.epochs}  loss {n['loss']:.3f} (chance {chance:.2f})  "
+        f"top-1 {n['top1']:.1%}  {n['images_per_second']:,.0f} images/s  waiting {n['waiting_share']:.0%}  "
+        f"left {duration(clock.left)}"
+    )
+
+
+def describe_score(when: str, score: dict[str, float]) -> str:
+    """One line on a monitor's result, a collapse named as such."""
+    spread = score["feature_spread"]
+    text = f"{when}: " + (f"kNN {score['knn']:.2%}, " if "knn" in score else "") + f"feature spread {spread:.2f}"
+    if spread < COLLAPSED:
+        text += " - COLLAPSED: nearly all images have the same features; a lower lr usually mends it"
+    return text
+
+
+def conclude(console: Console, place: epath.Path, parts: Parts, state: TrainState) -> None:
+    """Draw the neighbours before and after training, and print the table of scores."""
+    untrained = variables(parts.initial())
+    path = place / "neighbours.png"
+    draw_neighbours(path, parts.monitor, {"before training": untrained, "after": variables(state)})
+    scores = writers.records(place)
+    rows = []
+    for name, key in (("raw pixels", "raw_knn"), ("encoder before training", "knn"), ("encoder after", "knn")):
+        found = [r[key] for r in scores if key in r]
+        if found:
+            rows.append([name, f"{100 * (found[-1] if name.endswith('after') else found[0]):.2f} %"])
+    if rows:
+        console.line(table(["features", "kNN accuracy"], rows))
+    console.line(f"picture of nearest neighbours: {path}")
+
+
+def draw_neighbours(path: epath.Path, monitor: Monitor, encoders: dict[str, dict], count: int = 10, k: int = 6) -> None:
+    """Draw `count` query images, evenly spaced, with their `k` nearest under each of the encoders."""
+    columns, right = {}, {}
+    for title, weights in encoders.items():
+        bank, bank_indices, queries, query_indices = monitor.features(
+            lambda images, weights=weights: monitor.encode(weights, images)
+        )
+        chosen = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)
+        rows = knn.nearest(bank, queries[chosen], min(k, len(bank)))[1]
+        found = bank_indices[rows]
+        columns[title] = images(monitor.bank, monitor, found.ravel()).reshape(*found.shape, *monitor_shape(monitor))
+        labels, truth = monitor.bank.labels(found.ravel()), monitor.queries.labels(query_indices[chosen])
+        if labels is not None and truth is not None:
+            right[title] = labels.reshape(found.shape) == truth[:, None]
+    figures.neighbours(path, images(monitor.queries, monitor, query_indices[chosen]), columns, right or None)
+
+
+def monitor_shape(monitor: Monitor) -> tuple[int, int, int]:
+    """Height, width and channels of an evaluation view."""
+    return monitor.recipe.image_size, monitor.recipe.image_size, 3
+
+
+def images(source, monitor: Monitor, indices: np.ndarray) -> np.ndarray:
+    """The evaluation views uint8 `[n, S, S, 3]` of some images."""
+    batches = pipeline.evaluation_batches(source, monitor.recipe, indices[:, None], monitor.workers)
+    return np.concatenate([batch["image"] for batch in batches])
