@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moco_jax.data import augment
-from moco_jax.encoders import ARCHITECTURES, HEADS, STEMS
+from moco_jax.encoders import BACKBONES, HEADS, STEMS
 from moco_jax.errors import UserError
 
 RECIPE = dict(
@@ -102,7 +102,7 @@ def _multiples(value: int, unit: int) -> str:
 
 def check(config: ConfigDict, device_count: int) -> None:
     """Refuse, by a UserError that names setting, value and remedy, what cannot run on `device_count` devices."""
-    _one_of(config, "arch", ARCHITECTURES)
+    _one_of(config, "arch", BACKBONES)
     _one_of(config, "head", HEADS)
     _one_of(config, "stem", STEMS)
     _one_of(config, "augment", augment.RECIPES)

@@ -1,0 +1,25 @@
+"""Eight forced CPU devices for every test, and quiet TensorFlow."""
+
+import contextlib
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Torch, where it is installed, must come into a process before TensorFlow: the other way round it crashes.
+with contextlib.suppress(ImportError):
+    import torch
+    import torchvision  # noqa: F401
+
+    torch.set_num_threads(2)
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def float64():
+    """JAX computes in float64 within the test."""
+    with jax.enable_x64(True):
+        yield
