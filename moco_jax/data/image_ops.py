@@ -1,0 +1,138 @@
+"""Each operation on one uint8 RGB image in a TensorFlow graph, with the pixels that torchvision on PIL gives.
+
+PIL rounds or cuts to uint8 after every operation; so do these. Images are uint8 `[H, W, 3]` throughout.
+"""
+
+import tensorflow as tf
+
+
+def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """The part `box` int32 (top, left, height, width) of `image`, resized to `size` (height, width).
+
+    Bilinear with antialiasing, of the cropped pixels alone, as `torchvision.transforms.functional.resized_crop`.
+    """
+    part = tf.slice(image, [box[0], box[1], 0], [box[2], box[3], 3])
+    resized = tf.image.resize(part, size, antialias=True)
+    return _to_uint8(tf.round(resized))
+
+
+def horizontal_flip(image: tf.Tensor) -> tf.Tensor:
+    """Left and right exchanged."""
+    return image[:, ::-1]
+
+
+def luma(image: tf.Tensor) -> tf.Tensor:
+    """PIL's mode L: int32 `[H, W, 1]` from ITU-R 601 weights in sixteen-bit fixed point."""
+    x = tf.cast(image, tf.int32)
+    total = x[..., 0:1] * 19595 + x[..., 1:2] * 38470 + x[..., 2:3] * 7471 + 0x8000
+    return tf.bitwise.right_shift(total, 16)
+
+
+def grayscale(image: tf.Tensor) -> tf.Tensor:
+    """Three equal channels of luma."""
+    return tf.repeat(tf.cast(luma(image), tf.uint8), 3, axis=-1)
+
+
+def _to_uint8(x: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.clip_by_value(x, 0, 255), tf.uint8)
+
+
+def _blend(start: tf.Tensor, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """PIL's Image.blend: `start + factor (image - start)`, clipped, then cut (not rounded) to uint8."""
+    return _to_uint8(start + factor * (tf.cast(image, tf.float32) - start))
+
+
+def adjust_brightness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Towards black (factor 0) or away from it."""
+    return _blend(tf.zeros([], tf.float32), image, factor)
+
+
+def adjust_contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Towards the rounded mean of the image's luma (factor 0) or away from it."""
+    gray = luma(image)
+    mean = tf.reduce_sum(tf.cast(gray, tf.int64)) / tf.size(gray, tf.int64)
+    return _blend(tf.cast(tf.floor(mean + 0.5), tf.float32), image, factor)
+
+
+def adjust_saturation(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Towards grayscale (factor 0) or away from it."""
+    return _blend(tf.cast(luma(image), tf.float32), image, factor)
+
+
+def adjust_hue(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Hue turned by `factor` of the circle, through PIL's HSV with its eight bits a channel."""
+    x = tf.cast(image, tf.float32)
+    r, g, b = tf.unstack(x, axis=-1)
+    high, low = tf.maximum(tf.maximum(r, g), b), tf.minimum(tf.minimum(r, g), b)
+    span = high - low
+    safe = tf.maximum(span, 1)
+    red, green, blue = (high - r) / safe, (high - g) / safe, (high - b) / safe
+    hue = tf.where(r == high, blue - green, tf.where(g == high, 2 + red - blue, 4 + green - red))
+    hue = tf.math.floormod(hue / 6 + 1, 1.0)
+    hue = tf.where(span > 0, tf.floor(hue * 255), 0)
+    saturation = tf.floor(span / tf.maximum(high, 1) * 255)
+    turn = tf.cast(tf.cast(factor * 255, tf.int32), tf.float32)
+    hue = tf.math.floormod(hue + turn, 256.0)
+
+    sector = hue * (6 / 255)
+    whole = tf.floor(sector)
+    f, s = sector - whole, saturation / 255
+    p, q, t = (tf.floor(high * (1 - s * k) + 0.5) for k in (1.0, f, 1 - f))
+    place = tf.cast(tf.math.floormod(whole, 6.0), tf.int32)
+
+    def pick(*six: tf.Tensor) -> tf.Tensor:
+        out = six[5]
+        for number in range(5):
+            out = tf.where(place == number, six[number], out)
+        return out
+
+    v = high
+    turned = [pick(v, q, p, p, t, v), pick(t, v, v, q, p, p), pick(p, p, t, v, v, q)]
+    gray = saturation == 0
+    return _to_uint8(tf.stack([tf.where(gray, v, c) for c in turned], axis=-1))
+
+
+def _box(image: tf.Tensor, axis: int, center: tf.Tensor, edge: tf.Tensor) -> tf.Tensor:
+    """One box pass of radius 1 plus a fraction: five taps (edge, center, center, center, edge)."""
+    length = tf.shape(image)[axis]
+    steps = tf.range(length)
+
+    def shifted(by: int) -> tf.Tensor:
+        return tf.gather(image, tf.clip_by_value(steps + by, 0, length - 1), axis=axis)
+
+    inner = image + shifted(-1) + shifted(1)
+    return tf.floor(center * inner + edge * (shifted(-2) + shifted(2)) + 0.5)
+
+
+def _small_box(image: tf.Tensor, axis: int, center: tf.Tensor, edge: tf.Tensor) -> tf.Tensor:
+    """One box pass of radius below 1: three taps (edge, center, edge)."""
+    length = tf.shape(image)[axis]
+    steps = tf.range(length)
+    before = tf.gather(image, tf.maximum(steps - 1, 0), axis=axis)
+    after = tf.gather(image, tf.minimum(steps + 1, length - 1), axis=axis)
+    return tf.floor(center * image + edge * (before + after) + 0.5)
+
+
+def gaussian_blur(image: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+    """PIL's GaussianBlur(radius=sigma): three box passes in each direction, uint8 after each; sigma up to 2.8.
+
+    The box has radius l + a: sigma^2 / 3 is matched by a whole part l and an edge of weight a.
+    """
+    variance = sigma * sigma / 3
+    whole = tf.floor((tf.sqrt(12 * variance + 1) - 1) / 2)
+    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    fraction = fraction / (6 * (variance - (whole + 1) ** 2))
+    radius = whole + fraction
+    center = 1 / (2 * radius + 1)
+    edge = fraction * center
+    x = tf.cast(image, tf.float32)
+
+    def passes(box) -> tf.Tensor:
+        out = x
+        for axis in (1, 0):
+            for _ in range(3):
+                out = box(out, axis, center, edge)
+        return out
+
+    blurred = tf.cond(whole < 1, lambda: passes(_small_box), lambda: passes(_box))
+    return _to_uint8(blurred)
