@@ -6,7 +6,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from moco_jax import config as config_lib
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> None:
         fail(f"{argv[1]!r} is no flag; settings are given as --config.NAME=VALUE")
     if not WORKDIR.value or CONFIG.value is None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
+    logging.set_verbosity(logging.WARNING)
     tf.config.set_visible_devices([], "GPU")
     try:
         stopped = train.train(CONFIG.value, WORKDIR.value, set(ALLOW_CHANGE.value))

@@ -19,7 +19,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 READERS = 16
 CANVAS = 32
 DIGITS_TEST = 360
-DIGIT_SIDES = (10, 26)
+DIGIT_SIDES = (19, 28)
 
 
 class Source(Protocol):
