@@ -123,9 +123,11 @@ def gaussian_blur(image: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
     fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
     fraction = fraction / (6 * (variance - (whole + 1) ** 2))
     radius = whole + fraction
-    center = 1 / (2 * radius + 1)
-    edge = fraction * center
-    x = tf.cast(image, tf.float32)
+    # PIL's weights are whole multiples of 2^-24; float64 holds every product exactly, so ties round as in PIL.
+    center = tf.floor(2.0**24 / tf.cast(2 * radius + 1, tf.float64))
+    edge = tf.floor((2.0**24 - center * tf.cast(2 * whole + 1, tf.float64)) / 2)
+    center, edge = center / 2.0**24, edge / 2.0**24
+    x = tf.cast(image, tf.float64)
 
     def passes(box) -> tf.Tensor:
         out = x

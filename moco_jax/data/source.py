@@ -47,11 +47,30 @@ class Source(Protocol):
         """What to call one image in a message."""
 
 
+def jpeg_is_complete(content: bytes) -> bool:
+    """Whether an end marker follows the first scan; TensorFlow fills what a cut file lacks with gray, silently."""
+    place = 2
+    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return content.find(b"\xff\xd9", place) >= 0
+
+
+def _decode_jpeg(content: tf.Tensor) -> tf.Tensor:
+    complete = tf.cond(
+        tf.strings.substr(content, -2, 2) == b"\xff\xd9",
+        lambda: True,
+        # Rare: something follows the end marker, or it is missing.
+        lambda: tf.ensure_shape(tf.numpy_function(jpeg_is_complete, [content], tf.bool), []),
+    )
+    with tf.control_dependencies([tf.debugging.Assert(complete, ["cut JPEG"])]):
+        return tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
+
+
 def decode_image(content: tf.Tensor) -> tf.Tensor:
     """Encoded bytes -> uint8 `[H, W, 3]`, JPEG with the accurate inverse transform (the pixels PIL gives)."""
     image = tf.cond(
         tf.io.is_jpeg(content),
-        lambda: tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: _decode_jpeg(content),
         lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
     )
     image = tf.ensure_shape(image, [None, None, 3])

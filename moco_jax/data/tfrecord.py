@@ -60,7 +60,7 @@ def build(slices: Sequence[Slice], cache: epath.Path | None) -> RecordIndex:
     if cache is not None and cache.exists():
         with cache.open("rb") as file, np.load(file) as saved:
             if np.array_equal(saved["signature"], signature):
-                return RecordIndex(paths, saved["file"], saved["offset"], saved["length"])
+                return RecordIndex(paths, saved["number"], saved["offset"], saved["length"])
     files, offsets, lengths = [], [], []
     for number, part in enumerate(slices):
         offset, length = scan(part.path)
@@ -72,5 +72,5 @@ def build(slices: Sequence[Slice], cache: epath.Path | None) -> RecordIndex:
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with cache.open("wb") as out:
-            np.savez(out, signature=signature, file=index.file, offset=index.offset, length=index.length)
+            np.savez(out, signature=signature, number=index.file, offset=index.offset, length=index.length)
     return index

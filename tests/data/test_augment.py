@@ -1,0 +1,187 @@
+"""Every operation and whole chains against torchvision on PIL; drawn parameters against torchvision's samplers."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.datasets import load_sample_images
+
+from moco_jax.data import augment, image_ops
+
+torch = pytest.importorskip("torch", reason="compares with torchvision: pip install '.[torch]'")
+transforms = pytest.importorskip("torchvision.transforms", reason="pip install '.[torch]'")
+from PIL import Image, ImageFilter
+from torchvision.transforms import functional as F
+
+
+def photographs():
+    """Two real photographs, and noise that reaches every colour."""
+    photos = [image[:, :, :3] for image in load_sample_images().images]
+    noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    return [photos[0][:400, :300], photos[1][100:, 200:], noise]
+
+
+def compare(ours, theirs, within):
+    difference = np.abs(np.asarray(ours, np.int32) - np.asarray(theirs, np.int32))
+    return difference.mean(), (difference <= within).mean()
+
+
+def blur(image, sigma):
+    return image.filter(ImageFilter.GaussianBlur(radius=sigma))
+
+
+OPERATIONS = {
+    "brightness": (image_ops.adjust_brightness, F.adjust_brightness, (0.6, 0.97, 1.0, 1.4)),
+    "contrast": (image_ops.adjust_contrast, F.adjust_contrast, (0.6, 0.97, 1.0, 1.4)),
+    "saturation": (image_ops.adjust_saturation, F.adjust_saturation, (0.6, 0.97, 1.0, 1.4)),
+    "hue": (image_ops.adjust_hue, F.adjust_hue, (-0.4, -0.1, -0.003, 0.0, 0.05, 0.4)),
+    "blur": (image_ops.gaussian_blur, blur, (0.1, 0.5, 1.0, 1.4, 1.45, 2.0)),
+    "grayscale": (lambda x, _: image_ops.grayscale(x), lambda x, _: F.rgb_to_grayscale(x, 3), (0,)),
+    "flip": (lambda x, _: image_ops.horizontal_flip(x), lambda x, _: F.hflip(x), (0,)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_equals_torchvision(name):
+    ours, theirs, values = OPERATIONS[name]
+    within = 4 if name == "hue" else 2
+    for value in values:
+        for image in photographs():
+            result = ours(tf.constant(image), tf.constant(value, tf.float32))
+            mean, share = compare(result, theirs(Image.fromarray(image), value), within)
+            assert mean <= 0.5, (value, mean)
+            assert share >= 0.999, (value, share)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 90, 100), (10, 20, 70, 31), (5, 6, 40, 44), (3, 3, 1, 1), (0, 0, 96, 128)])
+@pytest.mark.parametrize("size", [32, 224])
+def test_crop_and_resize_equals_torchvision(box, size):
+    for image in photographs():
+        result = image_ops.crop_and_resize(tf.constant(image), tf.constant(box), (size, size))
+        mean, share = compare(result, F.resized_crop(Image.fromarray(image), *box, [size, size]), 2)
+        assert mean <= 0.5
+        assert share >= 0.999
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (401, 300), (224, 224), (255, 257), (100, 120)])
+def test_evaluation_view_equals_torchvision(shape):
+    image = photographs()[1][: shape[0], : shape[1]]
+    recipe = augment.recipe("v2", 96)
+    chain = transforms.Compose([transforms.Resize(recipe.evaluation_resize), transforms.CenterCrop(96)])
+    mean, share = compare(
+        augment.evaluation_view(tf.constant(image), recipe), chain(Image.fromarray(image)), 2
+    )
+    assert mean <= 0.5
+    assert share >= 0.999
+
+
+def with_torchvision(image, view, recipe):
+    """The chain that torchvision's transforms would run, given the parameters of `view`."""
+    image = Image.fromarray(image)
+    jitter = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    for stage in recipe.stages:
+        if stage == "crop":
+            image = F.resized_crop(image, *view.box.numpy().tolist(), [recipe.image_size] * 2)
+        elif stage == "color" and view.color:
+            for number in view.order.numpy():
+                image = jitter[number](image, float(view.factors[number]))
+        elif stage == "grayscale" and view.grayscale:
+            image = F.rgb_to_grayscale(image, 3)
+        elif stage == "blur" and view.blur:
+            image = blur(image, float(view.sigma))
+        elif stage == "flip" and view.flip:
+            image = F.hflip(image)
+    return np.asarray(image)
+
+
+def draw(recipe, shape, seed):
+    uniforms = tf.random.stateless_uniform([64], [seed, 1], alg="philox")
+    return augment.draw_view(uniforms, tf.constant(shape[0]), tf.constant(shape[1]), recipe)
+
+
+@pytest.mark.parametrize(("name", "size"), [("v1", 224), ("v2", 224), ("cifar", 32)])
+def test_chain_equals_torchvision(name, size, tmp_path):
+    recipe = augment.recipe(name, size)
+    apply = tf.function(lambda image, view: augment.apply_view(image, view, recipe), reduce_retracing=True)
+    for number in range(24):
+        image = photographs()[number % 2]
+        view = draw(recipe, image.shape, number)
+        ours, theirs = apply(tf.constant(image), view).numpy(), with_torchvision(image, view, recipe)
+        mean, share = compare(ours, theirs, 6)
+        if mean > 1 or share < 0.99:
+            path = tmp_path / f"{name}_{number}.png"
+            Image.fromarray(np.concatenate([ours, theirs], 1)).save(path)
+            pytest.fail(f"mean {mean}, share {share}: {view}; ours and torchvision's side by side: {path}")
+
+
+def test_drawn_parameters_follow_torchvision():
+    """Two-sample Kolmogorov-Smirnov tests of every continuous parameter; frequencies of the others."""
+    stats = pytest.importorskip("scipy.stats")
+    recipe, number, shape = augment.recipe("v2", 224), 3000, (300, 200)
+    uniforms = tf.random.stateless_uniform([number, 64], [5, 7], alg="philox")
+    views = tf.map_fn(
+        lambda u: augment.draw_view(u, tf.constant(shape[0]), tf.constant(shape[1]), recipe),
+        uniforms,
+        fn_output_signature=augment.View(
+            tf.int32, tf.bool, tf.float32, tf.int32, tf.bool, tf.bool, tf.float32, tf.bool
+        ),
+    )
+    torch.manual_seed(0)
+    canvas = Image.new("RGB", shape[::-1])
+    boxes = np.asarray(
+        [transforms.RandomResizedCrop.get_params(canvas, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(number)]
+    )
+    ours = views.box.numpy()
+    pairs = {
+        "area": (ours[:, 2] * ours[:, 3], boxes[:, 2] * boxes[:, 3]),
+        "aspect": (ours[:, 3] / ours[:, 2], boxes[:, 3] / boxes[:, 2]),
+        "top": (ours[:, 0], boxes[:, 0]),
+        "left": (ours[:, 1], boxes[:, 1]),
+        "sigma": (views.sigma.numpy(), np.random.default_rng(0).uniform(0.1, 2.0, number)),
+    }
+    jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)
+    drawn = [
+        jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        for _ in range(number)
+    ]
+    for place in range(4):
+        pairs[f"factor {place}"] = (views.factors.numpy()[:, place], np.asarray([float(d[1 + place]) for d in drawn]))
+    for name, (a, b) in pairs.items():
+        assert stats.ks_2samp(a, b).pvalue > 1e-3, name
+    orders = np.unique(views.order.numpy(), axis=0, return_counts=True)[1]
+    assert len(orders) == 24
+    assert stats.chisquare(orders).pvalue > 1e-3
+    for name, probability in (("color", 0.8), ("grayscale", 0.2), ("blur", 0.5), ("flip", 0.5)):
+        hits = int(getattr(views, name).numpy().sum())
+        assert stats.binomtest(hits, number, probability).pvalue > 1e-3, name
+
+
+def test_a_crop_that_never_fits_falls_back_to_torchvisions():
+    recipe = augment.recipe("v2", 32)
+    for shape in ((2, 90), (90, 2)):
+        view = draw(recipe, shape, 0)
+        canvas = Image.new("RGB", shape[::-1])
+        torch.manual_seed(0)
+        expected = transforms.RandomResizedCrop.get_params(canvas, [0.9, 1.0], [3 / 4, 4 / 3])
+        assert tuple(view.box.numpy()) == expected
+
+
+def test_views_depend_on_seed_example_epoch_and_view_alone():
+    image, recipe = tf.constant(photographs()[2]), augment.recipe("cifar", 32)
+
+    def views(workers, epoch, seed=3):
+        def make(i):
+            return augment.two_views(image, seed, tf.constant(epoch, tf.int64), i, recipe)
+
+        data = tf.data.Dataset.range(20).map(make, num_parallel_calls=workers)
+        return [np.stack(x) for x in zip(*data.as_numpy_iterator(), strict=True)]
+
+    query, key = views(1, 0)
+    for again, first in zip(views(4, 0), (query, key), strict=True):
+        np.testing.assert_array_equal(again, first)
+    for other in (key, views(1, 1)[0], views(1, 0, seed=4)[0], np.roll(query, 1, 0)):
+        assert (query != other).any((1, 2, 3)).all()
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(ValueError, match="augment='v9'.*v1, v2"):
+        augment.recipe("v9", 32)

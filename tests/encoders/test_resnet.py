@@ -1,0 +1,134 @@
+"""Encoders against torchvision's with the same weights, and PyTorch's initialisation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moco_jax import encoders
+from moco_jax.encoders.norm import BatchNorm
+from moco_jax.weights import torchvision as weights
+
+torch = pytest.importorskip("torch", reason="compares with torchvision: pip install '.[torch]'")
+models = pytest.importorskip("torchvision.models", reason="pip install '.[torch]'")
+
+
+def torch_network(name):
+    torch.manual_seed(0)
+    net = getattr(models, name)()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    net.fc = torch.nn.Identity()
+    return net
+
+
+def arrays(net):
+    return {k: v.numpy() for k, v in net.state_dict().items()}
+
+
+def our_network(net, name, dtype, **options):
+    encoder = encoders.create(name, dtype=dtype, **options)
+    template = jax.eval_shape(lambda: encoder.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3), dtype)))
+    loaded = weights.load(arrays(net), {c: template[c]["backbone"] for c in ("params", "batch_stats")})
+    return encoder.backbone, loaded
+
+
+def worst(ours, theirs):
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-9), ("float32", 1e-4)])
+def test_outputs_and_statistics_equal_torchvisions(name, dtype, bound):
+    with jax.enable_x64(dtype == "float64"):
+        net = torch_network(name).to(getattr(torch, dtype))
+        backbone, variables = our_network(net, name, jnp.dtype(dtype))
+        images = np.random.default_rng(0).normal(size=(6, 65, 97, 3)).astype(dtype)
+        torch_images = torch.tensor(images).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            evaluated = net.eval()(torch_images).numpy()
+            trained = net.train()(torch_images).numpy()
+        assert worst(backbone.apply(variables, images, False), evaluated) <= bound
+        ours, updated = backbone.apply(variables, images, True, mutable=["batch_stats"])
+        assert worst(ours, trained) <= bound
+        after = weights.save({"params": variables["params"], **updated})
+        for key, value in arrays(net).items():
+            if "running" in key:
+                assert worst(after[key], value) <= bound, key
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("resnet50", 23.508), ("resnet50w2", 93.9), ("resnet50w4", 375.4)]
+)
+def test_parameter_counts(name, millions):
+    """torchvision's ResNet-50 without fc, and the paper's Figure 6 (94 M, 375 M)."""
+    encoder = encoders.create(name)
+    shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), jnp.zeros((2, 64, 64, 3))))
+    count = sum(x.size for x in jax.tree.leaves(shapes["params"]["backbone"]))
+    assert abs(count / 1e6 - millions) < 0.1
+
+
+def test_batch_norm_groups_equal_separate_passes(float64):
+    x = np.random.default_rng(0).normal(2, 3, (8, 5, 4, 6))
+    module = BatchNorm(groups=4, dtype=jnp.float64)
+    variables = module.init(jax.random.key(0), x, True)
+    ours, updated = module.apply(variables, x, True, mutable=["batch_stats"])
+    parts, means, variances = [], [], []
+    for part in np.split(x, 4):
+        norm = torch.nn.BatchNorm2d(6).double()
+        parts.append(norm(torch.tensor(part).permute(0, 3, 1, 2)).detach().permute(0, 2, 3, 1).numpy())
+        means.append(norm.running_mean.numpy())
+        variances.append(norm.running_var.numpy())
+    np.testing.assert_allclose(ours, np.concatenate(parts), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], np.mean(means, 0), rtol=1e-10)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], np.mean(variances, 0), rtol=1e-10)
+
+
+def test_initialisation_has_torchvisions_moments():
+    """Mean and deviation of every convolution, within four standard errors; bounds of uniform layers."""
+    net = models.resnet18()
+    net.fc = torch.nn.Linear(512, 128)
+    encoder = encoders.create("resnet18", head="linear")
+    variables = encoder.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+    ours = weights.save({c: variables[c]["backbone"] for c in ("params", "batch_stats")})
+    for key, theirs in arrays(net).items():
+        if key.startswith("fc") or "num_batches" in key:
+            continue
+        assert abs(ours[key].mean() - theirs.mean()) <= 6 * theirs.std() / theirs.size**0.5 + 1e-12, key
+        assert abs(ours[key].std() - theirs.std()) <= 6 * theirs.std() / theirs.size**0.5 + 1e-12, key
+    layer = variables["params"]["head"]["fc"]
+    for mine, theirs in ((layer["kernel"], net.fc.weight), (layer["bias"], net.fc.bias)):
+        bound = 512**-0.5
+        assert np.abs(mine).max() <= bound * (1 + 1e-6)
+        assert np.abs(mine).max() > 0.95 * bound
+        assert abs(np.std(mine) - bound / 3**0.5) < 0.1 * bound
+        assert abs(np.std(mine) - theirs.detach().numpy().std()) < 0.1 * bound
+
+
+def test_bfloat16_keeps_parameters_and_statistics_in_float32():
+    encoder = encoders.create("resnet10", width=8, stem="cifar", dtype=jnp.bfloat16)
+    images = jnp.ones((8, 32, 32, 3), jnp.bfloat16)
+    variables = encoder.init(jax.random.key(0), images)
+    out, updated = encoder.apply(variables, images, True, mutable=["batch_stats"])
+    assert {x.dtype for x in jax.tree.leaves((variables, updated))} == {jnp.dtype("float32")}
+    assert out.dtype == jnp.float32
+
+
+def test_weights_round_trip_bitwise_and_refuse_what_does_not_fit():
+    net = torch_network("resnet18")
+    _, variables = our_network(net, "resnet18", jnp.float32)
+    again = weights.save(variables)
+    for key, value in arrays(net).items():
+        if "num_batches" not in key:
+            np.testing.assert_array_equal(again[key], value)
+    broken = dict(arrays(net))
+    broken["conv1.weight"] = broken["conv1.weight"][:3]
+    del broken["bn1.bias"]
+    with pytest.raises(ValueError, match=r"(?s)bn1\.bias.*conv1\.weight|conv1\.weight.*bn1\.bias"):
+        weights.load(broken, variables)

@@ -1,0 +1,64 @@
+"""Every recipe passes its checks, and every bad setting is refused by one line that names it."""
+
+import importlib
+
+import pytest
+
+from moco_jax import config as config_lib
+from moco_jax.errors import UserError
+
+RECIPES = ["digits", "folder", "cifar10", "cifar10:symmetric", "cifar10:cpu", "imagenet:v1", "imagenet:v2",
+           "imagenet:v2_800ep"]  # fmt: skip
+
+
+def load(name):
+    module, _, variant = name.partition(":")
+    return importlib.import_module(f"configs.{module}").get_config(variant)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_accepted(name):
+    config_lib.check(load(name), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices", "message"),
+    [
+        ({"batch_size": 250}, 1, "batch_size=250 does not divide into bn_groups=8; 248 and 256 do"),
+        ({"batch_size": 8 * 12}, 1, "batch_size=96 makes BN groups of 12, no multiple of shuffle_groups=8"),
+        ({"shuffle_groups": 3}, 1, "bn_groups=8 is no multiple of shuffle_groups=3"),
+        ({}, 3, "batch_size=256 does not divide over 3 devices; 192 and 384 do"),
+        ({"queue_size": 1000}, 1, "queue_size=1000 is no multiple of batch_size=256; 768 and 1024 do"),
+        ({"queue_size": 0}, 1, "queue_size=0 must be above 0"),
+        ({"arch": "resnet19"}, 1, "arch='resnet19' is unknown; known are resnet10, resnet18"),
+        ({"head": "none"}, 1, "head='none' is unknown; known are linear, mlp"),
+        ({"augment": "v5"}, 1, "augment='v5' is unknown; known are v1, v2"),
+        ({"temperature": 0.01}, 1, "temperature=0.01 .*0.03"),
+        ({"momentum": 1.0}, 1, "momentum=1.0 must be at least 0 and below 1"),
+        ({"lr": 0.0}, 1, "lr=0.0 must be above 0"),
+    ],
+)
+def test_bad_settings_are_refused(changes, devices, message):
+    config = config_lib.default_config()
+    config.update(changes)
+    with pytest.raises(UserError, match=message):
+        config_lib.check(config, devices)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    config_lib.check_names(["--config.lr=1", "--config=x.py", "--workdir=y"])
+    with pytest.raises(UserError, match=r"--config\.batchsize is not a setting; did you mean batch_size"):
+        config_lib.check_names(["--config.batchsize=3"])
+
+
+def test_unknown_variants_are_refused_with_the_known():
+    with pytest.raises(UserError, match="variant='v7' is unknown; this config has v2, v1, v2_800ep"):
+        load("imagenet:v7")
+
+
+def test_the_rate_is_scaled_only_when_the_config_says_so():
+    config = load("imagenet:v2")
+    config.batch_size = 1024
+    assert config_lib.peak_learning_rate(config) == 0.03
+    config.lr_reference_batch = 256
+    assert config_lib.peak_learning_rate(config) == pytest.approx(0.12)

@@ -1,0 +1,118 @@
+"""Whole runs through the command line's own path: learning, resuming, refusing, damaged images."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_sample_images
+
+from moco_jax import train
+from moco_jax.errors import UserError
+from moco_jax.report import writers
+from tests.test_config import load
+
+
+def tiny(name="digits", **changes):
+    config = load(name)
+    config.update(dict(
+        width=8, epochs=2, batch_size=64, bn_groups=8, shuffle_groups=8, queue_size=256, log_every=1, workers=2,
+    ))  # fmt: skip
+    config.update(changes)
+    return config
+
+
+def losses(workdir):
+    return [r["loss"] for r in writers.records(train.epath.Path(workdir)) if "loss" in r]
+
+
+def test_a_run_cut_in_two_equals_a_whole_run(tmp_path, capsys):
+    whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
+    train.train(tiny(stop_at_step=8, monitor_every=1), whole, set())
+    for stop in (5, 8):
+        train.train(tiny(stop_at_step=stop, monitor_every=1), cut, set())
+    assert len(losses(whole)) == 8
+    assert losses(whole) == losses(cut)
+    assert "resumed" in capsys.readouterr().out
+
+
+def test_a_whole_run_ends_with_table_and_picture(tmp_path, capsys):
+    train.train(tiny(monitor_every=1), str(tmp_path), set())
+    out = capsys.readouterr().out
+    for words in ("raw pixels", "encoder before training", "encoder after", "(chance 5.55)", "8 x cpu"):
+        assert words in out
+    assert (tmp_path / "neighbours.png").stat().st_size > 10_000
+    scores = [r["knn"] for r in writers.records(train.epath.Path(tmp_path)) if "knn" in r]
+    assert len(scores) == 3
+    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept[-1] == 44
+
+
+def test_another_recipe_in_the_same_workdir_is_refused_unless_allowed(tmp_path, capsys):
+    train.train(tiny(stop_at_step=1, monitor_every=0), str(tmp_path), set())
+    changed = tiny(stop_at_step=2, monitor_every=0, lr=0.01)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(UserError, match=r"lr: 0.06 -> 0.01.*--allow_change=lr"):
+        train.train(changed, str(tmp_path), set())
+    assert (tmp_path / "config.json").read_text() == before
+    train.train(changed, str(tmp_path), {"lr"})
+    assert "changed by --allow_change: lr: 0.06 -> 0.01" in capsys.readouterr().out
+
+
+def test_too_few_examples_and_an_unwritable_workdir_are_refused(tmp_path):
+    with pytest.raises(UserError, match="has 1437 examples in split 'train', fewer than batch_size=2048"):
+        train.train(tiny(batch_size=2048, queue_size=2048), str(tmp_path), set())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="workdir=.*cannot be written"):
+        train.train(tiny(), str(tmp_path / "file"), set())
+
+
+def test_a_folder_of_images_trains_and_names_what_is_damaged(tmp_path, capsys):
+    from PIL import Image
+
+    photo = load_sample_images().images[1]
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(70):
+        y, x = rng.integers(0, 300, 2)
+        Image.fromarray(photo[y : y + 80, x : x + 90]).save(tmp_path / f"images/{number:03}.jpg")
+    (tmp_path / "images/005.jpg").write_bytes(b"")
+    config = tiny("folder", image_size=32, arch="resnet10", stem="cifar_stride2", stop_at_step=2, epochs=2)
+    config.update(data_dir=str(tmp_path / "images"), eval_batch_size=8, monitor_every=2)
+    train.train(config, str(tmp_path / "run"), set())
+    out = capsys.readouterr().out
+    assert "feature spread" in out
+    assert "1 damaged images were replaced" in out
+    assert "005.jpg" in out
+    assert (tmp_path / "run/neighbours.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config=configs/digits.py", "--workdir=w", "--config.batchsize=3"], "--config.batchsize is not a setting"),
+        (["--config=configs/digits.py", "--workdir=w", "--config.batch_size=30"], "batch_size=30 does not divide"),
+        (["--config=configs/imagenet.py:v7", "--workdir=w"], "variant='v7' is unknown"),
+        (["--config=configs/none.py", "--workdir=w"], "configs/none.py"),
+        (["--config=configs/digits.py"], "--workdir=FOLDER"),
+        (["--config=configs/folder.py", "--workdir=w"], "data_dir='' names no folder"),
+        (["--config=configs/digits.py", "--workdir=w", "--config.lr=fast"], "lr"),
+    ],
+)
+def test_the_command_line_refuses_with_one_line(words, message):
+    command = [sys.executable, "-m", "moco_jax.main", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    assert ended.returncode == 2
+    said = [x for x in ended.stderr.splitlines() if x.startswith("error:")]
+    assert len(said) == 1, ended.stderr
+    assert message in said[0]
+    assert "Traceback" not in ended.stderr
+
+
+def test_records_are_json_lines(tmp_path):
+    train.train(tiny(stop_at_step=1, monitor_every=0), str(tmp_path), set())
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert record["step"] == 1
+    assert {"loss", "top1", "lr", "images_per_second", "waiting_share", "spread"} <= record.keys()
