@@ -14,7 +14,9 @@ from moco_jax.errors import UserError
 from moco_jax.state import FORMAT_VERSION, TrainState
 
 
-def claim_workdir(workdir: epath.Path, config: Mapping[str, Any], allow_change: set[str]) -> dict[str, Any]:
+def claim_workdir(
+    workdir: epath.Path, config: Mapping[str, Any], allow_change: set[str]
+) -> dict[str, Any]:
     """Make `workdir` this run's: write config.json there, or refuse when its recipe differs.
 
     Args:
@@ -45,7 +47,9 @@ def claim_workdir(workdir: epath.Path, config: Mapping[str, Any], allow_change: 
             path.write_text(json.dumps(dict(config), indent=2) + "\n")
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"workdir={workdir} cannot be written ({reason}); give a folder of yours") from error
+        raise UserError(
+            f"workdir={workdir} cannot be written ({reason}); give a folder of yours"
+        ) from error
     return changed
 
 
@@ -65,18 +69,24 @@ class Checkpoints:
         """The step of the last checkpoint, or None."""
         return self.manager.latest_step()
 
-    def save(self, step: int, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, float]):
+    def save(
+        self, step: int, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, float]
+    ):
         """Begin to save `state`; the run goes on while it is written. A step that is there is left alone."""
         if step == self.latest():
             return
         about = {"format_version": FORMAT_VERSION, "config": dict(config)}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+        )
         score = {"knn": metrics["knn"]} if "knn" in metrics else None
         self.manager.save(step, args=items, metrics=score)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, laid over devices as the abstract state `like` says."""
-        about = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        about = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
+            "about"
+        ]
         if about["format_version"] != FORMAT_VERSION:
             raise UserError(
                 f"checkpoint {self.manager.directory / str(step)} has format_version="

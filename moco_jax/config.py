@@ -6,6 +6,7 @@ mathematics of a run and may not change within a workdir; the others say where t
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -81,13 +82,20 @@ def pick_variant(variant: str, known: Iterable[str]) -> str:
 
 
 def check_names(arguments: Iterable[str]) -> None:
-    """Refuse command-line words `--config.NAME` whose NAME is no setting."""
+    """Refuse command-line words `--config.NAME` whose NAME is no setting, and `--config=FILE` without the file."""
     known = RECIPE | OPERATIONAL
     for argument in arguments:
+        file = re.match(r"--?config=([^:]+)", argument)
+        if file and not os.path.isfile(file[1]):
+            raise UserError(
+                f"--config={file[1]} is no file; recipes are in configs/, as configs/digits.py"
+            )
         found = re.match(r"--?config\.([^=]+)", argument)
         if found and found[1] not in known:
             close = difflib.get_close_matches(found[1], known) or sorted(known)
-            raise UserError(f"--config.{found[1]} is not a setting; did you mean {', '.join(close)}?")
+            raise UserError(
+                f"--config.{found[1]} is not a setting; did you mean {', '.join(close)}?"
+            )
 
 
 def _one_of(config: Mapping[str, Any], key: str, known: Iterable[str]) -> None:
@@ -112,9 +120,13 @@ def check(config: ConfigDict, device_count: int) -> None:
     for key in ("image_size", "dim", "batch_size", "bn_groups", "shuffle_groups", "queue_size", "epochs",
                 "lr", "log_every", "keep", "eval_batch_size", "knn_k", "knn_temperature"):  # fmt: skip
         if config[key] <= 0:
-            raise UserError(f"{key}={config[key]} must be above 0; {default_config()[key]} is the default")
+            raise UserError(
+                f"{key}={config[key]} must be above 0; {default_config()[key]} is the default"
+            )
     if not 0 <= config.momentum < 1:
-        raise UserError(f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's")
+        raise UserError(
+            f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's"
+        )
     if config.temperature < 0.03:
         raise UserError(
             f"temperature={config.temperature} overflows the loss's exponents; 0.03 and above work"
@@ -154,7 +166,9 @@ def peak_learning_rate(config: ConfigDict) -> float:
     return config.lr * scale
 
 
-def recipe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def recipe_differences(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
     """Recipe settings that differ: name -> (old value, new value)."""
 
     def plain(value: Any) -> Any:

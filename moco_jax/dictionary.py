@@ -45,7 +45,9 @@ class Queue:
         """K, the number of keys."""
         return self.keys.shape[0] * self.keys.shape[1]
 
-    def enqueue(self, keys: jax.Array, index: jax.Array, accept: jax.Array | bool = True) -> "Queue":
+    def enqueue(
+        self, keys: jax.Array, index: jax.Array, accept: jax.Array | bool = True
+    ) -> "Queue":
         """The queue with its oldest slot replaced by `keys` `[B, C]` of the examples `index` int32 `[B]`.
 
         With `accept` false (a step that is not applied) it stays as it is, without a copy of the whole.
@@ -57,7 +59,9 @@ class Queue:
         moved = jnp.asarray(accept, jnp.int32)
         zero = jnp.zeros((), jnp.int32)
         return Queue(
-            keys=jax.lax.dynamic_update_slice(self.keys, new_keys[None], (self.pointer, zero, zero)),
+            keys=jax.lax.dynamic_update_slice(
+                self.keys, new_keys[None], (self.pointer, zero, zero)
+            ),
             index=jax.lax.dynamic_update_slice(self.index, new_index[None], (self.pointer, zero)),
             pointer=(self.pointer + moved) % self.keys.shape[0],
             count=jnp.minimum(self.count + moved * keys.shape[0], self.size),

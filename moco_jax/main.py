@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -13,16 +14,21 @@ from moco_jax import config as config_lib
 from moco_jax import train
 from moco_jax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe: configs/NAME.py or configs/NAME.py:VARIANT.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: config, checkpoints, metrics, pictures.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A recipe: configs/NAME.py or configs/NAME.py:VARIANT."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of this run: config, checkpoints, metrics, pictures."
+)
 ALLOW_CHANGE = flags.DEFINE_list(
     "allow_change", [], "Recipe settings that may differ from those the workdir was begun with."
 )
 
 
-def fail(error: object) -> None:
+def fail(error: object) -> NoReturn:
     """End with one line and status 2."""
-    sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -30,9 +36,9 @@ def parse(argv: list[str]) -> list[str]:
     try:
         config_lib.check_names(argv[1:])
         return flags.FLAGS(argv)
-    except (UserError, flags.Error, OSError) as error:
-        fail(error)
-        raise
+    except (UserError, flags.Error) as error:
+        # A config file that raises is reported by its library with the whole traceback as text.
+        fail(" ".join(str(error).split()).rpartition("UserError: ")[2])
 
 
 def main(argv: list[str]) -> None:

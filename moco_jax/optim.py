@@ -20,7 +20,12 @@ def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
 
 
 def learning_rate(
-    peak: float, schedule: str, epochs: int, steps_per_epoch: int, drops: Sequence[int], first_epoch: int
+    peak: float,
+    schedule: str,
+    epochs: int,
+    steps_per_epoch: int,
+    drops: Sequence[int],
+    first_epoch: int,
 ) -> Callable[[jax.Array], jax.Array]:
     """The rate of a step: constant within an epoch, as in the authors' v1 and v2 code.
 

@@ -43,7 +43,9 @@ class Parts:
     encoder: nn.Module
     initial: Callable[[], state.TrainState]
     abstract: state.TrainState
-    train_step: Callable[[state.TrainState, step.Batch], tuple[state.TrainState, dict[str, jax.Array]]]
+    train_step: Callable[
+        [state.TrainState, step.Batch], tuple[state.TrainState, dict[str, jax.Array]]
+    ]
     monitor: Monitor
     steps_per_epoch: int
     total_steps: int

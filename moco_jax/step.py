@@ -45,11 +45,13 @@ def exchange(x: jax.Array, bn_groups: int, shuffle_groups: int) -> jax.Array:
     return blocks.swapaxes(1, 2).reshape(x.shape)
 
 
-def to_network_input(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype) -> jax.Array:
+def to_network_input(
+    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype
+) -> jax.Array:
     """uint8 images `[B, H, W, 3]` -> `(x / 255 - mean) / std` per channel, worked out in at least float32."""
     exact = jnp.promote_types(dtype, jnp.float32)
-    mean, std = jnp.asarray(mean, exact), jnp.asarray(std, exact)
-    return ((images.astype(exact) / 255 - mean) / std).astype(dtype)
+    center, scale = jnp.asarray(mean, exact), jnp.asarray(std, exact)
+    return ((images.astype(exact) / 255 - center) / scale).astype(dtype)
 
 
 def make_train_step(

@@ -89,13 +89,18 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
 
     checkpoints.close()
     log.close()
+    stop.release()
     if stop.number:
-        console.line(f"stopped by signal {stop.number}; saved at step {step}, the same command goes on from there")
+        console.line(
+            f"stopped by signal {stop.number}; saved at step {step}, the same command goes on from there"
+        )
         return stop.number
     if start < end == parts.total_steps or not (place / "neighbours.png").exists():
         conclude(console, place, parts, state)
     if damaged.names:
-        console.line(f"{len(damaged.names)} damaged images were replaced: {', '.join(damaged.names)}")
+        console.line(
+            f"{len(damaged.names)} damaged images were replaced: {', '.join(damaged.names)}"
+        )
     return 0
 
 
@@ -119,12 +124,17 @@ class StopSignals:
     def __init__(self) -> None:
         """Take both signals over."""
         self.number = 0
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, self._note)
+        names = (signal.SIGTERM, signal.SIGINT)
+        self._before = {name: signal.signal(name, self._note) for name in names}
 
     def _note(self, number: int, frame) -> None:
         self.number = number
-        signal.signal(number, signal.SIG_DFL)
+        self.release()
+
+    def release(self) -> None:
+        """Give both signals back to whom they were taken from."""
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
 
 
 class Clock:
@@ -133,7 +143,8 @@ class Clock:
     def __init__(self, config: ConfigDict, parts: Parts, start: int):
         """Begin to measure at step `start`."""
         self.batch_size, self.total = config.batch_size, parts.total_steps
-        self.step, self.window = start, []
+        self.step = start
+        self.window: list[dict[str, jax.Array]] = []
         self.waited = 0.0
         self.began = time.perf_counter()
         self.seconds_per_step = 0.0
@@ -179,7 +190,9 @@ class _Timed:
         self.report(time.perf_counter() - self.began)
 
 
-def introduce(console: Console, config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState) -> None:
+def introduce(
+    console: Console, config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState
+) -> None:
     """Say what will run, on what, and where it is written."""
     count = sum(x.size for x in jax.tree.leaves(state.params))
     devices = jax.devices()
@@ -201,7 +214,9 @@ def introduce(console: Console, config: ConfigDict, parts: Parts, place: epath.P
     console.facts(facts)
 
 
-def describe_progress(step: int, n: dict[str, float], config: ConfigDict, parts: Parts, clock: Clock) -> str:
+def describe_progress(
+    step: int, n: dict[str, float], config: ConfigDict, parts: Parts, clock: Clock
+) -> str:
     """The line that renews itself."""
     chance = contrastive.chance_level(config.queue_size, config.symmetric)
     return (
@@ -214,9 +229,15 @@ def describe_progress(step: int, n: dict[str, float], config: ConfigDict, parts:
 def describe_score(when: str, score: dict[str, float]) -> str:
     """One line on a monitor's result, a collapse named as such."""
     spread = score["feature_spread"]
-    text = f"{when}: " + (f"kNN {score['knn']:.2%}, " if "knn" in score else "") + f"feature spread {spread:.2f}"
+    text = (
+        f"{when}: "
+        + (f"kNN {score['knn']:.2%}, " if "knn" in score else "")
+        + f"feature spread {spread:.2f}"
+    )
     if spread < COLLAPSED:
-        text += " - COLLAPSED: nearly all images have the same features; a lower lr usually mends it"
+        text += (
+            " - COLLAPSED: nearly all images have the same features; a lower lr usually mends it"
+        )
     return text
 
 
@@ -227,16 +248,24 @@ def conclude(console: Console, place: epath.Path, parts: Parts, state: TrainStat
     draw_neighbours(path, parts.monitor, {"before training": untrained, "after": variables(state)})
     scores = writers.records(place)
     rows = []
-    for name, key in (("raw pixels", "raw_knn"), ("encoder before training", "knn"), ("encoder after", "knn")):
+    for name, key in (
+        ("raw pixels", "raw_knn"),
+        ("encoder before training", "knn"),
+        ("encoder after", "knn"),
+    ):
         found = [r[key] for r in scores if key in r]
         if found:
-            rows.append([name, f"{100 * (found[-1] if name.endswith('after') else found[0]):.2f} %"])
+            rows.append(
+                [name, f"{100 * (found[-1] if name.endswith('after') else found[0]):.2f} %"]
+            )
     if rows:
         console.line(table(["features", "kNN accuracy"], rows))
     console.line(f"picture of nearest neighbours: {path}")
 
 
-def draw_neighbours(path: epath.Path, monitor: Monitor, encoders: dict[str, dict], count: int = 10, k: int = 6) -> None:
+def draw_neighbours(
+    path: epath.Path, monitor: Monitor, encoders: dict[str, dict], count: int = 10, k: int = 6
+) -> None:
     """Draw `count` query images, evenly spaced, with their `k` nearest under each of the encoders."""
     columns, right = {}, {}
     for title, weights in encoders.items():
@@ -246,11 +275,18 @@ def draw_neighbours(path: epath.Path, monitor: Monitor, encoders: dict[str, dict
         chosen = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)
         rows = knn.nearest(bank, queries[chosen], min(k, len(bank)))[1]
         found = bank_indices[rows]
-        columns[title] = images(monitor.bank, monitor, found.ravel()).reshape(*found.shape, *monitor_shape(monitor))
-        labels, truth = monitor.bank.labels(found.ravel()), monitor.queries.labels(query_indices[chosen])
+        columns[title] = images(monitor.bank, monitor, found.ravel()).reshape(
+            *found.shape, *monitor_shape(monitor)
+        )
+        labels, truth = (
+            monitor.bank.labels(found.ravel()),
+            monitor.queries.labels(query_indices[chosen]),
+        )
         if labels is not None and truth is not None:
             right[title] = labels.reshape(found.shape) == truth[:, None]
-    figures.neighbours(path, images(monitor.queries, monitor, query_indices[chosen]), columns, right or None)
+    figures.neighbours(
+        path, images(monitor.queries, monitor, query_indices[chosen]), columns, right or None
+    )
 
 
 def monitor_shape(monitor: Monitor) -> tuple[int, int, int]:

@@ -25,10 +25,18 @@ def test_recipes_are_accepted(name):
     ("changes", "devices", "message"),
     [
         ({"batch_size": 250}, 1, "batch_size=250 does not divide into bn_groups=8; 248 and 256 do"),
-        ({"batch_size": 8 * 12}, 1, "batch_size=96 makes BN groups of 12, no multiple of shuffle_groups=8"),
+        (
+            {"batch_size": 8 * 12},
+            1,
+            "batch_size=96 makes BN groups of 12, no multiple of shuffle_groups=8",
+        ),
         ({"shuffle_groups": 3}, 1, "bn_groups=8 is no multiple of shuffle_groups=3"),
         ({}, 3, "batch_size=256 does not divide over 3 devices; 192 and 384 do"),
-        ({"queue_size": 1000}, 1, "queue_size=1000 is no multiple of batch_size=256; 768 and 1024 do"),
+        (
+            {"queue_size": 1000},
+            1,
+            "queue_size=1000 is no multiple of batch_size=256; 768 and 1024 do",
+        ),
         ({"queue_size": 0}, 1, "queue_size=0 must be above 0"),
         ({"arch": "resnet19"}, 1, "arch='resnet19' is unknown; known are resnet10, resnet18"),
         ({"head": "none"}, 1, "head='none' is unknown; known are linear, mlp"),
@@ -46,13 +54,17 @@ def test_bad_settings_are_refused(changes, devices, message):
 
 
 def test_unknown_names_are_refused_with_the_nearest():
-    config_lib.check_names(["--config.lr=1", "--config=x.py", "--workdir=y"])
-    with pytest.raises(UserError, match=r"--config\.batchsize is not a setting; did you mean batch_size"):
+    config_lib.check_names(["--config.lr=1", "--config=configs/digits.py:a", "--workdir=y"])
+    with pytest.raises(
+        UserError, match=r"--config\.batchsize is not a setting; did you mean batch_size"
+    ):
         config_lib.check_names(["--config.batchsize=3"])
 
 
 def test_unknown_variants_are_refused_with_the_known():
-    with pytest.raises(UserError, match="variant='v7' is unknown; this config has v2, v1, v2_800ep"):
+    with pytest.raises(
+        UserError, match="variant='v7' is unknown; this config has v2, v1, v2_800ep"
+    ):
         load("imagenet:v7")
 
 

@@ -103,7 +103,9 @@ def test_five_steps_equal_pytorch(float64, head, symmetric):
         ("key", ours.key_params, optim.moving_average(key["params"], last["params"], M)),
     ):
         paths = jax.tree_util.tree_leaves_with_path(before["params"])
-        for (path, old), n, r in zip(paths, jax.tree.leaves(new), jax.tree.leaves(reference), strict=True):
+        for (path, old), n, r in zip(
+            paths, jax.tree.leaves(new), jax.tree.leaves(reference), strict=True
+        ):
             change = relative(n - old, r - old)
             assert change < 1e-8, (name, jax.tree_util.keystr(path), change)
     for new, reference in ((ours.batch_stats, last), (ours.key_batch_stats, key)):
@@ -144,10 +146,25 @@ def test_a_batch_that_is_not_finite_moves_only_the_counters(small):
     batch = step.Batch(*views(np.random.default_rng(1), 64), np.arange(64, dtype=np.int32))
     after, metrics = jax.jit(make_step(small, groups=8))(broken, batch)
     assert not metrics["finite"]
-    assert (after.step, after.skipped_steps, state.count_examples(after.examples_seen)) == (1, 1, 64)
-    unchanged = ("params", "batch_stats", "key_params", "key_batch_stats", "opt_state", "dictionary")
+    assert (after.step, after.skipped_steps, state.count_examples(after.examples_seen)) == (
+        1,
+        1,
+        64,
+    )
+    unchanged = (
+        "params",
+        "batch_stats",
+        "key_params",
+        "key_batch_stats",
+        "opt_state",
+        "dictionary",
+    )
     for name in unchanged:
-        for a, b in zip(jax.tree.leaves(getattr(broken, name)), jax.tree.leaves(getattr(after, name)), strict=True):
+        for a, b in zip(
+            jax.tree.leaves(getattr(broken, name)),
+            jax.tree.leaves(getattr(after, name)),
+            strict=True,
+        ):
             np.testing.assert_array_equal(a, b, err_msg=name)
 
 
@@ -165,7 +182,9 @@ def test_exchange_is_its_own_inverse_and_mixes_groups_evenly(groups, span):
 
 def test_info_nce_equals_the_closed_form(float64):
     rng = np.random.default_rng(0)
-    q, k, n = (contrastive.normalize(jnp.asarray(rng.normal(size=s))) for s in ((6, 5), (6, 5), (3, 6, 5)))
+    q, k, n = (
+        contrastive.normalize(jnp.asarray(rng.normal(size=s))) for s in ((6, 5), (6, 5), (3, 6, 5))
+    )
     loss, metrics = contrastive.info_nce(q, k, n, 0.1)
     logits = np.concatenate([np.sum(q * k, 1)[:, None], q @ n.reshape(-1, 5).T], 1) / 0.1
     expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[:, 0])

@@ -41,7 +41,13 @@ def test_a_run_cut_in_two_equals_a_whole_run(tmp_path, capsys):
 def test_a_whole_run_ends_with_table_and_picture(tmp_path, capsys):
     train.train(tiny(monitor_every=1), str(tmp_path), set())
     out = capsys.readouterr().out
-    for words in ("raw pixels", "encoder before training", "encoder after", "(chance 5.55)", "8 x cpu"):
+    for words in (
+        "raw pixels",
+        "encoder before training",
+        "encoder after",
+        "(chance 5.55)",
+        "8 x cpu",
+    ):
         assert words in out
     assert (tmp_path / "neighbours.png").stat().st_size > 10_000
     scores = [r["knn"] for r in writers.records(train.epath.Path(tmp_path)) if "knn" in r]
@@ -62,10 +68,12 @@ def test_another_recipe_in_the_same_workdir_is_refused_unless_allowed(tmp_path, 
 
 
 def test_too_few_examples_and_an_unwritable_workdir_are_refused(tmp_path):
-    with pytest.raises(UserError, match="has 1437 examples in split 'train', fewer than batch_size=2048"):
+    with pytest.raises(
+        UserError, match="has 1437 examples in split 'train', fewer than batch_size=2048"
+    ):
         train.train(tiny(batch_size=2048, queue_size=2048), str(tmp_path), set())
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="workdir=.*cannot be written"):
+    with pytest.raises(UserError, match=r"workdir=.*cannot be written"):
         train.train(tiny(), str(tmp_path / "file"), set())
 
 
@@ -79,7 +87,9 @@ def test_a_folder_of_images_trains_and_names_what_is_damaged(tmp_path, capsys):
         y, x = rng.integers(0, 300, 2)
         Image.fromarray(photo[y : y + 80, x : x + 90]).save(tmp_path / f"images/{number:03}.jpg")
     (tmp_path / "images/005.jpg").write_bytes(b"")
-    config = tiny("folder", image_size=32, arch="resnet10", stem="cifar_stride2", stop_at_step=2, epochs=2)
+    config = tiny(
+        "folder", image_size=32, arch="resnet10", stem="cifar_stride2", stop_at_step=2, epochs=2
+    )
     config.update(data_dir=str(tmp_path / "images"), eval_batch_size=8, monitor_every=2)
     train.train(config, str(tmp_path / "run"), set())
     out = capsys.readouterr().out
@@ -92,8 +102,14 @@ def test_a_folder_of_images_trains_and_names_what_is_damaged(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config=configs/digits.py", "--workdir=w", "--config.batchsize=3"], "--config.batchsize is not a setting"),
-        (["--config=configs/digits.py", "--workdir=w", "--config.batch_size=30"], "batch_size=30 does not divide"),
+        (
+            ["--config=configs/digits.py", "--workdir=w", "--config.batchsize=3"],
+            "--config.batchsize is not a setting",
+        ),
+        (
+            ["--config=configs/digits.py", "--workdir=w", "--config.batch_size=30"],
+            "batch_size=30 does not divide",
+        ),
         (["--config=configs/imagenet.py:v7", "--workdir=w"], "variant='v7' is unknown"),
         (["--config=configs/none.py", "--workdir=w"], "configs/none.py"),
         (["--config=configs/digits.py"], "--workdir=FOLDER"),

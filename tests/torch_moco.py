@@ -20,7 +20,9 @@ class GroupedBatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         parts, means, variances = [], [], []
         for part in x.chunk(self.groups):
-            parts.append(F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps))
+            parts.append(
+                F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps)
+            )
             flat = part.detach().transpose(0, 1).flatten(1)
             means.append(flat.mean(1))
             variances.append(flat.var(1, unbiased=True))
@@ -51,7 +53,9 @@ def key_order(batch: int, groups: int, span: int) -> list[int]:
 
 
 class MoCo:
-    def __init__(self, encoder, queue, *, momentum, temperature, groups, span, symmetric, weight_decay):
+    def __init__(
+        self, encoder, queue, *, momentum, temperature, groups, span, symmetric, weight_decay
+    ):
         self.q, self.k = encoder, copy.deepcopy(encoder)
         self.queue, self.pointer = queue.clone(), 0
         self.m, self.tau, self.groups, self.span, self.symmetric = (

@@ -198,7 +198,8 @@ def two_views(
     uniforms = tf.random.stateless_uniform([2, _UNIFORMS], counter, alg="philox")
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     query, key = (
-        apply_view(image, draw_view(uniforms[view], height, width, recipe), recipe) for view in (0, 1)
+        apply_view(image, draw_view(uniforms[view], height, width, recipe), recipe)
+        for view in (0, 1)
     )
     return query, key
 

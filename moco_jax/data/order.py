@@ -25,7 +25,9 @@ def permute(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarr
     half = max((size - 1).bit_length() + 1, 2) // 2
     mask, shift = np.uint64(2**half - 1), np.uint64(half)
     base = np.asarray([(seed * 0x9E3779B97F4A7C15 + epoch) & _MASK], np.uint64)
-    keys = _mix(_mix(base) + np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    keys = _mix(
+        _mix(base) + np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    )
     values = np.array(positions, np.uint64)
     walking = np.ones(len(values), bool)
     while walking.any():

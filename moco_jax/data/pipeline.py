@@ -95,7 +95,13 @@ def train_batches(
     def views(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         image, ok = decode_or_flag(source, record)
         query, key = augment.two_views(image, seed, epoch, index, recipe)
-        return {"query": query, "key": key, "index": tf.cast(index, tf.int32), "epoch": epoch, "ok": ok}
+        return {
+            "query": query,
+            "key": key,
+            "index": tf.cast(index, tf.int32),
+            "epoch": epoch,
+            "ok": ok,
+        }
 
     def replace(batch: Rows, row: int) -> None:
         index = int(batch["index"][row])
@@ -108,7 +114,9 @@ def train_batches(
                 for key in ("query", "key", "index"):
                     batch[key][row] = found[key].numpy()
                 return
-        raise UserError(f"none of the {size} images can be decoded; {source.name(index)} is one of them")
+        raise UserError(
+            f"none of the {size} images can be decoded; {source.name(index)} is one of them"
+        )
 
     dataset = (
         tf.data.Dataset.range(examples_seen, np.iinfo(np.int64).max // 2, batch_size)
@@ -123,7 +131,7 @@ def train_batches(
         bad = np.flatnonzero(~batch["ok"])
         if len(bad):
             batch = {key: value.copy() for key, value in batch.items()}
-            for row in bad:
+            for row in bad.tolist():
                 replace(batch, row)
         yield {key: batch[key] for key in ("query", "key", "index")}
 

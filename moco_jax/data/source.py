@@ -82,7 +82,9 @@ def decode_or_flag(source: Source, record: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
     """In a graph: uint8 `[H, W, 3]` and True, or a black `[1, 1, 3]` and False where the record is damaged."""
     if source.record_spec.dtype != tf.string:
         return source.decode(record), tf.constant(True)
-    good = tf.data.Dataset.from_tensors(record).map(lambda r: (source.decode(r), True)).ignore_errors()
+    good = (
+        tf.data.Dataset.from_tensors(record).map(lambda r: (source.decode(r), True)).ignore_errors()
+    )
     fallback = tf.data.Dataset.from_tensors((tf.zeros([1, 1, 3], tf.uint8), False))
     return good.concatenate(fallback).take(1).get_single_element()
 
@@ -159,18 +161,26 @@ class TFDSSource:
             builder = tfds.builder(name, data_dir=data_dir or None)
             splits = builder.info.splits
         except tfds.core.DatasetNotFoundError as error:
-            raise UserError(f"dataset='tfds:{name}' is not known to TFDS nor in data_dir={data_dir!r}") from error
+            raise UserError(
+                f"dataset='tfds:{name}' is not known to TFDS nor in data_dir={data_dir!r}"
+            ) from error
         if not splits:
-            raise UserError(f"dataset='tfds:{name}' is not prepared in data_dir={builder.data_dir}; {prepare}")
+            raise UserError(
+                f"dataset='tfds:{name}' is not prepared in data_dir={builder.data_dir}; {prepare}"
+            )
         try:
             instructions = splits[split].file_instructions
         except (KeyError, ValueError) as error:
             known = ", ".join(splits)
-            raise UserError(f"split={split!r} of tfds:{name} is unknown; there are {known}") from error
+            raise UserError(
+                f"split={split!r} of tfds:{name} is unknown; there are {known}"
+            ) from error
         features = builder.info.features
         pictures = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
         if not pictures:
-            raise UserError(f"dataset='tfds:{name}' has no image feature; its features are {', '.join(features)}")
+            raise UserError(
+                f"dataset='tfds:{name}' has no image feature; its features are {', '.join(features)}"
+            )
         classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
         self.label = f"{name} {split}"
         self._image, self._class = pictures[0], classes[0] if classes else None
@@ -182,7 +192,9 @@ class TFDSSource:
         cache = epath.Path(index_dir) / f"{safe}.npz" if index_dir else None
         self.index = tfrecord.build(slices, cache)
         if len(self) > 2**31 - 1:
-            raise UserError(f"dataset='tfds:{name}' has {len(self)} examples; at most 2147483647 are supported")
+            raise UserError(
+                f"dataset='tfds:{name}' has {len(self)} examples; at most 2147483647 are supported"
+            )
         self._files = [os.open(p, os.O_RDONLY) for p in self.index.paths]
         self._pool = ThreadPoolExecutor(READERS)
         self._labels: np.ndarray | None = None
@@ -193,7 +205,9 @@ class TFDSSource:
 
     def _read_one(self, index: int) -> bytes:
         place = self.index
-        return os.pread(self._files[place.file[index]], int(place.length[index]), int(place.offset[index]))
+        return os.pread(
+            self._files[place.file[index]], int(place.length[index]), int(place.offset[index])
+        )
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Serialized tf.train.Example, object `[n]` of bytes."""
@@ -234,7 +248,9 @@ class FolderSource:
         """List the images below `path`, sorted; hidden files are left out."""
         looked = f"images end in {', '.join(EXTENSIONS)}"
         if not path:
-            raise UserError("data_dir='' names no folder; point it at your images: --config.data_dir=FOLDER")
+            raise UserError(
+                "data_dir='' names no folder; point it at your images: --config.data_dir=FOLDER"
+            )
         root = Path(path)
         if not root.is_dir():
             raise UserError(f"data_dir={path} is no folder; give one that holds images ({looked})")
@@ -294,4 +310,6 @@ def open_source(dataset: str, split: str, data_dir: str, index_dir: str | None =
         return FolderSource(data_dir)
     if dataset.startswith("tfds:"):
         return TFDSSource(dataset.removeprefix("tfds:"), split, data_dir, index_dir)
-    raise UserError(f"dataset={dataset!r} is unknown; known are digits, folder and tfds:NAME, as in tfds:cifar10")
+    raise UserError(
+        f"dataset={dataset!r} is unknown; known are digits, folder and tfds:NAME, as in tfds:cifar10"
+    )

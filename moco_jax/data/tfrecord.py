@@ -9,7 +9,9 @@ from etils import epath
 
 from moco_jax.errors import UserError
 
-_FRAME = 16  # eight bytes of length and four of its checksum before a record, four of checksum after
+_FRAME = (
+    16  # eight bytes of length and four of its checksum before a record, four of checksum after
+)
 
 
 class Slice(NamedTuple):
@@ -72,5 +74,11 @@ def build(slices: Sequence[Slice], cache: epath.Path | None) -> RecordIndex:
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with cache.open("wb") as out:
-            np.savez(out, signature=signature, number=index.file, offset=index.offset, length=index.length)
+            np.savez(
+                out,
+                signature=signature,
+                number=index.file,
+                offset=index.offset,
+                length=index.length,
+            )
     return index

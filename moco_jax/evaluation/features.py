@@ -24,7 +24,7 @@ def make_encode(
     `kind`: `backbone` for pooled features, `output` for those after the head.
     """
 
-    def encode(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+    def encode(variables: Mapping[str, Any], images: jax.Array) -> Any:
         inputs = to_network_input(images, mean, std, dtype)
         method = encoder.features if kind == "backbone" else None
         return encoder.apply(variables, inputs, train=False, method=method)

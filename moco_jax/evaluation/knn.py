@@ -18,14 +18,16 @@ def unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-def nearest(bank: np.ndarray, queries: np.ndarray, k: int, block: int = 512) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    bank: np.ndarray, queries: np.ndarray, k: int, block: int = 512
+) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of `bank` `[N, D]` nearest by cosine to each row of `queries` `[M, D]`, `block` queries at once.
 
     Returns:
         cosines float32 `[M, k]`, descending, and rows int32 `[M, k]`.
     """
-    bank = jnp.asarray(unit(bank))
-    parts = [_nearest(bank, unit(queries[i : i + block]), k) for i in range(0, len(queries), block)]
+    keys = jnp.asarray(unit(bank))
+    parts = [_nearest(keys, unit(queries[i : i + block]), k) for i in range(0, len(queries), block)]
     cosines, rows = zip(*jax.device_get(parts), strict=True)
     return np.concatenate(cosines), np.concatenate(rows)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -50,7 +51,7 @@ class Monitor:
     def score(self, encode) -> dict[str, float]:
         """`knn` (share of queries classified rightly) if there are labels, and `feature_spread` (0..1)."""
         bank, bank_indices, queries, query_indices = self.features(encode)
-        result = {"feature_spread": float(spread(knn.unit(queries)))}
+        result = {"feature_spread": float(spread(jnp.asarray(knn.unit(queries))))}
         labels, truth = self.bank.labels(bank_indices), self.queries.labels(query_indices)
         if labels is not None and truth is not None:
             found = knn.classify(bank, labels, queries, self.k, self.temperature)
@@ -69,7 +70,9 @@ class Monitor:
         return self.score(lambda images: flatten(jax.device_get(images)))
 
 
-def choose(source: Source, queries: Source | None, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def choose(
+    source: Source, queries: Source | None, limit: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Which images are searched and which are classified: int64 index arrays into bank and queries.
 
     Without a source of `queries`, a tenth of the images (1,000 at most) is set apart. `limit`: bank size at

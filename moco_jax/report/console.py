@@ -32,9 +32,9 @@ class Console:
     A host that is not the first prints nothing.
     """
 
-    def __init__(self, speaks: bool = True, out: TextIO = sys.stdout):
-        """`speaks`: whether this host prints."""
-        self.speaks, self.out = speaks, out
+    def __init__(self, speaks: bool = True, out: TextIO | None = None):
+        """`speaks`: whether this host prints; `out`: standard output where None."""
+        self.speaks, self.out = speaks, out or sys.stdout
         self._open = 0
 
     def line(self, text: str) -> None:

@@ -9,7 +9,10 @@ from matplotlib.figure import Figure
 
 
 def neighbours(
-    path: epath.Path, queries: np.ndarray, columns: dict[str, np.ndarray], right: dict[str, np.ndarray] | None
+    path: epath.Path,
+    queries: np.ndarray,
+    columns: dict[str, np.ndarray],
+    right: dict[str, np.ndarray] | None,
 ) -> None:
     """Draw each query image with its nearest images, one block of columns for each encoder.
 

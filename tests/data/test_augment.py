@@ -52,7 +52,9 @@ def test_operation_equals_torchvision(name):
             assert share >= 0.999, (value, share)
 
 
-@pytest.mark.parametrize("box", [(0, 0, 90, 100), (10, 20, 70, 31), (5, 6, 40, 44), (3, 3, 1, 1), (0, 0, 96, 128)])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 90, 100), (10, 20, 70, 31), (5, 6, 40, 44), (3, 3, 1, 1), (0, 0, 96, 128)]
+)
 @pytest.mark.parametrize("size", [32, 224])
 def test_crop_and_resize_equals_torchvision(box, size):
     for image in photographs():
@@ -66,7 +68,9 @@ def test_crop_and_resize_equals_torchvision(box, size):
 def test_evaluation_view_equals_torchvision(shape):
     image = photographs()[1][: shape[0], : shape[1]]
     recipe = augment.recipe("v2", 96)
-    chain = transforms.Compose([transforms.Resize(recipe.evaluation_resize), transforms.CenterCrop(96)])
+    chain = transforms.Compose(
+        [transforms.Resize(recipe.evaluation_resize), transforms.CenterCrop(96)]
+    )
     mean, share = compare(
         augment.evaluation_view(tf.constant(image), recipe), chain(Image.fromarray(image)), 2
     )
@@ -101,16 +105,23 @@ def draw(recipe, shape, seed):
 @pytest.mark.parametrize(("name", "size"), [("v1", 224), ("v2", 224), ("cifar", 32)])
 def test_chain_equals_torchvision(name, size, tmp_path):
     recipe = augment.recipe(name, size)
-    apply = tf.function(lambda image, view: augment.apply_view(image, view, recipe), reduce_retracing=True)
+    apply = tf.function(
+        lambda image, view: augment.apply_view(image, view, recipe), reduce_retracing=True
+    )
     for number in range(24):
         image = photographs()[number % 2]
         view = draw(recipe, image.shape, number)
-        ours, theirs = apply(tf.constant(image), view).numpy(), with_torchvision(image, view, recipe)
+        ours, theirs = (
+            apply(tf.constant(image), view).numpy(),
+            with_torchvision(image, view, recipe),
+        )
         mean, share = compare(ours, theirs, 6)
         if mean > 1 or share < 0.99:
             path = tmp_path / f"{name}_{number}.png"
             Image.fromarray(np.concatenate([ours, theirs], 1)).save(path)
-            pytest.fail(f"mean {mean}, share {share}: {view}; ours and torchvision's side by side: {path}")
+            pytest.fail(
+                f"mean {mean}, share {share}: {view}; ours and torchvision's side by side: {path}"
+            )
 
 
 def test_drawn_parameters_follow_torchvision():
@@ -128,7 +139,10 @@ def test_drawn_parameters_follow_torchvision():
     torch.manual_seed(0)
     canvas = Image.new("RGB", shape[::-1])
     boxes = np.asarray(
-        [transforms.RandomResizedCrop.get_params(canvas, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(number)]
+        [
+            transforms.RandomResizedCrop.get_params(canvas, [0.2, 1.0], [3 / 4, 4 / 3])
+            for _ in range(number)
+        ]
     )
     ours = views.box.numpy()
     pairs = {
@@ -144,7 +158,10 @@ def test_drawn_parameters_follow_torchvision():
         for _ in range(number)
     ]
     for place in range(4):
-        pairs[f"factor {place}"] = (views.factors.numpy()[:, place], np.asarray([float(d[1 + place]) for d in drawn]))
+        pairs[f"factor {place}"] = (
+            views.factors.numpy()[:, place],
+            np.asarray([float(d[1 + place]) for d in drawn]),
+        )
     for name, (a, b) in pairs.items():
         assert stats.ks_2samp(a, b).pvalue > 1e-3, name
     orders = np.unique(views.order.numpy(), axis=0, return_counts=True)[1]
@@ -183,5 +200,5 @@ def test_views_depend_on_seed_example_epoch_and_view_alone():
 
 
 def test_an_unknown_recipe_is_refused():
-    with pytest.raises(ValueError, match="augment='v9'.*v1, v2"):
+    with pytest.raises(ValueError, match=r"augment='v9'.*v1, v2"):
         augment.recipe("v9", 32)

@@ -10,13 +10,17 @@ from moco_jax.data import order
 
 @pytest.mark.parametrize("size", [*range(1, 40), 1797, 50_000])
 def test_an_epoch_is_a_bijection(size):
-    np.testing.assert_array_equal(np.sort(order.permute(np.arange(size), size, 1, 2)), np.arange(size))
+    np.testing.assert_array_equal(
+        np.sort(order.permute(np.arange(size), size, 1, 2)), np.arange(size)
+    )
 
 
 def test_places_are_uniform_over_keys():
     """Chi-square over all 25 pairs (position, place) of a set of five, 4,000 keys."""
     stats = pytest.importorskip("scipy.stats")
-    drawn = np.stack([order.permute(np.arange(5), 5, seed, epoch) for seed in range(80) for epoch in range(50)])
+    drawn = np.stack(
+        [order.permute(np.arange(5), 5, seed, epoch) for seed in range(80) for epoch in range(50)]
+    )
     for column in drawn.T:
         assert stats.chisquare(np.bincount(column, minlength=5)).pvalue > 1e-3
     codes = np.unique(drawn @ 5 ** np.arange(5), return_counts=True)[1]

@@ -28,13 +28,17 @@ def torch_network(name):
 
 
 def arrays(net):
-    return {k: v.numpy() for k, v in net.state_dict().items()}
+    return {k: v.numpy().copy() for k, v in net.state_dict().items()}
 
 
 def our_network(net, name, dtype, **options):
     encoder = encoders.create(name, dtype=dtype, **options)
-    template = jax.eval_shape(lambda: encoder.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3), dtype)))
-    loaded = weights.load(arrays(net), {c: template[c]["backbone"] for c in ("params", "batch_stats")})
+    template = jax.eval_shape(
+        lambda: encoder.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3), dtype))
+    )
+    loaded = weights.load(
+        arrays(net), {c: template[c]["backbone"] for c in ("params", "batch_stats")}
+    )
     return encoder.backbone, loaded
 
 
@@ -82,7 +86,9 @@ def test_batch_norm_groups_equal_separate_passes(float64):
     parts, means, variances = [], [], []
     for part in np.split(x, 4):
         norm = torch.nn.BatchNorm2d(6).double()
-        parts.append(norm(torch.tensor(part).permute(0, 3, 1, 2)).detach().permute(0, 2, 3, 1).numpy())
+        parts.append(
+            norm(torch.tensor(part).permute(0, 3, 1, 2)).detach().permute(0, 2, 3, 1).numpy()
+        )
         means.append(norm.running_mean.numpy())
         variances.append(norm.running_var.numpy())
     np.testing.assert_allclose(ours, np.concatenate(parts), rtol=1e-10, atol=1e-12)
@@ -100,8 +106,12 @@ def test_initialisation_has_torchvisions_moments():
     for key, theirs in arrays(net).items():
         if key.startswith("fc") or "num_batches" in key:
             continue
-        assert abs(ours[key].mean() - theirs.mean()) <= 6 * theirs.std() / theirs.size**0.5 + 1e-12, key
-        assert abs(ours[key].std() - theirs.std()) <= 6 * theirs.std() / theirs.size**0.5 + 1e-12, key
+        assert (
+            abs(ours[key].mean() - theirs.mean()) <= 6 * theirs.std() / theirs.size**0.5 + 1e-12
+        ), key
+        assert abs(ours[key].std() - theirs.std()) <= 6 * theirs.std() / theirs.size**0.5 + 1e-12, (
+            key
+        )
     layer = variables["params"]["head"]["fc"]
     for mine, theirs in ((layer["kernel"], net.fc.weight), (layer["bias"], net.fc.bias)):
         bound = 512**-0.5
