@@ -95,7 +95,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
             f"stopped by signal {stop.number}; saved at step {step}, the same command goes on from there"
         )
         return stop.number
-    if start < end == parts.total_steps or not (place / "neighbours.png").exists():
+    if end == parts.total_steps:
         conclude(console, place, parts, state)
     if damaged.names:
         console.line(
