@@ -1,5 +1,6 @@
 """The loop, readable as a table of contents: parts, state, steps, records, scores, checkpoints, summary."""
 
+import os
 import signal
 import time
 from collections import deque
@@ -34,7 +35,9 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     Raises:
         UserError: a setting or file that the user can mend.
     """
-    place, first = epath.Path(workdir), jax.process_index() == 0
+    # Orbax writes to absolute paths only; a bucket's (gs://...) is one already.
+    place = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
+    first = jax.process_index() == 0
     console = Console(speaks=first)
     parts = build(config, str(place / "index"))
     changed = checkpoint.claim_workdir(place, config.to_dict(), allow_change)

@@ -127,8 +127,10 @@ def test_the_command_line_refuses_with_one_line(words, message):
     assert "Traceback" not in ended.stderr
 
 
-def test_records_are_json_lines(tmp_path):
-    train.train(tiny(stop_at_step=1, monitor_every=0), str(tmp_path), set())
-    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train.train(tiny(stop_at_step=1, monitor_every=0), "runs/here", set())
+    assert (tmp_path / "runs/here/checkpoints/1").is_dir()
+    record = json.loads((tmp_path / "runs/here/metrics.jsonl").read_text().splitlines()[0])
     assert record["step"] == 1
     assert {"loss", "top1", "lr", "images_per_second", "waiting_share", "spread"} <= record.keys()
