@@ -17,5 +17,5 @@ def get_config(variant: str = ""):
     config.epochs, config.lr, config.lr_schedule = 200, 0.06, "cosine"
     config.weight_decay = 5e-4
     config.compute_dtype = "float32"
-    config.monitor_every, config.knn_k = 25, 20
+    config.log_every, config.monitor_every, config.knn_k = 110, 25, 20
     return config
