@@ -11,13 +11,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, contrastive, mesh
+from moco_jax import checkpoint, mesh
 from moco_jax.data import pipeline
-from moco_jax.evaluation import knn
-from moco_jax.evaluation.monitor import COLLAPSED, Monitor
-from moco_jax.report import figures, writers
-from moco_jax.report.console import Console, duration, table
-from moco_jax.setup import Parts, build
+from moco_jax.parts import Parts, build
+from moco_jax.report import lines, neighbours, writers
+from moco_jax.report.console import Console, table
 from moco_jax.state import TrainState, count_examples
 from moco_jax.step import Batch
 
@@ -47,7 +45,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     start = checkpoints.latest() or 0
     state = checkpoints.restore(start, parts.abstract) if start else parts.initial()
     log = writers.Writers(place, first, start)
-    introduce(console, config, parts, place, state)
+    console.facts(lines.facts(config, parts, place, state))
 
     if start == 0 and config.monitor_every:
         raw = parts.monitor.raw_pixels()
@@ -55,7 +53,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
             log.write(0, {f"raw_{k}": v for k, v in raw.items()})
         score = parts.monitor.measure(variables(state))
         log.write(0, score)
-        console.line(describe_score("before training", score))
+        console.line(lines.score("before training", score))
 
     damaged = pipeline.DamagedImages(config.max_bad_images)
     host_batches = pipeline.train_batches(
@@ -70,34 +68,37 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     save_every = config.checkpoint_every or parts.steps_per_epoch
     monitor_every = config.monitor_every * parts.steps_per_epoch
 
-    for step in range(start + 1, end + 1):
-        with clock.waiting():
-            batch = next(batches)
-        state, metrics = parts.train_step(state, batch)
-        clock.count(metrics)
-        if step % config.log_every == 0 or step == end or stop.number:
-            numbers = clock.read()
-            log.write(step, numbers)
-            console.progress(describe_progress(step, numbers, config, parts, clock))
-        score = {}
-        if monitor_every and (step % monitor_every == 0 or step == parts.total_steps):
-            with clock.pause():
-                score = parts.monitor.measure(variables(state))
-            log.write(step, score)
-            console.line(describe_score(f"epoch {step / parts.steps_per_epoch:g}", score))
-        if step % save_every == 0 or step == end or score or stop.number:
-            checkpoints.save(step, state, config.to_dict(), score)
-        if stop.number:
-            break
-
-    checkpoints.close()
-    log.close()
-    stop.release()
-    if stop.number:
+    step, stopping = start, 0
+    try:
+        for step in range(start + 1, end + 1):
+            with clock.waiting():
+                batch = next(batches)
+            state, metrics = parts.train_step(state, batch)
+            clock.count(metrics)
+            stopping = stop.number
+            if step % config.log_every == 0 or step == end or stopping:
+                numbers = clock.read()
+                log.write(step, numbers)
+                console.progress(lines.progress(step, numbers, config, parts, clock.left))
+            score = {}
+            if monitor_every and (step % monitor_every == 0 or step == parts.total_steps):
+                with clock.pause():
+                    score = parts.monitor.measure(variables(state))
+                log.write(step, score)
+                console.line(lines.score(f"epoch {step / parts.steps_per_epoch:g}", score))
+            if step % save_every == 0 or step == end or score or stopping:
+                checkpoints.save(step, state, config.to_dict(), score)
+            if stopping:
+                break
+    finally:
+        checkpoints.close()
+        log.close()
+        stop.release()
+    if stopping:
         console.line(
-            f"stopped by signal {stop.number}; saved at step {step}, the same command goes on from there"
+            f"stopped by signal {stopping}; saved at step {step}, the same command goes on from there"
         )
-        return stop.number
+        return stopping
     if end == parts.total_steps:
         conclude(console, place, parts, state)
     if damaged.names:
@@ -193,62 +194,11 @@ class _Timed:
         self.report(time.perf_counter() - self.began)
 
 
-def introduce(
-    console: Console, config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState
-) -> None:
-    """Say what will run, on what, and where it is written."""
-    count = sum(x.size for x in jax.tree.leaves(state.params))
-    devices = jax.devices()
-    rate = f"{config.lr:g}"
-    if config.lr_reference_batch:
-        scaled = config.lr * config.batch_size / config.lr_reference_batch
-        rate = f"{scaled:g} = {config.lr:g} x {config.batch_size} / {config.lr_reference_batch}"
-    facts = {
-        "devices": f"{len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s), {parts.dtype}",
-        "images": f"{len(parts.source):,} of {config.dataset} ({config.split})",
-        "encoder": f"{config.arch}, {count:,} parameters",
-        "batch": f"{config.batch_size} in {config.bn_groups} BN groups",
-        "dictionary": f"queue of {config.queue_size:,} keys, momentum {config.momentum}",
-        "steps": f"{parts.total_steps:,} = {config.epochs} epochs x {parts.steps_per_epoch:,}; lr {rate}",
-        "workdir": str(place),
-    }
-    if int(state.step):
-        facts["resumed"] = f"at step {int(state.step)}"
-    console.facts(facts)
-
-
-def describe_progress(
-    step: int, n: dict[str, float], config: ConfigDict, parts: Parts, clock: Clock
-) -> str:
-    """The line that renews itself."""
-    chance = contrastive.chance_level(config.queue_size, config.symmetric)
-    return (
-        f"epoch {step / parts.steps_per_epoch:6.2f}/{config.epochs}  loss {n['loss']:.3f} (chance {chance:.2f})  "
-        f"top-1 {n['top1']:.1%}  {n['images_per_second']:,.0f} images/s  waiting {n['waiting_share']:.0%}  "
-        f"left {duration(clock.left)}"
-    )
-
-
-def describe_score(when: str, score: dict[str, float]) -> str:
-    """One line on a monitor's result, a collapse named as such."""
-    spread = score["feature_spread"]
-    text = (
-        f"{when}: "
-        + (f"kNN {score['knn']:.2%}, " if "knn" in score else "")
-        + f"feature spread {spread:.2f}"
-    )
-    if spread < COLLAPSED:
-        text += (
-            " - COLLAPSED: nearly all images have the same features; a lower lr usually mends it"
-        )
-    return text
-
-
 def conclude(console: Console, place: epath.Path, parts: Parts, state: TrainState) -> None:
     """Draw the neighbours before and after training, and print the table of scores."""
     untrained = variables(parts.initial())
     path = place / "neighbours.png"
-    draw_neighbours(path, parts.monitor, {"before training": untrained, "after": variables(state)})
+    neighbours.draw(path, parts.monitor, {"before training": untrained, "after": variables(state)})
     scores = writers.records(place)
     rows = []
     for name, key in (
@@ -264,40 +214,3 @@ def conclude(console: Console, place: epath.Path, parts: Parts, state: TrainStat
     if rows:
         console.line(table(["features", "kNN accuracy"], rows))
     console.line(f"picture of nearest neighbours: {path}")
-
-
-def draw_neighbours(
-    path: epath.Path, monitor: Monitor, encoders: dict[str, dict], count: int = 10, k: int = 6
-) -> None:
-    """Draw `count` query images, evenly spaced, with their `k` nearest under each of the encoders."""
-    columns, right = {}, {}
-    for title, weights in encoders.items():
-        bank, bank_indices, queries, query_indices = monitor.features(
-            lambda images, weights=weights: monitor.encode(weights, images)
-        )
-        chosen = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)
-        rows = knn.nearest(bank, queries[chosen], min(k, len(bank)))[1]
-        found = bank_indices[rows]
-        columns[title] = images(monitor.bank, monitor, found.ravel()).reshape(
-            *found.shape, *monitor_shape(monitor)
-        )
-        labels, truth = (
-            monitor.bank.labels(found.ravel()),
-            monitor.queries.labels(query_indices[chosen]),
-        )
-        if labels is not None and truth is not None:
-            right[title] = labels.reshape(found.shape) == truth[:, None]
-    figures.neighbours(
-        path, images(monitor.queries, monitor, query_indices[chosen]), columns, right or None
-    )
-
-
-def monitor_shape(monitor: Monitor) -> tuple[int, int, int]:
-    """Height, width and channels of an evaluation view."""
-    return monitor.recipe.image_size, monitor.recipe.image_size, 3
-
-
-def images(source, monitor: Monitor, indices: np.ndarray) -> np.ndarray:
-    """The evaluation views uint8 `[n, S, S, 3]` of some images."""
-    batches = pipeline.evaluation_batches(source, monitor.recipe, indices[:, None], monitor.workers)
-    return np.concatenate([batch["image"] for batch in batches])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -134,3 +135,20 @@ def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
     record = json.loads((tmp_path / "runs/here/metrics.jsonl").read_text().splitlines()[0])
     assert record["step"] == 1
     assert {"loss", "top1", "lr", "images_per_second", "waiting_share", "spread"} <= record.keys()
+
+
+def test_a_signal_saves_and_the_run_goes_on_there(tmp_path, monkeypatch):
+    progress = train.lines.progress
+
+    def interrupt(step, *arguments):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return progress(step, *arguments)
+
+    monkeypatch.setattr(train.lines, "progress", interrupt)
+    config = tiny(stop_at_step=6, monitor_every=0)
+    assert train.train(config, str(tmp_path), set()) == signal.SIGTERM
+    saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert saved == [4]
+    assert train.train(config, str(tmp_path), set()) == 0
+    assert len(losses(tmp_path)) == 6

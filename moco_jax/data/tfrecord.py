@@ -72,13 +72,18 @@ def build(slices: Sequence[Slice], cache: epath.Path | None) -> RecordIndex:
         files.append(np.full(len(offsets[-1]), number, np.int32))
     index = RecordIndex(paths, *map(np.concatenate, (files, offsets, lengths)))
     if cache is not None:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with cache.open("wb") as out:
-            np.savez(
-                out,
-                signature=signature,
-                number=index.file,
-                offset=index.offset,
-                length=index.length,
-            )
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with cache.open("wb") as out:
+                np.savez(
+                    out,
+                    signature=signature,
+                    number=index.file,
+                    offset=index.offset,
+                    length=index.length,
+                )
+        except OSError as error:
+            raise UserError(
+                f"the index of records cannot be written to {cache} ({error.strerror}); give a workdir of yours"
+            ) from error
     return index

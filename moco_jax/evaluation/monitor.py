@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from moco_jax import mesh as mesh_lib
 from moco_jax.contrastive import spread
 from moco_jax.data import augment
 from moco_jax.data.source import Source
@@ -66,8 +67,11 @@ class Monitor:
         """The score of the pixels themselves, scaled to -1..1; empty for images too large for it to be cheap."""
         if self.recipe.image_size > RAW_PIXELS_SIDE:
             return {}
-        flatten = jax.jit(lambda images: images.reshape(len(images), -1) / 127.5 - 1)
-        return self.score(lambda images: flatten(jax.device_get(images)))
+        flatten = jax.jit(
+            lambda images: images.reshape(len(images), -1) / 127.5 - 1,
+            out_shardings=mesh_lib.replicated(self.mesh),
+        )
+        return self.score(flatten)
 
 
 def choose(

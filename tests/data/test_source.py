@@ -147,6 +147,9 @@ def test_record_index_equals_tensorflows_reader(tmp_path):
         content = (tmp_path / "x.tfrecord").read_bytes()
         found = [content[o : o + n] for o, n in zip(index.offset, index.length, strict=True)]
         assert found == records[1:3] + records
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="index of records cannot be written to"):
+        tfrecord.build([tfrecord.Slice(path, 0, -1)], tmp_path / "file" / "index.npz")
     with open(path, "ab") as file:
         file.write(struct.pack("<Q", 10**6))
     with pytest.raises(UserError, match="cut off or damaged at byte"):

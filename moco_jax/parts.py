@@ -29,7 +29,6 @@ class Parts:
         recipe: the views drawn of them.
         encoder: the Linen module of both encoders.
         initial: a jitted function without arguments: the state before the first step.
-        layout: the sharding of each leaf of the state.
         abstract: shapes, dtypes and shardings of the state.
         train_step: jitted, the state donated.
         monitor: scores an encoder.

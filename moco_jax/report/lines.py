@@ -1,0 +1,60 @@
+"""The sentences of a run: facts at its start, the line that renews itself, a score."""
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from moco_jax import contrastive
+from moco_jax.config import peak_learning_rate
+from moco_jax.evaluation.monitor import COLLAPSED
+from moco_jax.parts import Parts
+from moco_jax.report.console import duration
+from moco_jax.state import TrainState
+
+
+def facts(config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState) -> dict[str, str]:
+    """What will run, on what, and where it is written."""
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    devices = jax.devices()
+    rate = f"{config.lr:g}"
+    if config.lr_reference_batch:
+        rate = f"{peak_learning_rate(config):g} = {config.lr:g} x {config.batch_size} / {config.lr_reference_batch}"
+    found = {
+        "devices": f"{len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s), {parts.dtype}",
+        "images": f"{len(parts.source):,} of {config.dataset} ({config.split})",
+        "encoder": f"{config.arch}, {count:,} parameters",
+        "batch": f"{config.batch_size} in {config.bn_groups} BN groups",
+        "dictionary": f"queue of {config.queue_size:,} keys, momentum {config.momentum}",
+        "steps": f"{parts.total_steps:,} = {config.epochs} epochs x {parts.steps_per_epoch:,}; lr {rate}",
+        "workdir": str(place),
+    }
+    if int(state.step):
+        found["resumed"] = f"at step {int(state.step)}"
+    return found
+
+
+def progress(
+    step: int, n: dict[str, float], config: ConfigDict, parts: Parts, seconds_left: float
+) -> str:
+    """The line that renews itself."""
+    chance = contrastive.chance_level(config.queue_size, config.symmetric)
+    return (
+        f"epoch {step / parts.steps_per_epoch:6.2f}/{config.epochs}  loss {n['loss']:.3f} (chance {chance:.2f})  "
+        f"top-1 {n['top1']:.1%}  {n['images_per_second']:,.0f} images/s  waiting {n['waiting_share']:.0%}  "
+        f"left {duration(seconds_left)}"
+    )
+
+
+def score(when: str, numbers: dict[str, float]) -> str:
+    """One line on a monitor's result, a collapse named as such."""
+    spread = numbers["feature_spread"]
+    text = (
+        f"{when}: "
+        + (f"kNN {numbers['knn']:.2%}, " if "knn" in numbers else "")
+        + f"feature spread {spread:.2f}"
+    )
+    if spread < COLLAPSED:
+        text += (
+            " - COLLAPSED: nearly all images have the same features; a lower lr usually mends it"
+        )
+    return text

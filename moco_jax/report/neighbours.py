@@ -1,0 +1,41 @@
+"""The picture of nearest neighbours: some images, and what each encoder finds closest to them."""
+
+import numpy as np
+from etils import epath
+
+from moco_jax.data import pipeline
+from moco_jax.data.source import Source
+from moco_jax.evaluation import knn
+from moco_jax.evaluation.monitor import Monitor
+from moco_jax.report import figures
+
+
+def draw(
+    path: epath.Path, monitor: Monitor, encoders: dict[str, dict], count: int = 10, k: int = 6
+) -> None:
+    """Draw `count` query images, evenly spaced, with their `k` nearest under each of the encoders."""
+    columns, right = {}, {}
+    for title, weights in encoders.items():
+        bank, bank_indices, queries, query_indices = monitor.features(
+            lambda images, weights=weights: monitor.encode(weights, images)
+        )
+        chosen = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)
+        rows = knn.nearest(bank, queries[chosen], min(k, len(bank)))[1]
+        found = bank_indices[rows]
+        columns[title] = _views(monitor.bank, monitor, found.ravel()).reshape(
+            *found.shape, monitor.recipe.image_size, monitor.recipe.image_size, 3
+        )
+        labels, truth = (
+            monitor.bank.labels(found.ravel()),
+            monitor.queries.labels(query_indices[chosen]),
+        )
+        if labels is not None and truth is not None:
+            right[title] = labels.reshape(found.shape) == truth[:, None]
+    figures.neighbours(
+        path, _views(monitor.queries, monitor, query_indices[chosen]), columns, right or None
+    )
+
+
+def _views(source: Source, monitor: Monitor, indices: np.ndarray) -> np.ndarray:
+    batches = pipeline.evaluation_batches(source, monitor.recipe, indices[:, None], monitor.workers)
+    return np.concatenate([batch["image"] for batch in batches])
