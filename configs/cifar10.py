@@ -22,6 +22,6 @@ def get_config(variant: str = ""):
         config.arch, config.width = "resnet10", 32
         config.stem = "cifar_stride2"
         config.batch_size, config.bn_groups, config.shuffle_groups = 128, 4, 4
-        config.epochs, config.lr, config.first_epoch = 16, 0.03, 0
-        config.monitor_every, config.knn_examples, config.knn_features = 2, 10_000, "backbone"
+        config.epochs, config.lr, config.first_epoch = 7, 0.06, 0
+        config.monitor_every, config.knn_examples, config.knn_features = 1, 10_000, "backbone"
     return config

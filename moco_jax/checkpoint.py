@@ -30,6 +30,12 @@ def claim_workdir(
     Raises:
         UserError: the folder cannot be written, or a recipe setting differs.
     """
+    unknown = sorted(allow_change - config_lib.RECIPE.keys())
+    if unknown:
+        raise UserError(
+            f"--allow_change={','.join(unknown)} names no recipe setting; they are listed in "
+            "moco_jax/config.py, and others may always change"
+        )
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)

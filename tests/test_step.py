@@ -84,10 +84,22 @@ def test_five_steps_equal_pytorch(float64, head, symmetric):
     def prepare(x):
         return torch.tensor((x / 255.0 - MEAN) / STD).permute(0, 3, 1, 2)
 
+    @jax.jit
+    def queries(params, stats, images):
+        images = step.to_network_input(images, MEAN, STD, jnp.float64)
+        variables = {"params": params, "batch_stats": stats}
+        found, _ = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
+        return contrastive.normalize(found)
+
     for number in range(5):
         first, second = views(rng)
         loss, logits = theirs.step(prepare(first), prepare(second), LR)
+        q, negatives = queries(ours.params, ours.batch_stats, first), ours.dictionary.keys
+        slot = (ours.dictionary.pointer + symmetric) % 3  # the second keys stand last
         ours, metrics = train_step(ours, step.Batch(first, second, np.arange(B, dtype=np.int32)))
+        positive = jnp.sum(q * ours.dictionary.keys[slot], axis=1, keepdims=True)
+        mine = jnp.concatenate([positive, q @ negatives.reshape(-1, DIM).T], 1) / TAU
+        np.testing.assert_allclose(mine, logits, rtol=1e-8, atol=1e-8)
         assert abs(float(metrics["loss"]) - loss) < 1e-8 * loss, number
         if not symmetric:
             np.testing.assert_allclose(metrics["positive"], TAU * logits[:, 0].mean(), rtol=1e-8)

@@ -64,6 +64,8 @@ def test_another_recipe_in_the_same_workdir_is_refused_unless_allowed(tmp_path, 
     with pytest.raises(UserError, match=r"lr: 0.06 -> 0.01.*--allow_change=lr"):
         train.train(changed, str(tmp_path), set())
     assert (tmp_path / "config.json").read_text() == before
+    with pytest.raises(UserError, match="--allow_change=rate names no recipe setting"):
+        train.train(changed, str(tmp_path), {"rate"})
     train.train(changed, str(tmp_path), {"lr"})
     assert "changed by --allow_change: lr: 0.06 -> 0.01" in capsys.readouterr().out
 

@@ -9,11 +9,13 @@ import tensorflow as tf
 def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """The part `box` int32 (top, left, height, width) of `image`, resized to `size` (height, width).
 
-    Bilinear with antialiasing, of the cropped pixels alone, as `torchvision.transforms.functional.resized_crop`.
+    Bilinear with antialiasing, of the cropped pixels alone, as `torchvision.transforms.functional.resized_crop`:
+    first along rows, then along columns, rounded to uint8 after each.
     """
     part = tf.slice(image, [box[0], box[1], 0], [box[2], box[3], 3])
-    resized = tf.image.resize(part, size, antialias=True)
-    return _to_uint8(tf.round(resized))
+    for shape in ((box[2], size[1]), (size[0], size[1])):
+        part = _round_half_up(tf.image.resize(part, shape, antialias=True))
+    return part
 
 
 def horizontal_flip(image: tf.Tensor) -> tf.Tensor:
@@ -35,6 +37,10 @@ def grayscale(image: tf.Tensor) -> tf.Tensor:
 
 def _to_uint8(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(x, 0, 255), tf.uint8)
+
+
+def _round_half_up(x: tf.Tensor) -> tf.Tensor:
+    return _to_uint8(tf.floor(x + 0.5))
 
 
 def _blend(start: tf.Tensor, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -60,25 +66,36 @@ def adjust_saturation(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def adjust_hue(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Hue turned by `factor` of the circle, through PIL's HSV with its eight bits a channel."""
+    """Hue turned by `factor` of the circle, through PIL's HSV with its eight bits a channel.
+
+    Bit for bit: wherever PIL cuts to a whole number it holds float64, so float32 would cut differently.
+    """
     x = tf.cast(image, tf.float32)
     r, g, b = tf.unstack(x, axis=-1)
     high, low = tf.maximum(tf.maximum(r, g), b), tf.minimum(tf.minimum(r, g), b)
     span = high - low
     safe = tf.maximum(span, 1)
-    red, green, blue = (high - r) / safe, (high - g) / safe, (high - b) / safe
+    red, green, blue = (tf.cast((high - c) / safe, tf.float64) for c in (r, g, b))
     hue = tf.where(r == high, blue - green, tf.where(g == high, 2 + red - blue, 4 + green - red))
-    hue = tf.math.floormod(hue / 6 + 1, 1.0)
-    hue = tf.where(span > 0, tf.floor(hue * 255), 0)
-    saturation = tf.floor(span / tf.maximum(high, 1) * 255)
-    turn = tf.cast(tf.cast(factor * 255, tf.int32), tf.float32)
-    hue = tf.math.floormod(hue + turn, 256.0)
+    hue = tf.cast(tf.cast(hue, tf.float32), tf.float64) / 6 + 1
+    hue = tf.cast(tf.where(hue >= 1, hue - 1, hue), tf.float32)
+    hue = tf.where(span > 0, tf.cast(tf.cast(hue, tf.float64) * 255, tf.int32), 0)
+    saturation = tf.cast(tf.cast(span / tf.maximum(high, 1), tf.float64) * 255, tf.int32)
+    turned = tf.bitwise.bitwise_and(hue + tf.cast(factor * 255, tf.int32), 255)
 
-    sector = hue * (6 / 255)
-    whole = tf.floor(sector)
-    f, s = sector - whole, saturation / 255
-    p, q, t = (tf.floor(high * (1 - s * k) + 0.5) for k in (1.0, f, 1 - f))
-    place = tf.cast(tf.math.floormod(whole, 6.0), tf.int32)
+    sector = turned * 6 // 255
+    f = tf.cast(turned * 6 - sector * 255, tf.float64) / 255
+    # TensorFlow's casts and products are PIL's: f and s in float32, what is subtracted from 1 in float64.
+    f, s = tf.cast(f, tf.float32), tf.cast(saturation, tf.float32) / 255
+    v = tf.cast(high, tf.float64)
+    rest = 1 - tf.cast(f, tf.float64)
+    p = v * (1 - tf.cast(s, tf.float64))
+    q = v * (1 - tf.cast(s * f, tf.float64))
+    t = v * (1 - tf.cast(s, tf.float64) * rest)
+    v, p, q, t = (tf.cast(tf.floor(x + 0.5), tf.int32) for x in (v, p, q, t))
+    gray = saturation == 0
+    p, q, t = (tf.where(gray, v, x) for x in (p, q, t))
+    place = sector % 6
 
     def pick(*six: tf.Tensor) -> tf.Tensor:
         out = six[5]
@@ -86,10 +103,8 @@ def adjust_hue(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
             out = tf.where(place == number, six[number], out)
         return out
 
-    v = high
-    turned = [pick(v, q, p, p, t, v), pick(t, v, v, q, p, p), pick(p, p, t, v, v, q)]
-    gray = saturation == 0
-    return _to_uint8(tf.stack([tf.where(gray, v, c) for c in turned], axis=-1))
+    channels = [pick(v, q, p, p, t, v), pick(t, v, v, q, p, p), pick(p, p, t, v, v, q)]
+    return tf.cast(tf.stack(channels, axis=-1), tf.uint8)
 
 
 def _box(image: tf.Tensor, axis: int, center: tf.Tensor, edge: tf.Tensor) -> tf.Tensor:

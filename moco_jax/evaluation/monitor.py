@@ -43,11 +43,17 @@ class Monitor:
     k: int
     temperature: float
 
-    def features(self, encode) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Bank features `[N, D]` and indices `[N]`, query features `[M, D]` and indices `[M]`."""
+    def features(
+        self, encode, query_indices: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Bank features `[N, D]` and indices `[N]`, query features `[M, D]` and indices `[M]`.
+
+        `query_indices`: which queries; all that are classified where None.
+        """
         common = (self.batch_size, self.workers, self.mesh, encode)
+        chosen = self.query_indices if query_indices is None else query_indices
         bank = features.extract(self.bank, self.recipe, self.bank_indices, *common)
-        return *bank, *features.extract(self.queries, self.recipe, self.query_indices, *common)
+        return *bank, *features.extract(self.queries, self.recipe, chosen, *common)
 
     def score(self, encode) -> dict[str, float]:
         """`knn` (share of queries classified rightly) if there are labels, and `feature_spread` (0..1)."""

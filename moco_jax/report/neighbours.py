@@ -15,24 +15,25 @@ def draw(
 ) -> None:
     """Draw `count` query images, evenly spaced, with their `k` nearest under each of the encoders."""
     columns, right = {}, {}
+    every = monitor.query_indices
+    few = every[np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)]
     for title, weights in encoders.items():
         bank, bank_indices, queries, query_indices = monitor.features(
-            lambda images, weights=weights: monitor.encode(weights, images)
+            lambda images, weights=weights: monitor.encode(weights, images), few
         )
-        chosen = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)
-        rows = knn.nearest(bank, queries[chosen], min(k, len(bank)))[1]
+        rows = knn.nearest(bank, queries, min(k, len(bank)))[1]
         found = bank_indices[rows]
         columns[title] = _views(monitor.bank, monitor, found.ravel()).reshape(
             *found.shape, monitor.recipe.image_size, monitor.recipe.image_size, 3
         )
         labels, truth = (
             monitor.bank.labels(found.ravel()),
-            monitor.queries.labels(query_indices[chosen]),
+            monitor.queries.labels(query_indices),
         )
         if labels is not None and truth is not None:
             right[title] = labels.reshape(found.shape) == truth[:, None]
     figures.neighbours(
-        path, _views(monitor.queries, monitor, query_indices[chosen]), columns, right or None
+        path, _views(monitor.queries, monitor, query_indices), columns, right or None
     )
 
 
