@@ -19,9 +19,8 @@ def get_config(variant: str = ""):
     config.compute_dtype = "float32"
     config.monitor_every, config.knn_k, config.knn_features = 5, 200, "output"
     if variant == "cpu":
-        config.arch, config.width = "resnet10", 32
-        config.stem = "cifar_stride2"
+        config.arch, config.width, config.head, config.crop_min = "resnet10", 32, "mlp", 0.2
         config.batch_size, config.bn_groups, config.shuffle_groups = 128, 4, 4
-        config.epochs, config.lr, config.first_epoch = 7, 0.06, 0
+        config.epochs, config.lr, config.first_epoch = 4, 0.03, 0
         config.monitor_every, config.knn_examples, config.knn_features = 1, 10_000, "backbone"
     return config

@@ -1,15 +1,24 @@
-"""Saving and restoring whole train states, asynchronously, with the config beside them (Orbax)."""
+"""Saving and restoring whole train states, asynchronously, with the config beside them (Orbax).
 
+A checkpoint counts once the digests of all its files are written (`digests/STEP` in the workdir). One that lacks
+them, or differs from them, is set aside at the next start and the one before it is used.
+"""
+
+import errno
 import json
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from moco_jax import config as config_lib
+from moco_jax import digests, files
 from moco_jax.errors import UserError
 from moco_jax.state import FORMAT_VERSION, TrainState
 
@@ -41,7 +50,7 @@ def claim_workdir(
         workdir.mkdir(parents=True, exist_ok=True)
         changed = {}
         if path.exists():
-            changed = config_lib.recipe_differences(json.loads(path.read_text()), config)
+            changed = config_lib.recipe_differences(_read_config(path), config)
             refused = {k: v for k, v in changed.items() if k not in allow_change}
             if refused:
                 listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
@@ -50,7 +59,7 @@ def claim_workdir(
                     f"--allow_change={','.join(refused)}"
                 )
         if jax.process_index() == 0:
-            path.write_text(json.dumps(dict(config), indent=2) + "\n")
+            files.write(path, (json.dumps(dict(config), indent=2) + "\n").encode())
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
@@ -59,17 +68,74 @@ def claim_workdir(
     return changed
 
 
+def _read_config(path: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged; its content is also in checkpoints/STEP/about, or take another workdir"
+        ) from error
+
+
+def set_damaged_aside(workdir: epath.Path) -> list[str]:
+    """Move checkpoints that are unfinished or altered, newest first, to `workdir`/damaged, up to a sound one.
+
+    Returns:
+        A line on each.
+
+    Raises:
+        UserError: there were whole checkpoints, and none is sound any more.
+    """
+    said: list[str] = []
+    if jax.process_index() == 0:
+        said = _set_damaged_aside(workdir)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints examined")
+    return said
+
+
+def _set_damaged_aside(workdir: epath.Path) -> list[str]:
+    folder, altered = workdir / "checkpoints", 0
+    said: list[str] = []
+    steps: list[int] = []
+    if folder.exists():
+        steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+    for step in steps:
+        record = workdir / "digests" / str(step)
+        wrong = ["it was not finished"]
+        if record.exists():
+            wrong = digests.damaged(folder / str(step), record)
+            if not wrong:
+                return said
+            altered += 1
+        place = workdir / "damaged" / f"{step}_{time.time_ns()}"
+        place.parent.mkdir(exist_ok=True)
+        (folder / str(step)).rename(place)
+        shown = "; ".join(wrong[:3]) + ("; ..." if len(wrong) > 3 else "")
+        said.append(f"checkpoint {step} is damaged ({shown}); moved to {place}")
+    if altered or len(steps) > 1:
+        raise UserError(
+            f"workdir={workdir} has no sound checkpoint left; {'; '.join(said)}. Start in another workdir, or "
+            "once more in this one from the beginning"
+        )
+    return said
+
+
 class Checkpoints:
     """The checkpoints of one workdir: the latest few, and the best by kNN."""
 
     def __init__(self, workdir: epath.Path, keep: int):
-        """`keep`: how many of the latest are kept beside the best."""
+        """`keep`: how many of the latest are kept beside the best, at least 2."""
         best = BestN(get_metric_fn=lambda m: m["knn"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
             cleanup_tmp_directories=True,
         )
         self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
+        self.seconds = 0.0  # how long the run waited for saving
+        self._records = workdir / "digests"
+        self._finisher: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def latest(self) -> int | None:
         """The step of the last checkpoint, or None."""
@@ -78,15 +144,48 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, float]
     ):
-        """Begin to save `state`; the run goes on while it is written. A step that is there is left alone."""
+        """Begin to save `state`; the run goes on while it is written. A step that is there is left alone.
+
+        Raises:
+            UserError: the disk is full; what was saved before is untouched.
+        """
         if step == self.latest():
             return
+        began = time.perf_counter()
+        self._settle()
         about = {"format_version": FORMAT_VERSION, "config": dict(config)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
         )
         score = {"knn": metrics["knn"]} if "knn" in metrics else None
-        self.manager.save(step, args=items, metrics=score)
+        try:
+            self.manager.save(step, args=items, metrics=score)
+        except Exception as error:
+            raise _explained(error, self._records.parent) from error
+        self._finisher = threading.Thread(target=self._finish, args=(step,))
+        self._finisher.start()
+        self.seconds += time.perf_counter() - began
+
+    def _finish(self, step: int) -> None:
+        """In a thread of its own: wait for the files, then write their digests and drop those without files."""
+        try:
+            self.manager.wait_until_finished()
+            if jax.process_index() == 0:
+                digests.write(self.manager.directory / str(step), self._records / str(step))
+                present = {str(s) for s in self.manager.all_steps()}
+                for record in self._records.iterdir():
+                    if record.name not in present:
+                        record.unlink()
+        except BaseException as error:  # raised again by the run itself, in _settle
+            self._error = error
+
+    def _settle(self) -> None:
+        if self._finisher is not None:
+            self._finisher.join()
+            self._finisher = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise _explained(error, self._records.parent) from error
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, laid over devices as the abstract state `like` says."""
@@ -103,4 +202,18 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until everything is written."""
+        began = time.perf_counter()
+        self._settle()
         self.manager.close()
+        self.seconds += time.perf_counter() - began
+
+
+def _explained(error: BaseException, workdir: epath.Path) -> BaseException:
+    """`error`, or where the disk is full the sentence that says so."""
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    if not full:
+        return error
+    return UserError(
+        f"workdir={workdir} is on a full disk; make room and give the same command: it goes on from the last "
+        "checkpoint, which is untouched"
+    )

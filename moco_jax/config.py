@@ -5,12 +5,17 @@ mathematics of a run and may not change within a workdir; the others say where t
 """
 
 import difflib
+import hashlib
 import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import flax
+import jax
+import optax
 from ml_collections import ConfigDict
 
 from moco_jax.data import augment
@@ -61,6 +66,11 @@ OPERATIONAL = dict(
     checkpoint_every=0,  # steps between checkpoints; 0: one an epoch
     keep=2,  # latest checkpoints kept, beside the best
     workers=0,  # threads that make views; 0: as many as cores
+    max_bad_steps=10,  # steps in a row with a loss or gradient that is not finite before it stops
+    spike_factor=10.0,  # a gradient norm this many times its running mean is reported
+    deterministic=False,  # on GPU: only operations that give the same bits every time
+    compilation_cache="",  # folder for compiled programs, so that a restart need not compile; '': none
+    profile_steps=(0, 0),  # first and last step of a profiler trace in the workdir; (0, 0): none
     max_bad_images=100,  # damaged images in a run that are replaced before it stops
     stop_at_step=0,  # save and end there, for a trial or a time limit; 0: at the end
 )
@@ -118,7 +128,7 @@ def check(config: ConfigDict, device_count: int) -> None:
     _one_of(config, "knn_features", ("backbone", "output"))
     _one_of(config, "compute_dtype", ("auto", "float32", "bfloat16", "float64"))
     for key in ("image_size", "dim", "batch_size", "bn_groups", "shuffle_groups", "queue_size", "epochs",
-                "lr", "log_every", "keep", "eval_batch_size", "knn_k", "knn_temperature"):  # fmt: skip
+                "lr", "max_bad_steps", "spike_factor", "log_every", "keep", "eval_batch_size", "knn_k", "knn_temperature"):  # fmt: skip
         if config[key] <= 0:
             raise UserError(
                 f"{key}={config[key]} must be above 0; {default_config()[key]} is the default"
@@ -130,6 +140,14 @@ def check(config: ConfigDict, device_count: int) -> None:
     if config.temperature < 0.03:
         raise UserError(
             f"temperature={config.temperature} overflows the loss's exponents; 0.03 and above work"
+        )
+    if config.keep < 2:
+        raise UserError(
+            f"keep={config.keep} leaves nothing to go back to if a checkpoint is damaged; 2 does"
+        )
+    if not 0 <= config.profile_steps[0] <= config.profile_steps[1]:
+        raise UserError(
+            f"profile_steps={tuple(config.profile_steps)} are no first and last step; (20, 25) are"
         )
     batch, groups = config.batch_size, config.bn_groups
     span = min(config.shuffle_groups, groups)
@@ -158,6 +176,17 @@ def check(config: ConfigDict, device_count: int) -> None:
             f"queue_size={config.queue_size} is no multiple of batch_size={batch}; "
             f"{_multiples(config.queue_size, batch)}"
         )
+
+
+def facts_of_all_hosts(config: ConfigDict) -> dict[str, Any]:
+    """What must be the same on every host of a run, by name: settings, code and library versions."""
+    own = ("data_dir", "workers", "compilation_cache")
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(path.read_bytes())
+    versions = {m.__name__: m.__version__ for m in (flax, jax, optax)}
+    settings = {k: v for k, v in config.to_dict().items() if k not in own}
+    return {**settings, **versions, "code": code.hexdigest()}
 
 
 def peak_learning_rate(config: ConfigDict) -> float:

@@ -1,17 +1,19 @@
 """Command line of pretraining: `python -m moco_jax.main --config=configs/digits.py --workdir=DIR`."""
 
+import errno
 import os
 import sys
 from typing import NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import jax
 import tensorflow as tf
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from moco_jax import config as config_lib
-from moco_jax import train
+from moco_jax import mesh, train
 from moco_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -23,6 +25,14 @@ WORKDIR = flags.DEFINE_string(
 ALLOW_CHANGE = flags.DEFINE_list(
     "allow_change", [], "Recipe settings that may differ from those the workdir was begun with."
 )
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join a run of many hosts whose addresses the platform gives."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, to join a run of several processes by hand."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "With --coordinator: how many there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", 0, "With --coordinator: which this one is.")
 
 
 def fail(error: object) -> NoReturn:
@@ -49,10 +59,27 @@ def main(argv: list[str]) -> None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
     logging.set_verbosity(logging.WARNING)
     tf.config.set_visible_devices([], "GPU")
+    if CONFIG.value.deterministic:
+        os.environ["XLA_FLAGS"] = (
+            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        )
+    if CONFIG.value.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", CONFIG.value.compilation_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
+        mesh.start_hosts(
+            DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+        )
         stopped = train.train(CONFIG.value, WORKDIR.value, set(ALLOW_CHANGE.value))
     except UserError as error:
         fail(error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        fail(
+            f"workdir={WORKDIR.value} is on a full disk; make room and give the same command: it goes on from "
+            "the last checkpoint, which is untouched"
+        )
     if stopped:
         sys.exit(128 + stopped)
 

@@ -32,6 +32,7 @@ class Parts:
         abstract: shapes, dtypes and shardings of the state.
         train_step: jitted, the state donated.
         monitor: scores an encoder.
+        batch_shape: of one view of a batch, `[B, S, S, 3]`.
         steps_per_epoch, total_steps: how long the run is.
         dtype: the encoder's compute dtype.
     """
@@ -42,19 +43,28 @@ class Parts:
     encoder: nn.Module
     initial: Callable[[], state.TrainState]
     abstract: state.TrainState
-    train_step: Callable[
-        [state.TrainState, step.Batch], tuple[state.TrainState, dict[str, jax.Array]]
-    ]
+    train_step: Any
     monitor: Monitor
+    batch_shape: tuple[int, ...]
     steps_per_epoch: int
     total_steps: int
     dtype: Any
+
+    def compile_step(self) -> tuple[Callable, float | None]:
+        """The step compiled for these devices, and its operations on one device where the compiler counts them."""
+        by_row = mesh.sharded(self.mesh)
+        images: Any = jax.ShapeDtypeStruct(self.batch_shape, jnp.uint8, sharding=by_row)
+        index: Any = jax.ShapeDtypeStruct(self.batch_shape[:1], jnp.int32, sharding=by_row)
+        compiled = self.train_step.lower(self.abstract, step.Batch(images, images, index)).compile()
+        return compiled, (compiled.cost_analysis() or {}).get("flops")
 
 
 def compute_dtype(name: str):
     """The dtype that `compute_dtype` names; `auto` is float32 on CPU and bfloat16 elsewhere."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name == "float64" and jnp.result_type(float) != jnp.float64:
+        raise UserError("compute_dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
     return jnp.dtype(name)
 
 
@@ -122,6 +132,7 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
             mesh=the_mesh, batch_size=config.eval_batch_size, workers=config.workers,
             k=config.knn_k, temperature=config.knn_temperature,
         ),
+        batch_shape=(config.batch_size, config.image_size, config.image_size, 3),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.epochs * steps_per_epoch,
         dtype=dtype,

@@ -15,6 +15,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from moco_jax import contrastive, optim
+from moco_jax import mesh as mesh_lib
 from moco_jax.state import TrainState, add_examples
 
 
@@ -33,16 +34,20 @@ class Batch:
     index: jax.Array
 
 
-def exchange(x: jax.Array, bn_groups: int, shuffle_groups: int) -> jax.Array:
+def exchange(
+    x: jax.Array, bn_groups: int, shuffle_groups: int, mesh: Mesh | None = None
+) -> jax.Array:
     """Shuffled BN as a transposition: `x` `[B, ...]` in an order that gives each group other company.
 
     The batch is viewed as `[G/S, S, S, B/(G S), ...]` and its middle axes change places (G = `bn_groups`,
     S = `shuffle_groups`, G where smaller): each group of S takes an equal part of all S. Its own inverse, so
     it also puts the keys back in order. Does the work of the paper's random permutation (v1, section 3.3).
+    Both sides are held divided over the devices: the compiler then moves each device's share and no more, where
+    it would otherwise gather the whole batch.
     """
     span = min(shuffle_groups, bn_groups)
-    blocks = x.reshape(bn_groups // span, span, span, -1, *x.shape[1:])
-    return blocks.swapaxes(1, 2).reshape(x.shape)
+    blocks = mesh_lib.divide(x, mesh).reshape(bn_groups // span, span, span, -1, *x.shape[1:])
+    return mesh_lib.divide(blocks.swapaxes(1, 2).reshape(x.shape), mesh)
 
 
 def to_network_input(
@@ -102,8 +107,8 @@ def make_train_step(
         return contrastive.normalize(features), updated.get("batch_stats", {})
 
     def encode_keys(params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        keys, stats = encode(params, stats, exchange(images, bn_groups, shuffle_groups))
-        return exchange(keys, bn_groups, shuffle_groups), stats
+        keys, stats = encode(params, stats, exchange(images, bn_groups, shuffle_groups, mesh))
+        return exchange(keys, bn_groups, shuffle_groups, mesh), stats
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         views = [(batch.query, batch.key)] + ([(batch.key, batch.query)] if symmetric else [])

@@ -4,18 +4,22 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, mesh
+from moco_jax import checkpoint, guard, mesh
+from moco_jax import config as config_lib
 from moco_jax.data import pipeline
 from moco_jax.parts import Parts, build
 from moco_jax.report import lines, neighbours, writers
 from moco_jax.report.console import Console, table
+from moco_jax.report.lines import peak_flops
 from moco_jax.state import TrainState, count_examples
 from moco_jax.step import Batch
 
@@ -37,15 +41,20 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     place = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
     first = jax.process_index() == 0
     console = Console(speaks=first)
+    mesh.require_agreement(config_lib.facts_of_all_hosts(config))
     parts = build(config, str(place / "index"))
     changed = checkpoint.claim_workdir(place, config.to_dict(), allow_change)
     for name, (old, new) in changed.items():
         console.line(f"changed by --allow_change: {name}: {old!r} -> {new!r}")
+    for said in checkpoint.set_damaged_aside(place):
+        console.line(said)
     checkpoints = checkpoint.Checkpoints(place, config.keep)
     start = checkpoints.latest() or 0
+    mesh.require_agreement({"last checkpoint": start})
     state = checkpoints.restore(start, parts.abstract) if start else parts.initial()
     log = writers.Writers(place, first, start)
     console.facts(lines.facts(config, parts, place, state))
+    train_step, flops = parts.compile_step()
 
     if start == 0 and config.monitor_every:
         raw = parts.monitor.raw_pixels()
@@ -63,7 +72,14 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     )  # fmt: skip
     batches = device_batches(host_batches, parts)
     stop = StopSignals()
-    clock = Clock(config, parts, start)
+    clock = Clock(config, parts, start, flops)
+    profile = Profile(config.profile_steps, place / "profile")
+
+    def report(step: int, kind: str, text: str, facts: Mapping[str, Any]) -> None:
+        console.line(text)
+        log.event(step, kind, facts)
+
+    watch = guard.Guard(config.max_bad_steps, config.spike_factor, parts.source.name, report)
     end = min(config.stop_at_step or parts.total_steps, parts.total_steps)
     save_every = config.checkpoint_every or parts.steps_per_epoch
     monitor_every = config.monitor_every * parts.steps_per_epoch
@@ -73,9 +89,12 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         for step in range(start + 1, end + 1):
             with clock.waiting():
                 batch = next(batches)
-            state, metrics = parts.train_step(state, batch)
+            profile.before(step)
+            state, metrics = train_step(state, batch)
+            profile.after(step, metrics)
             clock.count(metrics)
-            stopping = stop.number
+            watch.observe(step, metrics, batch.index)
+            stopping = stop.asked(step)
             if step % config.log_every == 0 or step == end or stopping:
                 numbers = clock.read()
                 log.write(step, numbers)
@@ -90,6 +109,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
                 checkpoints.save(step, state, config.to_dict(), score)
             if stopping:
                 break
+        watch.finish()
     finally:
         checkpoints.close()
         log.close()
@@ -99,6 +119,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
             f"stopped by signal {stopping}; saved at step {step}, the same command goes on from there"
         )
         return stopping
+    console.line(f"saving took {checkpoints.seconds / clock.age:.2%} of the time")
     if end == parts.total_steps:
         conclude(console, place, parts, state)
     if damaged.names:
@@ -123,17 +144,28 @@ def device_batches(host_batches: Iterator[pipeline.Rows], parts: Parts) -> Itera
 
 
 class StopSignals:
-    """Notes SIGTERM and SIGINT, so that the loop can save and end; a second one ends at once."""
+    """Notes SIGTERM and SIGINT, so that the loop can save and end; a second one ends at once.
+
+    Where several processes run, SIGTERM is left to JAX's preemption service, which tells all of them and agrees
+    on a step.
+    """
 
     def __init__(self) -> None:
         """Take both signals over."""
         self.number = 0
-        names = (signal.SIGTERM, signal.SIGINT)
+        alone = jax.process_count() == 1
+        names = (signal.SIGTERM, signal.SIGINT) if alone else ()
         self._before = {name: signal.signal(name, self._note) for name in names}
 
     def _note(self, number: int, frame) -> None:
         self.number = number
         self.release()
+
+    def asked(self, step: int) -> int:
+        """The number of the signal that asks to stop after this `step`, or 0; all processes get one answer."""
+        if jax.process_count() == 1:
+            return self.number
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
 
     def release(self) -> None:
         """Give both signals back to whom they were taken from."""
@@ -144,8 +176,10 @@ class StopSignals:
 class Clock:
     """Averages of the metrics since the last reading, with throughput and the share of time spent waiting."""
 
-    def __init__(self, config: ConfigDict, parts: Parts, start: int):
-        """Begin to measure at step `start`."""
+    def __init__(self, config: ConfigDict, parts: Parts, start: int, flops: float | None):
+        """Begin to measure at step `start`; `flops`: of one step on one device, where the compiler says so."""
+        self.flops, self.peak = flops, peak_flops(jax.devices()[0].device_kind)
+        self.born = time.perf_counter()
         self.batch_size, self.total = config.batch_size, parts.total_steps
         self.step = start
         self.window: list[dict[str, jax.Array]] = []
@@ -174,13 +208,42 @@ class Clock:
         numbers = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
         numbers["images_per_second"] = self.batch_size / self.seconds_per_step
         numbers["waiting_share"] = min(self.waited / elapsed, 1.0)
+        if self.flops:
+            numbers["teraflops_per_device"] = self.flops / self.seconds_per_step / 1e12
+            if self.peak:
+                numbers["mfu"] = self.flops / self.seconds_per_step / self.peak
         self.window, self.waited, self.began = [], 0.0, time.perf_counter()
         return numbers
+
+    @property
+    def age(self) -> float:
+        """Seconds since it began."""
+        return time.perf_counter() - self.born
 
     @property
     def left(self) -> float:
         """Seconds to the end at the present pace."""
         return (self.total - self.step) * self.seconds_per_step
+
+
+class Profile:
+    """Writes a profiler trace of some steps, for TensorBoard or Perfetto."""
+
+    def __init__(self, steps: Sequence[int], place: epath.Path):
+        """`steps`: first and last step, counted from 1; (0, 0) for none."""
+        self.first, self.last = steps
+        self.place = place
+
+    def before(self, step: int) -> None:
+        """Begin where the first step begins."""
+        if step == self.first:
+            jax.profiler.start_trace(str(self.place))
+
+    def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """End when the last step has run."""
+        if step == self.last:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
 
 
 class _Timed:

@@ -1,5 +1,6 @@
 """An index of where each record of TFRecord files lies, so that they can be read in any order."""
 
+import io
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from moco_jax import files
 from moco_jax.errors import UserError
 
 _FRAME = (
@@ -63,25 +65,25 @@ def build(slices: Sequence[Slice], cache: epath.Path | None) -> RecordIndex:
         with cache.open("rb") as file, np.load(file) as saved:
             if np.array_equal(saved["signature"], signature):
                 return RecordIndex(paths, saved["number"], saved["offset"], saved["length"])
-    files, offsets, lengths = [], [], []
+    numbers, offsets, lengths = [], [], []
     for number, part in enumerate(slices):
         offset, length = scan(part.path)
         end = None if part.take < 0 else part.skip + part.take
         offsets.append(offset[part.skip : end])
         lengths.append(length[part.skip : end])
-        files.append(np.full(len(offsets[-1]), number, np.int32))
-    index = RecordIndex(paths, *map(np.concatenate, (files, offsets, lengths)))
+        numbers.append(np.full(len(offsets[-1]), number, np.int32))
+    index = RecordIndex(paths, *map(np.concatenate, (numbers, offsets, lengths)))
     if cache is not None:
         try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            with cache.open("wb") as out:
-                np.savez(
-                    out,
-                    signature=signature,
-                    number=index.file,
-                    offset=index.offset,
-                    length=index.length,
-                )
+            content = io.BytesIO()
+            np.savez(
+                content,
+                signature=signature,
+                number=index.file,
+                offset=index.offset,
+                length=index.length,
+            )
+            files.write(cache, content.getvalue())
         except OSError as error:
             raise UserError(
                 f"the index of records cannot be written to {cache} ({error.strerror}); give a workdir of yours"

@@ -1,5 +1,6 @@
 """The picture of nearest neighbours: some images, and what each encoder finds closest to them."""
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -32,6 +33,8 @@ def draw(
         )
         if labels is not None and truth is not None:
             right[title] = labels.reshape(found.shape) == truth[:, None]
+    if jax.process_index() != 0:
+        return
     figures.neighbours(
         path, _views(monitor.queries, monitor, query_indices), columns, right or None
     )

@@ -7,6 +7,8 @@ from typing import Any
 from clu import metric_writers
 from etils import epath
 
+from moco_jax import files
+
 
 class Writers:
     """Appends records of one run; a host that does not write keeps silent."""
@@ -18,7 +20,7 @@ class Writers:
         if not writes:
             return
         kept = [r for r in records(workdir) if r["step"] <= resumed_step]
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        files.write(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self.board = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -28,6 +30,12 @@ class Writers:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **numbers}) + "\n")
         self.board.write_scalars(step, dict(numbers))
+
+    def event(self, step: int, kind: str, facts: Mapping[str, Any]) -> None:
+        """Record that something happened at `step`: `kind` names it."""
+        if self.writes:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, "event": kind, **facts}) + "\n")
 
     def close(self) -> None:
         """Write what is buffered."""

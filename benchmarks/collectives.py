@@ -1,0 +1,68 @@
+"""The collectives of a compiled program, read from its text: what crosses between devices in a step."""
+
+import math
+import re
+from typing import NamedTuple
+
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "collective-permute",
+    "reduce-scatter",
+    "collective-broadcast",
+)
+BYTES = {
+    "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2,
+    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
+}  # fmt: skip
+_LINE = re.compile(
+    r"= (?P<shapes>\(?.*?\)?) (?P<kind>" + "|".join(KINDS) + r")(?P<start>-start)?\(", re.ASCII
+)
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+class Collective(NamedTuple):
+    """One array that one collective hands to each device.
+
+    Attributes:
+        kind: 'all-reduce', 'all-gather', 'all-to-all', 'collective-permute', ...
+        dtype: XLA's short name, as 'f32'.
+        shape: of the array on one device.
+        line: the program's text, for messages.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    line: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of the array on one device."""
+        return math.prod(self.shape) * BYTES[self.dtype]
+
+
+def read(text: str) -> list[Collective]:
+    """All collectives in the text of a compiled program, one entry for each array they produce.
+
+    An all-to-all that is written with one operand for each peer gives its share once, as one array: the parts
+    are added up along a new first axis.
+    """
+    found = []
+    for line in text.splitlines():
+        match = _LINE.search(line)
+        if not match:
+            continue
+        shapes = [
+            (dtype, tuple(int(n) for n in dims.split(",") if n))
+            for dtype, dims in _SHAPE.findall(match["shapes"])
+            if dtype in BYTES
+        ]
+        if match["start"]:  # operands come first, then results, then tokens of the implementation
+            shapes = [s for s in shapes if s != ("u32", ())]
+            shapes = shapes[len(shapes) // 2 :]
+        if match["kind"] == "all-to-all" and len(shapes) > 1 and len(set(shapes)) == 1:
+            shapes = [(shapes[0][0], (len(shapes), *shapes[0][1]))]
+        found += [Collective(match["kind"], d, s, line.strip()[:200]) for d, s in shapes]
+    return found

@@ -1,0 +1,92 @@
+"""What crosses between eight devices in one compiled step, and that image-sized traffic would be noticed."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import collectives
+from moco_jax import encoders, mesh, optim, state, step
+
+DEVICES, B, SIDE, DIM, SLOTS = 8, 128, 32, 16, 64
+IMAGE = SIDE * SIDE * 3
+
+
+def compiled(groups, exchange=None, monkeypatch=None):
+    if exchange is not None:
+        monkeypatch.setattr(step, "exchange", exchange)
+    the_mesh = mesh.create_mesh(jax.devices()[:DEVICES])
+    encoder = encoders.create(
+        "resnet10", width=16, stem="cifar_stride2", dim=DIM, head="mlp", bn_groups=groups
+    )
+    optimizer = optim.sgd(0.9, 1e-4)
+    train_step = step.make_train_step(
+        encoder, optimizer, lambda s: jnp.asarray(0.03), momentum=0.99, temperature=0.2, symmetric=False,
+        bn_groups=groups, shuffle_groups=8, mean=(0.5,) * 3, std=(0.2,) * 3, mesh=the_mesh,
+    )  # fmt: skip
+    shapes = jax.eval_shape(
+        lambda: state.initial_state(0, encoder, optimizer, SIDE, B, SLOTS * B, DIM)
+    )
+    layout, by_row = state.shardings(shapes, the_mesh), mesh.sharded(the_mesh)
+    images = jax.ShapeDtypeStruct((B, SIDE, SIDE, 3), jnp.uint8)
+    batch = step.Batch(images, images, jax.ShapeDtypeStruct((B,), jnp.int32))
+    jitted = jax.jit(
+        train_step, in_shardings=(layout, by_row), out_shardings=(layout, mesh.replicated(the_mesh)),
+        donate_argnums=0,
+    )  # fmt: skip
+    return collectives.read(jitted.lower(shapes, batch).compile().as_text()), shapes
+
+
+def judge(found, shapes, groups):
+    """Sentences on every collective that the design does not name."""
+    parameters = {tuple(x.shape) for x in jax.tree.leaves(shapes.params)}
+    # XLA may lay a kernel's gradient out in another order of its axes.
+    parameters = {tuple(sorted(s)) for s in parameters}
+    channels = {x.shape[0] for x in jax.tree.leaves(shapes.batch_stats)}
+    share = B // DEVICES * IMAGE
+    exchanged, wrong = 0, []
+    for one in found:
+        size = math.prod(one.shape)
+        squeezed = tuple(sorted(n for n in one.shape if n != 1))
+        whole = tuple(sorted(one.shape))
+        if one.dtype == "u8":
+            exchanged += one.bytes
+            if one.kind == "all-reduce" or one.kind == "all-gather":
+                wrong.append(f"images by {one.kind}: {one.line}")
+            continue
+        gradient = one.kind == "all-reduce" and (
+            whole in parameters or squeezed in {tuple(n for n in p if n != 1) for p in parameters}
+        )
+        moments = any(size in (c, groups * c, max(groups // DEVICES, 1) * c) for c in channels)
+        if not (gradient or moments or size <= B * DIM):
+            wrong.append(f"{one.kind} of {one.shape}: {one.line}")
+    # An array may pass in two collectives where a group spans devices (the exchange and a permute).
+    limit = share * (1 if groups % DEVICES == 0 else 2)
+    if exchanged > limit:
+        wrong.append(f"{exchanged} bytes of images a device, more than its share of {limit}")
+    return wrong
+
+
+@pytest.mark.parametrize("groups", [1, DEVICES // 2, DEVICES, 2 * DEVICES])
+def test_a_step_moves_gradients_moments_features_and_one_exchange(groups):
+    found, shapes = compiled(groups)
+    assert found, "no collective was read at all: has the text of compiled programs changed?"
+    assert not judge(found, shapes, groups)
+    assert {"all-reduce"} <= {c.kind for c in found}
+    images = [c for c in found if c.dtype == "u8"]
+    assert bool(images) == (groups > 1)
+    if groups > 1 and groups % DEVICES == 0:
+        spans = [c for c in found if c.kind == "all-reduce" and c.shape in {(1, 16), (groups, 16)}]
+        assert not spans, "moments of groups that lie on one device must stay there"
+
+
+def test_a_permutation_of_images_is_noticed(monkeypatch):
+    order = jnp.asarray(np.random.default_rng(0).permutation(B))
+
+    def permute(x, *_):
+        return x[order]
+
+    found, shapes = compiled(DEVICES, permute, monkeypatch)
+    assert judge(found, shapes, DEVICES)
