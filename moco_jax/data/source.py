@@ -4,6 +4,7 @@ To add one, write a class with the members of `Source` and name it in `open_sour
 """
 
 import os
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -188,8 +189,11 @@ class TFDSSource:
         for part in slices:
             if not os.path.exists(part.path):
                 raise UserError(f"dataset='tfds:{name}' lacks {part.path}; {prepare}")
-        safe = "".join(c if c.isalnum() else "_" for c in self.label)
-        cache = epath.Path(index_dir) / f"{safe}.npz" if index_dir else None
+        safe = "".join(c if c.isalnum() else "_" for c in self.label)[:80]
+        number = zlib.crc32(
+            self.label.encode()
+        )  # a long split would make too long a name for a file
+        cache = epath.Path(index_dir) / f"{safe}_{number:08x}.npz" if index_dir else None
         self.index = tfrecord.build(slices, cache)
         if len(self) > 2**31 - 1:
             raise UserError(

@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -172,3 +174,33 @@ def test_cifar10_equals_tfds_own_reader(tmp_path):
         np.testing.assert_array_equal(images.decode(tf.constant(record)), pixels)
     with pytest.raises(UserError, match="split='dev' of tfds:cifar10 is unknown; there are"):
         source.TFDSSource("cifar10", "dev", TFDS)
+
+
+@pytest.mark.skipif(not TFDS, reason="MOCO_JAX_TFDS names no TFDS data directory with cifar10")
+def test_memory_stays_flat_when_a_set_is_repeated_a_hundred_times(tmp_path):
+    """A hundred times the records cost sixteen bytes each, and reading them all leaves nothing behind."""
+    code = """
+import resource, sys
+import numpy as np
+from moco_jax.data import source
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+parts, data = int(sys.argv[1]), sys.argv[2]
+images = source.TFDSSource("cifar10", "+".join(["test[:1000]"] * parts), data, sys.argv[3])
+first = peak()
+for start in range(0, len(images), 500):
+    records = images.read(np.arange(start, start + 500))
+print(len(images), images.index.offset.nbytes + images.index.file.nbytes + images.index.length.nbytes)
+print(first, peak())
+"""
+    sizes = {}
+    for parts in (1, 100):
+        command = [sys.executable, "-c", code, str(parts), TFDS, str(tmp_path)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+        sizes[parts] = [int(x) for x in ended.stdout.split()[-4:]]
+    assert sizes[1][:2] == [1000, 16_000]
+    assert sizes[100][:2] == [100_000, 1_600_000]
+    one, hundred = sizes[1][3], sizes[100][3]
+    assert hundred - one < 16e6, sizes
