@@ -1,0 +1,76 @@
+# Shell functions that the launch scripts share. Sourced by them, not run.
+# shellcheck shell=bash
+
+DRY_RUN=false # the option --dry-run makes it true
+
+# End with one line; 2 is the status of what the user can mend, as in the program.
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 2
+}
+
+# Print the arguments as one line that bash reads back as the same arguments.
+quote() {
+    local line
+    printf -v line ' %q' "$@"
+    printf '%s\n' "${line# }"
+}
+
+# Execute a command, or with --dry-run print it.
+run() {
+    if $DRY_RUN; then
+        quote "$@"
+    else
+        "$@"
+    fi
+}
+
+# A remark within the output of --dry-run, which stays a shell script with it.
+remark() {
+    if $DRY_RUN; then
+        printf '# %s\n' "$*"
+    fi
+}
+
+# Print the head of a script: what it is, and its settings.
+show_help() {
+    sed -e 1d -e '/^set -euo pipefail$/,$d' -e 's/^# \{0,1\}//' "$1"
+}
+
+# need NAME EXAMPLE: refuse to go on while the setting NAME is empty.
+need() {
+    [[ -n ${!1} ]] || die "$1 is not set; $1=$2 would work"
+}
+
+# need_number NAME EXAMPLE: refuse a setting that is no whole number above 0.
+need_number() {
+    [[ ${!1} =~ ^[1-9][0-9]*$ ]] || die "$1=${!1} is no whole number above 0; $1=$2 would work"
+}
+
+# need_switch NAME: refuse a setting that is neither true nor false.
+need_switch() {
+    [[ ${!1} == true || ${!1} == false ]] || die "$1=${!1} is neither true nor false"
+}
+
+# The value of --workdir among the arguments of the program; nothing if there is none.
+workdir_of() {
+    while (($#)); do
+        case $1 in
+            --workdir=*)
+                printf '%s\n' "${1#*=}"
+                return
+                ;;
+            --workdir)
+                printf '%s\n' "${2-}"
+                return
+                ;;
+        esac
+        shift
+    done
+}
+
+# Refuse to start the program without a workdir.
+need_workdir() {
+    [[ -n $(workdir_of "$@") ]] ||
+        die "--workdir is missing; -- --config=configs/digits.py --workdir=FOLDER would work"
+}

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# What launch/slurm.sh submits; it runs on the first node of the job, not by hand.
+#
+#   slurm_job.sh PYTHON GRACE MAX_REQUEUES ARGUMENTS_OF_THE_PROGRAM...
+set -euo pipefail
+python=$1 grace=$2 max_requeues=$3
+shift 3
+
+# The first process that ends does not kill the others at once: one may still be finishing a checkpoint.
+status=0
+srun "--cpus-per-task=$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 "--wait=$grace" \
+    env PYTHONUNBUFFERED=1 "$python" -m moco_jax.main --distributed "$@" || status=$?
+
+if ((status == 143)); then
+    if ((${SLURM_RESTART_COUNT:-0} >= max_requeues)); then
+        echo "launcher: stopped and saved, but MAX_REQUEUES=$max_requeues is reached; submit it again to go on" >&2
+    else
+        echo "launcher: stopped and saved; the job goes back into the queue" >&2
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+fi
+exit "$status"
