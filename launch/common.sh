@@ -74,3 +74,32 @@ need_workdir() {
     [[ -n $(workdir_of "$@") ]] ||
         die "--workdir is missing; -- --config=configs/digits.py --workdir=FOLDER would work"
 }
+
+# read_command 'SUB COMMANDS' ARGUMENTS...: sets `action` to the sub-command, DRY_RUN and SPOT by their options, and
+# the array `program` to what follows --.
+# shellcheck disable=SC2034 # the scripts that source this file read them
+read_command() {
+    local known=$1
+    shift
+    action='' program=()
+    while (($#)); do
+        case $1 in
+            --help) show_help "$0" && exit ;;
+            --dry-run) DRY_RUN=true ;;
+            --spot) SPOT=true ;;
+            --)
+                shift
+                program=("$@")
+                break
+                ;;
+            *)
+                [[ " $known " == *" $1 "* ]] ||
+                    die "$1 is no option of this script; --help lists them, and those of the program follow --"
+                [[ -z $action ]] || die "$action and $1 are two sub-commands; give one"
+                action=$1
+                ;;
+        esac
+        shift
+    done
+    [[ -n $action ]] || die "a sub-command is missing; there are: $known"
+}

@@ -41,22 +41,8 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-action=
-while (($#)); do
-    case $1 in
-        --help) show_help "$0" && exit ;;
-        --dry-run) DRY_RUN=true ;;
-        --spot) SPOT=true ;;
-        render | submit | logs | delete)
-            [[ -z $action ]] || die "$action and $1 are two sub-commands; give one"
-            action=$1
-            ;;
-        --) shift && break ;;
-        *) die "$1 is no option of this script; --help lists them, and those of the program follow --" ;;
-    esac
-    shift
-done
-[[ -n $action ]] || die "a sub-command is missing; render, submit, logs and delete are there"
+read_command 'render submit logs delete' "$@"
+set -- ${program[@]+"${program[@]}"}
 
 kubectl=(kubectl "--namespace=$NAMESPACE")
 [[ -z $CONTEXT ]] || kubectl+=("--context=$CONTEXT")

@@ -39,22 +39,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 source "$root/launch/common.sh"
 
-action=
-while (($#)); do
-    case $1 in
-        --help) show_help "$0" && exit ;;
-        --dry-run) DRY_RUN=true ;;
-        --spot) SPOT=true ;;
-        create | install | run | logs | status | stop | resume | delete)
-            [[ -z $action ]] || die "$action and $1 are two sub-commands; give one"
-            action=$1
-            ;;
-        --) shift && break ;;
-        *) die "$1 is no option of this script; --help lists them, and those of the program follow --" ;;
-    esac
-    shift
-done
-[[ -n $action ]] || die "a sub-command is missing; create, install, run, logs, status, stop, resume and delete are there"
+read_command 'create install run logs status stop resume delete' "$@"
+set -- ${program[@]+"${program[@]}"}
 need ZONE us-central2-b
 need_switch SPOT
 need_number LOG_LINES 50

@@ -6,6 +6,7 @@ them, or differs from them, is set aside at the next start and the one before it
 
 import errno
 import json
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -19,8 +20,10 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from moco_jax import config as config_lib
 from moco_jax import digests, files
-from moco_jax.errors import UserError
+from moco_jax.errors import UserError, full_disk
 from moco_jax.state import FORMAT_VERSION, TrainState
+
+ROOM = 1.2  # free space asked for, in sizes of the state
 
 
 def claim_workdir(
@@ -153,6 +156,7 @@ class Checkpoints:
             return
         began = time.perf_counter()
         self._settle()
+        self._require_room(state)
         about = {"format_version": FORMAT_VERSION, "config": dict(config)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
@@ -165,6 +169,15 @@ class Checkpoints:
         self._finisher = threading.Thread(target=self._finish, args=(step,))
         self._finisher.start()
         self.seconds += time.perf_counter() - began
+
+    def _require_room(self, state: TrainState) -> None:
+        # Asked beforehand, as a save that fails half-way in Orbax's threads fills the screen.
+        workdir = self._records.parent
+        if "://" in str(workdir):
+            return
+        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        if shutil.disk_usage(workdir).free < needed * ROOM:
+            raise full_disk(workdir)
 
     def _finish(self, step: int) -> None:
         """In a thread of its own: wait for the files, then write their digests and drop those without files."""
@@ -203,17 +216,17 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until everything is written."""
         began = time.perf_counter()
-        self._settle()
-        self.manager.close()
+        try:
+            self._settle()
+        finally:
+            try:
+                self.manager.close()
+            except Exception as error:  # a save that failed is told once more here
+                raise _explained(error, self._records.parent) from error
         self.seconds += time.perf_counter() - began
 
 
 def _explained(error: BaseException, workdir: epath.Path) -> BaseException:
     """`error`, or where the disk is full the sentence that says so."""
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    if not full:
-        return error
-    return UserError(
-        f"workdir={workdir} is on a full disk; make room and give the same command: it goes on from the last "
-        "checkpoint, which is untouched"
-    )
+    return full_disk(workdir) if full else error

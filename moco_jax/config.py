@@ -5,17 +5,12 @@ mathematics of a run and may not change within a workdir; the others say where t
 """
 
 import difflib
-import hashlib
 import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import flax
-import jax
-import optax
 from ml_collections import ConfigDict
 
 from moco_jax.data import augment
@@ -176,17 +171,6 @@ def check(config: ConfigDict, device_count: int) -> None:
             f"queue_size={config.queue_size} is no multiple of batch_size={batch}; "
             f"{_multiples(config.queue_size, batch)}"
         )
-
-
-def facts_of_all_hosts(config: ConfigDict) -> dict[str, Any]:
-    """What must be the same on every host of a run, by name: settings, code and library versions."""
-    own = ("data_dir", "workers", "compilation_cache")
-    code = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        code.update(path.read_bytes())
-    versions = {m.__name__: m.__version__ for m in (flax, jax, optax)}
-    settings = {k: v for k, v in config.to_dict().items() if k not in own}
-    return {**settings, **versions, "code": code.hexdigest()}
 
 
 def peak_learning_rate(config: ConfigDict) -> float:

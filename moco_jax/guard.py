@@ -60,7 +60,8 @@ class Guard:
             self._judge(*self.waiting.popleft())
 
     def _judge(self, step: int, metrics: Mapping[str, jax.Array], index: jax.Array) -> None:
-        finite, norm = bool(metrics["finite"]), float(metrics["grad_norm"])
+        values = jax.device_get(metrics)
+        finite, norm = bool(values["finite"]), float(values["grad_norm"])
         if not finite:
             self.bad.append(step)
             self._tell(

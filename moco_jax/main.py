@@ -13,8 +13,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from moco_jax import config as config_lib
-from moco_jax import mesh, train
-from moco_jax.errors import UserError
+from moco_jax import hosts, train
+from moco_jax.errors import UserError, full_disk
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe: configs/NAME.py or configs/NAME.py:VARIANT."
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", CONFIG.value.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
-        mesh.start_hosts(
+        hosts.start_hosts(
             DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
         )
         stopped = train.train(CONFIG.value, WORKDIR.value, set(ALLOW_CHANGE.value))
@@ -76,10 +76,7 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        fail(
-            f"workdir={WORKDIR.value} is on a full disk; make room and give the same command: it goes on from "
-            "the last checkpoint, which is untouched"
-        )
+        fail(full_disk(WORKDIR.value))
     if stopped:
         sys.exit(128 + stopped)
 

@@ -2,24 +2,21 @@
 
 import os
 import signal
-import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, guard, mesh
-from moco_jax import config as config_lib
+from moco_jax import checkpoint, guard, hosts, mesh
+from moco_jax.clock import Clock, Profile
 from moco_jax.data import pipeline
 from moco_jax.parts import Parts, build
 from moco_jax.report import lines, neighbours, writers
 from moco_jax.report.console import Console, table
-from moco_jax.report.lines import peak_flops
 from moco_jax.state import TrainState, count_examples
 from moco_jax.step import Batch
 
@@ -41,7 +38,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     place = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
     first = jax.process_index() == 0
     console = Console(speaks=first)
-    mesh.require_agreement(config_lib.facts_of_all_hosts(config))
+    hosts.require_agreement(hosts.facts_of(config))
     parts = build(config, str(place / "index"))
     changed = checkpoint.claim_workdir(place, config.to_dict(), allow_change)
     for name, (old, new) in changed.items():
@@ -50,7 +47,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         console.line(said)
     checkpoints = checkpoint.Checkpoints(place, config.keep)
     start = checkpoints.latest() or 0
-    mesh.require_agreement({"last checkpoint": start})
+    hosts.require_agreement({"last checkpoint": start})
     state = checkpoints.restore(start, parts.abstract) if start else parts.initial()
     log = writers.Writers(place, first, start)
     console.facts(lines.facts(config, parts, place, state))
@@ -111,6 +108,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
                 break
         watch.finish()
     finally:
+        profile.close()
         checkpoints.close()
         log.close()
         stop.release()
@@ -171,90 +169,6 @@ class StopSignals:
         """Give both signals back to whom they were taken from."""
         for name, handler in self._before.items():
             signal.signal(name, handler)
-
-
-class Clock:
-    """Averages of the metrics since the last reading, with throughput and the share of time spent waiting."""
-
-    def __init__(self, config: ConfigDict, parts: Parts, start: int, flops: float | None):
-        """Begin to measure at step `start`; `flops`: of one step on one device, where the compiler says so."""
-        self.flops, self.peak = flops, peak_flops(jax.devices()[0].device_kind)
-        self.born = time.perf_counter()
-        self.batch_size, self.total = config.batch_size, parts.total_steps
-        self.step = start
-        self.window: list[dict[str, jax.Array]] = []
-        self.waited = 0.0
-        self.began = time.perf_counter()
-        self.seconds_per_step = 0.0
-
-    def waiting(self):
-        """Time in this context counts as waiting for data."""
-        return _Timed(lambda seconds: setattr(self, "waited", self.waited + seconds))
-
-    def pause(self):
-        """Time in this context does not count."""
-        return _Timed(lambda seconds: setattr(self, "began", self.began + seconds))
-
-    def count(self, metrics: dict[str, jax.Array]) -> None:
-        """Take in the metrics of one more step, still on the device."""
-        self.step += 1
-        self.window.append(metrics)
-
-    def read(self) -> dict[str, float]:
-        """Means since the last reading; waits for the device."""
-        values = jax.device_get(self.window)
-        elapsed = time.perf_counter() - self.began
-        self.seconds_per_step = elapsed / len(values)
-        numbers = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-        numbers["images_per_second"] = self.batch_size / self.seconds_per_step
-        numbers["waiting_share"] = min(self.waited / elapsed, 1.0)
-        if self.flops:
-            numbers["teraflops_per_device"] = self.flops / self.seconds_per_step / 1e12
-            if self.peak:
-                numbers["mfu"] = self.flops / self.seconds_per_step / self.peak
-        self.window, self.waited, self.began = [], 0.0, time.perf_counter()
-        return numbers
-
-    @property
-    def age(self) -> float:
-        """Seconds since it began."""
-        return time.perf_counter() - self.born
-
-    @property
-    def left(self) -> float:
-        """Seconds to the end at the present pace."""
-        return (self.total - self.step) * self.seconds_per_step
-
-
-class Profile:
-    """Writes a profiler trace of some steps, for TensorBoard or Perfetto."""
-
-    def __init__(self, steps: Sequence[int], place: epath.Path):
-        """`steps`: first and last step, counted from 1; (0, 0) for none."""
-        self.first, self.last = steps
-        self.place = place
-
-    def before(self, step: int) -> None:
-        """Begin where the first step begins."""
-        if step == self.first:
-            jax.profiler.start_trace(str(self.place))
-
-    def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """End when the last step has run."""
-        if step == self.last:
-            jax.block_until_ready(metrics)
-            jax.profiler.stop_trace()
-
-
-class _Timed:
-    def __init__(self, report):
-        self.report = report
-
-    def __enter__(self):
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.report(time.perf_counter() - self.began)
 
 
 def conclude(console: Console, place: epath.Path, parts: Parts, state: TrainState) -> None:

@@ -1,8 +1,9 @@
-"""Damage to checkpoints is found wherever it is, named, and stepped over."""
+"""Damage to checkpoints is found wherever it is, named, and stepped over; a full disk loses nothing."""
 
 import os
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from moco_jax import checkpoint, digests, train
 from moco_jax.errors import UserError
 from tests import states
 from tests.test_train import tiny
+
+ROOM, BALLAST = 64 * 2**20, 60 * 2**20
 
 
 def settings(**changes):
@@ -93,3 +96,25 @@ def test_a_run_without_a_sound_checkpoint_is_not_begun_again_in_silence(workdir)
 def test_only_the_newest_checkpoint_is_read_when_it_is_sound(workdir):
     flip(files_of(workdir, 4)[0], 0)
     assert checkpoint.set_damaged_aside(epath.Path(workdir)) == []
+
+
+def test_a_full_disk_ends_with_one_line_and_keeps_what_was_saved(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted without the rights to do so")
+    try:
+        config, run, whole = settings(stop_at_step=12), disk / "run", tmp_path / "whole"
+        (disk / "ballast").write_bytes(bytes(BALLAST))
+        with pytest.raises(UserError, match="is on a full disk"):
+            train.train(config, str(run), set())
+        assert checkpoint.set_damaged_aside(epath.Path(run)) == []
+        steps = [int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()]
+        assert 0 < max(steps) < 12, steps
+        (disk / "ballast").unlink()
+        train.train(config, str(run), set())
+        train.train(config, str(whole), set())
+        states.assert_bitwise_equal(states.load(whole, 12), states.load(run, 12))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)

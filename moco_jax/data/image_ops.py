@@ -13,7 +13,7 @@ def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: tuple[int, int]) -> 
     first along rows, then along columns, rounded to uint8 after each.
     """
     part = tf.slice(image, [box[0], box[1], 0], [box[2], box[3], 3])
-    for shape in ((box[2], size[1]), (size[0], size[1])):
+    for shape in ((box[2], size[1]), size):
         part = _round_half_up(tf.image.resize(part, shape, antialias=True))
     return part
 

@@ -11,29 +11,6 @@ from moco_jax.parts import Parts
 from moco_jax.report.console import duration
 from moco_jax.state import TrainState
 
-# Dense bfloat16 operations a second of one device, by the name that JAX gives its kind, from the makers' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "Tesla T4": 65e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def peak_flops(kind: str) -> float | None:
-    """Peak operations a second of a device `kind`, by the longest name in PEAK_FLOPS it begins with, or None."""
-    known = [name for name in PEAK_FLOPS if kind == name or kind.startswith(f"{name}-")]
-    known += [name for name in PEAK_FLOPS if kind.startswith(f"{name} ") and "NVIDIA" in name]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
-
 
 def facts(config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState) -> dict[str, str]:
     """What will run, on what, and where it is written."""

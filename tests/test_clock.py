@@ -1,0 +1,44 @@
+"""The clock of a run knows devices by their names; a trace is written whether or not its steps are all run."""
+
+import jax.numpy as jnp
+import pytest
+from etils import epath
+
+from moco_jax import clock
+
+
+@pytest.mark.parametrize(
+    ("kind", "tera"),
+    [
+        ("TPU v4", 275),
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("cpu", None),
+    ],
+)
+def test_peak_flops(kind, tera):
+    assert clock.peak_flops(kind) == (tera and tera * 1e12)
+
+
+@pytest.mark.parametrize("steps", [range(1, 9), range(4, 9), range(1, 4)])
+def test_a_trace_is_written_from_any_start_to_any_end(tmp_path, steps):
+    """Steps 3 to 5 are wanted; the run is whole, resumed at 4, or stopped at 3."""
+    profile = clock.Profile((3, 5), epath.Path(tmp_path / "profile"))
+    for step in steps:
+        profile.before(step)
+        profile.after(step, {"loss": jnp.ones(()) * step})
+    profile.close()
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_no_trace_without_steps(tmp_path):
+    profile = clock.Profile((0, 0), epath.Path(tmp_path / "profile"))
+    for step in (1, 2):
+        profile.before(step)
+        profile.after(step, {})
+    profile.close()
+    assert not (tmp_path / "profile").exists()
