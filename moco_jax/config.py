@@ -41,7 +41,7 @@ RECIPE = dict(
     epochs=200,
     lr=0.03,  # for the batch as it is ...
     lr_reference_batch=0,  # ... unless this is set: then times batch_size / lr_reference_batch
-    lr_schedule="steps",  # 'steps' or 'cosine', constant within an epoch
+    lr_schedule="steps",  # 'steps' or 'cosine', constant within an epoch; or 'cosine_per_step'
     lr_steps=(120, 160),  # epochs at which 'steps' divides by ten
     first_epoch=0,  # number of the first epoch in the schedule: 0, or 1 as in the CIFAR demo
     sgd_momentum=0.9,
@@ -60,6 +60,7 @@ OPERATIONAL = dict(
     eval_batch_size=256,
     checkpoint_every=0,  # steps between checkpoints; 0: one an epoch
     keep=2,  # latest checkpoints kept, beside the best
+    cpu_devices=0,  # where there is only a CPU: devices it is divided into; 0: one, or what XLA_FLAGS say
     workers=0,  # threads that make views; 0: as many as cores
     max_bad_steps=10,  # steps in a row with a loss or gradient that is not finite before it stops
     spike_factor=10.0,  # a gradient norm this many times its running mean is reported
@@ -119,7 +120,7 @@ def check(config: ConfigDict, device_count: int) -> None:
     _one_of(config, "head", HEADS)
     _one_of(config, "stem", STEMS)
     _one_of(config, "augment", augment.RECIPES)
-    _one_of(config, "lr_schedule", ("steps", "cosine"))
+    _one_of(config, "lr_schedule", ("steps", "cosine", "cosine_per_step"))
     _one_of(config, "knn_features", ("backbone", "output"))
     _one_of(config, "compute_dtype", ("auto", "float32", "bfloat16", "float64"))
     for key in ("image_size", "dim", "batch_size", "bn_groups", "shuffle_groups", "queue_size", "epochs",

@@ -63,6 +63,10 @@ def main(argv: list[str]) -> None:
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
         )
+    if CONFIG.value.cpu_devices and "host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        jax.config.update("jax_num_cpu_devices", CONFIG.value.cpu_devices)
     if CONFIG.value.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", CONFIG.value.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

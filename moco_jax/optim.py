@@ -27,11 +27,13 @@ def learning_rate(
     drops: Sequence[int],
     first_epoch: int,
 ) -> Callable[[jax.Array], jax.Array]:
-    """The rate of a step: constant within an epoch, as in the authors' v1 and v2 code.
+    """The rate of a step.
 
     Args:
         peak: the rate at the start.
-        schedule: `steps` (times 0.1 at each epoch in `drops`) or `cosine` (half a period to 0).
+        schedule: `steps` (times 0.1 at each epoch in `drops`) or `cosine` (half a period to 0), both constant
+            within an epoch as in the authors' v1 and v2 code; or `cosine_per_step`, which falls at every step,
+            for runs of few epochs.
         epochs: length of the run.
         steps_per_epoch: steps in one epoch.
         drops: epochs at which `steps` divides the rate by ten.
@@ -42,7 +44,10 @@ def learning_rate(
     """
 
     def rate(step: jax.Array) -> jax.Array:
-        epoch = jnp.asarray(step // steps_per_epoch + first_epoch)
+        if schedule == "cosine_per_step":
+            epoch = step.astype(jnp.result_type(float)) / steps_per_epoch + first_epoch
+        else:
+            epoch = jnp.asarray(step // steps_per_epoch + first_epoch)
         if schedule == "steps":
             passed = jnp.sum(epoch >= jnp.asarray(list(drops)))
             return peak * jnp.power(0.1, passed.astype(jnp.result_type(float)))

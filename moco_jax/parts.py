@@ -1,4 +1,6 @@
-"""From a config to the parts of a run: mesh, images, encoder, step and monitor, each checked before use."""
+"""From a config to the parts of a run, each checked before use: the program (mesh, encoder, step), which knows no
+dataset, and the images and the monitor around it.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,43 +22,53 @@ from moco_jax.evaluation.monitor import Monitor, choose
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """What `train.py` puts to work.
+class Program:
+    """What devices compute, whatever the images are.
 
     Attributes:
-        mesh: all devices.
-        source: the images that are trained on.
-        recipe: the views drawn of them.
+        mesh: the devices.
         encoder: the Linen module of both encoders.
         initial: a jitted function without arguments: the state before the first step.
         abstract: shapes, dtypes and shardings of the state.
         train_step: jitted, the state donated.
-        monitor: scores an encoder.
         batch_shape: of one view of a batch, `[B, S, S, 3]`.
-        steps_per_epoch, total_steps: how long the run is.
         dtype: the encoder's compute dtype.
     """
 
     mesh: Mesh
-    source: Source
-    recipe: augment.Recipe
     encoder: nn.Module
     initial: Callable[[], state.TrainState]
     abstract: state.TrainState
     train_step: Any
-    monitor: Monitor
     batch_shape: tuple[int, ...]
-    steps_per_epoch: int
-    total_steps: int
     dtype: Any
 
-    def compile_step(self) -> tuple[Callable, float | None]:
-        """The step compiled for these devices, and its operations on one device where the compiler counts them."""
+    def compile_step(self) -> Any:
+        """The step compiled for these devices."""
         by_row = mesh.sharded(self.mesh)
         images: Any = jax.ShapeDtypeStruct(self.batch_shape, jnp.uint8, sharding=by_row)
         index: Any = jax.ShapeDtypeStruct(self.batch_shape[:1], jnp.int32, sharding=by_row)
-        compiled = self.train_step.lower(self.abstract, step.Batch(images, images, index)).compile()
-        return compiled, (compiled.cost_analysis() or {}).get("flops")
+        return self.train_step.lower(self.abstract, step.Batch(images, images, index)).compile()
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What `train.py` puts to work.
+
+    Attributes:
+        program: what the devices compute.
+        source: the images that are trained on.
+        recipe: the views drawn of them.
+        monitor: scores an encoder.
+        steps_per_epoch, total_steps: how long the run is.
+    """
+
+    program: Program
+    source: Source
+    recipe: augment.Recipe
+    monitor: Monitor
+    steps_per_epoch: int
+    total_steps: int
 
 
 def compute_dtype(name: str):
@@ -66,6 +78,47 @@ def compute_dtype(name: str):
     if name == "float64" and jnp.result_type(float) != jnp.float64:
         raise UserError("compute_dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
     return jnp.dtype(name)
+
+
+def program(config: ConfigDict, the_mesh: Mesh, steps_per_epoch: int) -> Program:
+    """What `config` makes the devices of `the_mesh` compute; `steps_per_epoch` places its learning rates."""
+    dtype = compute_dtype(config.compute_dtype)
+    encoder = encoders.create(
+        config.arch, head=config.head, dim=config.dim, width=config.width or None, stem=config.stem,
+        bn_groups=config.bn_groups, dtype=dtype,
+    )  # fmt: skip
+    optimizer = optim.sgd(config.sgd_momentum, config.weight_decay)
+    exact = jnp.promote_types(dtype, jnp.float32)
+
+    def create() -> state.TrainState:
+        return state.initial_state(
+            config.seed, encoder, optimizer, config.image_size, config.batch_size, config.queue_size,
+            config.dim, exact,
+        )  # fmt: skip
+
+    shapes = jax.eval_shape(create)
+    layout = state.shardings(shapes, the_mesh)
+    rate = optim.learning_rate(
+        config_lib.peak_learning_rate(config), config.lr_schedule, config.epochs, steps_per_epoch,
+        config.lr_steps, config.first_epoch,
+    )  # fmt: skip
+    pure_step = step.make_train_step(
+        encoder, optimizer, rate, momentum=config.momentum, temperature=config.temperature,
+        symmetric=config.symmetric, bn_groups=config.bn_groups, shuffle_groups=config.shuffle_groups,
+        mean=config.mean, std=config.std, dtype=dtype, mesh=the_mesh,
+    )  # fmt: skip
+    everywhere, by_row = mesh.replicated(the_mesh), mesh.sharded(the_mesh)
+    return Program(
+        mesh=the_mesh,
+        encoder=encoder,
+        initial=jax.jit(create, out_shardings=layout),
+        abstract=jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, layout),
+        train_step=jax.jit(
+            pure_step, in_shardings=(layout, by_row), out_shardings=(layout, everywhere), donate_argnums=0
+        ),
+        batch_shape=(config.batch_size, config.image_size, config.image_size, 3),
+        dtype=dtype,
+    )  # fmt: skip
 
 
 def build(config: ConfigDict, index_dir: str) -> Parts:
@@ -84,56 +137,24 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
             f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "
             f"batch_size={config.batch_size}; a batch of at most {len(source)} works"
         )
-    the_mesh, dtype = mesh.create_mesh(), compute_dtype(config.compute_dtype)
     recipe = augment.recipe(config.augment, config.image_size, config.crop_min or None)
-    encoder = encoders.create(
-        config.arch, head=config.head, dim=config.dim, width=config.width or None, stem=config.stem,
-        bn_groups=config.bn_groups, dtype=dtype,
-    )  # fmt: skip
-    optimizer = optim.sgd(config.sgd_momentum, config.weight_decay)
-    exact = jnp.promote_types(dtype, jnp.float32)
-
-    def create() -> state.TrainState:
-        return state.initial_state(
-            config.seed, encoder, optimizer, config.image_size, config.batch_size, config.queue_size,
-            config.dim, exact,
-        )  # fmt: skip
-
-    shapes = jax.eval_shape(create)
-    layout = state.shardings(shapes, the_mesh)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size)
-    rate = optim.learning_rate(
-        config_lib.peak_learning_rate(config), config.lr_schedule, config.epochs, steps_per_epoch,
-        config.lr_steps, config.first_epoch,
-    )  # fmt: skip
-    pure_step = step.make_train_step(
-        encoder, optimizer, rate, momentum=config.momentum, temperature=config.temperature,
-        symmetric=config.symmetric, bn_groups=config.bn_groups, shuffle_groups=config.shuffle_groups,
-        mean=config.mean, std=config.std, dtype=dtype, mesh=the_mesh,
-    )  # fmt: skip
-    everywhere, by_row = mesh.replicated(the_mesh), mesh.sharded(the_mesh)
+    computed = program(config, mesh.create_mesh(), steps_per_epoch)
     bank, chosen = choose(source, queries, config.knn_examples, config.seed)
     return Parts(
-        mesh=the_mesh,
+        program=computed,
         source=source,
         recipe=recipe,
-        encoder=encoder,
-        initial=jax.jit(create, out_shardings=layout),
-        abstract=jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, layout),
-        train_step=jax.jit(
-            pure_step, in_shardings=(layout, by_row), out_shardings=(layout, everywhere), donate_argnums=0
-        ),
         monitor=Monitor(
             bank=source, bank_indices=bank, queries=source if queries is None else queries,
             query_indices=chosen, recipe=recipe,
             encode=features.make_encode(
-                encoder, config.knn_features, config.mean, config.std, dtype, the_mesh
+                computed.encoder, config.knn_features, config.mean, config.std, computed.dtype,
+                computed.mesh,
             ),
-            mesh=the_mesh, batch_size=config.eval_batch_size, workers=config.workers,
+            mesh=computed.mesh, batch_size=config.eval_batch_size, workers=config.workers,
             k=config.knn_k, temperature=config.knn_temperature,
         ),
-        batch_shape=(config.batch_size, config.image_size, config.image_size, 3),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.epochs * steps_per_epoch,
-        dtype=dtype,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from moco_jax import checkpoint, guard, hosts, mesh
 from moco_jax.clock import Clock, Profile
 from moco_jax.data import pipeline
-from moco_jax.parts import Parts, build
+from moco_jax.parts import Parts, Program, build
 from moco_jax.report import lines, neighbours, writers
 from moco_jax.report.console import Console, table
 from moco_jax.state import TrainState, count_examples
@@ -40,6 +40,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     console = Console(speaks=first)
     hosts.require_agreement(hosts.facts_of(config))
     parts = build(config, str(place / "index"))
+    program = parts.program
     changed = checkpoint.claim_workdir(place, config.to_dict(), allow_change)
     for name, (old, new) in changed.items():
         console.line(f"changed by --allow_change: {name}: {old!r} -> {new!r}")
@@ -48,10 +49,10 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     checkpoints = checkpoint.Checkpoints(place, config.keep)
     start = checkpoints.latest() or 0
     hosts.require_agreement({"last checkpoint": start})
-    state = checkpoints.restore(start, parts.abstract) if start else parts.initial()
+    state = checkpoints.restore(start, program.abstract) if start else program.initial()
     log = writers.Writers(place, first, start)
     console.facts(lines.facts(config, parts, place, state))
-    train_step, flops = parts.compile_step()
+    train_step = program.compile_step()
 
     if start == 0 and config.monitor_every:
         raw = parts.monitor.raw_pixels()
@@ -64,11 +65,12 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     damaged = pipeline.DamagedImages(config.max_bad_images)
     host_batches = pipeline.train_batches(
         parts.source, parts.recipe, seed=config.seed, batch_size=config.batch_size,
-        rows=mesh.local_rows(parts.mesh, config.batch_size),
+        rows=mesh.local_rows(program.mesh, config.batch_size),
         examples_seen=count_examples(state.examples_seen), workers=config.workers, damaged=damaged,
     )  # fmt: skip
-    batches = device_batches(host_batches, parts)
+    batches = device_batches(host_batches, program)
     stop = StopSignals()
+    flops = (train_step.cost_analysis() or {}).get("flops")
     clock = Clock(config, parts, start, flops)
     profile = Profile(config.profile_steps, place / "profile")
 
@@ -132,11 +134,11 @@ def variables(state: TrainState) -> dict:
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def device_batches(host_batches: Iterator[pipeline.Rows], parts: Parts) -> Iterator[Batch]:
+def device_batches(host_batches: Iterator[pipeline.Rows], program: Program) -> Iterator[Batch]:
     """Batches on the devices, `AHEAD` of them under way while a step runs."""
     queue: deque[Batch] = deque()
     for rows in host_batches:
-        queue.append(Batch(**mesh.to_devices(parts.mesh, rows)))
+        queue.append(Batch(**mesh.to_devices(program.mesh, rows)))
         if len(queue) > AHEAD:
             yield queue.popleft()
 
@@ -173,7 +175,7 @@ class StopSignals:
 
 def conclude(console: Console, place: epath.Path, parts: Parts, state: TrainState) -> None:
     """Draw the neighbours before and after training, and print the table of scores."""
-    untrained = variables(parts.initial())
+    untrained = variables(parts.program.initial())
     path = place / "neighbours.png"
     neighbours.draw(path, parts.monitor, {"before training": untrained, "after": variables(state)})
     scores = writers.records(place)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import collectives
-from moco_jax import encoders, mesh, optim, state, step
+from moco_jax import mesh, parts, step
+from moco_jax.config import default_config
 
 DEVICES, B, SIDE, DIM, SLOTS = 8, 128, 32, 16, 64
 IMAGE = SIDE * SIDE * 3
@@ -17,26 +18,13 @@ IMAGE = SIDE * SIDE * 3
 def compiled(groups, exchange=None, monkeypatch=None):
     if exchange is not None:
         monkeypatch.setattr(step, "exchange", exchange)
-    the_mesh = mesh.create_mesh(jax.devices()[:DEVICES])
-    encoder = encoders.create(
-        "resnet10", width=16, stem="cifar_stride2", dim=DIM, head="mlp", bn_groups=groups
-    )
-    optimizer = optim.sgd(0.9, 1e-4)
-    train_step = step.make_train_step(
-        encoder, optimizer, lambda s: jnp.asarray(0.03), momentum=0.99, temperature=0.2, symmetric=False,
-        bn_groups=groups, shuffle_groups=8, mean=(0.5,) * 3, std=(0.2,) * 3, mesh=the_mesh,
+    config = default_config()
+    config.update(
+        arch="resnet10", width=16, stem="cifar_stride2", dim=DIM, head="mlp", image_size=SIDE, batch_size=B,
+        bn_groups=groups, shuffle_groups=8, queue_size=SLOTS * B, compute_dtype="float32",
     )  # fmt: skip
-    shapes = jax.eval_shape(
-        lambda: state.initial_state(0, encoder, optimizer, SIDE, B, SLOTS * B, DIM)
-    )
-    layout, by_row = state.shardings(shapes, the_mesh), mesh.sharded(the_mesh)
-    images = jax.ShapeDtypeStruct((B, SIDE, SIDE, 3), jnp.uint8)
-    batch = step.Batch(images, images, jax.ShapeDtypeStruct((B,), jnp.int32))
-    jitted = jax.jit(
-        train_step, in_shardings=(layout, by_row), out_shardings=(layout, mesh.replicated(the_mesh)),
-        donate_argnums=0,
-    )  # fmt: skip
-    return collectives.read(jitted.lower(shapes, batch).compile().as_text()), shapes
+    program = parts.program(config, mesh.create_mesh(jax.devices()[:DEVICES]), steps_per_epoch=1)
+    return collectives.read(program.compile_step().as_text()), program.abstract
 
 
 def judge(found, shapes, groups):

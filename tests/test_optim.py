@@ -25,6 +25,18 @@ def test_steps_schedule_equals_pytorch(float64):
     np.testing.assert_allclose(rates("steps", 200, 2, (120, 160)), expected, rtol=1e-12)
 
 
+def test_cosine_per_step_equals_pytorch(float64):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[torch]'")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.03)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4 * 7)
+    expected = []
+    for _ in range(4 * 7):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    np.testing.assert_allclose(rates("cosine_per_step", 4, 7), expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("first_epoch", [0, 1])
 def test_cosine_schedule_equals_the_formula_of_the_authors(float64, first_epoch):
     expected = [

@@ -20,7 +20,7 @@ def facts(config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState
     if config.lr_reference_batch:
         rate = f"{peak_learning_rate(config):g} = {config.lr:g} x {config.batch_size} / {config.lr_reference_batch}"
     found = {
-        "devices": f"{len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s), {parts.dtype}",
+        "devices": f"{len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s), {parts.program.dtype}",
         "images": f"{len(parts.source):,} of {config.dataset} ({config.split})",
         "encoder": f"{config.arch}, {count:,} parameters",
         "batch": f"{config.batch_size} in {config.bn_groups} BN groups",

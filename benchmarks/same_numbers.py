@@ -1,0 +1,171 @@
+"""One run on one device, on eight, on two processes of four, and moved 8 -> 4 -> 1: how far the numbers differ.
+
+    python -m benchmarks.same_numbers [--out=FOLDER]
+
+Each row is the real command line, in processes of its own. In float64 only the order of sums can differ. In float32
+that difference grows from step to step as any difference does, so it stands beside that of a control: the run on one
+device with every weight moved by one unit in the last place.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from etils import epath
+
+from benchmarks import machine
+from moco_jax.data import augment, pipeline
+from moco_jax.data.source import digits
+from moco_jax.report import writers
+from moco_jax.report.console import table
+from tests import states
+
+STEPS, BATCH = 20, 64
+OUT = flags.DEFINE_string("out", "", "Folder that keeps the runs; a temporary one where empty.")
+
+# Name -> parts of the run: processes, devices of each, and the step at which the part ends.
+RUNS = {
+    "1 device": [(1, 1, STEPS)],
+    "8 devices": [(1, 8, STEPS)],
+    "2 processes x 4": [(2, 4, STEPS)],
+    "8 -> 4 -> 1, resumed": [(1, 8, 7), (1, 4, 14), (1, 1, STEPS)],
+}
+CONTROL = "control: 1 device, weights + 1 ulp"
+
+
+def settings(dtype: str, stop: int) -> list[str]:
+    """The digits with a ResNet-18, shuffled keys, eight BN groups, and a queue that wraps."""
+    return [
+        "--config=configs/digits.py", "--config.arch=resnet18", "--config.width=32", "--config.bn_groups=8",
+        "--config.shuffle_groups=8", f"--config.batch_size={BATCH}", f"--config.queue_size={8 * BATCH}",
+        "--config.monitor_every=0", "--config.log_every=1", f"--config.compute_dtype={dtype}",
+        f"--config.stop_at_step={stop}", "--config.cpu_devices=0",
+    ]  # fmt: skip
+
+
+def run(workdir: Path, dtype: str, processes: int, devices: int, stop: int, control: bool) -> None:
+    """One part of a run, to its end; RuntimeError with what a process said if it fails."""
+    env = {
+        **os.environ,
+        "JAX_ENABLE_X64": str(int(dtype == "float64")),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    module = "benchmarks.same_numbers" if control else "moco_jax.main"
+    command = [sys.executable, "-m", module, f"--workdir={workdir}", *settings(dtype, stop)]
+    port, started = machine.free_port(), []
+    for number in range(processes):
+        joined = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", f"--process_id={number}"]  # fmt: skip
+        more = ["--control"] if control else joined if processes > 1 else []
+        started.append(
+            subprocess.Popen(
+                command + more, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        )
+    for process in started:
+        said, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{said}")
+
+
+def control() -> None:
+    """The command line, but every weight of both encoders begins one unit in the last place higher."""
+    from moco_jax import main, train
+
+    build = train.build
+
+    def nudged(*arguments):
+        parts = build(*arguments)
+
+        def initial():
+            begin = parts.program.initial()
+            nudge = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.nextafter(x, jnp.inf), tree))
+            return begin.replace(params=nudge(begin.params), key_params=nudge(begin.key_params))
+
+        program = dataclasses.replace(parts.program, initial=initial)
+        return dataclasses.replace(parts, program=program)
+
+    train.build = nudged
+    sys.argv.remove("--control")
+    main.run()
+
+
+def same_views() -> str:
+    """Whether two hosts draw the very views that one draws, over an epoch's end."""
+    recipe = augment.recipe("v2", 32)
+
+    def draw(rows: np.ndarray, workers: int):
+        batches = pipeline.train_batches(
+            digits("train"), recipe, seed=0, batch_size=BATCH, rows=rows, examples_seen=20 * BATCH,
+            workers=workers, damaged=pipeline.DamagedImages(0),
+        )  # fmt: skip
+        return [next(batches) for _ in range(4)]
+
+    every = np.arange(BATCH)
+    whole, first, second = draw(every, 1), draw(every[:32], 2), draw(every[32:], 2)
+    same = all(
+        np.array_equal(w[name], np.concatenate([a[name], b[name]]))
+        for w, a, b in zip(whole, first, second, strict=True)
+        for name in w
+    )
+    return "identical" if same else "DIFFERENT"
+
+
+def measure(folder: Path, dtype: str) -> list[list[str]]:
+    """A row for each run: largest relative differences of losses and of the final state from those of one device."""
+    found = {}
+    names = {**RUNS, CONTROL: RUNS["1 device"]} if dtype == "float32" else RUNS
+    for name, parts in names.items():
+        workdir = folder / dtype / "".join(c if c.isalnum() else "_" for c in name)
+        for part in parts:
+            run(workdir, dtype, *part, control=name == CONTROL)
+        losses = [r["loss"] for r in writers.records(epath.Path(workdir)) if "loss" in r]
+        found[name] = np.asarray(losses), states.load(workdir, STEPS)
+    one_losses, one = found["1 device"]
+    rows = []
+    for name, (losses, state) in found.items():
+        apart = np.abs(losses / one_losses - 1)
+        parameters = [k for k in one if k.startswith(("params", "key_params"))]
+        # Each array against its own largest value.
+        worst = max(np.abs(state[k] - one[k]).max() / np.abs(one[k]).max() for k in parameters)
+        keys = np.abs(state["dictionary.keys"] - one["dictionary.keys"]).max()
+        order = all(np.array_equal(state[k], one[k]) for k in ("dictionary.index", "examples_seen"))
+        rows.append([
+            dtype, name, f"{apart[0]:.1e}", f"{apart.max():.1e}", f"{worst:.1e}", f"{keys:.1e}",
+            "identical" if order else "DIFFERENT",
+        ])  # fmt: skip
+    return rows
+
+
+def main(argv: list[str]) -> None:
+    """Run all rows and print the table."""
+    with TemporaryDirectory() as temporary:
+        folder = Path(OUT.value or temporary)
+        rows = [row for dtype in ("float64", "float32") for row in measure(folder, dtype)]
+    header = [
+        "dtype",
+        "run",
+        "loss, step 1",
+        f"loss, {STEPS} steps",
+        "parameters",
+        "queue",
+        "order of keys",
+    ]
+    print(
+        f"{machine.describe()}; ResNet-18 (width 32), batch {BATCH} in 8 BN groups, shuffled keys"
+    )
+    print("largest relative difference from 1 device (queue: absolute)")
+    print(table(header, rows))
+    print(f"views drawn by two hosts with two workers and by one host with one: {same_views()}")
+
+
+if __name__ == "__main__":
+    control() if "--control" in sys.argv else app.run(main)

@@ -1,0 +1,182 @@
+"""What the TPU compiler makes of the ImageNet step, without a TPU: operations, bytes, memory, collectives a chip.
+
+    pip install libtpu      # in a virtual environment of its own: with it a plain `import jax` looks for a TPU
+    python -m benchmarks.tpu_compile [--topologies=v5e:2x4,...] [--ideas]
+
+Each topology's step (configs/imagenet.py:v2, 32 images a chip, a BN group a chip) stands beside the supervised
+ResNet-50 step compiled in the same run. 4/3 of its operations is the floor: one forward pass more. `--ideas`
+compiles the step once more without each thing that was done to save bytes. A compilation takes a minute or two.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import re
+import time
+from collections import defaultdict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from benchmarks import collectives
+from configs import imagenet
+from moco_jax import encoders, mesh, optim, parts
+from moco_jax.report.console import table
+from moco_jax.step import to_network_input
+
+TOPOLOGIES = flags.DEFINE_list(
+    "topologies", ["v5e:2x4", "v5e:16x16", "v4:4x4x4", "v6e:2x4"], "Names of the TPU compiler."
+)
+IDEAS = flags.DEFINE_bool(
+    "ideas", False, "Also compile the step without each saving, on the first topology."
+)
+OUT = flags.DEFINE_string("out", "", "Folder for the compiled programs' text.")
+IMAGES = 32
+CLASSES = 1000
+
+
+def moco(the_mesh: Mesh, **changes: Any):
+    """The compiled step of MoCo v2 on ImageNet, 32 images and one BN group a chip."""
+    chips = the_mesh.size
+    config = imagenet.get_config("v2")
+    config.update(
+        batch_size=IMAGES * chips, bn_groups=chips, shuffle_groups=8, compute_dtype="bfloat16"
+    )
+    config.update(changes)
+    return parts.program(config, the_mesh, steps_per_epoch=5000).compile_step()
+
+
+def supervised(the_mesh: Mesh):
+    """The compiled step of a supervised ResNet-50: the same encoder, images, BN groups, precision and optimizer."""
+    chips = the_mesh.size
+    batch, config = IMAGES * chips, imagenet.get_config("v2")
+    encoder = encoders.create("resnet50", dim=CLASSES, bn_groups=chips, dtype=jnp.bfloat16)
+    optimizer = optim.sgd(0.9, 1e-4)
+
+    def create():
+        variables = encoder.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False)
+        return variables, optimizer.init(variables["params"])
+
+    def train_step(state, images, labels):
+        variables, memory = state
+
+        def loss_fn(params):
+            logits, updated = encoder.apply(
+                {**variables, "params": params}, to_network_input(images, config.mean, config.std, jnp.bfloat16),
+                train=True, mutable=["batch_stats"],
+            )  # fmt: skip
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, updated
+
+        (loss, updated), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
+        updates, memory = optimizer.update(grads, memory, variables["params"])
+        params = jax.tree.map(lambda p, u: p - 0.1 * u, variables["params"], updates)
+        return ({"params": params, **updated}, memory), loss
+
+    everywhere, by_row = mesh.replicated(the_mesh), mesh.sharded(the_mesh)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(create),
+    )
+    images = jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.uint8, sharding=by_row)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=by_row)
+    jitted = jax.jit(train_step, out_shardings=(everywhere, everywhere), donate_argnums=0)
+    return jitted.lower(abstract, images, labels).compile()
+
+
+def numbers(compiled) -> dict[str, float]:
+    """Billions of operations, and gigabytes moved, held at the peak and of temporaries, of one chip."""
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "gflop": cost["flops"] / 1e9,
+        "gb": cost["bytes accessed"] / 1e9,
+        "peak": (held + memory.temp_size_in_bytes) / 1e9,
+        "temporaries": memory.temp_size_in_bytes / 1e9,
+    }
+
+
+def traffic(text: str) -> list[list[str]]:
+    """Rows of the collectives: kind, type, how many arrays, megabytes a chip, the largest array."""
+    groups = defaultdict(list)
+    for one in collectives.read(text):
+        groups[one.kind, one.dtype].append(one)
+    return [
+        [kind, dtype, str(len(found)), f"{sum(c.bytes for c in found) / 1e6:.3f}",
+         str(list(max(found, key=lambda c: c.bytes).shape))]
+        for (kind, dtype), found in sorted(groups.items())
+    ]  # fmt: skip
+
+
+def logits_precision(text: str) -> list[str]:
+    """What the compiled text says of the precision of each product of queries and keys (`contrastive.info_nce`)."""
+    said = []
+    for line in text.splitlines():
+        name = re.search(r'op_name="([^"]*(?:bsn|snc)[^"]*)"', line)
+        if name and re.search(r" (convolution|dot)\(", line):
+            precision = re.search(r"operand_precision=\{([^}]*)\}", line)
+            said.append(f"{precision[1] if precision else 'default'}: {name[1]}")
+    return said
+
+
+def report(name: str, compiled, base: dict[str, float] | None) -> list[str]:
+    """One row on a program, against `base` where there is one."""
+    n = numbers(compiled)
+    if base is None:
+        return [
+            name,
+            f"{n['gflop']:.0f}",
+            "",
+            f"{n['gb']:.2f}",
+            "",
+            f"{n['peak']:.2f}",
+            f"{n['temporaries']:.2f}",
+        ]
+    return [
+        name, f"{n['gflop']:.0f}", f"{n['gflop'] / base['gflop']:.3f}x", f"{n['gb']:.2f}",
+        f"{n['gb'] / base['gb']:.3f}x", f"{n['peak']:.2f}", f"{n['temporaries']:.2f}",
+    ]  # fmt: skip
+
+
+def judge(topology: str) -> None:
+    """Compile both steps for one topology and print what they need."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    the_mesh = mesh.create_mesh(list(devices))
+    began = time.perf_counter()
+    base, ours = supervised(the_mesh), moco(the_mesh)
+    seconds = time.perf_counter() - began
+    text = ours.as_text()
+    if OUT.value:
+        os.makedirs(OUT.value, exist_ok=True)
+        for name, compiled in (("moco", ours), ("supervised", base)):
+            with open(
+                os.path.join(OUT.value, f"{topology.replace(':', '_')}_{name}.txt"), "w"
+            ) as file:
+                file.write(compiled.as_text())
+    first = numbers(base)
+    print(
+        f"\n{topology}: {devices[0].device_kind}, {len(devices)} chips, batch {IMAGES * len(devices)}; compiled in {seconds:.0f} s"
+    )
+    header = ["a chip", "GFLOP", "", "GB moved", "", "GB at peak", "GB temporary"]
+    print(table(header, [report("supervised", base, None), report("MoCo v2", ours, first)]))
+    print(table(["collective", "type", "arrays", "MB a chip", "largest"], traffic(text)))
+    for line in logits_precision(text):
+        print("logits", line)
+
+
+def main(argv: list[str]) -> None:
+    """Judge every topology."""
+    for topology in TOPOLOGIES.value:
+        judge(topology)
+
+
+if __name__ == "__main__":
+    app.run(main)
