@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moco_jax.data import augment
-from moco_jax.encoders import BACKBONES, HEADS, STEMS
+from moco_jax.encoders import BACKBONES, HEADS, REDUCE, STEMS
 from moco_jax.errors import UserError
 
 RECIPE = dict(
@@ -46,6 +46,7 @@ RECIPE = dict(
     first_epoch=0,  # number of the first epoch in the schedule: 0, or 1 as in the CIFAR demo
     sgd_momentum=0.9,
     weight_decay=1e-4,
+    reduce="parameter",  # gradients are summed in the 'parameter' dtype (float32), or in that of 'compute'
     compute_dtype="auto",  # 'float32', 'bfloat16', 'float64'; auto: float32 on CPU, else bfloat16
 )
 OPERATIONAL = dict(
@@ -121,6 +122,7 @@ def check(config: ConfigDict, device_count: int) -> None:
     _one_of(config, "stem", STEMS)
     _one_of(config, "augment", augment.RECIPES)
     _one_of(config, "lr_schedule", ("steps", "cosine", "cosine_per_step"))
+    _one_of(config, "reduce", REDUCE)
     _one_of(config, "knn_features", ("backbone", "output"))
     _one_of(config, "compute_dtype", ("auto", "float32", "bfloat16", "float64"))
     for key in ("image_size", "dim", "batch_size", "bn_groups", "shuffle_groups", "queue_size", "epochs",

@@ -85,7 +85,7 @@ def program(config: ConfigDict, the_mesh: Mesh, steps_per_epoch: int) -> Program
     dtype = compute_dtype(config.compute_dtype)
     encoder = encoders.create(
         config.arch, head=config.head, dim=config.dim, width=config.width or None, stem=config.stem,
-        bn_groups=config.bn_groups, dtype=dtype,
+        bn_groups=config.bn_groups, dtype=dtype, reduce=config.reduce,
     )  # fmt: skip
     optimizer = optim.sgd(config.sgd_momentum, config.weight_decay)
     exact = jnp.promote_types(dtype, jnp.float32)

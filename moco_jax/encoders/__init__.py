@@ -1,8 +1,8 @@
 """Encoders by name: a backbone that pools an image to features, and a head that projects them.
 
-To add one, write a Linen module with the fields `width`, `stem`, `bn_groups` and `dtype` that maps images
+To add one, write a Linen module with the fields `width`, `stem`, `bn_groups`, `dtype` and `reduce` that maps images
 `[B, H, W, 3]` and `train` to features `[B, D]`, and name it in `BACKBONES`. To add a head, write a module
-with `dim` and `dtype` that maps `[B, D]` to `[B, dim]`, and name it in `HEADS`.
+with `dim`, `dtype` and `reduce` that maps `[B, D]` to `[B, dim]`, and name it in `HEADS`.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from moco_jax.encoders.heads import LinearHead, MLPHead
+from moco_jax.encoders.layers import REDUCE
 from moco_jax.encoders.resnet import STEMS, ResNet
 from moco_jax.errors import UserError
 
@@ -57,6 +58,7 @@ def create(
     stem: str = "imagenet",
     bn_groups: int = 1,
     dtype: Any = jnp.float32,
+    reduce: str = "parameter",
 ) -> Encoder:
     """The encoder `name` with its head.
 
@@ -68,6 +70,7 @@ def create(
         stem: 'imagenet', 'cifar' or 'cifar_stride2', see `ResNet`.
         bn_groups: G, groups of samples that share BatchNorm statistics; G must divide the batch.
         dtype: compute dtype; parameters, statistics and outputs are at least float32.
+        reduce: precision in which weights' gradients are summed, a member of `layers.REDUCE`.
 
     Raises:
         UserError: unknown `name`, `head` or `stem`.
@@ -76,9 +79,12 @@ def create(
         ("encoder", name, BACKBONES),
         ("head", head, HEADS),
         ("stem", stem, STEMS),
+        ("reduce", reduce, REDUCE),
     ):
         if value not in known:
             raise UserError(f"{setting}={value!r} is unknown; known are {', '.join(known)}")
     own_width = {} if width is None else {"width": width}
-    backbone = BACKBONES[name](stem=stem, bn_groups=bn_groups, dtype=dtype, **own_width)
-    return Encoder(backbone, HEADS[head](dim, dtype=dtype))
+    backbone = BACKBONES[name](
+        stem=stem, bn_groups=bn_groups, dtype=dtype, reduce=reduce, **own_width
+    )
+    return Encoder(backbone, HEADS[head](dim, dtype=dtype, reduce=reduce))

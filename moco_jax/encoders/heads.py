@@ -10,22 +10,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from moco_jax.encoders.layers import Dense
 
-def linear(fan_in: int, dim: int, dtype: Any, name: str) -> nn.Dense:
+
+def linear(fan_in: int, dim: int, dtype: Any, reduce: str, name: str) -> Dense:
     """A dense layer whose weights and biases start uniform within +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
 
     def uniform(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         return jax.random.uniform(rng, shape, dtype, -bound, bound)
 
-    return nn.Dense(
-        dim,
-        dtype=dtype,
-        param_dtype=jnp.promote_types(dtype, jnp.float32),
-        kernel_init=uniform,
-        bias_init=uniform,
-        name=name,
-    )
+    return Dense(dim, dtype, reduce, uniform, name=name)
 
 
 class LinearHead(nn.Module):
@@ -33,11 +28,12 @@ class LinearHead(nn.Module):
 
     dim: int
     dtype: Any = jnp.float32
+    reduce: str = "parameter"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, D]` -> `[B, dim]`, computed in `dtype`, returned in at least float32."""
-        x = linear(x.shape[-1], self.dim, self.dtype, "fc")(x)
+        x = linear(x.shape[-1], self.dim, self.dtype, self.reduce, "fc")(x)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
@@ -46,10 +42,11 @@ class MLPHead(nn.Module):
 
     dim: int
     dtype: Any = jnp.float32
+    reduce: str = "parameter"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, D]` -> `[B, dim]`, computed in `dtype`, returned in at least float32."""
-        x = nn.relu(linear(x.shape[-1], x.shape[-1], self.dtype, "fc1")(x))
-        x = linear(x.shape[-1], self.dim, self.dtype, "fc2")(x)
+        x = nn.relu(linear(x.shape[-1], x.shape[-1], self.dtype, self.reduce, "fc1")(x))
+        x = linear(x.shape[-1], self.dim, self.dtype, self.reduce, "fc2")(x)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from moco_jax.encoders.layers import Conv
 from moco_jax.encoders.norm import BatchNorm
 from moco_jax.errors import UserError
 
@@ -19,21 +20,6 @@ from moco_jax.errors import UserError
 STEMS = {"imagenet": (7, 2, True), "cifar": (3, 1, False), "cifar_stride2": (3, 2, False)}
 
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def conv(channels: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-    """A convolution without bias, padded by `kernel // 2` on every side."""
-    return nn.Conv(
-        channels,
-        (kernel, kernel),
-        strides=stride,
-        padding=kernel // 2,
-        use_bias=False,
-        dtype=dtype,
-        param_dtype=jnp.promote_types(dtype, jnp.float32),
-        kernel_init=kaiming_normal,
-        name=name,
-    )
 
 
 class Block(nn.Module):
@@ -45,6 +31,7 @@ class Block(nn.Module):
         bottleneck: which of the two kinds.
         bn_groups: G, groups of samples that share BatchNorm statistics.
         dtype: compute dtype.
+        reduce: precision of the kernels' gradients, see `layers.convolve`.
     """
 
     channels: int
@@ -52,11 +39,13 @@ class Block(nn.Module):
     bottleneck: bool
     bn_groups: int
     dtype: Any
+    reduce: str
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`[B, H, W, C]` -> `[B, H / stride, W / stride, channels (x 4 in a bottleneck)]`."""
         norm = partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
+        conv = partial(Conv, dtype=self.dtype, reduce=self.reduce, kernel_init=kaiming_normal)
         inner, outer = self.channels, self.channels * (4 if self.bottleneck else 1)
         if self.bottleneck:
             plan = [(inner, 1, 1), (inner, 3, self.stride), (outer, 1, 1)]
@@ -65,11 +54,11 @@ class Block(nn.Module):
 
         y = x
         for i, (channels, kernel, stride) in enumerate(plan, start=1):
-            y = conv(channels, kernel, stride, self.dtype, f"conv{i}")(y)
+            y = conv(channels, kernel, stride, name=f"conv{i}")(y)
             y = norm(name=f"bn{i}")(y, train)
             y = nn.relu(y) if i < len(plan) else y
         if self.stride > 1 or x.shape[-1] != outer:
-            x = conv(outer, 1, self.stride, self.dtype, "downsample_conv")(x)
+            x = conv(outer, 1, self.stride, name="downsample_conv")(x)
             x = norm(name="downsample_bn")(x, train)
         return nn.relu(x + y)
 
@@ -85,6 +74,7 @@ class ResNet(nn.Module):
         stem: 'imagenet' (7x7/2 and max-pool), 'cifar' (3x3/1) or 'cifar_stride2' (3x3/2).
         bn_groups: G, groups of samples that share BatchNorm statistics.
         dtype: compute dtype; parameters and statistics are at least float32.
+        reduce: precision of the kernels' gradients, see `layers.convolve`.
     """
 
     stage_sizes: Sequence[int]
@@ -93,6 +83,7 @@ class ResNet(nn.Module):
     stem: str = "imagenet"
     bn_groups: int = 1
     dtype: Any = jnp.float32
+    reduce: str = "parameter"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -100,7 +91,9 @@ class ResNet(nn.Module):
         if self.stem not in STEMS:
             raise UserError(f"stem={self.stem!r} is unknown; known are {', '.join(STEMS)}")
         kernel, stride, pool = STEMS[self.stem]
-        x = conv(self.width, kernel, stride, self.dtype, "conv1")(x)
+        x = Conv(self.width, kernel, stride, self.dtype, self.reduce, kaiming_normal, name="conv1")(
+            x
+        )
         x = nn.relu(BatchNorm(self.bn_groups, dtype=self.dtype, name="bn1")(x, train))
         if pool:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
@@ -112,6 +105,7 @@ class ResNet(nn.Module):
                     bottleneck=self.bottleneck,
                     bn_groups=self.bn_groups,
                     dtype=self.dtype,
+                    reduce=self.reduce,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
         return jnp.mean(x, (1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32))

@@ -1,0 +1,130 @@
+"""Convolution and dense layer that say in which precision their weights' gradients are summed.
+
+These gradients add up over the images of a batch, on a device and then between devices. With bfloat16 activations
+JAX's own rules round each device's sum to bfloat16 before it travels; here it stays in the parameters' dtype unless
+`reduce` is 'compute'.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+REDUCE = ("parameter", "compute")
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (stride, stride), [(pad, pad)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, reduce: str) -> jax.Array:
+    """`x` `[B, H, W, C]` with `kernel` `[k, k, C, D]`, k odd, padded by `k // 2` on every side, in the dtype of `x`.
+
+    `reduce`: the kernel's gradient is summed in the dtype of 'parameter' or of 'compute'.
+    """
+    return _convolve(x, kernel, stride)
+
+
+def _convolve_forward(x: jax.Array, kernel: jax.Array, stride: int, reduce: str):
+    return _convolve(x, kernel, stride), (x, kernel)
+
+
+def _convolve_backward(stride: int, reduce: str, saved: tuple[jax.Array, jax.Array], g: jax.Array):
+    x, kernel = saved
+    (x_gradient,) = jax.vjp(lambda x: _convolve(x, kernel, stride), x)[1](g)
+    # Each tap of the kernel sums the products of `g`, spread by the stride, with what of the padded `x` lies below it.
+    taps, pad = kernel.shape[0], kernel.shape[0] // 2
+    pads = [
+        (pad, taps + (out - 1) * stride - side - pad)
+        for side, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
+    ]
+    kernel_gradient = lax.conv_general_dilated(
+        x, g, (1, 1), pads, rhs_dilation=(stride, stride), dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        preferred_element_type=kernel.dtype if reduce == "parameter" else x.dtype,
+    )  # fmt: skip
+    return x_gradient, kernel_gradient.astype(kernel.dtype)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce: str) -> jax.Array:
+    """`x` `[B, C]` times `kernel` `[C, D]` plus `bias` `[D]`, in the dtype of `x`; `reduce` as in `convolve`."""
+    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+
+
+def _affine_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce: str):
+    return affine(x, kernel, bias, reduce), (x, kernel)
+
+
+def _affine_backward(reduce: str, saved: tuple[jax.Array, jax.Array], g: jax.Array):
+    x, kernel = saved
+    dtype = kernel.dtype if reduce == "parameter" else x.dtype
+    kernel_gradient = lax.dot_general(x, g, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
+    bias_gradient = jnp.sum(g, 0, dtype=dtype)
+    exact = (kernel_gradient.astype(kernel.dtype), bias_gradient.astype(kernel.dtype))
+    return g @ kernel.astype(x.dtype).T, *exact
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
+class Conv(nn.Module):
+    """A convolution without bias, padded by half its odd `kernel` on every side.
+
+    Attributes:
+        channels: out.
+        kernel: side of the kernel.
+        stride: in both directions.
+        dtype: compute dtype; the parameter `kernel` `[k, k, C, channels]` is at least float32.
+        reduce: see `convolve`.
+        kernel_init: initialiser.
+    """
+
+    channels: int
+    kernel: int
+    stride: int
+    dtype: Any
+    reduce: str
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C]` -> `[B, ceil(H / stride), ceil(W / stride), channels]`, in `dtype`."""
+        shape = (self.kernel, self.kernel, x.shape[-1], self.channels)
+        exact = jnp.promote_types(self.dtype, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, exact)
+        return convolve(x.astype(self.dtype), kernel, self.stride, self.reduce)
+
+
+class Dense(nn.Module):
+    """A dense layer with bias.
+
+    Attributes:
+        dim: features out.
+        dtype: compute dtype; the parameters `kernel` `[C, dim]` and `bias` `[dim]` are at least float32.
+        reduce: see `convolve`.
+        initializer: of both.
+    """
+
+    dim: int
+    dtype: Any
+    reduce: str
+    initializer: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, C]` -> `[B, dim]`, in `dtype`."""
+        exact = jnp.promote_types(self.dtype, jnp.float32)
+        kernel = self.param("kernel", self.initializer, (x.shape[-1], self.dim), exact)
+        bias = self.param("bias", self.initializer, (self.dim,), exact)
+        return affine(x.astype(self.dtype), kernel, bias, self.reduce)
