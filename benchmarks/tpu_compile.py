@@ -14,13 +14,16 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import dataclasses
 import re
 import time
 from collections import defaultdict
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import app, flags
 from jax.experimental import topologies
@@ -28,7 +31,7 @@ from jax.sharding import Mesh
 
 from benchmarks import collectives
 from configs import imagenet
-from moco_jax import encoders, mesh, optim, parts
+from moco_jax import encoders, mesh, optim, parts, step
 from moco_jax.report.console import table
 from moco_jax.step import to_network_input
 
@@ -41,17 +44,24 @@ IDEAS = flags.DEFINE_bool(
 OUT = flags.DEFINE_string("out", "", "Folder for the compiled programs' text.")
 IMAGES = 32
 CLASSES = 1000
+HEADER = ["a chip", "GFLOP", "", "GB moved", "", "GB at peak", "GB temporary"]
 
 
-def moco(the_mesh: Mesh, **changes: Any):
-    """The compiled step of MoCo v2 on ImageNet, 32 images and one BN group a chip."""
+def mesh_of(topology: str) -> Mesh:
+    """A mesh of chips that are not there, of which the TPU compiler knows all it needs."""
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    return mesh.create_mesh(list(found.devices))
+
+
+def moco_program(the_mesh: Mesh, **changes: Any) -> parts.Program:
+    """The step of MoCo v2 on ImageNet, 32 images and one BN group a chip."""
     chips = the_mesh.size
     config = imagenet.get_config("v2")
     config.update(
         batch_size=IMAGES * chips, bn_groups=chips, shuffle_groups=8, compute_dtype="bfloat16"
     )
     config.update(changes)
-    return parts.program(config, the_mesh, steps_per_epoch=5000).compile_step()
+    return parts.program(config, the_mesh, steps_per_epoch=5000)
 
 
 def supervised(the_mesh: Mesh):
@@ -148,10 +158,10 @@ def report(name: str, compiled, base: dict[str, float] | None) -> list[str]:
 
 def judge(topology: str) -> None:
     """Compile both steps for one topology and print what they need."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    the_mesh = mesh.create_mesh(list(devices))
+    the_mesh = mesh_of(topology)
+    devices = the_mesh.devices
     began = time.perf_counter()
-    base, ours = supervised(the_mesh), moco(the_mesh)
+    base, ours = supervised(the_mesh), moco_program(the_mesh).compile_step()
     seconds = time.perf_counter() - began
     text = ours.as_text()
     if OUT.value:
@@ -163,19 +173,74 @@ def judge(topology: str) -> None:
                 file.write(compiled.as_text())
     first = numbers(base)
     print(
-        f"\n{topology}: {devices[0].device_kind}, {len(devices)} chips, batch {IMAGES * len(devices)}; compiled in {seconds:.0f} s"
+        f"\n{topology}: {devices[0].device_kind}, {the_mesh.size} chips, batch {IMAGES * the_mesh.size}; compiled in {seconds:.0f} s"
     )
-    header = ["a chip", "GFLOP", "", "GB moved", "", "GB at peak", "GB temporary"]
-    print(table(header, [report("supervised", base, None), report("MoCo v2", ours, first)]))
+    print(table(HEADER, [report("supervised", base, None), report("MoCo v2", ours, first)]))
     print(table(["collective", "type", "arrays", "MB a chip", "largest"], traffic(text)))
     for line in logits_precision(text):
         print("logits", line)
+
+
+def without_donation(the_mesh: Mesh):
+    """The compiled step that keeps its old state beside the new one."""
+    program = moco_program(the_mesh)
+    undonated = jax.jit(
+        program.train_step.__wrapped__, out_shardings=(jax.tree.map(lambda x: x.sharding, program.abstract), None)
+    )  # fmt: skip
+    return dataclasses.replace(program, train_step=undonated).compile_step()
+
+
+def average_apart(the_mesh: Mesh):
+    """The compiled step in which the momentum encoder's average reads the new weights once more."""
+    average = optim.moving_average
+
+    def apart(old, new, momentum):
+        return average(old, jax.lax.optimization_barrier(new), momentum)
+
+    with mock.patch.object(optim, "moving_average", apart):
+        return moco_program(the_mesh).compile_step()
+
+
+def permuted(the_mesh: Mesh):
+    """The compiled step that shuffles key images as is usual, `key[permutation]`."""
+    order = np.random.default_rng(0).permutation(IMAGES * the_mesh.size)
+
+    def permute(x, *_):
+        return x[order]
+
+    with mock.patch.object(step, "exchange", permute):
+        return moco_program(the_mesh).compile_step()
+
+
+def compare_ideas(topology: str) -> None:
+    """Compile the step without each saving and print what it needs then."""
+    the_mesh = mesh_of(topology)
+    forms = {
+        "as it is": lambda: moco_program(the_mesh).compile_step(),
+        "gradients summed in bfloat16 (reduce='compute')": lambda: moco_program(
+            the_mesh, reduce="compute"
+        ).compile_step(),
+        "momentum encoder averaged in a pass of its own": lambda: average_apart(the_mesh),
+        "state not donated": lambda: without_donation(the_mesh),
+        "key images shuffled by key[permutation]": lambda: permuted(the_mesh),
+    }
+    rows, first = [], None
+    for name, make in forms.items():
+        compiled = make()
+        first = first or numbers(compiled)
+        moved = sum(c.bytes for c in collectives.read(compiled.as_text())) / 1e6
+        rows.append([*report(name, compiled, first), f"{moved:.1f}"])
+        print(f"  {name}: compiled", flush=True)
+    print(f"\n{topology}, each against the step as it is")
+    print(table([*HEADER, "MB between chips"], rows))
 
 
 def main(argv: list[str]) -> None:
     """Judge every topology."""
     for topology in TOPOLOGIES.value:
         judge(topology)
+    if IDEAS.value:
+        compare_ideas(TOPOLOGIES.value[0])
 
 
 if __name__ == "__main__":

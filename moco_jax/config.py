@@ -131,6 +131,12 @@ def check(config: ConfigDict, device_count: int) -> None:
             raise UserError(
                 f"{key}={config[key]} must be above 0; {default_config()[key]} is the default"
             )
+    for key in ("crop_min", "width", "lr_reference_batch", "first_epoch", "weight_decay", "sgd_momentum", "monitor_every",
+                "knn_examples", "checkpoint_every", "cpu_devices", "workers", "max_bad_images", "stop_at_step"):  # fmt: skip
+        if config[key] < 0:
+            raise UserError(
+                f"{key}={config[key]} must not be negative; {default_config()[key]} is the default"
+            )
     if not 0 <= config.momentum < 1:
         raise UserError(
             f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's"

@@ -10,7 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import tensorflow as tf
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from moco_jax import config as config_lib
 from moco_jax import hosts, train
@@ -51,6 +51,18 @@ def parse(argv: list[str]) -> list[str]:
         fail(" ".join(str(error).split()).rpartition("UserError: ")[2])
 
 
+def set_up_jax(config: ConfigDict) -> None:
+    """What JAX must know before it looks for devices."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if config.deterministic:
+        os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true"
+    if config.cpu_devices > 0 and "host_platform_device_count" not in given:
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 def main(argv: list[str]) -> None:
     """Train, and turn what the user can mend into one line."""
     if len(argv) > 1:
@@ -59,17 +71,7 @@ def main(argv: list[str]) -> None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
     logging.set_verbosity(logging.WARNING)
     tf.config.set_visible_devices([], "GPU")
-    if CONFIG.value.deterministic:
-        os.environ["XLA_FLAGS"] = (
-            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-        )
-    if CONFIG.value.cpu_devices and "host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
-        jax.config.update("jax_num_cpu_devices", CONFIG.value.cpu_devices)
-    if CONFIG.value.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", CONFIG.value.compilation_cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    set_up_jax(CONFIG.value)
     try:
         hosts.start_hosts(
             DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value

@@ -44,6 +44,8 @@ def test_recipes_are_accepted(name):
         ({"temperature": 0.01}, 1, "temperature=0.01 .*0.03"),
         ({"momentum": 1.0}, 1, "momentum=1.0 must be at least 0 and below 1"),
         ({"lr": 0.0}, 1, "lr=0.0 must be above 0"),
+        ({"cpu_devices": -1}, 1, "cpu_devices=-1 must not be negative; 0 is the default"),
+        ({"reduce": "float32"}, 1, "reduce='float32' is unknown; known are parameter, compute"),
     ],
 )
 def test_bad_settings_are_refused(changes, devices, message):

@@ -130,6 +130,17 @@ def test_the_command_line_refuses_with_one_line(words, message):
     assert "Traceback" not in ended.stderr
 
 
+def test_a_cpu_is_divided_into_the_devices_asked_for(tmp_path):
+    command = [
+        sys.executable, "-m", "moco_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path}",
+        "--config.cpu_devices=3",
+    ]  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert ended.returncode == 2
+    assert "batch_size=64 does not divide over 3 devices" in ended.stderr
+
+
 def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train.train(tiny(stop_at_step=1, monitor_every=0), "runs/here", set())
