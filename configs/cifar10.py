@@ -21,12 +21,8 @@ def get_config(variant: str = ""):
     if variant == "cpu":
         config.arch, config.width, config.head, config.crop_min = "resnet10", 32, "mlp", 0.2
         config.batch_size, config.bn_groups, config.shuffle_groups = 64, 4, 4
-        config.epochs, config.lr, config.lr_schedule, config.first_epoch = (
-            6,
-            0.015,
-            "cosine_per_step",
-            0,
-        )
+        config.temperature, config.epochs, config.first_epoch = 0.07, 6, 0
+        config.lr, config.lr_schedule = 0.015, "cosine_per_step"
         config.monitor_every, config.knn_examples, config.knn_features = 1, 10_000, "backbone"
         config.knn_k, config.knn_temperature = 20, 0.03  # best on training images held apart
         config.log_every, config.cpu_devices = 60, 4
