@@ -14,8 +14,9 @@ def get_config(variant: str = ""):
     config.head, config.dim = "mlp", 128
     config.batch_size, config.bn_groups, config.shuffle_groups = 64, 4, 4
     config.queue_size, config.momentum, config.temperature = 1024, 0.99, 0.1
-    config.epochs, config.lr, config.lr_schedule = 200, 0.06, "cosine"
+    config.epochs, config.lr, config.lr_schedule = 150, 0.06, "cosine"
     config.weight_decay = 5e-4
     config.compute_dtype = "float32"
     config.log_every, config.monitor_every, config.knn_k = 110, 25, 20
+    config.checkpoint_every = 110
     return config
