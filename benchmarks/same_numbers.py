@@ -23,7 +23,7 @@ from absl import app, flags
 from etils import epath
 
 from benchmarks import machine
-from moco_jax.data import augment, pipeline
+from moco_jax.data import pipeline, recipes
 from moco_jax.data.source import digits
 from moco_jax.report import writers
 from moco_jax.report.console import table
@@ -100,7 +100,7 @@ def control() -> None:
 
 def same_views() -> str:
     """Whether two hosts draw the very views that one draws, over an epoch's end."""
-    recipe = augment.recipe("v2", 32)
+    recipe = recipes.create("v2", 32)
 
     def draw(rows: np.ndarray, workers: int):
         batches = pipeline.train_batches(

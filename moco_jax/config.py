@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moco_jax.data import augment
+from moco_jax.data import recipes
 from moco_jax.encoders import BACKBONES, HEADS, REDUCE, STEMS
 from moco_jax.errors import UserError
 
@@ -23,6 +23,7 @@ RECIPE = dict(
     split="train",  # what is trained on; TFDS slices such as 'train[:10%]' work
     image_size=32,  # side of a view in pixels
     augment="digits",  # which views: 'v1', 'v2', 'cifar', 'digits'
+    augment_on="host",  # who applies what follows the crop: 'host', or 'device' within the step
     crop_min=0.0,  # smallest crop as a share of the image's area; 0: the augmentation's own
     mean=(0.485, 0.456, 0.406),  # per channel, of images scaled to 0..1
     std=(0.229, 0.224, 0.225),
@@ -120,7 +121,8 @@ def check(config: ConfigDict, device_count: int) -> None:
     _one_of(config, "arch", BACKBONES)
     _one_of(config, "head", HEADS)
     _one_of(config, "stem", STEMS)
-    _one_of(config, "augment", augment.RECIPES)
+    _one_of(config, "augment", recipes.RECIPES)
+    _one_of(config, "augment_on", ("host", "device"))
     _one_of(config, "lr_schedule", ("steps", "cosine", "cosine_per_step"))
     _one_of(config, "reduce", REDUCE)
     _one_of(config, "knn_features", ("backbone", "output"))

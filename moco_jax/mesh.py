@@ -4,7 +4,6 @@ All sharding of the project is decided here: images and queue by their batch axi
 every device. A program on one device is the same program with a mesh of one.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -46,7 +45,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[s] for s in slices if s is not None]))
 
 
-def to_devices(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def to_devices(mesh: Mesh, rows: Any) -> Any:
     """Arrays `[n, ...]` of this host's rows -> global arrays `[B, ...]` divided over the batch axis."""
     layout = sharded(mesh)
-    return {k: jax.make_array_from_process_local_data(layout, v) for k, v in rows.items()}
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(layout, x), rows)

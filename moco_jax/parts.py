@@ -3,6 +3,7 @@ dataset, and the images and the monitor around it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax import encoders, mesh, optim, state, step
-from moco_jax.data import augment, order
+from moco_jax.data import device_ops, order, recipes
 from moco_jax.data.source import Source, open_source
 from moco_jax.errors import UserError
 from moco_jax.evaluation import features
@@ -31,7 +32,7 @@ class Program:
         initial: a jitted function without arguments: the state before the first step.
         abstract: shapes, dtypes and shardings of the state.
         train_step: jitted, the state donated.
-        batch_shape: of one view of a batch, `[B, S, S, 3]`.
+        batch: shapes, dtypes and shardings of what the step is fed with.
         dtype: the encoder's compute dtype.
     """
 
@@ -40,15 +41,12 @@ class Program:
     initial: Callable[[], state.TrainState]
     abstract: state.TrainState
     train_step: Any
-    batch_shape: tuple[int, ...]
+    batch: step.Batch
     dtype: Any
 
     def compile_step(self) -> Any:
         """The step compiled for these devices."""
-        by_row = mesh.sharded(self.mesh)
-        images: Any = jax.ShapeDtypeStruct(self.batch_shape, jnp.uint8, sharding=by_row)
-        index: Any = jax.ShapeDtypeStruct(self.batch_shape[:1], jnp.int32, sharding=by_row)
-        return self.train_step.lower(self.abstract, step.Batch(images, images, index)).compile()
+        return self.train_step.lower(self.abstract, self.batch).compile()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Parts:
 
     program: Program
     source: Source
-    recipe: augment.Recipe
+    recipe: recipes.Recipe
     monitor: Monitor
     steps_per_epoch: int
     total_steps: int
@@ -78,6 +76,25 @@ def compute_dtype(name: str):
     if name == "float64" and jnp.result_type(float) != jnp.float64:
         raise UserError("compute_dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
     return jnp.dtype(name)
+
+
+def recipe_of(config: ConfigDict) -> recipes.Recipe:
+    """The views that `config` asks for."""
+    return recipes.create(config.augment, config.image_size, config.crop_min or None)
+
+
+def batch_of(config: ConfigDict, layout: Any) -> step.Batch:
+    """What the step is fed with, as shapes and dtypes, every array divided as `layout` says."""
+    rows, side = config.batch_size, config.image_size
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=layout)
+
+    images = array(jnp.uint8, side, side, 3)
+    views: tuple = (None, None)
+    if config.augment_on == "device":
+        views = (recipes.View(*(array(dtype, *shape) for dtype, *shape in recipes.FIELDS)),) * 2
+    return step.Batch(images, images, array(jnp.int32), *views)
 
 
 def program(config: ConfigDict, the_mesh: Mesh, steps_per_epoch: int) -> Program:
@@ -106,17 +123,19 @@ def program(config: ConfigDict, the_mesh: Mesh, steps_per_epoch: int) -> Program
         encoder, optimizer, rate, momentum=config.momentum, temperature=config.temperature,
         symmetric=config.symmetric, bn_groups=config.bn_groups, shuffle_groups=config.shuffle_groups,
         mean=config.mean, std=config.std, dtype=dtype, mesh=the_mesh,
+        finish=functools.partial(device_ops.finish, recipe=recipe_of(config)) if config.augment_on == "device" else None,
     )  # fmt: skip
     everywhere, by_row = mesh.replicated(the_mesh), mesh.sharded(the_mesh)
+    batch = batch_of(config, by_row)
     return Program(
         mesh=the_mesh,
         encoder=encoder,
         initial=jax.jit(create, out_shardings=layout),
         abstract=jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, layout),
         train_step=jax.jit(
-            pure_step, in_shardings=(layout, by_row), out_shardings=(layout, everywhere), donate_argnums=0
+            pure_step, in_shardings=(layout, jax.tree.map(lambda x: x.sharding, batch)), out_shardings=(layout, everywhere), donate_argnums=0
         ),
-        batch_shape=(config.batch_size, config.image_size, config.image_size, 3),
+        batch=batch,
         dtype=dtype,
     )  # fmt: skip
 
@@ -137,7 +156,7 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
             f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "
             f"batch_size={config.batch_size}; a batch of at most {len(source)} works"
         )
-    recipe = augment.recipe(config.augment, config.image_size, config.crop_min or None)
+    recipe = recipe_of(config)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size)
     computed = program(config, mesh.create_mesh(), steps_per_epoch)
     bank, chosen = choose(source, queries, config.knn_examples, config.seed)

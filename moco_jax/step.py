@@ -27,11 +27,15 @@ class Batch:
         query: uint8 `[B, H, W, 3]`.
         key: uint8 `[B, H, W, 3]`.
         index: int32 `[B]`, each example's place in the dataset.
+        query_view: where images arrive as crops, the drawn parameters of what is left to do, `[B, ...]` each.
+        key_view: as `query_view`, of the keys.
     """
 
     query: jax.Array
     key: jax.Array
     index: jax.Array
+    query_view: Any = None
+    key_view: Any = None
 
 
 def exchange(
@@ -73,6 +77,7 @@ def make_train_step(
     std: Sequence[float],
     dtype=jnp.float32,
     mesh: Mesh | None = None,
+    finish: Callable[[jax.Array, Any], jax.Array] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step of MoCo v1 and v2 as a pure function to jit (v1, Algorithm 1).
 
@@ -93,6 +98,7 @@ def make_train_step(
         std: per channel, as `mean`.
         dtype: the encoder's compute dtype.
         mesh: the device mesh, or None on one device.
+        finish: makes views of crops, uint8 `[B, H, W, 3]`, and their drawn parameters; None: they come finished.
 
     Returns:
         A function of state and batch. Its metrics are scalars: `loss`, `top1`, `top5`, `positive`,
@@ -111,7 +117,10 @@ def make_train_step(
         return exchange(keys, bn_groups, shuffle_groups, mesh), stats
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        views = [(batch.query, batch.key)] + ([(batch.key, batch.query)] if symmetric else [])
+        first, second = batch.query, batch.key
+        if finish:
+            first, second = finish(first, batch.query_view), finish(second, batch.key_view)
+        views = [(first, second)] + ([(second, first)] if symmetric else [])
         key_stats, keys = state.key_batch_stats, []
         for _, key_images in views:
             key, key_stats = encode_keys(state.key_params, key_stats, key_images)

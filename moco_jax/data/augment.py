@@ -1,106 +1,22 @@
-"""Which views are drawn of an image: the recipes, the random parameters of a view, and the chain that applies them.
+"""From an image to views in a TensorFlow graph: parameters are drawn, and applied in the order of the recipe.
 
 Everything random is drawn from (seed, epoch, example, view) alone, by a counter-based generator: threads,
 hosts and resumes change nothing. The operations themselves are in `image_ops.py`.
 """
 
-import dataclasses
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from moco_jax.data import image_ops
+from moco_jax.data.recipes import Recipe, View
 
 ATTEMPTS = 10
 _ORDERS = np.asarray(list(itertools.permutations(range(4))), np.int32)
 _UNIFORMS = 2 * ATTEMPTS + 12
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How views are drawn.
-
-    Attributes:
-        image_size: side of a view in pixels.
-        stages: the operations in order, of 'crop', 'color', 'grayscale', 'blur', 'flip'.
-        crop_scale: smallest and largest crop as a share of the image's area.
-        crop_ratio: narrowest and widest crop, width over height.
-        jitter: strengths of brightness, contrast, saturation and hue; one of 0 is left out.
-        jitter_probability, grayscale_probability, blur_probability, flip_probability: of each operation.
-        blur_sigma: least and greatest sigma in pixels.
-        evaluation_resize: length of the shorter side before the centre crop; 0: no resize beyond the crop's need.
-    """
-
-    image_size: int
-    stages: tuple[str, ...]
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    jitter_probability: float = 1.0
-    grayscale_probability: float = 0.2
-    blur_probability: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    flip_probability: float = 0.5
-    evaluation_resize: int = 0
-
-
-RECIPES: dict[str, Recipe] = {
-    "v1": Recipe(224, ("crop", "grayscale", "color", "flip"), jitter=(0.4, 0.4, 0.4, 0.4)),
-    "v2": Recipe(
-        224,
-        ("crop", "color", "grayscale", "blur", "flip"),
-        jitter=(0.4, 0.4, 0.4, 0.1),
-        jitter_probability=0.8,
-    ),
-    "cifar": Recipe(
-        32,
-        ("crop", "flip", "color", "grayscale"),
-        crop_scale=(0.08, 1.0),
-        jitter=(0.4, 0.4, 0.4, 0.1),
-        jitter_probability=0.8,
-    ),
-    "digits": Recipe(32, ("crop",), crop_scale=(0.3, 1.0)),
-}
-
-
-def recipe(name: str, image_size: int, crop_min: float | None = None) -> Recipe:
-    """The recipe `name` at `image_size` pixels; `crop_min` replaces its smallest crop.
-
-    ImageNet recipes are evaluated on the centre of images resized by 256 / 224 of the view's side.
-    """
-    if name not in RECIPES:
-        raise ValueError(f"augment={name!r} is unknown; known are {', '.join(RECIPES)}")
-    base = RECIPES[name]
-    return dataclasses.replace(
-        base,
-        image_size=image_size,
-        crop_scale=(crop_min or base.crop_scale[0], base.crop_scale[1]),
-        evaluation_resize=round(image_size * 256 / 224) if name in ("v1", "v2") else image_size,
-    )
-
-
-class View(NamedTuple):
-    """The drawn parameters of one view, scalars but for the box and the order.
-
-    Attributes:
-        box: int32 `[4]`, top, left, height and width of the crop.
-        color, grayscale, blur, flip: bool, whether each is applied.
-        factors: float32 `[4]`, of brightness, contrast, saturation and hue.
-        order: int32 `[4]`, in which these four are applied.
-        sigma: float32, of the blur.
-    """
-
-    box: tf.Tensor
-    color: tf.Tensor
-    factors: tf.Tensor
-    order: tf.Tensor
-    grayscale: tf.Tensor
-    blur: tf.Tensor
-    sigma: tf.Tensor
-    flip: tf.Tensor
 
 
 def _between(low: float, high: float, uniform: tf.Tensor) -> tf.Tensor:
@@ -151,56 +67,74 @@ def draw_view(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: 
     )
 
 
-def _jitter(image: tf.Tensor, view: View, recipe: Recipe) -> tf.Tensor:
-    operations = (
-        image_ops.adjust_brightness,
-        image_ops.adjust_contrast,
-        image_ops.adjust_saturation,
-        image_ops.adjust_hue,
-    )
+_JITTER = (
+    image_ops.adjust_brightness,
+    image_ops.adjust_contrast,
+    image_ops.adjust_saturation,
+    image_ops.adjust_hue,
+)
 
-    def branch(number: int, image: tf.Tensor):
+
+def _jitter(planes: tf.Tensor, view: View, recipe: Recipe) -> tf.Tensor:
+    def branch(number: int, planes: tf.Tensor):
         if not recipe.jitter[number]:
-            return lambda: image
-        return lambda: operations[number](image, view.factors[number])
+            return lambda: planes
+        return lambda: _JITTER[number](planes, view.factors[number])
 
     for place in range(4):
-        image = tf.switch_case(view.order[place], [branch(n, image) for n in range(4)])
-    return image
+        planes = tf.switch_case(view.order[place], [branch(n, planes) for n in range(4)])
+    return planes
 
 
-def apply_view(image: tf.Tensor, view: View, recipe: Recipe) -> tf.Tensor:
-    """uint8 `[H, W, 3]` -> uint8 `[S, S, 3]`, the operations of `recipe` in its order with the parameters drawn."""
-    size = (recipe.image_size, recipe.image_size)
-    for stage in recipe.stages:
-        if stage == "crop":
-            image = image_ops.crop_and_resize(image, view.box, size)
-            continue
+def _apply(stages: Sequence[str], planes: tf.Tensor, view: View, recipe: Recipe) -> tf.Tensor:
+    for stage in stages:
         chosen, operation = {
             "color": (view.color, lambda x: _jitter(x, view, recipe)),
             "grayscale": (view.grayscale, image_ops.grayscale),
             "blur": (view.blur, lambda x: image_ops.gaussian_blur(x, view.sigma)),
             "flip": (view.flip, image_ops.horizontal_flip),
         }[stage]
-        kept = image
-        image = tf.cond(chosen, lambda op=operation, x=kept: op(x), lambda x=kept: x)
-    return tf.ensure_shape(image, [*size, 3])
+        kept = planes
+        planes = tf.cond(chosen, lambda op=operation, x=kept: op(x), lambda x=kept: x)
+    return planes
 
 
-def two_views(
+def apply_view(image: tf.Tensor, view: View, recipe: Recipe, crop_only: bool = False) -> tf.Tensor:
+    """uint8 `[H, W, 3]` -> uint8 `[S, S, 3]`, the operations of `recipe` in its order with the parameters drawn.
+
+    `crop_only`: leave those after the crop to `device_ops.finish`. XLA compiles what stands before and behind the
+    blur to one program each.
+    """
+    size = (recipe.image_size, recipe.image_size)
+    image = tf.ensure_shape(image_ops.crop_and_resize(image, view.box, size), [*size, 3])
+    if crop_only or len(recipe.stages) == 1:
+        return image
+    stages = recipe.stages[1:]
+    blur = stages.index("blur") if "blur" in stages else len(stages)
+
+    @tf.function(jit_compile=True)
+    def before(image: tf.Tensor, view: View) -> tf.Tensor:
+        return _apply(stages[:blur], image_ops.to_planes(image), view, recipe)
+
+    @tf.function(jit_compile=True)
+    def behind(planes: tf.Tensor, view: View) -> tf.Tensor:
+        return image_ops.to_pixels(_apply(stages[blur + 1 :], planes, view, recipe))
+
+    planes = _apply(stages[blur : blur + 1], before(image, view), view, recipe)
+    return tf.ensure_shape(behind(planes, view), [*size, 3])
+
+
+def draw_two_views(
     image: tf.Tensor, seed: int, epoch: tf.Tensor, index: tf.Tensor, recipe: Recipe
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Query and key view, uint8 `[S, S, 3]` each, of the example `index` in `epoch` (int64 scalars).
+) -> tuple[View, View]:
+    """The parameters of query and key view of the example `index` in `epoch` (int64 scalars).
 
     Both come from one draw of Philox keyed by (`seed`, `epoch`, `index`).
     """
     counter = tf.stack([tf.constant(seed, tf.int64), epoch * 2**31 + index])
     uniforms = tf.random.stateless_uniform([2, _UNIFORMS], counter, alg="philox")
     height, width = tf.shape(image)[0], tf.shape(image)[1]
-    query, key = (
-        apply_view(image, draw_view(uniforms[view], height, width, recipe), recipe)
-        for view in (0, 1)
-    )
+    query, key = (draw_view(uniforms[view], height, width, recipe) for view in (0, 1))
     return query, key
 
 

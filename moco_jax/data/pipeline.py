@@ -7,15 +7,16 @@ threads and hosts share the work, changes nothing.
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data import augment, order
+from moco_jax.data import augment, order, recipes
 from moco_jax.data.source import Source, decode_or_flag
 from moco_jax.errors import UserError
 
-Rows = dict[str, np.ndarray]
+Rows = dict[str, Any]
 
 
 class DamagedImages:
@@ -39,12 +40,13 @@ class DamagedImages:
             )
 
 
-def _options(threads: int) -> tf.data.Options:
-    options = tf.data.Options()
-    options.deterministic = True
-    options.threading.private_threadpool_size = threads
-    options.autotune.enabled = False
-    return options
+def options(threads: int) -> tf.data.Options:
+    """Results in order, on so many threads of their own."""
+    chosen = tf.data.Options()
+    chosen.deterministic = True
+    chosen.threading.private_threadpool_size = threads
+    chosen.autotune.enabled = False
+    return chosen
 
 
 def _threads(workers: int) -> int:
@@ -53,7 +55,7 @@ def _threads(workers: int) -> int:
 
 def train_batches(
     source: Source,
-    recipe: augment.Recipe,
+    recipe: recipes.Recipe,
     *,
     seed: int,
     batch_size: int,
@@ -61,6 +63,7 @@ def train_batches(
     examples_seen: int,
     workers: int,
     damaged: DamagedImages,
+    crop_only: bool = False,
 ) -> Iterator[Rows]:
     """Batches without end, from the one after `examples_seen` examples on.
 
@@ -73,9 +76,11 @@ def train_batches(
         examples_seen: where to go on, in examples.
         workers: threads; 0 for as many as cores.
         damaged: told of each image that cannot be decoded; the next in the source takes its place.
+        crop_only: leave what follows the crop to the devices, which need the drawn parameters for it.
 
     Yields:
-        `query` and `key` uint8 `[n, S, S, 3]`, `index` int32 `[n]`.
+        `query` and `key` uint8 `[n, S, S, 3]`, `index` int32 `[n]`; with `crop_only` also `query_view` and
+        `key_view`, a `recipes.View` of arrays `[n, ...]` each.
     """
     size, threads = len(source), _threads(workers)
 
@@ -94,25 +99,25 @@ def train_batches(
 
     def views(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         image, ok = decode_or_flag(source, record)
-        query, key = augment.two_views(image, seed, epoch, index, recipe)
-        return {
-            "query": query,
-            "key": key,
-            "index": tf.cast(index, tf.int32),
-            "epoch": epoch,
-            "ok": ok,
-        }
+        drawn = augment.draw_two_views(image, seed, epoch, index, recipe)
+        query, key = (augment.apply_view(image, view, recipe, crop_only) for view in drawn)
+        rows = {"query": query, "key": key, "index": tf.cast(index, tf.int32)}
+        if crop_only:
+            rows |= {"query_view": drawn[0], "key_view": drawn[1]}
+        return {"rows": rows, "epoch": epoch, "ok": ok}
 
-    def replace(batch: Rows, row: int) -> None:
-        index = int(batch["index"][row])
+    def replace(rows: Rows, epoch: int, row: int) -> None:
+        index = int(rows["index"][row])
         for _ in range(size):
             damaged.add(source.name(index))
             index = (index + 1) % size
             record = tf.constant(source.read(np.asarray([index]))[0], source.record_spec.dtype)
-            found = views(tf.constant(index, tf.int64), tf.constant(batch["epoch"][row]), record)
+            found = views(tf.constant(index, tf.int64), tf.constant(epoch, tf.int64), record)
             if found["ok"]:
-                for key in ("query", "key", "index"):
-                    batch[key][row] = found[key].numpy()
+                for old, new in zip(
+                    tf.nest.flatten(rows), tf.nest.flatten(found["rows"]), strict=True
+                ):
+                    old[row] = new.numpy()
                 return
         raise UserError(
             f"none of the {size} images can be decoded; {source.name(index)} is one of them"
@@ -125,19 +130,20 @@ def train_batches(
         .map(views, num_parallel_calls=threads)
         .batch(len(rows), drop_remainder=True)
         .prefetch(2)
-        .with_options(_options(threads))
+        .with_options(options(threads))
     )
     for batch in dataset.as_numpy_iterator():
         bad = np.flatnonzero(~batch["ok"])
+        rows = batch["rows"]
         if len(bad):
-            batch = {key: value.copy() for key, value in batch.items()}
+            rows = tf.nest.map_structure(np.copy, rows)
             for row in bad.tolist():
-                replace(batch, row)
-        yield {key: batch[key] for key in ("query", "key", "index")}
+                replace(rows, batch["epoch"][row], row)
+        yield rows
 
 
 def evaluation_batches(
-    source: Source, recipe: augment.Recipe, indices: np.ndarray, workers: int
+    source: Source, recipe: recipes.Recipe, indices: np.ndarray, workers: int
 ) -> Iterator[Rows]:
     """The images `indices` int64 `[steps, n]` as evaluation sees them (resized, cropped, nothing drawn).
 
@@ -164,6 +170,6 @@ def evaluation_batches(
         .map(view, num_parallel_calls=threads)
         .batch(indices.shape[1], drop_remainder=True)
         .prefetch(2)
-        .with_options(_options(threads))
+        .with_options(options(threads))
     )
     yield from dataset.as_numpy_iterator()

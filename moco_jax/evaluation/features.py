@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from moco_jax import mesh as mesh_lib
-from moco_jax.data import augment, pipeline
+from moco_jax.data import pipeline, recipes
 from moco_jax.data.source import Source
 from moco_jax.step import to_network_input
 
@@ -34,7 +34,7 @@ def make_encode(
 
 def extract(
     source: Source,
-    recipe: augment.Recipe,
+    recipe: recipes.Recipe,
     indices: np.ndarray,
     batch_size: int,
     workers: int,

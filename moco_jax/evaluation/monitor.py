@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from moco_jax import mesh as mesh_lib
 from moco_jax.contrastive import spread
-from moco_jax.data import augment
+from moco_jax.data import recipes
 from moco_jax.data.source import Source
 from moco_jax.evaluation import features, knn
 
@@ -35,7 +35,7 @@ class Monitor:
     bank_indices: np.ndarray
     queries: Source
     query_indices: np.ndarray
-    recipe: augment.Recipe
+    recipe: recipes.Recipe
     encode: features.Encode
     mesh: Mesh
     batch_size: int

@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from moco_jax.data import augment, pipeline, source, tfrecord
+from moco_jax.data import pipeline, recipes, source, tfrecord
 from moco_jax.errors import UserError
 
 PHOTO = load_sample_images().images[1][150:247, 250:381]
@@ -68,7 +68,7 @@ def test_damaged_images_are_replaced_by_the_next_and_named(folder):
     def first_epoch(limit):
         damaged = pipeline.DamagedImages(limit)
         batches = pipeline.train_batches(
-            images, augment.recipe("v2", 32), seed=0, batch_size=9, rows=np.arange(9),
+            images, recipes.create("v2", 32), seed=0, batch_size=9, rows=np.arange(9),
             examples_seen=0, workers=2, damaged=damaged,
         )  # fmt: skip
         return next(batches), damaged
@@ -91,7 +91,7 @@ def test_batches_are_the_same_from_any_start_with_any_workers_and_split_over_hos
 
     def batches(start, workers, rows, count):
         iterator = pipeline.train_batches(
-            images, augment.recipe("digits", 32), seed=1, batch_size=16, rows=np.asarray(rows),
+            images, recipes.create("digits", 32), seed=1, batch_size=16, rows=np.asarray(rows),
             examples_seen=start, workers=workers, damaged=pipeline.DamagedImages(0),
         )  # fmt: skip
         return [next(iterator) for _ in range(count)]

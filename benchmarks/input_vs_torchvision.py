@@ -1,0 +1,226 @@
+"""Pairs of views a second from JPEG files: torchvision's DataLoader and this package, same files, in one run.
+
+    python -m benchmarks.input_vs_torchvision --dataset=tfds:imagenet2012 --data_dir=TFDS [--workers=2] [--seconds=20]
+
+`--dataset=folder --data_dir=FOLDER` reads a folder of JPEGs. torchvision runs the authors' transforms on PIL in as
+many worker processes as this package has threads. Also shown: what decoding, cropping and resizing alone would
+give, which is the most that this package can reach, and where a host's time goes, operation by operation. Needs the
+extra `torch`.
+"""
+
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import torch  # before TensorFlow: the other way round the process crashes
+from PIL import Image, ImageFilter
+from torch.utils import data as torch_data
+from torchvision import transforms
+
+# isort: split
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from benchmarks import machine
+from moco_jax.data import image_ops, pipeline, recipes
+from moco_jax.data.source import FolderSource, decode_image
+from moco_jax.report.console import table
+
+DATASET = flags.DEFINE_string("dataset", "folder", "'folder', or 'tfds:NAME' of JPEG files.")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "The folder, or the TFDS data directory.")
+WORKERS = flags.DEFINE_integer("workers", 0, "Processes and threads; 0: as many as cores.")
+SECONDS = flags.DEFINE_float("seconds", 20, "Duration of each measurement.")
+RECIPES = flags.DEFINE_list("recipes", ["v1", "v2"], "Augmentations that are timed.")
+SIDE, BATCH = 224, 64
+
+
+class Blur:
+    """The authors' GaussianBlur (moco/loader.py)."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        sigma = float(torch.empty(1).uniform_(0.1, 2.0))
+        return image.filter(ImageFilter.GaussianBlur(radius=sigma))
+
+
+def authors_transform(name: str) -> transforms.Compose:
+    """The augmentation of main_moco.py, to a uint8 tensor as ours."""
+    crop = transforms.RandomResizedCrop(SIDE, scale=(0.2, 1.0))
+    flip = transforms.RandomHorizontalFlip()
+    if name == "v1":
+        jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.4)
+        steps = [crop, transforms.RandomGrayscale(0.2), jitter, flip]
+    else:
+        jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)
+        steps = [crop, jitter, transforms.RandomGrayscale(0.2), transforms.RandomApply([Blur()], 0.5), flip]  # fmt: skip
+    return transforms.Compose([*steps, transforms.PILToTensor()])
+
+
+class Pairs(torch_data.Dataset):
+    """Two views of each file, as the authors' TwoCropsTransform gives them."""
+
+    def __init__(self, files: list[str], name: str):
+        self.files, self.transform = files, authors_transform(name)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        with open(self.files[index], "rb") as file:
+            image = Image.open(file).convert("RGB")
+        return [self.transform(image), self.transform(image)]
+
+
+def with_torchvision(files: list[str], name: str, workers: int) -> Iterator[int]:
+    """Sizes of batches, without end."""
+    loader = torch_data.DataLoader(
+        Pairs(files, name), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
+    )  # fmt: skip
+    while True:
+        for query, _ in loader:
+            yield len(query)
+
+
+def with_ours(
+    folder: Path, recipe: recipes.Recipe, workers: int, crop_only: bool = False
+) -> Iterator[int]:
+    """Sizes of batches, without end."""
+    batches = pipeline.train_batches(
+        FolderSource(str(folder)), recipe, seed=0, batch_size=BATCH, rows=np.arange(BATCH), examples_seen=0,
+        workers=workers, damaged=pipeline.DamagedImages(0),
+        crop_only=crop_only,
+    )  # fmt: skip
+    return (len(batch["query"]) for batch in batches)
+
+
+def decoded(files: list[str], workers: int) -> Iterator[int]:
+    """Decoding alone, each image once."""
+    images = (
+        tf.data.Dataset.from_tensor_slices(files)
+        .repeat()
+        .map(lambda f: tf.shape(decode_image(tf.io.read_file(f))), num_parallel_calls=workers)
+        .batch(BATCH)
+        .with_options(pipeline.options(workers))
+    )
+    return (len(batch) for batch in images.as_numpy_iterator())
+
+
+def rate(batches: Iterator[int], seconds: float) -> float:
+    """Items a second, after the first two batches."""
+    for _ in range(2):
+        next(batches)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        count += next(batches)
+    return count / (time.perf_counter() - began)
+
+
+def files_of(dataset: str, data_dir: str, scratch: str) -> Path:
+    """The folder of JPEG files; the images of a TFDS dataset are written out, encoded as they are."""
+    if dataset == "folder":
+        return Path(data_dir)
+    import tensorflow_datasets as tfds
+
+    images = tfds.load(
+        dataset.removeprefix("tfds:"), split="train", data_dir=data_dir or None,
+        decoders={"image": tfds.decode.SkipDecoding()}, try_gcs=False, download=False,
+    )  # fmt: skip
+    for number, example in enumerate(images.take(1000).as_numpy_iterator()):
+        (Path(scratch) / f"{number:04d}.jpg").write_bytes(example["image"])
+    return Path(scratch)
+
+
+def operations(content: bytes) -> list[list[str]]:
+    """Milliseconds of each operation on one image, on one thread, and PIL's beside it."""
+    picture = Image.open(io.BytesIO(content)).convert("RGB")
+    image = tf.constant(np.asarray(picture))
+    height, width = image.shape[:2]
+    box = tf.constant([height // 8, width // 8, height * 3 // 4, width * 3 // 4])
+    part = (width // 8, height // 8, width // 8 + width * 3 // 4, height // 8 + height * 3 // 4)
+    small = tf.constant(
+        np.asarray(picture.crop(part).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    )
+    theirs = Image.fromarray(small.numpy())
+    planes = image_ops.to_planes(small)
+    f = transforms.functional
+
+    def compiled(operation: Callable) -> Callable:
+        return tf.function(operation, jit_compile=True)
+
+    cases: dict[str, tuple[Callable, tuple, Callable | None]] = {
+        "decode": (decode_image, (content,), lambda: Image.open(io.BytesIO(content)).convert("RGB")),
+        "crop and resize": (
+            lambda x, b: image_ops.crop_and_resize(x, b, (SIDE, SIDE)), (image, box),
+            lambda: f.resized_crop(picture, *box.numpy().tolist(), [SIDE, SIDE]),
+        ),
+        "brightness": (compiled(image_ops.adjust_brightness), (planes, 1.2), lambda: f.adjust_brightness(theirs, 1.2)),
+        "contrast": (compiled(image_ops.adjust_contrast), (planes, 1.2), lambda: f.adjust_contrast(theirs, 1.2)),
+        "saturation": (compiled(image_ops.adjust_saturation), (planes, 1.2), lambda: f.adjust_saturation(theirs, 1.2)),
+        "hue": (compiled(image_ops.adjust_hue), (planes, 0.05), lambda: f.adjust_hue(theirs, 0.05)),
+        "grayscale": (compiled(image_ops.grayscale), (planes,), lambda: f.rgb_to_grayscale(theirs, 3)),
+        "blur": (
+            image_ops.gaussian_blur, (planes, 1.0),
+            lambda: theirs.filter(ImageFilter.GaussianBlur(radius=1.0)),
+        ),
+        "flip": (compiled(image_ops.horizontal_flip), (planes,), lambda: f.hflip(theirs)),
+        "to planes and back": (compiled(lambda x: image_ops.to_pixels(image_ops.to_planes(x) ^ 1)), (small,), None),
+    }  # fmt: skip
+    rows = []
+    for name, (ours, arguments, pil) in cases.items():
+        tensors = [
+            tf.constant(a, tf.float32) if isinstance(a, float) else tf.constant(a)
+            for a in arguments
+        ]
+        times = 200
+        # In tf.data and on one thread, as a run does it: eager calls would add their own cost.
+        results = (
+            tf.data.Dataset.range(times + 20)
+            .map(lambda _, o=ours, t=tensors: tf.reduce_max(o(*[tf.identity(x) for x in t])), num_parallel_calls=1)
+            .with_options(pipeline.options(1))
+            .as_numpy_iterator()
+        )  # fmt: skip
+        for _ in range(20):
+            next(results)
+        began = time.perf_counter()
+        for _ in results:
+            pass
+        mine = (time.perf_counter() - began) / times
+        row = [name, f"{mine * 1e3:.2f}"]
+        if pil:
+            his = machine.median_seconds(pil, 50)
+            row += [f"{his * 1e3:.2f}", f"{his / mine:.2f}"]
+        rows.append(row + [""] * (4 - len(row)))
+    return rows
+
+
+def main(argv: list[str]) -> None:
+    """Time everything and print it."""
+    workers = WORKERS.value or os.cpu_count() or 1
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = files_of(DATASET.value, DATA_DIR.value, scratch)
+        files = [str(f) for f in sorted(folder.rglob("*.jp*g"))]
+        print(f"{machine.describe()}; {workers} workers, {len(files)} JPEG files, {SIDE} px")
+        print(table(["operation", "ms", "ms in PIL", "speed over PIL"], operations(Path(files[0]).read_bytes())))  # fmt: skip
+        rows = [["decoding alone", f"{rate(decoded(files, workers), SECONDS.value):.0f}", ""]]
+        crops = recipes.Recipe(SIDE, ("crop",))
+        alone = rate(with_ours(folder, crops, workers), SECONDS.value)
+        rows.append(["one decode, two crops, two resizes", f"{alone:.0f}", ""])
+        for name in RECIPES.value:
+            theirs = rate(with_torchvision(files, name, workers), SECONDS.value)
+            ours = rate(with_ours(folder, recipes.create(name, SIDE), workers), SECONDS.value)
+            rows.append([f"{name}: torchvision", f"{theirs:.0f}", "1.00"])
+            rows.append([f"{name}: augment_on='host'", f"{ours:.0f}", f"{ours / theirs:.2f}"])
+            sent = rate(with_ours(folder, recipes.create(name, SIDE), workers, True), SECONDS.value)
+            rows.append([f"{name}: augment_on='device'", f"{sent:.0f}", f"{sent / theirs:.2f}"])
+        print(table(["views", "pairs/s", "over torchvision"], rows))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,94 @@
+"""The first batch of step 0 and of step 1,000,000 over a billion examples: how long it takes, and the memory held.
+
+    python -m benchmarks.resume_anywhere [--examples=1000000000] [--step=1000000]
+
+The images are made from their number, so that only order and views are measured, not a disk. Also compared: the
+views of one host and of two, and of one worker and of eight.
+"""
+
+import os
+import resource
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from moco_jax.data import pipeline, recipes
+from moco_jax.report.console import table
+
+EXAMPLES = flags.DEFINE_integer("examples", 10**9, "Length of the synthetic dataset.")
+STEP = flags.DEFINE_integer("step", 10**6, "The step at which a run goes on.")
+SIDE, BATCH = 32, 1024
+
+
+class Numbered:
+    """Images that are made from their number when they are read."""
+
+    record_spec = tf.TensorSpec([SIDE, SIDE, 3], tf.uint8)
+
+    def __len__(self) -> int:
+        """As many as the flag says."""
+        return EXAMPLES.value
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 `[n, SIDE, SIDE, 3]`."""
+        pixels = np.arange(SIDE * SIDE * 3, dtype=np.int64)
+        return ((indices[:, None] * 2654435761 + pixels * 97) >> 7).astype(np.uint8).reshape(-1, SIDE, SIDE, 3)  # fmt: skip
+
+    def decode(self, record: tf.Tensor) -> tf.Tensor:
+        """The record is the image."""
+        return record
+
+    def labels(self, indices: np.ndarray) -> None:
+        """None."""
+
+    def name(self, index: int) -> str:
+        """The number."""
+        return f"image {index}"
+
+
+def first_batch(step: int, rows: np.ndarray, workers: int) -> tuple[pipeline.Rows, float]:
+    """The batch that follows `step` steps, and how long it took from opening the dataset."""
+    began = time.perf_counter()
+    batches = pipeline.train_batches(
+        Numbered(), recipes.create("cifar", SIDE), seed=0, batch_size=BATCH, rows=rows,
+        examples_seen=step * BATCH, workers=workers, damaged=pipeline.DamagedImages(0),
+    )  # fmt: skip
+    batch = next(batches)
+    return batch, time.perf_counter() - began
+
+
+def megabytes() -> float:
+    """The largest memory the process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(argv: list[str]) -> None:
+    """Measure and print."""
+    everyone = np.arange(BATCH)
+    first_batch(0, everyone, 2)  # TensorFlow's own start
+    rows = []
+    for step in (0, STEP.value, 0, STEP.value):
+        before = megabytes()
+        seconds = first_batch(step, everyone, 2)[1]
+        rows.append([f"{step:,}", f"{seconds:.2f}", f"{megabytes():.0f}", f"{megabytes() - before:.0f}"])  # fmt: skip
+    print(f"{EXAMPLES.value:,} examples, batch {BATCH}")
+    print(table(["step", "s to the first batch", "MB of the process", "MB more"], rows))
+    whole = first_batch(STEP.value, everyone, 1)[0]
+    many = first_batch(STEP.value, everyone, 8)[0]
+    halves = [first_batch(STEP.value, half, 2)[0] for half in np.split(everyone, 2)]
+    same = {
+        "1 and 8 workers": all(np.array_equal(whole[k], many[k]) for k in whole),
+        "1 and 2 hosts": all(
+            np.array_equal(whole[k], np.concatenate([h[k] for h in halves])) for k in whole
+        ),
+    }
+    for name, equal in same.items():
+        print(f"views of {name}: {'identical' if equal else 'DIFFERENT'}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,97 @@
+"""Which views there are: the recipes, and the parameters drawn for one view; no TensorFlow, no JAX.
+
+`augment.py` draws the parameters; `image_ops.py` applies them on the host, `device_ops.py` on the devices.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How views are drawn.
+
+    Attributes:
+        image_size: side of a view in pixels.
+        stages: the operations in order, of 'crop', 'color', 'grayscale', 'blur', 'flip'.
+        crop_scale: smallest and largest crop as a share of the image's area.
+        crop_ratio: narrowest and widest crop, width over height.
+        jitter: strengths of brightness, contrast, saturation and hue; one of 0 is left out.
+        jitter_probability, grayscale_probability, blur_probability, flip_probability: of each operation.
+        blur_sigma: least and greatest sigma in pixels.
+        evaluation_resize: length of the shorter side before the centre crop; 0: no resize beyond the crop's need.
+    """
+
+    image_size: int
+    stages: tuple[str, ...]
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    jitter_probability: float = 1.0
+    grayscale_probability: float = 0.2
+    blur_probability: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    flip_probability: float = 0.5
+    evaluation_resize: int = 0
+
+
+RECIPES: dict[str, Recipe] = {
+    "v1": Recipe(224, ("crop", "grayscale", "color", "flip"), jitter=(0.4, 0.4, 0.4, 0.4)),
+    "v2": Recipe(
+        224,
+        ("crop", "color", "grayscale", "blur", "flip"),
+        jitter=(0.4, 0.4, 0.4, 0.1),
+        jitter_probability=0.8,
+    ),
+    "cifar": Recipe(
+        32,
+        ("crop", "flip", "color", "grayscale"),
+        crop_scale=(0.08, 1.0),
+        jitter=(0.4, 0.4, 0.4, 0.1),
+        jitter_probability=0.8,
+    ),
+    "digits": Recipe(32, ("crop",), crop_scale=(0.3, 1.0)),
+}
+
+
+def create(name: str, image_size: int, crop_min: float | None = None) -> Recipe:
+    """The recipe `name` at `image_size` pixels; `crop_min` replaces its smallest crop.
+
+    ImageNet recipes are evaluated on the centre of images resized by 256 / 224 of the view's side.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"augment={name!r} is unknown; known are {', '.join(RECIPES)}")
+    base = RECIPES[name]
+    return dataclasses.replace(
+        base,
+        image_size=image_size,
+        crop_scale=(crop_min or base.crop_scale[0], base.crop_scale[1]),
+        evaluation_resize=round(image_size * 256 / 224) if name in ("v1", "v2") else image_size,
+    )
+
+
+class View(NamedTuple):
+    """The drawn parameters of one view, or with a leading axis `[B]` of a batch of them.
+
+    Attributes:
+        box: int32 `[4]`, top, left, height and width of the crop.
+        color, grayscale, blur, flip: bool, whether each is applied.
+        factors: float32 `[4]`, of brightness, contrast, saturation and hue.
+        order: int32 `[4]`, in which these four are applied.
+        sigma: float32, of the blur.
+    """
+
+    box: Any
+    color: Any
+    factors: Any
+    order: Any
+    grayscale: Any
+    blur: Any
+    sigma: Any
+    flip: Any
+
+
+# dtype and shape of each field of one View, in their order
+FIELDS: tuple[tuple, ...] = (
+    ("int32", 4), ("bool",), ("float32", 4), ("int32", 4), ("bool",), ("bool",), ("float32",), ("bool",),
+)  # fmt: skip
