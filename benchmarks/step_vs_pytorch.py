@@ -1,6 +1,6 @@
 """One MoCo step in JAX and in PyTorch (eager and torch.compile), same networks, batch and BN groups, in one run.
 
-    python -m benchmarks.step_vs_pytorch [--cases=resnet18,resnet50] [--times=7] [--profile]
+    python -m benchmarks.step_vs_pytorch [--cases=resnet18,resnet50] [--times=7] [--nocompile] [--profile]
 
 A ratio above 1 means that JAX is faster than the best form of PyTorch. On a GPU both compute in bfloat16, on a CPU in
 float32, with as many threads as cores on both sides. `--profile` times each convolution of the ResNet-18 by itself,
@@ -27,6 +27,7 @@ CASES = flags.DEFINE_list(
     "cases", ["resnet18", "resnet50"], "resnet18: CIFAR, 32 px; resnet50: 224 px."
 )
 TIMES = flags.DEFINE_integer("times", 7, "Steps timed in each form; the median is shown.")
+COMPILE = flags.DEFINE_bool("compile", True, "Also torch.compile, which takes minutes.")
 PROFILE = flags.DEFINE_bool("profile", False, "Also time single convolutions.")
 
 CPU_DEVICES = 4  # what a CPU is divided into in the second JAX form, as recipes for a CPU do
@@ -43,12 +44,12 @@ class SplitBatchNorm(nn.BatchNorm2d):
         b, c, h, w = x.shape
         mean, var = self.running_mean.repeat(GROUPS), self.running_var.repeat(GROUPS)
         out = F.batch_norm(
-            x.view(-1, c * GROUPS, h, w), mean, var, self.weight.repeat(GROUPS), self.bias.repeat(GROUPS),
+            x.reshape(-1, c * GROUPS, h, w), mean, var, self.weight.repeat(GROUPS), self.bias.repeat(GROUPS),
             True, self.momentum, self.eps,
         )  # fmt: skip
         self.running_mean.copy_(mean.view(GROUPS, c).mean(0))
         self.running_var.copy_(var.view(GROUPS, c).mean(0))
-        return out.view(b, c, h, w)
+        return out.reshape(b, c, h, w)
 
 
 def torch_encoder(name: str) -> nn.Module:
@@ -61,13 +62,13 @@ def torch_encoder(name: str) -> nn.Module:
     return net
 
 
-def torch_step(name: str, compiled: bool, device: str):
+def torch_step(name: str, compiled: bool, device: str, layout: torch.memory_format):
     """A function that takes one step, waits for it and returns the loss."""
     side, batch, size = SIZES[name]
     torch.manual_seed(0)
     bf16 = device == "cuda"
     query, key = torch_encoder(name).to(device), torch_encoder(name).to(device)
-    query, key = (net.to(memory_format=torch.channels_last) for net in (query, key))
+    query, key = (net.to(memory_format=layout) for net in (query, key))
     key.load_state_dict(query.state_dict())
     optimizer = torch.optim.SGD(query.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
     queue = F.normalize(torch.randn(size, DIM, device=device))
@@ -79,12 +80,10 @@ def torch_step(name: str, compiled: bool, device: str):
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             with torch.no_grad():
                 inputs = ((k_images[order].float() / 255 - center) / scale).contiguous(
-                    memory_format=torch.channels_last
+                    memory_format=layout
                 )
                 keys = F.normalize(key(inputs).float())[back]
-            inputs = ((q_images.float() / 255 - center) / scale).contiguous(
-                memory_format=torch.channels_last
-            )
+            inputs = ((q_images.float() / 255 - center) / scale).contiguous(memory_format=layout)
             queries = query(inputs).float()
         queries = F.normalize(queries)
         logits = (
@@ -139,10 +138,18 @@ def compare(name: str, device: str, times: int) -> None:
     """Time all forms of one case and print them with the ratio to the best of PyTorch."""
     side, batch, size = SIZES[name]
     forms = {
-        "PyTorch eager": lambda: torch_step(name, False, device),
-        "PyTorch compile": lambda: torch_step(name, True, device),
+        "PyTorch eager": lambda: torch_step(name, False, device, torch.contiguous_format),
+        "PyTorch eager, channels last": lambda: torch_step(
+            name, False, device, torch.channels_last
+        ),
+        "PyTorch compile": lambda: torch_step(name, True, device, torch.contiguous_format),
+        "PyTorch compile, channels last": lambda: torch_step(
+            name, True, device, torch.channels_last
+        ),
         "JAX": lambda: jax_step(name, 1),
     }
+    if not COMPILE.value:
+        forms = {form: make for form, make in forms.items() if "compile" not in form}
     if device == "cpu":
         forms[f"JAX, cpu_devices={CPU_DEVICES}"] = lambda: jax_step(name, CPU_DEVICES)
     seconds, losses = {}, {}
