@@ -111,6 +111,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
                 break
         watch.finish()
     finally:
+        host_batches.close()
         profile.close()
         checkpoints.close()
         log.close()

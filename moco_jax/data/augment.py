@@ -4,9 +4,10 @@ Everything random is drawn from (seed, epoch, example, view) alone, by a counter
 hosts and resumes change nothing. The operations themselves are in `image_ops.py`.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -99,28 +100,34 @@ def _apply(stages: Sequence[str], planes: tf.Tensor, view: View, recipe: Recipe)
     return planes
 
 
+@functools.cache
+def _compiled(recipe: Recipe) -> tuple[Callable, Callable]:
+    """What stands before and behind the blur, compiled by XLA to one program each: from pixels, and to pixels."""
+    stages = recipe.stages[1:]
+    blur = stages.index("blur") if "blur" in stages else len(stages)
+
+    def before(image: tf.Tensor, view: View) -> tf.Tensor:
+        return _apply(stages[:blur], image_ops.to_planes(image), view, recipe)
+
+    def behind(planes: tf.Tensor, view: View) -> tf.Tensor:
+        return image_ops.to_pixels(_apply(stages[blur + 1 :], planes, view, recipe))
+
+    return tf.function(before, jit_compile=True), tf.function(behind, jit_compile=True)
+
+
 def apply_view(image: tf.Tensor, view: View, recipe: Recipe, crop_only: bool = False) -> tf.Tensor:
     """uint8 `[H, W, 3]` -> uint8 `[S, S, 3]`, the operations of `recipe` in its order with the parameters drawn.
 
-    `crop_only`: leave those after the crop to `device_ops.finish`. XLA compiles what stands before and behind the
-    blur to one program each.
+    `crop_only`: leave those after the crop to `device_ops.finish`.
     """
     size = (recipe.image_size, recipe.image_size)
     image = tf.ensure_shape(image_ops.crop_and_resize(image, view.box, size), [*size, 3])
     if crop_only or len(recipe.stages) == 1:
         return image
-    stages = recipe.stages[1:]
-    blur = stages.index("blur") if "blur" in stages else len(stages)
-
-    @tf.function(jit_compile=True)
-    def before(image: tf.Tensor, view: View) -> tf.Tensor:
-        return _apply(stages[:blur], image_ops.to_planes(image), view, recipe)
-
-    @tf.function(jit_compile=True)
-    def behind(planes: tf.Tensor, view: View) -> tf.Tensor:
-        return image_ops.to_pixels(_apply(stages[blur + 1 :], planes, view, recipe))
-
-    planes = _apply(stages[blur : blur + 1], before(image, view), view, recipe)
+    before, behind = _compiled(recipe)
+    planes = before(image, view)
+    if "blur" in recipe.stages:
+        planes = _apply(["blur"], planes, view, recipe)
     return tf.ensure_shape(behind(planes, view), [*size, 3])
 
 

@@ -4,9 +4,12 @@ The batch of a step is a pure function of (seed, examples seen, source): where a
 threads and hosts share the work, changes nothing.
 """
 
+import atexit
+import contextlib
+import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -53,6 +56,56 @@ def _threads(workers: int) -> int:
     return workers or os.cpu_count() or 1
 
 
+def _many(source: Source, number: int) -> tf.TensorSpec:
+    return tf.TensorSpec([number, *source.record_spec.shape], source.record_spec.dtype)
+
+
+@contextlib.contextmanager
+def _running(
+    reads: Iterator[tuple], signature: tuple, make: Callable, threads: int
+) -> Iterator[Iterator]:
+    """Batches, made ahead of time by `make` of each row of what `reads` yields.
+
+    What is under way is brought to its end before the dataset is let go: TensorFlow would wait for it then, and it
+    may wait for Python, which TensorFlow holds.
+    """
+    ending = False
+
+    def feed():
+        for read in reads:
+            if ending:
+                return
+            yield read
+
+    made = iter(
+        tf.data.Dataset.from_generator(feed, output_signature=signature)
+        .prefetch(1)
+        .unbatch()
+        .map(make, num_parallel_calls=threads)
+        .batch(signature[0].shape[0], drop_remainder=True)
+        .prefetch(2)
+        .with_options(options(threads))
+        .as_numpy_iterator()
+    )
+
+    def end() -> None:
+        nonlocal ending
+        ending = True
+        over = False
+        while not over:
+            try:
+                over = next(made, None) is None
+            except tf.errors.OpError as error:
+                logging.debug("while ending: %s", error)
+
+    atexit.register(end)  # for who keeps the batches until the process ends
+    try:
+        yield made
+    finally:
+        atexit.unregister(end)
+        end()
+
+
 def train_batches(
     source: Source,
     recipe: recipes.Recipe,
@@ -64,7 +117,7 @@ def train_batches(
     workers: int,
     damaged: DamagedImages,
     crop_only: bool = False,
-) -> Iterator[Rows]:
+) -> Generator[Rows, None, None]:
     """Batches without end, from the one after `examples_seen` examples on.
 
     Args:
@@ -84,30 +137,23 @@ def train_batches(
     """
     size, threads = len(source), _threads(workers)
 
-    def read(start: np.ndarray):
-        epoch, positions = order.batch_positions(int(start), batch_size, size)
-        indices = order.permute(positions[rows], size, seed, epoch)
-        return indices, np.full(len(rows), epoch, np.int64), source.read(indices)
-
-    def load(start: tf.Tensor):
-        types = [tf.int64, tf.int64, source.record_spec.dtype]
-        indices, epochs, records = tf.numpy_function(read, [start], types, stateful=False)
-        indices.set_shape([len(rows)])
-        epochs.set_shape([len(rows)])
-        records.set_shape([len(rows), *source.record_spec.shape])
-        return indices, epochs, records
+    def records():
+        for start in itertools.count(examples_seen, batch_size):
+            epoch, positions = order.batch_positions(start, batch_size, size)
+            indices = order.permute(positions[rows], size, seed, epoch)
+            yield indices, np.full(len(rows), epoch, np.int64), source.read(indices)
 
     def views(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         image, ok = decode_or_flag(source, record)
         drawn = augment.draw_two_views(image, seed, epoch, index, recipe)
         query, key = (augment.apply_view(image, view, recipe, crop_only) for view in drawn)
-        rows = {"query": query, "key": key, "index": tf.cast(index, tf.int32)}
+        made = {"query": query, "key": key, "index": tf.cast(index, tf.int32)}
         if crop_only:
-            rows |= {"query_view": drawn[0], "key_view": drawn[1]}
-        return {"rows": rows, "epoch": epoch, "ok": ok}
+            made |= {"query_view": drawn[0], "key_view": drawn[1]}
+        return {"rows": made, "epoch": epoch, "ok": ok}
 
-    def replace(rows: Rows, epoch: int, row: int) -> None:
-        index = int(rows["index"][row])
+    def replace(made: Rows, epoch: int, row: int) -> None:
+        index = int(made["index"][row])
         for _ in range(size):
             damaged.add(source.name(index))
             index = (index + 1) % size
@@ -115,7 +161,7 @@ def train_batches(
             found = views(tf.constant(index, tf.int64), tf.constant(epoch, tf.int64), record)
             if found["ok"]:
                 for old, new in zip(
-                    tf.nest.flatten(rows), tf.nest.flatten(found["rows"]), strict=True
+                    tf.nest.flatten(made), tf.nest.flatten(found["rows"]), strict=True
                 ):
                     old[row] = new.numpy()
                 return
@@ -123,28 +169,22 @@ def train_batches(
             f"none of the {size} images can be decoded; {source.name(index)} is one of them"
         )
 
-    dataset = (
-        tf.data.Dataset.range(examples_seen, np.iinfo(np.int64).max // 2, batch_size)
-        .map(load, num_parallel_calls=2)
-        .unbatch()
-        .map(views, num_parallel_calls=threads)
-        .batch(len(rows), drop_remainder=True)
-        .prefetch(2)
-        .with_options(options(threads))
-    )
-    for batch in dataset.as_numpy_iterator():
-        bad = np.flatnonzero(~batch["ok"])
-        rows = batch["rows"]
-        if len(bad):
-            rows = tf.nest.map_structure(np.copy, rows)
-            for row in bad.tolist():
-                replace(rows, batch["epoch"][row], row)
-        yield rows
+    numbers = tf.TensorSpec([len(rows)], tf.int64)
+    with _running(
+        records(), (numbers, numbers, _many(source, len(rows))), views, threads
+    ) as batches:
+        for batch in batches:
+            made, bad = batch["rows"], np.flatnonzero(~batch["ok"])
+            if len(bad):
+                made = tf.nest.map_structure(np.copy, made)
+                for row in bad.tolist():
+                    replace(made, batch["epoch"][row], row)
+            yield made
 
 
 def evaluation_batches(
     source: Source, recipe: recipes.Recipe, indices: np.ndarray, workers: int
-) -> Iterator[Rows]:
+) -> Generator[Rows, None, None]:
     """The images `indices` int64 `[steps, n]` as evaluation sees them (resized, cropped, nothing drawn).
 
     Yields:
@@ -156,20 +196,6 @@ def evaluation_batches(
         image, ok = decode_or_flag(source, record)
         return {"image": augment.evaluation_view(image, recipe), "ok": ok}
 
-    def load(step: tf.Tensor) -> tf.Tensor:
-        records = tf.numpy_function(
-            lambda s: source.read(indices[s]), [step], source.record_spec.dtype, stateful=False
-        )
-        records.set_shape([indices.shape[1], *source.record_spec.shape])
-        return records
-
-    dataset = (
-        tf.data.Dataset.range(len(indices))
-        .map(load, num_parallel_calls=2)
-        .unbatch()
-        .map(view, num_parallel_calls=threads)
-        .batch(indices.shape[1], drop_remainder=True)
-        .prefetch(2)
-        .with_options(options(threads))
-    )
-    yield from dataset.as_numpy_iterator()
+    records = ((source.read(some),) for some in indices)
+    with _running(records, (_many(source, indices.shape[1]),), view, threads) as batches:
+        yield from batches

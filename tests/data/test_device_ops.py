@@ -18,12 +18,13 @@ def test_operation_equals_torchvision(name, tmp_path):
     names = {"brightness", "contrast", "saturation", "hue"}
     operation = {
         "grayscale": lambda x, _: device_ops.grayscale(x),
-        "flip": lambda x, _: x[:, ::-1],
+        "flip": lambda x, _: x[:, :, ::-1],
         "blur": device_ops.gaussian_blur,
     }.get(name) or getattr(device_ops, f"adjust_{name}" if name in names else name)
     for image in test_augment.photographs():
         for value in values:
-            result = jax.jit(operation)(jnp.asarray(image), jnp.float32(value))
+            planes = jax.jit(operation)(jnp.asarray(image).transpose(2, 0, 1), jnp.float32(value))
+            result = planes.transpose(1, 2, 0)
             expected = theirs(Image.fromarray(image), float(np.float32(value)))
             within = 4 if name == "hue" else 2
             test_augment.hold(result, expected, within, 0.5, 0.999, (name, value), tmp_path)
@@ -46,7 +47,7 @@ def crops_and_views(recipe, number):
 @pytest.mark.parametrize(("name", "size"), [("v1", 224), ("v2", 224), ("cifar", 32)])
 def test_chain_equals_torchvision(name, size, tmp_path):
     recipe = recipes.create(name, size)
-    crops, views, _, drawn = crops_and_views(recipe, 24)
+    crops, views, _, drawn = crops_and_views(recipe, 8)
     results = jax.jit(device_ops.finish, static_argnums=2)(crops, views, recipe)
     pictures = test_augment.photographs()[:2]
     for number, view in enumerate(drawn):
@@ -89,10 +90,12 @@ def test_jitter_applies_each_operation_once_in_the_drawn_order():
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
         view = recipes.View(None, True, factors, np.asarray(order), False, False, 1.0, False)
         view = jax.tree.map(lambda x: jnp.asarray(x)[None], view._replace(box=np.zeros(4)))
-        expected = image
+        expected = image.transpose(2, 0, 1)
         for number in order:
             expected = operations[number](expected, factors[number])
         result = device_ops.finish(image[None], view, recipe)[0]
-        np.testing.assert_array_equal(result, expected)
+        # One program and four round a few values differently; another order would change most of them.
+        difference = np.abs(result.astype(int) - expected.transpose(1, 2, 0))
+        assert difference.mean() < 0.1
         seen.add(np.asarray(result).tobytes())
     assert len(seen) == 3
