@@ -43,7 +43,10 @@ def draw_box(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: R
     ratio, (low, high) = wide / tall, recipe.crop_ratio
     w_fall = tf.cast(tf.round(tf.minimum(wide, tall * high)), tf.int32)
     h_fall = tf.cast(tf.round(tf.where(ratio < low, wide / low, tall)), tf.int32)
-    w, h = tf.where(found, w[first], w_fall), tf.where(found, h[first], h_fall)
+    w, h = (
+        tf.where(found, tf.gather(w, first), w_fall),
+        tf.where(found, tf.gather(h, first), h_fall),
+    )
     room = tf.stack([height - h, width - w])
     drawn = tf.cast(tf.floor(uniforms[2 * ATTEMPTS :] * tf.cast(room + 1, tf.float32)), tf.int32)
     corner = tf.where(found, tf.minimum(drawn, room), room // 2)
@@ -131,6 +134,17 @@ def apply_view(image: tf.Tensor, view: View, recipe: Recipe, crop_only: bool = F
     return tf.ensure_shape(behind(planes, view), [*size, 3])
 
 
+@functools.cache
+def _compiled_draw(recipe: Recipe) -> Callable:
+    """Both views' parameters from `uniforms` float32 `[2, 32]`, height and width: one program, not ninety operations."""
+
+    def draw(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple[View, View]:
+        query, key = (draw_view(uniforms[view], height, width, recipe) for view in (0, 1))
+        return query, key
+
+    return tf.function(draw, jit_compile=True)
+
+
 def draw_two_views(
     image: tf.Tensor, seed: int, epoch: tf.Tensor, index: tf.Tensor, recipe: Recipe
 ) -> tuple[View, View]:
@@ -140,9 +154,7 @@ def draw_two_views(
     """
     counter = tf.stack([tf.constant(seed, tf.int64), epoch * 2**31 + index])
     uniforms = tf.random.stateless_uniform([2, _UNIFORMS], counter, alg="philox")
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    query, key = (draw_view(uniforms[view], height, width, recipe) for view in (0, 1))
-    return query, key
+    return _compiled_draw(recipe)(uniforms, tf.shape(image)[0], tf.shape(image)[1])
 
 
 def evaluation_view(image: tf.Tensor, recipe: Recipe) -> tf.Tensor:
