@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from moco_jax.data import augment, order
-from moco_jax.data.source import Source, decode_or_flag
+from moco_jax.data.sources import Source
+from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.errors import UserError
 
 Rows = dict[str, np.ndarray]
