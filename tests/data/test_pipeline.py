@@ -21,7 +21,7 @@ def test_damaged_images_are_replaced_by_the_next_and_named(tmp_path):
     def first_epoch(limit):
         damaged = pipeline.DamagedImages(limit)
         batches = pipeline.train_batches(
-            images, augment.recipe("v2", 32), seed=0, batch_size=9, rows=np.arange(9),
+            images, augment.recipe("digits", 32), seed=0, batch_size=9, rows=np.arange(9),
             examples_seen=0, workers=2, damaged=damaged,
         )  # fmt: skip
         return next(batches), damaged

@@ -5,6 +5,7 @@ neither can read is flagged, so that one damaged file ends no run.
 """
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +44,7 @@ def exif_orientation(content: tf.Tensor) -> tf.Tensor:
         value = tf.concat([values, [1]], 0)[0]
         return tf.where((value >= 1) & (value <= 8), value, 1)
 
-    return tf.cond(tf.size(head) > 1, read, lambda: 1)
+    return tf.cond(tf.size(head) > 1, read, lambda: tf.constant(1))
 
 
 def turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -152,13 +153,14 @@ def decode_or_flag(source: "Source", record: tf.Tensor) -> tuple[tf.Tensor, tf.T
     """In a graph: uint8 `[H, W, 3]` and True, or a black `[1, 1, 3]` and False where the record is damaged."""
     if source.record_spec.dtype != tf.string:
         return record, tf.constant(True)
-    result = None
-    for decoder in (decode_image, _with_pil):
-        attempt = (
-            tf.data.Dataset.from_tensors(record)
-            .map(lambda r, d=decoder: (d(source.encoded(r), source.exif_rotation), True))
-            .ignore_errors()
-        )
-        result = attempt if result is None else result.concatenate(attempt)
+
+    def attempt(decoder: Callable) -> tf.data.Dataset:
+        one = tf.data.Dataset.from_tensors(record)
+        return one.map(
+            lambda r: (decoder(source.encoded(r), source.exif_rotation), True)
+        ).ignore_errors()
+
+    # Each is begun only when those before it have given nothing.
     fallback = tf.data.Dataset.from_tensors((tf.zeros([1, 1, 3], tf.uint8), False))
-    return result.concatenate(fallback).take(1).get_single_element()
+    chain = attempt(decode_image).concatenate(attempt(_with_pil)).concatenate(fallback)
+    return chain.take(1).get_single_element()

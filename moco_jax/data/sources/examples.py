@@ -1,6 +1,6 @@
 """Sources whose records are serialized tf.train.Example: which feature is the image, the class, the name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,20 +26,20 @@ class Records(Protocol):
         """File and place of record `index`."""
 
 
-def features(record: bytes) -> dict[str, str]:
-    """Name and kind ('bytes_list', 'int64_list', 'float_list') of each feature; UserError if it is no Example."""
+def parse(record: bytes) -> Mapping[str, tf.train.Feature]:
+    """The features of one serialized tf.train.Example; UserError if it is none."""
     try:
-        found = tf.train.Example.FromString(record).features.feature
+        return tf.train.Example.FromString(record).features.feature
     except (
         Exception
     ) as error:  # protobuf's own error class depends on which of its backends is in use
         raise UserError("its records are no tf.train.Example") from error
-    return {key: feature.WhichOneof("kind") for key, feature in found.items()}
 
 
-def pick(found: dict[str, str], known: Sequence[str], kind: str) -> str | None:
-    """The first of `known` that is among the features `found` and of this `kind`, or None."""
-    return next((key for key in known if found.get(key) == kind), None)
+def pick(found: Mapping[str, tf.train.Feature], known: Sequence[str], kind: str) -> str | None:
+    """The first of `known` among the features `found` that is of this `kind`, as 'bytes_list', or None."""
+    there = (key for key in known if key in found)
+    return next((key for key in there if found[key].WhichOneof("kind") == kind), None)
 
 
 def first_features(records: Records, data_dir: str) -> tuple[str, str | None, str | None]:
@@ -47,7 +47,7 @@ def first_features(records: Records, data_dir: str) -> tuple[str, str | None, st
     if not len(records):
         raise UserError(f"data_dir={data_dir} holds no record; its files are empty")
     try:
-        found = features(records.read(np.asarray([0]))[0])
+        found = parse(records.read(np.asarray([0]))[0])
     except UserError as error:
         raise UserError(f"data_dir={data_dir}: {error}") from error
     image = pick(found, IMAGE_KEYS, "bytes_list")
@@ -110,10 +110,11 @@ class ExampleSource:
             some = missing[start : start + 1024]
             try:
                 parsed = tf.io.parse_example(self.read(some), spec)
-            except tf.errors.InvalidArgumentError as error:
+            except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+                # The second where TensorFlow's message quotes bytes of the record.
                 raise UserError(
-                    f"{self.label}: an example has no readable {self._class!r} although the first has; write it "
-                    f"into all of them or none ({error.message.splitlines()[0]})"
+                    f"{self.label}: an example has no readable {self._class!r}, which others have; write it into "
+                    "all of them or none, and replace damaged ones"
                 ) from error
             self._labels[some] = parsed[self._class].numpy()
         return self._labels[indices]
@@ -123,10 +124,9 @@ class ExampleSource:
         called = f"{self.label} example {index} ({self.records.where(index)})"
         if self._name is None:
             return called
-        spec = {self._name: tf.io.FixedLenFeature([], tf.string)}
         try:
-            record = self.records.read(np.asarray([index]))[0]
-            own = tf.io.parse_single_example(record, spec)[self._name].numpy()
-        except tf.errors.InvalidArgumentError:
+            feature = parse(self.records.read(np.asarray([index]))[0])[self._name]
+        except (UserError, KeyError):
             return called
+        own = b"".join(feature.bytes_list.value)
         return f"{own.decode(errors='replace')}: {called}"

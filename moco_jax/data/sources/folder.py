@@ -42,7 +42,8 @@ def read_list(path: str) -> tuple[list[str], list[str]]:
         lines = store.read(path).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"data_dir={path} is no text file; {wanted}") from error
-    files, classes = [], []
+    files: list[str] = []
+    classes: list[str] = []
     for number, line in enumerate(lines, 1):
         file, tab, name = line.rstrip("\r").partition("\t")
         if not file and not tab:

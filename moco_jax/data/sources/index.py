@@ -41,7 +41,7 @@ def sizes(paths: Sequence[str]) -> list[str]:
         return [f"{path} {store.size(path)}" for path in paths]
     except OSError as error:
         raise UserError(
-            f"{error.filename or 'a file of the dataset'} cannot be read: {error}"
+            f"{error.filename} cannot be read ({error.strerror}); bring it back, or leave it out of data_dir"
         ) from error
 
 
@@ -57,13 +57,15 @@ def cached(
         try:
             with cache.open("rb") as file, np.load(file) as saved:
                 if np.array_equal(saved["signature"], signed):
-                    return {key: saved[key] for key in saved.files if key != "signature"}
+                    return {key[1:]: saved[key] for key in saved.files if key[0] == "_"}
         except (zipfile.BadZipFile, KeyError, ValueError):
             pass  # not what we wrote: it is made anew, and replaced below
     arrays = make()
     if cache is not None:
         content = io.BytesIO()
-        np.savez(content, signature=signed, **arrays)  # type: ignore[arg-type]
+        # NumPy keeps names such as `file` to itself.
+        named: Arrays = {f"_{key}": value for key, value in arrays.items()}
+        np.savez(content, signature=signed, **named)  # type: ignore[arg-type]
         try:
             files.write(cache, content.getvalue())
         except OSError as error:

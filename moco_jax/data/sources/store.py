@@ -3,6 +3,7 @@
 Whatever goes wrong is an OSError here, for both.
 """
 
+import errno
 import io
 import logging
 import os
@@ -26,11 +27,12 @@ def is_remote(path: str) -> bool:
 
 
 @contextmanager
-def _os_errors() -> Iterator[None]:
+def _os_errors(path: str) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        raise OSError(error.message) from error
+        number = errno.ENOENT if isinstance(error, tf.errors.NotFoundError) else errno.EIO
+        raise OSError(number, error.message or type(error).__name__, path) from error
 
 
 def is_folder(path: str) -> bool:
@@ -49,7 +51,7 @@ def size(path: str) -> int:
     """Bytes in the file `path`."""
     if not is_remote(path):
         return os.stat(path).st_size
-    with _os_errors():
+    with _os_errors(path):
         return tf.io.gfile.stat(path).length
 
 
@@ -63,7 +65,8 @@ class _RemoteFile(io.RawIOBase):
     """A remote file as Python's own file objects are."""
 
     def __init__(self, path: str):
-        self._file, self._place, self._size = tf.io.gfile.GFile(path, "rb"), 0, size(path)
+        self._path, self._place, self._size = path, 0, size(path)
+        self._file = tf.io.gfile.GFile(path, "rb")
 
     def readable(self) -> bool:
         return True
@@ -77,7 +80,7 @@ class _RemoteFile(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer) -> int:
-        with _os_errors():
+        with _os_errors(self._path):
             self._file.seek(self._place)
             content = self._file.read(min(len(buffer), max(self._size - self._place, 0)))
         buffer[: len(content)] = content
@@ -100,7 +103,7 @@ def listing(folder: str) -> list[str]:
     """Names of what lies right in `folder`, sorted."""
     if not is_remote(folder):
         return sorted(os.listdir(folder))
-    with _os_errors():
+    with _os_errors(folder):
         return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
 
 
@@ -122,7 +125,7 @@ def walk(root: str) -> Iterator[str]:
     names. A folder that cannot be listed is named in a warning and left out.
     """
     if is_remote(root):
-        with _os_errors():
+        with _os_errors(root):
             for folder, _, names in tf.io.gfile.walk(root):
                 within = folder.removeprefix(root).strip("/")
                 if not any(part.startswith(".") for part in within.split("/")):
@@ -169,7 +172,7 @@ class Ranges:
         if file < len(self._open):
             return os.pread(self._open[file], length, offset)
         if is_remote(self.paths[file]):
-            with _os_errors(), tf.io.gfile.GFile(self.paths[file], "rb") as remote:
+            with _os_errors(self.paths[file]), tf.io.gfile.GFile(self.paths[file], "rb") as remote:
                 remote.seek(offset)
                 return remote.read(length)
         with open(self.paths[file], "rb", buffering=0) as local:

@@ -16,7 +16,7 @@ from moco_jax.errors import UserError
         (("tfrecord", "train", "/no/x-{0..3}"), "there is no tfrecord file /no/x-0"),
         (("tfrecord", "train", "/no/x-*"), "there is no tfrecord file /no/x-"),
         (("tar", "train", "/no/{3..1}.tar"), "{3..1} names nothing"),
-        (("tar", "train", "/no/{3}.tar"), "{3} names nothing"),
+        (("tar", "train", "/no/{3}.tar"), r"\{3\} names nothing"),
         (("nothing", "train", ""), "dataset='nothing' is unknown; known are digits"),
         (("digits", "valid", ""), "split='valid' is unknown; dataset='digits' has train and test"),
     ],

@@ -98,7 +98,7 @@ def test_damaged_and_wrong_shards_are_named(tmp_path):
     with pytest.raises(UserError, match=r"x\.tar: 0\.cls holds b'cat'"):
         TarSource(str(path))
     tar(path, [("0.txt", b"")])
-    with pytest.raises(UserError, match="hold no image; images end in .jpg"):
+    with pytest.raises(UserError, match=r"hold no image; images end in \.jpg"):
         TarSource(str(path))
     path.unlink()
     with pytest.raises(UserError, match="holds no tar file; give a folder"):

@@ -72,7 +72,7 @@ def test_a_set_without_metadata_is_read_and_damage_flagged(tmp_path):
     with pytest.raises(UserError, match="no readable 'label'"):
         source.labels(np.arange(4))
     os.remove(tmp_path / "x.tfrecord-00001-of-00002")
-    with pytest.raises(UserError, match="holds 1 of the 2 shards x.tfrecord"):
+    with pytest.raises(UserError, match=r"holds 1 of the 2 shards x\.tfrecord"):
         TFRecordSource(str(tmp_path))
 
 
