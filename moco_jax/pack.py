@@ -44,8 +44,8 @@ class Progress:
     def __init__(self, plan: packing.Plan, console: Console):
         """Of `plan`, on `console`."""
         self.plan, self.console = plan, console
-        self.begun, self.count, self.next = time.monotonic(), 0, 0.0
-        self.pause = 0.5 if console.out.isatty() else 10.0
+        self.begun, self.count = time.monotonic(), 0
+        self.pause = self.next = 0.5 if console.out.isatty() else 10.0
 
     def seen(self, shard: int, image: int) -> None:
         """Another image is done; a line is printed now and then, and at the end of each shard."""

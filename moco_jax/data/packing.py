@@ -21,7 +21,7 @@ from moco_jax.errors import UserError
 
 FORMATS = {"tfrecord": "tfrecord", "arrayrecord": "array_record"}  # and how their files end
 PER_SHARD = 5000  # images, where the number of shards is not given
-_READ_AT_ONCE = 64
+_READ_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,10 @@ import io
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +19,8 @@ import tensorflow as tf
 READERS = 16  # threads that wait for bytes
 KEPT_OPEN = 256  # files of a `Ranges` that stay open; systems permit 1,024 a process, some fewer
 REMOTE_BLOCK = 1 << 22  # bytes asked for at once where a remote file is read from front to back
+T = TypeVar("T")
+R = TypeVar("R")
 _POOL = ThreadPoolExecutor(READERS)
 
 
@@ -179,6 +182,11 @@ class Ranges:
             return os.pread(local.fileno(), length, offset)
 
 
+def each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """`function` of each of `items`, many at a time, in their order."""
+    return list(_POOL.map(function, items))
+
+
 def read_many(read_one: Callable[[int], bytes], indices: np.ndarray) -> np.ndarray:
     """`read_one` of each of `indices` int `[n]`, many at a time: object `[n]` of bytes.
 
@@ -192,5 +200,5 @@ def read_many(read_one: Callable[[int], bytes], indices: np.ndarray) -> np.ndarr
             return b""
 
     out = np.empty(len(indices), object)
-    out[:] = list(_POOL.map(attempt, indices.tolist()))
+    out[:] = each(attempt, indices.tolist())
     return out

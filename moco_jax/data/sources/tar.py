@@ -66,7 +66,8 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     with store.open_binary(path) as file:
         for member in _members(path):
             folder, base = os.path.split(member.name)
-            stem, _, kind = base.lower().partition(".")
+            stem, _, kind = base.partition(".")
+            kind = kind.lower()
             if (folder, stem) != key:
                 close()
                 key, image, rank, label = (folder, stem), None, 0, -1
@@ -106,7 +107,7 @@ class TarSource:
         paths = shards.find(data_dir, "tar", r"\.tar")
 
         def make() -> index.Arrays:
-            parts = [scan(path) for path in paths]
+            parts = store.each(scan, paths)
             without = sum(part[3] for part in parts)
             if without:
                 logging.warning("%s: %d examples without an image are left out", data_dir, without)

@@ -51,9 +51,10 @@ class TFDSSource(examples.ExampleSource):
         classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
         label = f"{name} {split}"
         slices = [tfrecord.Slice(str(f.filename), f.skip, f.take) for f in instructions]
-        for part in slices:
-            if not store.is_file(part.path):
-                raise UserError(f"dataset='tfds:{name}' lacks {part.path}; {prepare}")
+        there = store.each(store.is_file, [part.path for part in slices])
+        if not all(there):
+            lacking = slices[there.index(False)].path
+            raise UserError(f"dataset='tfds:{name}' lacks {lacking}; {prepare}")
         records: examples.Records
         if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
             records = arrayrecord.ArrayRecords(slices)

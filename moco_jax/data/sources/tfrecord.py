@@ -56,7 +56,7 @@ def build(slices: Sequence[Slice], cache: epath.Path | None) -> index.Places:
     signature = [
         f"{line} {s.skip} {s.take}" for line, s in zip(index.sizes(paths), slices, strict=True)
     ]
-    arrays = index.cached(cache, signature, lambda: index.join([part(s) for s in slices]))
+    arrays = index.cached(cache, signature, lambda: index.join(store.each(part, slices)))
     return index.Places(paths, **arrays)
 
 

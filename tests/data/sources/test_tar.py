@@ -55,11 +55,11 @@ def test_an_example_has_its_image_and_class_among_other_members(tmp_path, format
     image, mask = encoded(), encoded("PNG")
     listed = [
         ("./._0.jpg", b"resource fork"), ("a/0.cls", b"7\n"), ("a/0.json", b"{}"), ("a/0.mask.png", mask), ("a/0.JPG", image),
-        ("b/0.jpg", mask), ("b/0.cls", b"3"), ("c.txt", b"no image"), (f"{LONG}é.png", image), (f"{LONG}é.cls", b"0"),
+        ("b/x.jpg", mask), ("b/x.cls", b"3"), ("b/X.jpg", image), ("b/X.cls", b"4"), ("c.txt", b"no image"), (f"{LONG}é.png", image), (f"{LONG}é.cls", b"0"),
     ]  # fmt: skip
     source = TarSource(tar(tmp_path / "x.tar", listed, format=format))
-    assert source.read(np.arange(3)).tolist() == [image, mask, image]
-    np.testing.assert_array_equal(source.labels(np.asarray([2, 0, 1])), [0, 7, 3])
+    assert source.read(np.arange(4)).tolist() == [image, mask, image, image]
+    np.testing.assert_array_equal(source.labels(np.asarray([3, 0, 1, 2])), [0, 7, 3, 4])
     assert "1 examples without an image are left out" in caplog.text
 
 
