@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data.sources import store
+from moco_jax.data.sources import reading, store
 from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.errors import UserError
@@ -65,7 +65,8 @@ def make_plan(data_dir: str, out: str, shards: int, format: str) -> Plan:
         raise UserError(f"format={format!r} is unknown; known are {', '.join(FORMATS)}")
     if not out:
         raise UserError("out='' names no folder for the shards; give one: --out=FOLDER")
-    source = FolderSource(data_dir)
+    with reading(data_dir):
+        source = FolderSource(data_dir)
     shards = shards or -(-len(source) // PER_SHARD)
     if not 0 < shards <= len(source):
         raise UserError(

@@ -133,16 +133,19 @@ def test_damage_alone_is_refused(tmp_path):
 
 def test_the_command_says_what_it_did(tmp_path):
     folder, _ = images(tmp_path)
-    command = [sys.executable, "-m", "moco_jax.pack", f"--out={tmp_path}/out", "--shards=2"]
-    whole, wrong = (
-        subprocess.Popen([*command, f"--data_dir={path}"], stdout=-1, stderr=-1, text=True)
-        for path in (folder, "/no/such")
-    )
-    out, said = whole.communicate()
-    assert whole.returncode == 0, said
-    assert "shard 2/2  image 11/11" in out
-    assert f"--config.dataset=tfrecord --config.data_dir={tmp_path}/out" in out
-    assert f"named in {tmp_path}/out/*.damaged.txt: {folder}/dog/bad.jpg" in out
-    last = wrong.communicate()[1].splitlines()[-1]
-    assert wrong.returncode == 2
+    code = """
+import sys
+from moco_jax import pack
+
+out, *folders = sys.argv[1:]
+for folder in folders:
+    pack.main(pack.parse(["pack", f"--data_dir={folder}", f"--out={out}", "--shards=2"]))
+"""
+    command = [sys.executable, "-c", code, f"{tmp_path}/out", folder, "/no/such"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert "shard 2/2  image 11/11" in ended.stdout, ended.stderr
+    assert f"--config.dataset=tfrecord --config.data_dir={tmp_path}/out" in ended.stdout
+    assert f"named in {tmp_path}/out/*.damaged.txt: {folder}/dog/bad.jpg" in ended.stdout
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
     assert last.startswith("error: data_dir=/no/such is no folder")

@@ -4,6 +4,8 @@ One file a kind of source; `decode.py` makes pixels of what they read, `store.py
 a kind, write a class with the members of `Source` and name it in `open_source`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -42,6 +44,17 @@ class Source(Protocol):
         """What to call one image in a message."""
 
 
+@contextmanager
+def reading(data_dir: str) -> Iterator[None]:
+    """Turn what a disk or bucket refuses while `data_dir` is opened into a UserError."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f"data_dir={data_dir} cannot be read ({error}); mend that, or give another place"
+        ) from error
+
+
 def open_source(
     dataset: str,
     split: str,
@@ -61,7 +74,8 @@ def open_source(
     Raises:
         UserError: there is nothing to read, or it cannot be read.
     """
-    source = _open(dataset, split, data_dir, index_dir, exif_rotation)
+    with reading(data_dir):
+        source = _open(dataset, split, data_dir, index_dir, exif_rotation)
     if len(source) > LARGEST:
         raise UserError(
             f"dataset={dataset!r} has {len(source)} examples; at most {LARGEST} are supported"

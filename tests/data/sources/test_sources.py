@@ -31,6 +31,13 @@ def test_what_cannot_be_opened_is_refused_in_one_line(arguments, message):
         sources.open_source(*arguments)
 
 
+@pytest.mark.parametrize(("kind", "ending"), [("tar", "tar"), ("tfrecord", "tfrecord")])
+def test_what_the_system_will_not_read_is_refused_in_one_line(tmp_path, kind, ending):
+    (tmp_path / f"x.{ending}").mkdir()
+    with pytest.raises(UserError, match=rf"data_dir=.* cannot be read \(.*x\.{ending}"):
+        sources.open_source(kind, "train", str(tmp_path))
+
+
 def test_more_examples_than_an_index_can_name_are_refused(monkeypatch):
     monkeypatch.setattr(sources, "LARGEST", 1000)
     with pytest.raises(UserError, match="'digits' has 1437 examples; at most 1000"):
