@@ -29,8 +29,9 @@ import tensorflow as tf
 from absl import app, flags
 
 from benchmarks import machine
-from moco_jax.data import image_ops, pipeline, recipes
-from moco_jax.data.source import FolderSource, decode_image
+from moco_jax.data import image_ops, pipeline, recipes, running
+from moco_jax.data.sources.decode import decode_image
+from moco_jax.data.sources.folder import FolderSource
 from moco_jax.report.console import table
 
 DATASET = flags.DEFINE_string("dataset", "folder", "'folder', or 'tfds:NAME' of JPEG files.")
@@ -106,7 +107,7 @@ def decoded(files: list[str], workers: int) -> Iterator[int]:
         .repeat()
         .map(lambda f: tf.shape(decode_image(tf.io.read_file(f))), num_parallel_calls=workers)
         .batch(BATCH)
-        .with_options(pipeline.options(workers))
+        .with_options(running.options(workers))
     )
     return (len(batch) for batch in images.as_numpy_iterator())
 
@@ -182,7 +183,7 @@ def operations(content: bytes) -> list[list[str]]:
         results = (
             tf.data.Dataset.range(times + 20)
             .map(lambda _, o=ours, t=tensors: tf.reduce_max(o(*[tf.identity(x) for x in t])), num_parallel_calls=1)
-            .with_options(pipeline.options(1))
+            .with_options(running.options(1))
             .as_numpy_iterator()
         )  # fmt: skip
         for _ in range(20):

@@ -27,7 +27,7 @@ SIDE, BATCH = 32, 1024
 class Numbered:
     """Images that are made from their number when they are read."""
 
-    record_spec = tf.TensorSpec([SIDE, SIDE, 3], tf.uint8)
+    record_spec, exif_rotation = tf.TensorSpec([SIDE, SIDE, 3], tf.uint8), False
 
     def __len__(self) -> int:
         """As many as the flag says."""
@@ -38,9 +38,9 @@ class Numbered:
         pixels = np.arange(SIDE * SIDE * 3, dtype=np.int64)
         return ((indices[:, None] * 2654435761 + pixels * 97) >> 7).astype(np.uint8).reshape(-1, SIDE, SIDE, 3)  # fmt: skip
 
-    def decode(self, record: tf.Tensor) -> tf.Tensor:
-        """The record is the image."""
-        return record
+    def encoded(self, record: tf.Tensor) -> tf.Tensor:
+        """Never asked for: records are pixels."""
+        raise NotImplementedError
 
     def labels(self, indices: np.ndarray) -> None:
         """None."""

@@ -24,7 +24,7 @@ from etils import epath
 
 from benchmarks import machine
 from moco_jax.data import pipeline, recipes
-from moco_jax.data.source import digits
+from moco_jax.data.sources.memory import digits
 from moco_jax.report import writers
 from moco_jax.report.console import table
 from tests import states

@@ -1,6 +1,7 @@
-"""Your own folder of images, with or without class subfolders: MoCo v2 with a ResNet-18, for one GPU.
+"""Your own images: MoCo v2 with a ResNet-18, for one GPU.
 
-Point it there with --config.data_dir=FOLDER; nothing else is needed.
+Point it there with --config.data_dir=FOLDER (any depth, with or without class subfolders) or a text file with one
+path a line; nothing else is needed. Shards: --config.dataset=tar, tfrecord or arrayrecord as well (docs/data.md).
 """
 
 from moco_jax.config import default_config, pick_variant

@@ -19,8 +19,9 @@ from moco_jax.errors import UserError
 
 RECIPE = dict(
     seed=0,  # of weights, queue, order and views
-    dataset="digits",  # 'digits', 'folder', or 'tfds:NAME'
-    split="train",  # what is trained on; TFDS slices such as 'train[:10%]' work
+    dataset="digits",  # 'digits', 'folder', 'tar', 'tfrecord', 'arrayrecord' or 'tfds:NAME'; see docs/data.md
+    split="train",  # of 'digits' and 'tfds:NAME', what is trained on; TFDS slices such as 'train[:10%]' work
+    exif_rotation=False,  # turn images as their Exif orientation says; the authors' loader does not
     image_size=32,  # side of a view in pixels
     augment="digits",  # which views: 'v1', 'v2', 'cifar', 'digits'
     augment_on="host",  # who applies what follows the crop: 'host', or 'device' within the step
@@ -51,7 +52,7 @@ RECIPE = dict(
     compute_dtype="auto",  # 'float32', 'bfloat16', 'float64'; auto: float32 on CPU, else bfloat16
 )
 OPERATIONAL = dict(
-    data_dir="",  # the folder of images, or the TFDS data directory; '': the TFDS default
+    data_dir="",  # folder of images, list of paths, shards (folder or pattern), or the TFDS data directory ('': its default)
     eval_split="",  # labelled images that the monitor classifies; '': some of the training images
     log_every=10,  # steps between lines and records
     monitor_every=10,  # epochs between kNN scores; 0: none
@@ -193,13 +194,13 @@ def peak_learning_rate(config: ConfigDict) -> float:
 def recipe_differences(
     old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Recipe settings that differ: name -> (old value, new value)."""
+    """Recipe settings that differ: name -> (old value, new value); one that `old` does not know had its default."""
 
     def plain(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value
 
     return {
-        key: (old.get(key), plain(new[key]))
+        key: (plain(old.get(key, RECIPE[key])), plain(new[key]))
         for key in RECIPE
-        if plain(old.get(key)) != plain(new[key])
+        if plain(old.get(key, RECIPE[key])) != plain(new[key])
     }

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from moco_jax import config as config_lib
 from moco_jax import encoders, mesh, optim, state, step
 from moco_jax.data import device_ops, order, recipes
-from moco_jax.data.source import Source, open_source
+from moco_jax.data.sources import Source, open_source
 from moco_jax.errors import UserError
 from moco_jax.evaluation import features
 from moco_jax.evaluation.monitor import Monitor, choose
@@ -147,10 +147,12 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
         UserError: a setting or the dataset cannot work; nothing has run on a device by then.
     """
     config_lib.check(config, jax.device_count())
-    source = open_source(config.dataset, config.split, config.data_dir, index_dir)
-    queries = None
-    if config.eval_split:
-        queries = open_source(config.dataset, config.eval_split, config.data_dir, index_dir)
+
+    def images(split: str) -> Source:
+        return open_source(config.dataset, split, config.data_dir, index_dir, config.exif_rotation)
+
+    source = images(config.split)
+    queries = images(config.eval_split) if config.eval_split else None
     if len(source) < config.batch_size:
         raise UserError(
             f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "

@@ -76,3 +76,11 @@ def test_the_rate_is_scaled_only_when_the_config_says_so():
     assert config_lib.peak_learning_rate(config) == 0.03
     config.lr_reference_batch = 256
     assert config_lib.peak_learning_rate(config) == pytest.approx(0.12)
+
+
+def test_a_setting_that_an_older_run_does_not_know_had_its_default():
+    new = config_lib.default_config()
+    old = {name: value for name, value in new.to_dict().items() if name != "exif_rotation"}
+    assert config_lib.recipe_differences(old, new) == {}
+    new.exif_rotation = True
+    assert config_lib.recipe_differences(old, new) == {"exif_rotation": (False, True)}

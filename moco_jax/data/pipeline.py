@@ -4,19 +4,19 @@ The batch of a step is a pure function of (seed, examples seen, source): where a
 threads and hosts share the work, changes nothing.
 """
 
-import atexit
-import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from moco_jax.data import augment, order, recipes
-from moco_jax.data.source import Source, decode_or_flag
+from moco_jax.data.running import running
+from moco_jax.data.sources import Source
+from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.errors import UserError
 
 Rows = dict[str, Any]
@@ -43,67 +43,12 @@ class DamagedImages:
             )
 
 
-def options(threads: int) -> tf.data.Options:
-    """Results in order, on so many threads of their own."""
-    chosen = tf.data.Options()
-    chosen.deterministic = True
-    chosen.threading.private_threadpool_size = threads
-    chosen.autotune.enabled = False
-    return chosen
-
-
 def _threads(workers: int) -> int:
     return workers or os.cpu_count() or 1
 
 
 def _many(source: Source, number: int) -> tf.TensorSpec:
     return tf.TensorSpec([number, *source.record_spec.shape], source.record_spec.dtype)
-
-
-@contextlib.contextmanager
-def _running(
-    reads: Iterator[tuple], signature: tuple, make: Callable, threads: int
-) -> Iterator[Iterator]:
-    """Batches, made ahead of time by `make` of each row of what `reads` yields.
-
-    What is under way is brought to its end before the dataset is let go: TensorFlow would wait for it then, and it
-    may wait for Python, which TensorFlow holds.
-    """
-    ending = False
-
-    def feed():
-        for read in reads:
-            if ending:
-                return
-            yield read
-
-    made = iter(
-        tf.data.Dataset.from_generator(feed, output_signature=signature)
-        .prefetch(1)
-        .unbatch()
-        .map(make, num_parallel_calls=threads)
-        .batch(signature[0].shape[0], drop_remainder=True)
-        .prefetch(2)
-        .with_options(options(threads))
-        .as_numpy_iterator()
-    )
-
-    def end() -> None:
-        nonlocal ending
-        ending = True
-        over = False
-        while not over:
-            try:
-                over = next(made, None) is None
-            except tf.errors.OpError as error:
-                logging.debug("while ending: %s", error)
-
-    atexit.register(end)  # for who keeps the batches until the process ends
-    try:
-        yield made
-    finally:
-        atexit.unregister(end)
-        end()
 
 
 def train_batches(
@@ -170,7 +115,7 @@ def train_batches(
         )
 
     numbers = tf.TensorSpec([len(rows)], tf.int64)
-    with _running(
+    with running(
         records(), (numbers, numbers, _many(source, len(rows))), views, threads
     ) as batches:
         for batch in batches:
@@ -197,5 +142,5 @@ def evaluation_batches(
         return {"image": augment.evaluation_view(image, recipe), "ok": ok}
 
     records = ((source.read(some),) for some in indices)
-    with _running(records, (_many(source, indices.shape[1]),), view, threads) as batches:
+    with running(records, (_many(source, indices.shape[1]),), view, threads) as batches:
         yield from batches

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from moco_jax import mesh as mesh_lib
 from moco_jax.data import pipeline, recipes
-from moco_jax.data.source import Source
+from moco_jax.data.sources import Source
 from moco_jax.step import to_network_input
 
 Encode = Callable[[Mapping[str, Any], jax.Array], jax.Array]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from moco_jax import mesh as mesh_lib
 from moco_jax.contrastive import spread
 from moco_jax.data import recipes
-from moco_jax.data.source import Source
+from moco_jax.data.sources import Source
 from moco_jax.evaluation import features, knn
 
 COLLAPSED = 0.1

@@ -5,7 +5,7 @@ import numpy as np
 from etils import epath
 
 from moco_jax.data import pipeline
-from moco_jax.data.source import Source
+from moco_jax.data.sources import Source
 from moco_jax.evaluation import knn
 from moco_jax.evaluation.monitor import Monitor
 from moco_jax.report import figures

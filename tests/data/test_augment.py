@@ -9,7 +9,9 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_sample_images
 
-from moco_jax.data import augment, image_ops, recipes, source
+from moco_jax.data import augment, image_ops, recipes
+from moco_jax.data.sources.decode import decode_image
+from moco_jax.data.sources.tfds import TFDSSource
 
 torch = pytest.importorskip("torch", reason="compares with torchvision: pip install '.[torch]'")
 transforms = pytest.importorskip("torchvision.transforms", reason="pip install '.[torch]'")
@@ -30,11 +32,11 @@ def photographs():
 @functools.cache
 def imagenet():
     """Images of ImageNet's validation set as we decode them, checked against PIL's decoder."""
-    images = source.TFDSSource("imagenet2012", "validation", TFDS)
+    images = TFDSSource("imagenet2012", "validation", TFDS)
     decoded = []
     for record in images.read(np.arange(IMAGENET)):
         content = tf.train.Example.FromString(record).features.feature["image"].bytes_list.value[0]
-        decoded.append(images.decode(tf.constant(record)).numpy())
+        decoded.append(decode_image(images.encoded(tf.constant(record))).numpy())
         pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         np.testing.assert_array_equal(decoded[-1], pixels)
     return decoded

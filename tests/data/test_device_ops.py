@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import augment, device_ops, pipeline, recipes, source
+from moco_jax.data import augment, device_ops, pipeline, recipes
+from moco_jax.data.sources.memory import digits
 from tests.data import test_augment
 
 Image = test_augment.Image
@@ -58,7 +59,7 @@ def test_chain_equals_torchvision(name, size, tmp_path):
 def test_batches_for_the_device_hold_the_hosts_parameters():
     """Finished on the device, the crops are the views that the host makes of the same batch, within rounding."""
     recipe = recipes.create("cifar", 32)
-    images = source.digits("train")
+    images = digits("train")
     images.images = np.random.default_rng(0).integers(0, 256, images.images.shape, np.uint8)
 
     def batch(crop_only):

@@ -1,5 +1,6 @@
-"""Batches end cleanly, whatever is under way: after an error in reading, and when they are thrown away."""
+"""Batches are functions of seed and place alone, damaged images are replaced and named, and all ends cleanly."""
 
+import os
 import subprocess
 import sys
 import time
@@ -10,15 +11,59 @@ import pytest
 import tensorflow as tf
 
 from moco_jax.data import pipeline, recipes
+from moco_jax.data.sources.folder import FolderSource
+from moco_jax.data.sources.memory import digits
+from moco_jax.errors import UserError
+from tests.data.pictures import encoded, write
+
+
+def test_damaged_images_are_replaced_by_the_next_and_named(tmp_path):
+    files = {f"{name}.jpg": encoded(quality=90) for name in "abcdef"}
+    cut = encoded()[: len(encoded()) * 2 // 3]
+    bad = {"z_cut.jpg": cut, "z_empty.jpg": b"", "z_text.jpg": b"these are words"}
+    images = FolderSource(write(tmp_path, files | bad))
+
+    def first_epoch(limit):
+        damaged = pipeline.DamagedImages(limit)
+        batches = pipeline.train_batches(
+            images, recipes.create("digits", 32), seed=0, batch_size=9, rows=np.arange(9),
+            examples_seen=0, workers=2, damaged=damaged,
+        )  # fmt: skip
+        return next(batches), damaged
+
+    batch, damaged = first_epoch(3)
+    assert {os.path.basename(n) for n in damaged.names} == set(bad)
+    assert set(batch["index"]) == {i for i in range(9) if "z_" not in images.name(i)}
+    assert batch["query"].std((1, 2, 3)).min() > 1
+    with pytest.raises(UserError, match=r"max_bad_images=2 .*z_"):
+        first_epoch(2)
+
+
+def test_batches_are_the_same_from_any_start_with_any_workers_and_split_over_hosts():
+    images = digits("train")
+
+    def batches(start, workers, rows, count):
+        iterator = pipeline.train_batches(
+            images, recipes.create("digits", 32), seed=1, batch_size=16, rows=np.asarray(rows),
+            examples_seen=start, workers=workers, damaged=pipeline.DamagedImages(0),
+        )  # fmt: skip
+        return [next(iterator) for _ in range(count)]
+
+    whole = batches(0, 1, range(16), 4)
+    later = batches(48, 3, range(16), 1)[0]
+    half = batches(48, 2, range(8, 16), 1)[0]
+    for key in ("query", "key", "index"):
+        np.testing.assert_array_equal(whole[3][key], later[key])
+        np.testing.assert_array_equal(whole[3][key][8:], half[key])
 
 
 class Slow:
-    """Images whose reading gives Python up and wants it back all the time, and fails at `last`."""
+    """Images that only PIL decodes, whose reading gives Python up and wants it back all the time, and fails at `last`."""
 
-    record_spec = tf.TensorSpec([32, 32, 3], tf.uint8)
+    record_spec, exif_rotation = tf.TensorSpec([], tf.string), False
 
     def __init__(self, last):
-        self.reads, self.last = 0, last
+        self.reads, self.last, self.image = 0, last, encoded("TIFF")
 
     def __len__(self):
         return 512
@@ -29,11 +74,10 @@ class Slow:
         self.reads += 1
         if self.reads == self.last:
             raise ValueError("the disk is gone")
-        return np.zeros((len(indices), 32, 32, 3), np.uint8)
+        return np.asarray([self.image] * len(indices), object)
 
-    def decode(self, record):
-        # A Python call for each image, as for formats that TensorFlow does not know.
-        return tf.ensure_shape(tf.numpy_function(lambda x: x + 1, [record], tf.uint8), record.shape)
+    def encoded(self, record):
+        return record
 
     def labels(self, indices):
         return None

@@ -1,0 +1,226 @@
+"""Packing image files into shards: a folder of a million small files reads slowly, a few large ones do not.
+
+A shard is written under a draft's name and renamed when it is whole, so packing can be cut off anywhere and goes
+on by the same call. Bytes go in as they are; images that cannot be decoded are left out and named.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import tensorflow as tf
+
+from moco_jax.data.running import running
+from moco_jax.data.sources import reading, store
+from moco_jax.data.sources.decode import decode_or_flag
+from moco_jax.data.sources.folder import FolderSource
+from moco_jax.errors import UserError
+
+FORMATS = {"tfrecord": "tfrecord", "arrayrecord": "array_record"}  # and how their files end
+PER_SHARD = 5000  # images, where the number of shards is not given
+_READ_AT_ONCE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is packed where.
+
+    Attributes:
+        source: the images.
+        data_dir, out: where they are, and the folder of the shards.
+        format: one of `FORMATS`.
+        shards: how many; they share the images equally, in order.
+    """
+
+    source: FolderSource
+    data_dir: str
+    out: str
+    format: str
+    shards: int
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """First image of shard `number`, and the one after its last."""
+        size = len(self.source)
+        return size * number // self.shards, size * (number + 1) // self.shards
+
+    def stem(self, number: int) -> str:
+        """Path of shard `number` up to its ending."""
+        return os.path.join(self.out, f"images-{number:05d}-of-{self.shards:05d}")
+
+    def path(self, number: int) -> str:
+        """Path of shard `number`."""
+        return f"{self.stem(number)}.{FORMATS[self.format]}"
+
+
+def make_plan(data_dir: str, out: str, shards: int, format: str) -> Plan:
+    """The plan of packing `data_dir` (folder or list) into `out`; `shards`: 0 for one per `PER_SHARD` images.
+
+    Raises:
+        UserError: a value cannot work, or there is no image.
+    """
+    if format not in FORMATS:
+        raise UserError(f"format={format!r} is unknown; known are {', '.join(FORMATS)}")
+    if not out:
+        raise UserError("out='' names no folder for the shards; give one: --out=FOLDER")
+    with reading(data_dir):
+        source = FolderSource(data_dir)
+    shards = shards or -(-len(source) // PER_SHARD)
+    if not 0 < shards <= len(source):
+        raise UserError(
+            f"shards={shards} for {len(source)} images; 1 to {len(source)} work, 0 chooses"
+        )
+    return Plan(source, data_dir, out, format, shards)
+
+
+def _facts(plan: Plan) -> dict:
+    digest, source = hashlib.sha256(), plan.source
+    labels = source.labels(np.arange(len(source)))
+    for index in range(len(source)):
+        label = "" if labels is None else labels[index]
+        digest.update(f"{source.files[index]}\t{label}\n".encode("utf-8", "surrogateescape"))
+    remote = store.is_remote(plan.data_dir)
+    return {
+        "data_dir": plan.data_dir if remote else os.path.realpath(plan.data_dir),
+        "images": len(source),
+        "shards": plan.shards,
+        "format": plan.format,
+        "classes": source.classes,
+        "names_sha256": digest.hexdigest(),
+    }
+
+
+def claim(plan: Plan) -> None:
+    """Make `plan.out` this packing's: write pack.json there, or refuse where it holds another's shards."""
+    path, facts = os.path.join(plan.out, "pack.json"), _facts(plan)
+    with writing(plan.out):
+        tf.io.gfile.makedirs(plan.out)
+        if not store.is_file(path):
+            endings = tuple(f".{ending}" for ending in FORMATS.values())
+            foreign = [n for n in store.listing(plan.out) if n.endswith(endings)]
+            if foreign:
+                raise UserError(
+                    f"out={plan.out} holds {foreign[0]} and no pack.json that says of what; give another --out"
+                )
+            draft = f"{path}.part"
+            with tf.io.gfile.GFile(draft, "w") as file:
+                file.write(json.dumps(facts, indent=2) + "\n")
+            tf.io.gfile.rename(draft, path, overwrite=True)
+            return
+        before = json.loads(store.read(path))
+    changed = [key for key in facts if before.get(key) != facts[key]]
+    if changed:
+        listed = "; ".join(f"{key}: {before.get(key)!r} -> {facts[key]!r}"[:200] for key in changed)
+        raise UserError(
+            f"out={plan.out} holds shards of another packing ({listed}); give another --out, or what was given then"
+        )
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Turn what goes wrong when writing below `path` into a UserError."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f"out={path} cannot be written ({error}); make room, or give a folder of yours: finished shards are "
+            "kept, and the same command goes on"
+        ) from error
+
+
+@contextmanager
+def _writer(path: str, format: str) -> Iterator[Callable[[bytes], None]]:
+    if format == "tfrecord":
+        with tf.io.TFRecordWriter(path) as records:
+            yield records.write
+        return
+    from moco_jax.data.sources.arrayrecord import writer
+
+    array_records = writer(path)
+    try:
+        yield array_records.write
+    finally:
+        array_records.close()
+
+
+def example(image: bytes, name: str, label: int | None) -> bytes:
+    """A serialized tf.train.Example: `image`, `name`, and `label` if there is one."""
+
+    def some(content: bytes) -> tf.train.Feature:
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
+
+    feature = {"image": some(image), "name": some(name.encode("utf-8", "surrogateescape"))}
+    if label is not None:
+        feature["label"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
+def _checked(source: FolderSource, start: int, stop: int) -> Iterator[tuple[int, bytes, bool]]:
+    """Number, content, and whether it can be decoded, of images `start` to `stop`, decoded on all cores."""
+
+    def reads() -> Iterator[tuple]:
+        for first in range(start, stop, _READ_AT_ONCE):
+            indices = np.arange(first, min(first + _READ_AT_ONCE, stop))
+            yield indices, source.read(indices)
+
+    def look(index: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return index, record, decode_or_flag(source, record)[1]
+
+    signature = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
+    with running(reads(), signature, look, os.cpu_count() or 1) as batches:
+        for batch in batches:
+            yield from zip(*batch, strict=True)
+
+
+def write_shard(plan: Plan, number: int, seen: Callable[[int], None]) -> None:
+    """Write shard `number`, and beside it, if there are any, the names of the damaged images that it lacks.
+
+    `seen`: told of each image's number.
+    """
+    start, stop = plan.bounds(number)
+    path, source, damaged = plan.path(number), plan.source, []
+    with writing(plan.out):
+        with _writer(f"{path}.part", plan.format) as write:
+            for index, content, good in _checked(source, start, stop):
+                if good:
+                    label = source.labels(np.asarray([index]))
+                    write(
+                        example(content, source.files[index], None if label is None else label[0])
+                    )
+                else:
+                    damaged.append(source.name(index))
+                seen(int(index))
+        if damaged:
+            with tf.io.gfile.GFile(f"{plan.stem(number)}.damaged.txt", "wb") as file:
+                file.write("".join(f"{d}\n" for d in damaged).encode("utf-8", "surrogateescape"))
+        tf.io.gfile.rename(f"{path}.part", path, overwrite=True)
+
+
+def damaged_names(plan: Plan) -> list[str]:
+    """Names of all images that the finished shards lack."""
+    names: list[str] = []
+    for number in range(plan.shards):
+        path = f"{plan.stem(number)}.damaged.txt"
+        if store.is_file(path):
+            names += store.read(path).decode("utf-8", "surrogateescape").splitlines()
+    return names
+
+
+def pack(plan: Plan, seen: Callable[[int, int], None]) -> None:
+    """Write all shards of `plan` that are not there yet; `seen` is told of each shard's and image's number.
+
+    Raises:
+        UserError: the folder holds another packing, cannot be written, or no image can be decoded.
+    """
+    claim(plan)
+    for number in range(plan.shards):
+        if not store.is_file(plan.path(number)):
+            write_shard(plan, number, lambda index, number=number: seen(number, index))  # type: ignore[misc]
+    damaged = damaged_names(plan)
+    if len(damaged) == len(plan.source):
+        raise UserError(
+            f"none of the {len(damaged)} images can be decoded; {damaged[0]} is one of them"
+        )

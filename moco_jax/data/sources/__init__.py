@@ -1,0 +1,114 @@
+"""Where images are: a `Source` has a length, reads a whole batch of indices as bytes, and names what it reads.
+
+One file a kind of source; `decode.py` makes pixels of what they read, `store.py` is how they reach files. To add
+a kind, write a class with the members of `Source` and name it in `open_source`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from moco_jax.errors import UserError
+
+LARGEST = 2**31 - 1  # an example's number travels to the devices as int32
+KINDS = "digits, folder, tar, tfrecord, arrayrecord and tfds:NAME, as in tfds:cifar10"
+
+
+class Source(Protocol):
+    """Images that can be read in any order.
+
+    Attributes:
+        record_spec: the tensor that stands for one image before it is decoded: a string scalar, or its pixels.
+        exif_rotation: whether images are turned as their Exif orientation says.
+    """
+
+    record_spec: tf.TensorSpec
+    exif_rotation: bool
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """The records `[n, ...]` of images `indices` int `[n]`: bytes (none where unreadable), or pixels."""
+
+    def encoded(self, record: tf.Tensor) -> tf.Tensor:
+        """In a graph: the encoded image in one record of bytes; an error where the record is damaged."""
+
+    def labels(self, indices: np.ndarray) -> np.ndarray | None:
+        """The classes int `[n]` of images `indices`, or None where there are none."""
+
+    def name(self, index: int) -> str:
+        """What to call one image in a message."""
+
+
+@contextmanager
+def reading(data_dir: str) -> Iterator[None]:
+    """Turn what a disk or bucket refuses while `data_dir` is opened into a UserError."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f"data_dir={data_dir} cannot be read ({error}); mend that, or give another place"
+        ) from error
+
+
+def open_source(
+    dataset: str,
+    split: str,
+    data_dir: str,
+    index_dir: str | None = None,
+    exif_rotation: bool = False,
+) -> Source:
+    """The source that `dataset` names, in `data_dir`: one of `KINDS`.
+
+    Args:
+        dataset: the kind.
+        split: of 'digits' and 'tfds:NAME'; the others are one whole.
+        data_dir: folder, list, pattern or TFDS data directory; on this machine or a bucket's.
+        index_dir: where an index of records may be kept.
+        exif_rotation: whether images are turned as their Exif orientation says.
+
+    Raises:
+        UserError: there is nothing to read, or it cannot be read.
+    """
+    with reading(data_dir):
+        source = _open(dataset, split, data_dir, index_dir, exif_rotation)
+    if len(source) > LARGEST:
+        raise UserError(
+            f"dataset={dataset!r} has {len(source)} examples; at most {LARGEST} are supported"
+        )
+    return source
+
+
+def _open(
+    dataset: str, split: str, data_dir: str, index_dir: str | None, exif_rotation: bool
+) -> Source:
+    # A kind's libraries are loaded only where it is asked for.
+    if dataset == "digits":
+        from moco_jax.data.sources.memory import digits
+
+        return digits(split)
+    if dataset == "folder":
+        from moco_jax.data.sources.folder import FolderSource
+
+        return FolderSource(data_dir, exif_rotation)
+    if dataset == "tar":
+        from moco_jax.data.sources.tar import TarSource
+
+        return TarSource(data_dir, index_dir, exif_rotation)
+    if dataset == "tfrecord":
+        from moco_jax.data.sources.tfrecord import TFRecordSource
+
+        return TFRecordSource(data_dir, index_dir, exif_rotation)
+    if dataset == "arrayrecord":
+        from moco_jax.data.sources.arrayrecord import ArrayRecordSource
+
+        return ArrayRecordSource(data_dir, exif_rotation)
+    if dataset.startswith("tfds:"):
+        from moco_jax.data.sources.tfds import TFDSSource
+
+        return TFDSSource(dataset.removeprefix("tfds:"), split, data_dir, index_dir, exif_rotation)
+    raise UserError(f"dataset={dataset!r} is unknown; known are {KINDS}")

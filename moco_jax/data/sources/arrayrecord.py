@@ -1,0 +1,88 @@
+"""ArrayRecord files, which keep an index of their own: each record an encoded image or a tf.train.Example."""
+
+import importlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from moco_jax.data.sources import decode, examples, shards
+from moco_jax.data.sources.tfrecord import Slice
+from moco_jax.errors import UserError
+
+ENDING = r"\.(array_?record|arecord)(-\d+-of-\d+)?"
+
+
+def _library(module: str):
+    try:
+        return importlib.import_module(f"array_record.python.{module}")
+    except ImportError as error:
+        raise UserError(
+            "ArrayRecord files need the package array_record: pip install 'moco_jax[arrayrecord]'"
+        ) from error
+
+
+def writer(path: str):
+    """What writes records to the file `path`: `write(bytes)` and `close()`, each record to be read alone."""
+    return _library("array_record_module").ArrayRecordWriter(path, "group_size:1")
+
+
+class ArrayRecords:
+    """The records of slices of ArrayRecord files, by number."""
+
+    def __init__(self, slices: Sequence[Slice]):
+        """Open `slices`; UserError where the package is missing or a file cannot be read."""
+        try:
+            self._data = _library("array_record_data_source").ArrayRecordDataSource(
+                [s.path if s.take < 0 else f"{s.path}[{s.skip}:{s.skip + s.take}]" for s in slices]
+            )
+        except RuntimeError as error:
+            raise UserError(
+                f"an ArrayRecord file is damaged or cannot be read: {error}; replace it"
+            ) from error
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._data)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Object `[n]` of bytes; empty where a record cannot be read."""
+        out = np.empty(len(indices), object)
+        try:
+            out[:] = self._data.__getitems__(indices.tolist())
+        except RuntimeError:  # of the whole call, whichever record it is
+            out[:] = [self._one(index) for index in indices.tolist()]
+        return out
+
+    def _one(self, index: int) -> bytes:
+        try:
+            return self._data[index]
+        except RuntimeError:
+            return b""
+
+    def where(self, index: int) -> str:
+        """The number of the record."""
+        return f"record {index}"
+
+
+class ArrayRecordSource(examples.ExampleSource):
+    """The images of ArrayRecord files; what their records are is seen from the first."""
+
+    def __init__(self, data_dir: str, exif_rotation: bool = False):
+        """Open the files that `data_dir` means (see `shards.find`).
+
+        Raises:
+            UserError: the package is missing, or there is no file, or they hold no images.
+        """
+        paths = shards.find(data_dir, "array_record", ENDING)
+        records = ArrayRecords([Slice(path, 0, -1) for path in paths])
+        label = os.path.basename(data_dir.rstrip("/"))
+        first = records.read(np.arange(min(len(records), 1)))
+        self._bare = bool(len(first)) and decode.is_image(first[0])
+        keys = ("", None, None) if self._bare else examples.first_features(records, data_dir)
+        super().__init__(records, label, *keys, exif_rotation=exif_rotation)
+
+    def encoded(self, record: tf.Tensor) -> tf.Tensor:
+        """The record, or the image feature of the example that it is."""
+        return record if self._bare else super().encoded(record)

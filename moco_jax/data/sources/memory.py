@@ -1,0 +1,66 @@
+"""Images held in memory, and the embedded digits, which need neither a disk nor a network."""
+
+import numpy as np
+import tensorflow as tf
+
+from moco_jax.errors import UserError
+
+CANVAS = 32
+DIGITS_TEST = 360
+DIGIT_SIDES = (19, 28)
+
+
+class ArraySource:
+    """Images in memory."""
+
+    exif_rotation = False
+
+    def __init__(self, images: np.ndarray, classes: np.ndarray | None, label: str):
+        """`images` uint8 `[N, H, W, 3]`, `classes` int `[N]`; `label` names the set in messages."""
+        self.images, self.classes, self.label = images, classes, label
+        self.record_spec = tf.TensorSpec(images.shape[1:], tf.uint8)
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.images)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 `[n, H, W, 3]`."""
+        return self.images[indices]
+
+    def encoded(self, record: tf.Tensor) -> tf.Tensor:
+        """Nothing to decode: the record is the image."""
+        return record
+
+    def labels(self, indices: np.ndarray) -> np.ndarray | None:
+        """int `[n]`."""
+        return None if self.classes is None else self.classes[indices]
+
+    def name(self, index: int) -> str:
+        """Set and number."""
+        return f"{self.label} image {index}"
+
+
+def digits(split: str) -> ArraySource:
+    """The 1,797 handwritten digits of scikit-learn, each at a random place and scale on a 32 x 32 canvas.
+
+    `train`: 1,437 digits at one placement each; `test`: the other 360 at four. Split and places are fixed.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    rng = np.random.default_rng(1797)
+    shuffled = rng.permutation(len(data.target))
+    chosen = {"train": shuffled[DIGITS_TEST:], "test": np.repeat(shuffled[:DIGITS_TEST], 4)}
+    if split not in chosen:
+        raise UserError(f"split={split!r} is unknown; dataset='digits' has train and test")
+    rng = np.random.default_rng([1797, split == "test"])
+    images = np.zeros((len(chosen[split]), CANVAS, CANVAS, 3), np.uint8)
+    for canvas, number in zip(images, chosen[split], strict=True):
+        side = rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1)
+        top, left = rng.integers(0, CANVAS - side + 1, 2)
+        ink = np.round(data.images[number] * (255 / 16)).astype(np.uint8)
+        drawn = Image.fromarray(ink).resize((side, side), Image.Resampling.BILINEAR)
+        canvas[top : top + side, left : left + side] = np.asarray(drawn)[..., None]
+    return ArraySource(images, data.target[chosen[split]].astype(np.int32), f"digits {split}")

@@ -1,0 +1,204 @@
+"""Files wherever they lie: on this machine through the operating system, under a scheme (gs://) through TensorFlow.
+
+Whatever goes wrong is an OSError here, for both.
+"""
+
+import errno
+import io
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+READERS = 16  # threads that wait for bytes
+KEPT_OPEN = 256  # files of a `Ranges` that stay open; systems permit 1,024 a process, some fewer
+REMOTE_BLOCK = 1 << 22  # bytes asked for at once where a remote file is read from front to back
+T = TypeVar("T")
+R = TypeVar("R")
+_POOL = ThreadPoolExecutor(READERS)
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` has a scheme, as gs://bucket/folder has."""
+    return "://" in path
+
+
+@contextmanager
+def _os_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.OpError as error:
+        number = errno.ENOENT if isinstance(error, tf.errors.NotFoundError) else errno.EIO
+        raise OSError(number, error.message or type(error).__name__, path) from error
+
+
+def is_folder(path: str) -> bool:
+    """Whether `path` is a folder."""
+    return tf.io.gfile.isdir(path) if is_remote(path) else os.path.isdir(path)
+
+
+def is_file(path: str) -> bool:
+    """Whether `path` is there and no folder."""
+    if not is_remote(path):
+        return os.path.isfile(path)
+    return tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
+
+
+def size(path: str) -> int:
+    """Bytes in the file `path`."""
+    if not is_remote(path):
+        return os.stat(path).st_size
+    with _os_errors(path):
+        return tf.io.gfile.stat(path).length
+
+
+def read(path: str) -> bytes:
+    """The whole file `path`."""
+    with open_binary(path) as file:
+        return file.read()
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file as Python's own file objects are."""
+
+    def __init__(self, path: str):
+        self._path, self._place, self._size = path, 0, size(path)
+        self._file = tf.io.gfile.GFile(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, buffer) -> int:
+        with _os_errors(self._path):
+            self._file.seek(self._place)
+            content = self._file.read(min(len(buffer), max(self._size - self._place, 0)))
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def open_binary(path: str) -> io.BufferedReader:
+    """The file `path`, to read and to seek in."""
+    if is_remote(path):
+        return io.BufferedReader(_RemoteFile(path), REMOTE_BLOCK)
+    return open(path, "rb")
+
+
+def listing(folder: str) -> list[str]:
+    """Names of what lies right in `folder`, sorted."""
+    if not is_remote(folder):
+        return sorted(os.listdir(folder))
+    with _os_errors(folder):
+        return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    if not entry.is_symlink():
+        return entry.is_file()
+    # A link to nothing counts as a file: it will be named as damaged.
+    return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+
+
+def walk(root: str) -> Iterator[str]:
+    """Paths, relative to `root`, of all files below it but hidden ones and those in hidden folders.
+
+    Symbolic links are followed; a folder that is reached in several ways is visited once, by the first in order of
+    names. A folder that cannot be listed is named in a warning and left out.
+    """
+    if is_remote(root):
+        with _os_errors(root):
+            for folder, _, names in tf.io.gfile.walk(root):
+                within = folder.removeprefix(root).strip("/")
+                if not any(part.startswith(".") for part in within.split("/")):
+                    yield from (
+                        f"{within}/{n}" if within else n for n in names if not n.startswith(".")
+                    )
+        return
+    visited, waiting = set(), [""]
+    while waiting:
+        within = waiting.pop()
+        folder = os.path.join(root, within)
+        try:
+            found = os.stat(folder)
+            if (found.st_dev, found.st_ino) in visited:
+                continue
+            visited.add((found.st_dev, found.st_ino))
+            with os.scandir(folder) as listed:
+                entries = [entry for entry in listed if not entry.name.startswith(".")]
+            folders = [entry.name for entry in entries if _is_folder(entry)]
+        except OSError as error:
+            logging.warning("left out, as it cannot be listed: %s (%s)", folder, error.strerror)
+            continue
+        waiting += [os.path.join(within, name) for name in sorted(folders, reverse=True)]
+        yield from (os.path.join(within, entry.name) for entry in entries if _is_file(entry))
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+class Ranges:
+    """Parts of many files, read from any thread."""
+
+    def __init__(self, paths: Sequence[str]):
+        """Open the first of the files `paths`, as many as may stay open."""
+        self.paths = list(paths)
+        kept = [] if any(map(is_remote, paths)) else self.paths[:KEPT_OPEN]
+        self._open = [os.open(path, os.O_RDONLY) for path in kept]
+        weakref.finalize(self, _close_all, self._open)
+
+    def read(self, file: int, offset: int, length: int) -> bytes:
+        """`length` bytes of the file number `file`, from `offset` on; fewer at its end."""
+        if file < len(self._open):
+            return os.pread(self._open[file], length, offset)
+        if is_remote(self.paths[file]):
+            with _os_errors(self.paths[file]), tf.io.gfile.GFile(self.paths[file], "rb") as remote:
+                remote.seek(offset)
+                return remote.read(length)
+        with open(self.paths[file], "rb", buffering=0) as local:
+            return os.pread(local.fileno(), length, offset)
+
+
+def each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """`function` of each of `items`, many at a time, in their order."""
+    return list(_POOL.map(function, items))
+
+
+def read_many(read_one: Callable[[int], bytes], indices: np.ndarray) -> np.ndarray:
+    """`read_one` of each of `indices` int `[n]`, many at a time: object `[n]` of bytes.
+
+    Empty where there was an OSError: an image that cannot be read counts as damaged.
+    """
+
+    def attempt(index: int) -> bytes:
+        try:
+            return read_one(index)
+        except OSError:
+            return b""
+
+    out = np.empty(len(indices), object)
+    out[:] = each(attempt, indices.tolist())
+    return out

@@ -1,0 +1,69 @@
+"""Image datasets that TFDS has prepared, read at random instead of through its own reader."""
+
+from moco_jax.data.sources import arrayrecord, examples, index, store, tfrecord
+from moco_jax.errors import UserError
+
+
+class TFDSSource(examples.ExampleSource):
+    """A TFDS image dataset prepared as TFRecord or ArrayRecord files."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        data_dir: str,
+        index_dir: str | None = None,
+        exif_rotation: bool = False,
+    ):
+        """Open `split` of the dataset `name` in `data_dir` ('' is TFDS's own); keep the index in `index_dir`.
+
+        Raises:
+            UserError: it is unknown, not prepared, or holds no image.
+        """
+        import tensorflow_datasets as tfds
+
+        where = f" --data_dir={data_dir}" if data_dir else ""
+        prepare = f"prepare it with: tfds build {name}{where}"
+        try:
+            builder = tfds.builder(name, data_dir=data_dir or None)
+            splits = builder.info.splits
+        except tfds.core.DatasetNotFoundError as error:
+            raise UserError(
+                f"dataset='tfds:{name}' is not known to TFDS nor in data_dir={data_dir!r}"
+            ) from error
+        if not splits:
+            raise UserError(
+                f"dataset='tfds:{name}' is not prepared in data_dir={builder.data_dir}; {prepare}"
+            )
+        try:
+            instructions = splits[split].file_instructions
+        except (KeyError, ValueError) as error:
+            known = ", ".join(splits)
+            raise UserError(
+                f"split={split!r} of tfds:{name} is unknown; there are {known}"
+            ) from error
+        features = builder.info.features
+        pictures = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+        if not pictures:
+            raise UserError(
+                f"dataset='tfds:{name}' has no image feature; its features are {', '.join(features)}"
+            )
+        classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+        label = f"{name} {split}"
+        slices = [tfrecord.Slice(str(f.filename), f.skip, f.take) for f in instructions]
+        there = store.each(store.is_file, [part.path for part in slices])
+        if not all(there):
+            lacking = slices[there.index(False)].path
+            raise UserError(f"dataset='tfds:{name}' lacks {lacking}; {prepare}")
+        records: examples.Records
+        if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+            records = arrayrecord.ArrayRecords(slices)
+        else:
+            records = index.FileRecords(tfrecord.build(slices, index.cache_path(index_dir, label)))
+        super().__init__(
+            records,
+            label,
+            pictures[0],
+            classes[0] if classes else None,
+            exif_rotation=exif_rotation,
+        )

@@ -1,0 +1,98 @@
+"""Command line of packing: `python -m moco_jax.pack --data_dir=FOLDER --out=OUT`, images into a few large files."""
+
+import os
+import sys
+import time
+from typing import NoReturn
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import tensorflow as tf
+from absl import app, flags, logging
+
+from moco_jax.data import packing
+from moco_jax.errors import UserError
+from moco_jax.report.console import Console, duration
+
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", "Folder of images at any depth, or a text file with one path a line."
+)
+OUT = flags.DEFINE_string("out", "", "Folder of the shards; may be gs://BUCKET/FOLDER.")
+SHARDS = flags.DEFINE_integer("shards", 0, "How many files; 0: one per 5,000 images.")
+FORMAT = flags.DEFINE_string(
+    "format", "tfrecord", f"Of the shards: {' or '.join(packing.FORMATS)}."
+)
+
+
+def fail(error: object) -> NoReturn:
+    """End with one line and status 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Read the command line; anything wrong with it ends the program with one line."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        fail(" ".join(str(error).split()))
+
+
+class Progress:
+    """The line that renews itself while images are packed."""
+
+    def __init__(self, plan: packing.Plan, console: Console):
+        """Of `plan`, on `console`."""
+        self.plan, self.console = plan, console
+        self.begun, self.count = time.monotonic(), 0
+        self.pause = self.next = 0.5 if console.out.isatty() else 10.0
+
+    def seen(self, shard: int, image: int) -> None:
+        """Another image is done; a line is printed now and then, and at the end of each shard."""
+        self.count += 1
+        age = time.monotonic() - self.begun
+        if age < self.next and image + 1 < self.plan.bounds(shard)[1]:
+            return
+        self.next = age + self.pause
+        rate, size = self.count / max(age, 1e-9), len(self.plan.source)
+        self.console.progress(
+            f"shard {shard + 1}/{self.plan.shards}  image {image + 1:,}/{size:,}  {rate:,.0f} images/s  "
+            f"left {duration((size - image - 1) / rate)}"
+        )
+
+
+def main(argv: list[str]) -> None:
+    """Pack, and turn what the user can mend into one line."""
+    if len(argv) > 1:
+        fail(f"{argv[1]!r} is no flag; --help lists them")
+    logging.set_verbosity(logging.WARNING)
+    tf.config.set_visible_devices([], "GPU")
+    console = Console()
+    try:
+        plan = packing.make_plan(DATA_DIR.value, OUT.value, SHARDS.value, FORMAT.value)
+        console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
+        packing.pack(plan, Progress(plan, console).seen)
+    except UserError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        console.line("stopped; finished shards are kept, the same command goes on")
+        sys.exit(130)
+    damaged = packing.damaged_names(plan)
+    console.line(
+        f"{plan.out} is whole: {len(plan.source) - len(damaged):,} images; train on it with "
+        f"--config.dataset={FORMAT.value} --config.data_dir={plan.out}"
+    )
+    if damaged:
+        console.line(
+            f"{len(damaged)} damaged images are left out, named in {plan.out}/*.damaged.txt: "
+            f"{', '.join(damaged[:10])}{', ...' if len(damaged) > 10 else ''}"
+        )
+
+
+def run() -> None:
+    """Entry point of the console script `moco-jax-pack`."""
+    app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,151 @@
+"""Packed images read back as they were; packing goes on where it was cut off, and mixes with no other."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from moco_jax.data import packing
+from moco_jax.data.sources import open_source
+from moco_jax.errors import UserError
+from tests.data.pictures import encoded, write
+
+
+class Cut(Exception):
+    """Stands for whatever ends a process."""
+
+
+def quiet(shard, image):
+    pass
+
+
+def images(tmp_path):
+    files = {f"{'cat' if n % 2 else 'dog'}/{n}.jpg": encoded(quality=50 + n) for n in range(9)}
+    files["cat/z.png"] = encoded("PNG")
+    return write(tmp_path / "images", files | {"dog/bad.jpg": b"words"}), files
+
+
+def read_back(out, format="tfrecord"):
+    source = open_source(format, "train", str(out))
+    found = {}
+    for record, label in zip(source.read(np.arange(len(source))), source.labels(np.arange(len(source))), strict=True):  # fmt: skip
+        feature = tf.train.Example.FromString(record).features.feature
+        found[feature["name"].bytes_list.value[0].decode()] = (feature["image"].bytes_list.value[0], label)  # fmt: skip
+    assert len(found) == len(source)
+    return found
+
+
+@pytest.mark.parametrize("format", ["tfrecord", "arrayrecord"])
+@pytest.mark.parametrize("shards", [0, 3, 11])
+def test_bytes_names_and_labels_read_back(tmp_path, format, shards):
+    if format == "arrayrecord":
+        pytest.importorskip("array_record", reason="pip install '.[arrayrecord]'")
+    folder, files = images(tmp_path)
+    out, seen = tmp_path / "out", []
+    plan = packing.make_plan(folder, str(out), shards, format)
+    packing.pack(plan, lambda *at: seen.append(at))
+    expected = {name: (content, int(name.startswith("dog"))) for name, content in files.items()}
+    assert read_back(out, format) == expected
+    assert [image for _, image in seen] == list(range(11))
+    assert packing.damaged_names(plan) == [f"{folder}/dog/bad.jpg"]
+    assert json.loads((out / "pack.json").read_text())["classes"] == ["cat", "dog"]
+    assert len([n for n in os.listdir(out) if n.startswith("images-")]) == (shards or 1) + 1
+
+
+def test_packing_goes_on_and_keeps_finished_shards(tmp_path):
+    folder, files = images(tmp_path)
+    out = tmp_path / "out"
+    plan = packing.make_plan(folder, str(out), 4, "tfrecord")
+
+    def cut(shard, image):
+        if image == 6:
+            raise Cut
+
+    with pytest.raises(Cut):
+        packing.pack(plan, cut)
+    kept = {n: (out / n).stat().st_mtime_ns for n in os.listdir(out) if n.endswith("tfrecord")}
+    assert len(kept) == 2
+    with pytest.raises(UserError, match="holds 2 of the 4 shards images-"):
+        open_source("tfrecord", "train", str(out))
+    seen = []
+    packing.pack(plan, lambda *at: seen.append(at))
+    assert seen[0] == (2, 5)
+    assert all((out / n).stat().st_mtime_ns == time for n, time in kept.items())
+    assert not [n for n in os.listdir(out) if n.endswith(".part")]
+    assert {name: content for name, (content, _) in read_back(out).items()} == files
+    packing.pack(plan, cut)  # nothing is left to do
+
+
+def test_another_packing_is_refused(tmp_path):
+    folder, _ = images(tmp_path)
+    out = str(tmp_path / "out")
+    packing.pack(packing.make_plan(folder, out, 2, "tfrecord"), quiet)
+    other = write(tmp_path / "other", {"cat/0.jpg": encoded()})
+    with pytest.raises(UserError, match=r"another packing \(shards: 2 -> 3\)"):
+        packing.pack(packing.make_plan(folder, out, 3, "tfrecord"), quiet)
+    with pytest.raises(UserError, match=r"another packing \(data_dir: .*; images: 11 -> 1"):
+        packing.pack(packing.make_plan(other, out, 0, "tfrecord"), quiet)
+    os.rename(f"{folder}/cat/1.jpg", f"{folder}/cat/renamed.jpg")
+    with pytest.raises(UserError, match=r"another packing \(names_sha256"):
+        packing.pack(packing.make_plan(folder, out, 2, "tfrecord"), quiet)
+    os.remove(f"{out}/pack.json")
+    with pytest.raises(UserError, match=r"holds images-00000-of-00002.tfrecord and no pack.json"):
+        packing.pack(packing.make_plan(folder, out, 2, "tfrecord"), quiet)
+
+
+def test_a_list_without_classes_is_packed(tmp_path):
+    images(tmp_path)
+    (tmp_path / "list.txt").write_text("images/cat/1.jpg\nimages/dog/2.jpg\n")
+    out = str(tmp_path / "out")
+    packing.pack(packing.make_plan(str(tmp_path / "list.txt"), out, 1, "tfrecord"), quiet)
+    source = open_source("tfrecord", "train", out)
+    assert source.labels(np.arange(2)) is None
+    assert source.name(1).startswith("images/dog/2.jpg: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("out", 12, "tfrecord"), "shards=12 for 11 images; 1 to 11 work"),
+        (("out", -1, "tfrecord"), "shards=-1 for 11 images"),
+        (("out", 1, "zip"), "format='zip' is unknown; known are tfrecord, arrayrecord"),
+        (("", 1, "tfrecord"), "out='' names no folder"),
+        (("file/out", 1, "tfrecord"), "file/out cannot be written .*the same command goes on"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(tmp_path, arguments, message):
+    folder, _ = images(tmp_path)
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / arguments[0]) if arguments[0] else ""
+    with pytest.raises(UserError, match=message):
+        packing.pack(packing.make_plan(folder, out, *arguments[1:]), quiet)
+
+
+def test_damage_alone_is_refused(tmp_path):
+    folder = write(tmp_path / "images", {"a.jpg": b"words"})
+    with pytest.raises(UserError, match=r"none of the 1 images can be decoded; .*a\.jpg"):
+        packing.pack(packing.make_plan(folder, str(tmp_path / "out"), 0, "tfrecord"), quiet)
+
+
+def test_the_command_says_what_it_did(tmp_path):
+    folder, _ = images(tmp_path)
+    code = """
+import sys
+from moco_jax import pack
+
+out, *folders = sys.argv[1:]
+for folder in folders:
+    pack.main(pack.parse(["pack", f"--data_dir={folder}", f"--out={out}", "--shards=2"]))
+"""
+    command = [sys.executable, "-c", code, f"{tmp_path}/out", folder, "/no/such"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert "shard 2/2  image 11/11" in ended.stdout, ended.stderr
+    assert f"--config.dataset=tfrecord --config.data_dir={tmp_path}/out" in ended.stdout
+    assert f"named in {tmp_path}/out/*.damaged.txt: {folder}/dog/bad.jpg" in ended.stdout
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("error: data_dir=/no/such is no folder")
