@@ -121,6 +121,15 @@ def program(config: ConfigDict, the_mesh: Mesh, steps_per_epoch: int) -> Program
     )  # fmt: skip
 
 
+def require_a_batch(config: ConfigDict, source: Source) -> None:
+    """UserError where `source` has too few images for one batch."""
+    if len(source) < config.batch_size:
+        raise UserError(
+            f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "
+            f"batch_size={config.batch_size}; a batch of at most {len(source)} works"
+        )
+
+
 def build(config: ConfigDict, index_dir: str) -> Parts:
     """All parts of the run that `config` describes; `index_dir`: where an index of records may be kept.
 
@@ -132,11 +141,7 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
     queries = None
     if config.eval_split:
         queries = open_source(config.dataset, config.eval_split, config.data_dir, index_dir)
-    if len(source) < config.batch_size:
-        raise UserError(
-            f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "
-            f"batch_size={config.batch_size}; a batch of at most {len(source)} works"
-        )
+    require_a_batch(config, source)
     recipe = augment.recipe(config.augment, config.image_size, config.crop_min or None)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size)
     computed = program(config, mesh.create_mesh(), steps_per_epoch)
