@@ -1,20 +1,21 @@
 """The doctor finds what is wrong, each thing by its own line, lets nothing stop the rest, and changes nothing."""
 
 import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
 
-from moco_jax import config as config_lib
-from moco_jax import train
+from moco_jax import digests, files
 from moco_jax.checks import findings, images, memory, rate, settings, survey, workdir
-from moco_jax.checks.examination import examine
+from moco_jax.checks.examination import Examination, examine
 from moco_jax.data.source import FolderSource
 from moco_jax.report.console import Console
 from tests.test_checkpoint import files_of, flip
@@ -63,18 +64,24 @@ def small(folder, **changes):
     return config
 
 
+def begin(config, step=None):
+    """An examination, and what it prints."""
+    out = io.StringIO()
+    return Examination(config, findings.Report(Console(out=out)), step), out
+
+
 @pytest.fixture
 def doctor(tmp_path, monkeypatch):
     """A round that makes view pairs for an instant; returns the marks and the text."""
     monkeypatch.setattr(rate, "SECONDS", 0.1)
     monkeypatch.setattr(rate, "READ_SECONDS", 0.01)
 
-    def run(config, place=None, allow_change=(), step=None, recipe_batch=16):
+    def run(config, place=None):
         out = io.StringIO()
         report = findings.Report(Console(out=out))
         examine(
-            config, report, recipe_batch=recipe_batch, count=None, step=step, out=epath.Path(tmp_path / "out"),
-            index_dir=None, place=place and epath.Path(place), allow_change=set(allow_change),
+            config, report, recipe_batch=16, count=None, step=None, out=epath.Path(tmp_path / "out"),
+            index_dir=None, place=place and epath.Path(place), allow_change=set(),
         )  # fmt: skip
         return report.marks, out.getvalue()
 
@@ -99,8 +106,14 @@ def test_a_good_folder_is_ready(good, doctor, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_every_fault_of_a_folder_has_its_line(bad, doctor):
-    marks, text = doctor(small(bad, max_bad_images=2), step=1e-5)
+def test_every_fault_of_a_folder_has_its_line(bad, monkeypatch):
+    monkeypatch.setattr(rate, "SECONDS", 0.1)
+    examination, out = begin(small(bad, max_bad_images=2), step=1e-5)
+    examination.settings(16)
+    examination.dataset(None)
+    examination.images(None)
+    examination.input_rate()
+    marks, text = examination.report.marks, out.getvalue()
     expected = {
         "3 of 47 cannot be decoded": "fault",
         "1 of 47 are tiny": "warning",
@@ -124,40 +137,55 @@ def test_every_fault_of_a_folder_has_its_line(bad, doctor):
     assert findings.verdict(marks) == "not ready: 1 fault, 4 warnings"
 
 
-def test_a_workdir_with_a_damaged_checkpoint_and_another_recipe(good, doctor, tmp_path):
-    config = small(good, checkpoint_every=2, keep=3, monitor_every=0)
-    place = tmp_path / "run"
-    train.train(config, str(place), set())
-    newest = max(files_of(place, 6), key=lambda p: p.stat().st_size)
-    flip(newest, 5)
-    before = {p: p.stat().st_mtime_ns for p in place.rglob("*")}
+def save(place, step):
+    """What a run leaves of a checkpoint, its arrays aside: files and their digests."""
+    folder = epath.Path(place) / "checkpoints" / str(step)
+    for name in ("state/d/array", "about/metadata"):
+        files.write(folder / name, f"{name} at {step}".encode())
+    digests.write(folder, epath.Path(place) / "digests" / str(step))
 
-    marks, text = doctor(config, place)
+
+@pytest.fixture
+def place(tmp_path):
+    """A workdir with checkpoints at 2, 4 and 6."""
+    for step in (2, 4, 6):
+        save(tmp_path / "run", step)
+    (tmp_path / "run/config.json").write_text(json.dumps(small("").to_dict()))
+    return tmp_path / "run"
+
+
+def look_at(place, allow_change=(), **changes):
+    """The section on a workdir alone."""
+    examination, out = begin(small("", **changes))
+    examination.workdir(epath.Path(place), set(allow_change))
+    return examination.report.marks, out.getvalue()
+
+
+def test_a_workdir_with_a_damaged_checkpoint_and_another_recipe(place):
+    flip(files_of(place, 6)[0], 5)
+    before = {p: p.stat().st_mtime_ns for p in place.rglob("*")}
+    marks, text = look_at(place)
     assert findings.verdict(marks) == "ready, with 1 warning", text
     assert line_with(text, "checkpoint 6 is damaged") == "warning"
-    assert line_with(text, "checkpoint 4 is sound: the run goes on after step 4 of 6") == "ok"
-
-    config.temperature = 0.1
-    assert line_with(doctor(config, place)[1], "(temperature: 0.2 -> 0.1)") == "fault"
-    assert (
-        line_with(doctor(config, place, ["temperature"])[1], "changed by --allow_change") == "note"
-    )
+    assert line_with(text, "checkpoint 4 is sound: the run goes on after step 4") == "ok"
+    changed = look_at(place, temperature=0.1)[1]
+    assert line_with(changed, "(temperature: 0.2 -> 0.1)") == "fault"
+    assert line_with(changed, "checkpoint 6 is damaged") == "warning"
+    allowed = look_at(place, ["temperature"], temperature=0.1)[1]
+    assert line_with(allowed, "changed by --allow_change: temperature") == "note"
     assert {p: p.stat().st_mtime_ns for p in place.rglob("*")} == before
 
 
-def test_a_finished_run_and_one_without_a_sound_checkpoint_are_told(good, tmp_path):
-    config = small(good, checkpoint_every=2, keep=3, monitor_every=0)
-    place = tmp_path / "run"
-    train.train(config, str(place), set())
-    (told,) = workdir.resume(epath.Path(place), config.to_dict(), set(), 6)
+def test_a_finished_run_and_one_without_a_sound_checkpoint_are_told(place):
+    (told,) = workdir.checkpoints(epath.Path(place), 6)
     assert "at its end, step 6 of 6" in told.text
     for step in (2, 4, 6):
         flip(files_of(place, step)[0], 0)
-    marks = [f.mark for f in workdir.resume(epath.Path(place), config.to_dict(), set(), 6)]
-    assert marks == ["warning"] * 3 + ["fault"]
+    marks, text = look_at(place)
+    assert marks.count("fault") == 1, text
+    assert line_with(text, "has no sound checkpoint left") == "fault"
     (place / "config.json").write_text("{")
-    with pytest.raises(config_lib.UserError, match=r"config\.json is damaged"):
-        workdir.resume(epath.Path(place), config.to_dict(), set(), 6)
+    assert line_with(look_at(place)[1], "config.json is damaged") == "fault"
 
 
 def test_a_config_that_cannot_run_does_not_stop_the_rest(bad, doctor, tmp_path):
@@ -176,10 +204,20 @@ def test_a_config_that_cannot_run_does_not_stop_the_rest(bad, doctor, tmp_path):
     assert findings.verdict(marks) == "not ready: 2 faults"
 
 
-def test_too_few_images_for_a_batch(good, doctor):
-    _, text = doctor(small(good, batch_size=64, queue_size=64), recipe_batch=64)
+def test_too_few_images_for_a_batch_are_looked_at_all_the_same(good, tmp_path, monkeypatch):
+    monkeypatch.setattr(rate, "SECONDS", 0.1)
+    examination, out = begin(small(good, batch_size=64, queue_size=64))
+    examination.settings(64)
+    examination.dataset(None)
+    examination.views(epath.Path(tmp_path / "views.png"))
+    examination.input_rate()
+    text = out.getvalue()
     assert line_with(text, "has 40 examples in split 'train', fewer than batch_size=64") == "fault"
-    assert line_with(text, "the train step compiles") == "ok"
+    assert line_with(text, "view pairs a second") == "note"
+    assert (tmp_path / "views.png").exists()
+    (tmp_path / "file").write_text("")
+    examination.views(epath.Path(tmp_path / "file/views.png"))
+    assert line_with(out.getvalue(), "give a folder of yours: --out=FOLDER") == "fault"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -251,6 +289,25 @@ def test_remedies_follow_from_what_is_slow():
     assert not any("pack" in x for x in few_workers)
 
 
+def test_errors_that_a_line_can_tell_are_faults_and_bugs_are_not_hidden():
+    out = io.StringIO()
+    report = findings.Report(Console(out=out), limit=2)
+    with report.section("devices"):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nand a long list")
+    with pytest.raises(ZeroDivisionError), report.section("bug"):
+        _ = 1 / 0
+    report.add(findings.Finding("note", "seen", ("a", "b", "c")))
+    text = out.getvalue()
+    assert "out of memory; a smaller batch_size or more devices\n" in text
+    assert "and a long list" not in text
+    assert text.splitlines()[-3:] == [
+        "             a",
+        "             b",
+        "             and 1 more; --full names all",
+    ]
+    assert findings.verdict(report.marks) == "not ready: 1 fault"
+
+
 def test_memory_that_does_not_suffice():
     giga = 10**9
 
@@ -287,10 +344,6 @@ def command(*words):
     [
         ([], "--config=configs/RECIPE.py is needed"),
         (["--config=configs/digits.py", "--sample=0"], "sample"),
-        (
-            ["--config=configs/digits.py", "--config.batchsize=3"],
-            "--config.batchsize is not a setting",
-        ),
     ],
 )
 def test_a_wrong_command_line_ends_with_one_line_and_status_2(words, message):

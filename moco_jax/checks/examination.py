@@ -260,4 +260,5 @@ class Examination:
                 state = memory.tree_bytes(self.computed.abstract)
                 self.report.add(*workdir.measure_room(place, state, self.config.keep))
             total = self.steps_per_epoch * self.config.epochs
-            self.report.add(*workdir.resume(place, self.config.to_dict(), allow_change, total))
+            self.report.add(*workdir.checkpoints(place, total))
+            self.report.add(*workdir.recipe(place, self.config.to_dict(), allow_change))

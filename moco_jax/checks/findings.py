@@ -91,12 +91,12 @@ class Section:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:  # fmt: skip
         """Report `error` if it is one of these; others are bugs and go on."""
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | OSError):
             self.report.add(Finding(FAULT, str(error)))
-        elif isinstance(error, OSError):
-            self.report.add(Finding(FAULT, f"{error.filename}: {error.strerror}"))
         elif isinstance(error, jax.errors.JaxRuntimeError):
-            self.report.add(Finding(FAULT, f"the devices refuse: {str(error).splitlines()[0]}"))
+            said = str(error).splitlines()[0]
+            full = "; a smaller batch_size or more devices" if "RESOURCE_EXHAUSTED" in said else ""
+            self.report.add(Finding(FAULT, f"the devices refuse: {said}{full}"))
         else:
             return False
         return True

@@ -103,10 +103,9 @@ def host(examples: int, per_example: int, bank: int, dim: int, available: int) -
     index = examples * per_example
     # Features as they come, joined, and scaled to unit length: three copies at the peak.
     features = 3 * bank * dim * 4
-    said = (
-        f"the host holds an index of {size(index)} ({per_example} bytes an image) and up to {size(features)} of "
-        f"features while the run scores itself"
-    )
+    said = f"the host holds an index of {size(index)} ({per_example} bytes an image)"
+    if bank:
+        said += f" and up to {size(features)} of features while the run scores itself"
     if available and index + features > TIGHT * available:
         fewer = max(int(available / 2 / (3 * dim * 4)), 1)
         return [

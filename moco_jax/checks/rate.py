@@ -89,7 +89,7 @@ def feeds(pairs: float, batch_size: int, step: float, shared: bool, remedies: li
         return Finding(OK, f"{said}: the devices do not wait")
     if waiting <= MUCH_WAITING:
         return Finding(
-            NOTE, f"{said}: just enough, the devices wait about {waiting:.0%} of the time"
+            NOTE, f"{said}: hardly enough, the devices would wait {waiting:.0%} of the time"
         )
     return Finding(
         WARNING,

@@ -6,6 +6,7 @@ from etils import epath
 
 from moco_jax.data import augment, pipeline
 from moco_jax.data.source import Source, decode_or_flag
+from moco_jax.errors import UserError
 from moco_jax.report import figures
 
 PAIRS = 8
@@ -22,8 +23,7 @@ def draw(
     """Write the sheet to `path`, from the first step of a run on `source` with these settings.
 
     Raises:
-        UserError: none of its images can be decoded.
-        OSError: it cannot be written.
+        UserError: none of the images can be decoded, or the sheet cannot be written.
     """
     batches = pipeline.train_batches(
         source, recipe, seed=seed, batch_size=batch_size, rows=np.arange(min(PAIRS, batch_size)),
@@ -35,5 +35,11 @@ def draw(
         decode_or_flag(source, tf.constant(record, source.record_spec.dtype))[0].numpy()
         for record in records
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figures.view_pairs(path, images, np.stack([batch["query"], batch["key"]], axis=1))
+    pairs = np.stack([batch["query"], batch["key"]], axis=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figures.view_pairs(path, images, pairs)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); give a folder of yours: --out=FOLDER"
+        ) from error

@@ -38,44 +38,44 @@ def _existing(path: epath.Path) -> Path:
     return place
 
 
-def resume(
-    workdir: epath.Path, config: Mapping[str, Any], allow_change: set[str], total_steps: int
-) -> list[Finding]:
-    """Where a run of `config` would go on; `total_steps`: its length, 0 where it is not known.
-
-    Raises:
-        UserError: the run that is there has another recipe.
-    """
-    found = checkpoint.examine(workdir)
-    findings = [Finding(WARNING, f"{c}; the run will move it aside") for c in found if c.wrong]
-    last = found[-1] if found and not found[-1].wrong else None
-    if checkpoint.is_lost(found):
-        findings.append(
+def checkpoints(workdir: epath.Path, total_steps: int) -> list[Finding]:
+    """Where a run would go on; `total_steps`: its length, 0 where it is not known."""
+    examined = checkpoint.examine(workdir)
+    found = [Finding(WARNING, f"{c}; the run will move it aside") for c in examined if c.wrong]
+    last = examined[-1] if examined and not examined[-1].wrong else None
+    if checkpoint.is_lost(examined):
+        return [
+            *found,
             Finding(
                 FAULT,
                 f"{workdir} has no sound checkpoint left: take another workdir, or delete its checkpoints",
-            )
-        )
-    elif last is None:
-        findings.append(Finding(OK, "no checkpoint there: the run begins at step 0"))
-    elif total_steps and last.step >= total_steps:
-        findings.append(
+            ),
+        ]
+    if last is None:
+        return [*found, Finding(OK, "no checkpoint there: the run begins at step 0")]
+    if total_steps and last.step >= total_steps:
+        return [
+            *found,
             Finding(
                 NOTE, f"its run is at its end, step {last.step:,} of {total_steps:,}: nothing to do"
-            )
-        )
-    else:
-        of = f" of {total_steps:,}" if total_steps else ""
-        findings.append(
-            Finding(
-                OK, f"checkpoint {last.step} is sound: the run goes on after step {last.step:,}{of}"
-            )
-        )
+            ),
+        ]
+    of = f" of {total_steps:,}" if total_steps else ""
+    return [
+        *found,
+        Finding(
+            OK, f"checkpoint {last.step} is sound: the run goes on after step {last.step:,}{of}"
+        ),
+    ]
+
+
+def recipe(workdir: epath.Path, config: Mapping[str, Any], allow_change: set[str]) -> list[Finding]:
+    """What `config` changes in the recipe of the run that is there; UserError where that is not allowed."""
     changed = checkpoint.recipe_changes(workdir, config, allow_change)
-    if changed:
-        listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
-        findings.append(Finding(NOTE, f"changed by --allow_change: {listed}"))
-    return findings
+    if not changed:
+        return []
+    listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
+    return [Finding(NOTE, f"changed by --allow_change: {listed}")]
 
 
 def room(free: int, present: int, state: int, keep: int) -> Finding:

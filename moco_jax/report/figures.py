@@ -76,7 +76,7 @@ def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray
         ):
             axes = figure.add_subplot(grid[row, 4 * block + column])
             axes.imshow(shown)
-            axes.set(xticks=[], yticks=[])
+            axes.set(xticks=[], yticks=[], anchor="N")
             if row == 0:
                 axes.set_title(title, loc="left", fontsize=10)
     buffer = io.BytesIO()
