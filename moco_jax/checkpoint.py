@@ -4,6 +4,7 @@ A checkpoint counts once the digests of all its files are written (`digests/STEP
 them, or differs from them, is set aside at the next start and the one before it is used.
 """
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -42,25 +43,10 @@ def claim_workdir(
     Raises:
         UserError: the folder cannot be written, or a recipe setting differs.
     """
-    unknown = sorted(allow_change - config_lib.RECIPE.keys())
-    if unknown:
-        raise UserError(
-            f"--allow_change={','.join(unknown)} names no recipe setting; they are listed in "
-            "moco_jax/config.py, and others may always change"
-        )
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        changed = {}
-        if path.exists():
-            changed = config_lib.recipe_differences(_read_config(path), config)
-            refused = {k: v for k, v in changed.items() if k not in allow_change}
-            if refused:
-                listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
-                raise UserError(
-                    f"workdir={workdir} holds a run of another recipe ({listed}); take another workdir, or "
-                    f"--allow_change={','.join(refused)}"
-                )
+        changed = recipe_changes(workdir, config, allow_change)
         if jax.process_index() == 0:
             files.write(path, (json.dumps(dict(config), indent=2) + "\n").encode())
     except OSError as error:
@@ -68,6 +54,32 @@ def claim_workdir(
         raise UserError(
             f"workdir={workdir} cannot be written ({reason}); give a folder of yours"
         ) from error
+    return changed
+
+
+def recipe_changes(
+    workdir: epath.Path, config: Mapping[str, Any], allow_change: set[str]
+) -> dict[str, Any]:
+    """What `config` changes in the recipe of the run in `workdir`: name -> (old, new); nothing is written.
+
+    Raises:
+        UserError: a recipe setting differs and is not in `allow_change`.
+    """
+    unknown = sorted(allow_change - config_lib.RECIPE.keys())
+    if unknown:
+        raise UserError(
+            f"--allow_change={','.join(unknown)} names no recipe setting; they are listed in "
+            "moco_jax/config.py, and others may always change"
+        )
+    path = workdir / "config.json"
+    changed = config_lib.recipe_differences(_read_config(path), config) if path.exists() else {}
+    refused = {k: v for k, v in changed.items() if k not in allow_change}
+    if refused:
+        listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
+        raise UserError(
+            f"workdir={workdir} holds a run of another recipe ({listed}); take another workdir, or "
+            f"--allow_change={','.join(refused)}"
+        )
     return changed
 
 
@@ -98,30 +110,63 @@ def set_damaged_aside(workdir: epath.Path) -> list[str]:
 
 
 def _set_damaged_aside(workdir: epath.Path) -> list[str]:
-    folder, altered = workdir / "checkpoints", 0
     said: list[str] = []
-    steps: list[int] = []
-    if folder.exists():
-        steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
-    for step in steps:
-        record = workdir / "digests" / str(step)
-        wrong = ["it was not finished"]
-        if record.exists():
-            wrong = digests.damaged(folder / str(step), record)
-            if not wrong:
-                return said
-            altered += 1
-        place = workdir / "damaged" / f"{step}_{time.time_ns()}"
-        place.parent.mkdir(exist_ok=True)
-        (folder / str(step)).rename(place)
-        shown = "; ".join(wrong[:3]) + ("; ..." if len(wrong) > 3 else "")
-        said.append(f"checkpoint {step} is damaged ({shown}); moved to {place}")
-    if altered or len(steps) > 1:
+    found = examine(workdir)
+    for checkpoint in found:
+        if checkpoint.wrong:
+            place = workdir / "damaged" / f"{checkpoint.step}_{time.time_ns()}"
+            place.parent.mkdir(exist_ok=True)
+            (workdir / "checkpoints" / str(checkpoint.step)).rename(place)
+            said.append(f"{checkpoint}; moved to {place}")
+    if is_lost(found):
         raise UserError(
             f"workdir={workdir} has no sound checkpoint left; {'; '.join(said)}. Start in another workdir, or "
             "once more in this one from the beginning"
         )
     return said
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """A checkpoint that was looked at.
+
+    Attributes:
+        step: when it was saved.
+        wrong: what is wrong with it, a line each; empty when it is sound.
+        finished: whether it was ever whole.
+    """
+
+    step: int
+    wrong: list[str]
+    finished: bool
+
+    def __str__(self) -> str:
+        """One line on a damaged one."""
+        more = "; ..." if len(self.wrong) > 3 else ""
+        return f"checkpoint {self.step} is damaged ({'; '.join(self.wrong[:3])}{more})"
+
+
+def examine(workdir: epath.Path) -> list[Examined]:
+    """The checkpoints of `workdir`, newest first, down to the first sound one; nothing is changed."""
+    folder, found = workdir / "checkpoints", []
+    steps: list[int] = []
+    if folder.exists():
+        steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+    for step in steps:
+        record = workdir / "digests" / str(step)
+        if not record.exists():
+            found.append(Examined(step, ["it was not finished"], finished=False))
+            continue
+        found.append(Examined(step, digests.damaged(folder / str(step), record), finished=True))
+        if not found[-1].wrong:
+            break
+    return found
+
+
+def is_lost(found: list[Examined]) -> bool:
+    """Whether there were whole checkpoints among those `found`, and none is sound any more."""
+    sound = any(not checkpoint.wrong for checkpoint in found)
+    return not sound and (any(c.finished for c in found) or len(found) > 1)
 
 
 class Checkpoints:

@@ -119,6 +119,12 @@ def _multiples(value: int, unit: int) -> str:
 
 def check(config: ConfigDict, device_count: int) -> None:
     """Refuse, by a UserError that names setting, value and remedy, what cannot run on `device_count` devices."""
+    check_values(config)
+    check_batch(config, device_count)
+
+
+def check_values(config: ConfigDict) -> None:
+    """The part of `check` that looks at each setting alone."""
     _one_of(config, "arch", BACKBONES)
     _one_of(config, "head", HEADS)
     _one_of(config, "stem", STEMS)
@@ -156,6 +162,10 @@ def check(config: ConfigDict, device_count: int) -> None:
         raise UserError(
             f"profile_steps={tuple(config.profile_steps)} are no first and last step; (20, 25) are"
         )
+
+
+def check_batch(config: ConfigDict, device_count: int) -> None:
+    """The part of `check` that looks at how batch, BN groups, queue and devices divide; values must be sound."""
     batch, groups = config.batch_size, config.bn_groups
     span = min(config.shuffle_groups, groups)
     if batch % groups:

@@ -3,17 +3,14 @@
 import errno
 import os
 import sys
-from typing import NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import jax
-import tensorflow as tf
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import app, flags
+from ml_collections import config_flags
 
-from moco_jax import config as config_lib
 from moco_jax import hosts, train
+from moco_jax.command_line import fail, parse, refuse_words, set_up
 from moco_jax.errors import UserError, full_disk
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -35,43 +32,12 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "With --coordinator: ho
 PROCESS_ID = flags.DEFINE_integer("process_id", 0, "With --coordinator: which this one is.")
 
 
-def fail(error: object) -> NoReturn:
-    """End with one line and status 2."""
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Read the command line; anything wrong with it ends the program with one line."""
-    try:
-        config_lib.check_names(argv[1:])
-        return flags.FLAGS(argv)
-    except (UserError, flags.Error) as error:
-        # A config file that raises is reported by its library with the whole traceback as text.
-        fail(" ".join(str(error).split()).rpartition("UserError: ")[2])
-
-
-def set_up_jax(config: ConfigDict) -> None:
-    """What JAX must know before it looks for devices."""
-    given = os.environ.get("XLA_FLAGS", "")
-    if config.deterministic:
-        os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true"
-    if config.cpu_devices > 0 and "host_platform_device_count" not in given:
-        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-    if config.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
 def main(argv: list[str]) -> None:
     """Train, and turn what the user can mend into one line."""
-    if len(argv) > 1:
-        fail(f"{argv[1]!r} is no flag; settings are given as --config.NAME=VALUE")
+    refuse_words(argv)
     if not WORKDIR.value or CONFIG.value is None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
-    logging.set_verbosity(logging.WARNING)
-    tf.config.set_visible_devices([], "GPU")
-    set_up_jax(CONFIG.value)
+    set_up(CONFIG.value)
     try:
         hosts.start_hosts(
             DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value

@@ -78,6 +78,11 @@ def compute_dtype(name: str):
     return jnp.dtype(name)
 
 
+def open_images(config: ConfigDict, split: str, index_dir: str | None) -> Source:
+    """The images of one split of the dataset that `config` names."""
+    return open_source(config.dataset, split, config.data_dir, index_dir, config.exif_rotation)
+
+
 def recipe_of(config: ConfigDict) -> recipes.Recipe:
     """The views that `config` asks for."""
     return recipes.create(config.augment, config.image_size, config.crop_min or None)
@@ -140,6 +145,15 @@ def program(config: ConfigDict, the_mesh: Mesh, steps_per_epoch: int) -> Program
     )  # fmt: skip
 
 
+def require_a_batch(config: ConfigDict, source: Source) -> None:
+    """UserError where `source` has too few images for one batch."""
+    if len(source) < config.batch_size:
+        raise UserError(
+            f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "
+            f"batch_size={config.batch_size}; a batch of at most {len(source)} works"
+        )
+
+
 def build(config: ConfigDict, index_dir: str) -> Parts:
     """All parts of the run that `config` describes; `index_dir`: where an index of records may be kept.
 
@@ -147,17 +161,9 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
         UserError: a setting or the dataset cannot work; nothing has run on a device by then.
     """
     config_lib.check(config, jax.device_count())
-
-    def images(split: str) -> Source:
-        return open_source(config.dataset, split, config.data_dir, index_dir, config.exif_rotation)
-
-    source = images(config.split)
-    queries = images(config.eval_split) if config.eval_split else None
-    if len(source) < config.batch_size:
-        raise UserError(
-            f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "
-            f"batch_size={config.batch_size}; a batch of at most {len(source)} works"
-        )
+    source = open_images(config, config.split, index_dir)
+    queries = open_images(config, config.eval_split, index_dir) if config.eval_split else None
+    require_a_batch(config, source)
     recipe = recipe_of(config)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size)
     computed = program(config, mesh.create_mesh(), steps_per_epoch)

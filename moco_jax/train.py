@@ -99,6 +99,9 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
                 numbers = clock.read()
                 log.write(step, numbers)
                 console.progress(lines.progress(step, numbers, config, parts, clock.left))
+                if clock.is_starved(numbers):
+                    share = numbers["waiting_share"]
+                    report(step, "starved", lines.starved(share), {"waiting_share": share})
             score = {}
             if monitor_every and (step % monitor_every == 0 or step == parts.total_steps):
                 with clock.pause():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -37,6 +38,22 @@ def test_a_run_cut_in_two_equals_a_whole_run(tmp_path, capsys):
     assert len(losses(whole)) == 8
     assert losses(whole) == losses(cut)
     assert "resumed" in capsys.readouterr().out
+
+
+def test_a_run_whose_devices_wait_for_images_says_so_once(tmp_path, capsys, monkeypatch):
+    made = train.pipeline.train_batches
+
+    def slow(*arguments, **named):
+        for batch in made(*arguments, **named):
+            time.sleep(0.5)
+            yield batch
+
+    monkeypatch.setattr(train.pipeline, "train_batches", slow)
+    train.train(tiny(stop_at_step=8, monitor_every=0, log_every=2), str(tmp_path), set())
+    assert capsys.readouterr().out.count("python -m moco_jax.doctor") == 1
+    events = [r for r in writers.records(train.epath.Path(tmp_path)) if r.get("event") == "starved"]
+    assert [e["step"] for e in events] == [4]
+    assert events[0]["waiting_share"] > 0.1
 
 
 def test_a_whole_run_ends_with_table_and_picture(tmp_path, capsys):

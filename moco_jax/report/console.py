@@ -15,6 +15,15 @@ def duration(seconds: float) -> str:
     return f"{seconds}s"
 
 
+def size(number: float) -> str:
+    """`512 B`, `1.5 MB`, `12 GB`: bytes in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} TB"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Left-aligned columns under `header`, two spaces apart."""
     lines = [header, *rows]

@@ -1,6 +1,7 @@
 """Pictures of a run."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -46,6 +47,38 @@ def neighbours(
                 if row == 0 and column == 0:
                     axes.set_title(title, loc="left", fontsize=10)
         place += block.shape[1] + 1
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    path.write_bytes(buffer.getvalue())
+
+
+def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray) -> None:
+    """Draw images beside the two views drawn of each.
+
+    Args:
+        path: the PNG to write.
+        images: uint8 `[H, W, 3]` each, N of them, of any size.
+        pairs: uint8 `[N, 2, S, S, 3]`, query and key view.
+    """
+    blocks = 2 if len(images) > 1 else 1
+    rows = -(-len(images) // blocks)
+    figure = Figure(figsize=(1.9 * 3.2 * blocks, 1.9 * rows + 0.5))
+    FigureCanvasAgg(figure)
+    ratios = [1, 1, 1, 0.2] * blocks
+    grid = figure.add_gridspec(
+        rows, len(ratios) - 1, width_ratios=ratios[:-1], wspace=0.04, hspace=0.04, left=0.01, right=0.99,
+        bottom=0.01, top=1 - 0.45 / (1.9 * rows + 0.5),
+    )  # fmt: skip
+    for number, (image, pair) in enumerate(zip(images, pairs, strict=True)):
+        row, block = number % rows, number // rows
+        for column, (title, shown) in enumerate(
+            {"image": image, "query": pair[0], "key": pair[1]}.items()
+        ):
+            axes = figure.add_subplot(grid[row, 4 * block + column])
+            axes.imshow(shown)
+            axes.set(xticks=[], yticks=[], anchor="N")
+            if row == 0:
+                axes.set_title(title, loc="left", fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     path.write_bytes(buffer.getvalue())

@@ -59,3 +59,11 @@ def score(when: str, numbers: dict[str, float]) -> str:
             " - COLLAPSED: nearly all images have the same features; a lower lr usually mends it"
         )
     return text
+
+
+def starved(share: float) -> str:
+    """What to say where devices wait for images this `share` of the time."""
+    return (
+        f"the devices wait for images {share:.0%} of the time: `python -m moco_jax.doctor` with these settings says "
+        "why; more cores or workers make views faster, a folder packed by moco_jax.pack is read faster"
+    )

@@ -1,0 +1,263 @@
+"""The doctor's round: every section in order, each with what the earlier ones found, none stopped by another's fault."""
+
+import os
+import time
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax import mesh, train
+from moco_jax.checks import images, memory, rate, settings, sheet, survey, workdir
+from moco_jax.checks.findings import FAULT, NOTE, OK, Finding, Report
+from moco_jax.data import order, pipeline
+from moco_jax.data.sources import Source
+from moco_jax.evaluation import features
+from moco_jax.evaluation.monitor import choose
+from moco_jax.parts import Program, open_images, program, recipe_of, require_a_batch
+from moco_jax.report.console import duration
+
+NO_IMAGES, NO_SETTINGS = "the dataset's fault is mended", "the settings' fault is mended"
+
+
+def examine(
+    config: ConfigDict, report: Report, *, recipe_batch: int, count: int | None, step: float | None,
+    out: epath.Path, index_dir: str | None, place: epath.Path | None, allow_change: set[str],
+) -> None:  # fmt: skip
+    """Put every section of an examination of `config` into `report`.
+
+    Args:
+        config: what would run.
+        report: prints and counts what is found.
+        recipe_batch: the batch size in the recipe file itself.
+        count: how many images are looked at; all where None.
+        step: seconds of a step; measured where None.
+        out: the folder that the contact sheet is written to.
+        index_dir: where an index of records may be kept; None for nowhere.
+        place: the workdir, if there is one; it is only read.
+        allow_change: recipe settings that may differ from those of the run that is there.
+    """
+    examination = Examination(config, report, step)
+    examination.settings(recipe_batch)
+    examination.dataset(index_dir)
+    examination.images(count)
+    examination.views(out / "views.png")
+    examination.devices()
+    examination.input_rate()
+    if place is not None:
+        examination.workdir(place, allow_change)
+
+
+class Examination:
+    """One round on one config.
+
+    Attributes:
+        values_sound, runs: whether each setting is sound alone, and all of them together on these devices.
+        source: the images, once they are open.
+        enough: whether they are enough for a batch.
+        bank: how many of them the monitor searches.
+        computed: the program, once it is built.
+        step: seconds of a step, given or measured.
+        side: median of the images' shorter side, in pixels.
+    """
+
+    def __init__(self, config: ConfigDict, report: Report, step: float | None):
+        """`step`: seconds of a step, None to measure it."""
+        self.config, self.report = config, report
+        self.given, self.step = step is not None, step
+        self.values_sound, self.runs, self.enough = False, False, False
+        self.source: Source | None = None
+        self.computed: Program | None = None
+        self.bank, self.side = 0, 0.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the run; 0 where the images are not known."""
+        if self.source is None or not self.enough:
+            return 0
+        return order.steps_per_epoch(len(self.source), self.config.batch_size)
+
+    def settings(self, recipe_batch: int) -> None:
+        """Names, values, and whether all divide; `recipe_batch`: the batch size in the recipe file."""
+        with self.report.section("settings"):
+            config_lib.check_values(self.config)
+            self.values_sound = True
+            count, kind = settings.count_devices()
+            config_lib.check_batch(self.config, count)
+            self.runs = True
+            self.report.add(Finding(OK, f"all are sound for {count} x {kind}"))
+            self.report.add(*settings.advice(self.config, recipe_batch))
+
+    def dataset(self, index_dir: str | None) -> None:
+        """How many images there are and what follows; `index_dir`: where an index of records may be kept."""
+        config = self.config
+        with self.report.section("dataset"):
+            began = time.perf_counter()
+            self.source = open_images(config, config.split, index_dir)
+            took = duration(time.perf_counter() - began)
+            count = len(self.source)
+            self.report.add(
+                Finding(
+                    OK, f"{count:,} images of {config.dataset} ({config.split}), opened in {took}"
+                )
+            )
+            require_a_batch(config, self.source)
+            self.enough = True
+            self.report.add(*settings.length(config, count))
+            queries = None
+            if config.eval_split:
+                queries = open_images(config, config.eval_split, index_dir)
+            bank, chosen = choose(self.source, queries, config.knn_examples, config.seed)
+            self.bank = len(bank) if config.monitor_every else 0
+            first = np.zeros(1, np.int64)
+            labelled = all(
+                s.labels(first) is not None for s in (self.source, queries or self.source)
+            )
+            self.report.add(*settings.monitor(config, labelled, len(bank), len(chosen)))
+
+    def images(self, count: int | None) -> None:
+        """What `count` of the images look like; all of them where None."""
+        source = self.source
+        if source is None:
+            return self.report.skip("images", NO_IMAGES)
+        with self.report.section("images"):
+            chosen = survey.spread(len(source), count or len(source), self.config.seed)
+            found = survey.survey(
+                source, chosen, max(self.config.workers, 0),
+                lambda done, left: self.report.busy(f"{done:,} of {len(chosen):,}, {duration(left)} left"),
+            )  # fmt: skip
+            self.side = float(np.median(images.shorter_sides(found))) if found.good.any() else 0.0
+            files = getattr(source, "files", None)
+            self.report.add(
+                *images.findings(
+                    found, source.name, files, self.config.image_size, self.config.max_bad_images
+                )
+            )
+            if files is not None and os.path.isdir(self.config.data_dir):
+                others = survey.others(self.config.data_dir, files)
+                self.report.add(*images.left_out(others))
+
+    def views(self, path: epath.Path) -> None:
+        """Draw the contact sheet to `path`."""
+        if self.source is None or not self.values_sound:
+            return self.report.skip("views", NO_SETTINGS if self.source else NO_IMAGES)
+        with self.report.section("views"):
+            config = self.config
+            batch_size = min(config.batch_size, len(self.source))
+            sheet.draw(
+                path, self.source, recipe_of(self.config), config.seed, batch_size, config.workers
+            )
+            self.report.add(Finding(OK, f"what the run draws first; look at it: {path}"))
+
+    def devices(self) -> None:
+        """Memory and time of a step."""
+        if not self.runs:
+            return self.report.skip("devices", NO_SETTINGS)
+        with self.report.section("devices"):
+            self.computed = program(self.config, mesh.create_mesh(), self.steps_per_epoch or 1)
+            began = time.perf_counter()
+            self.report.busy("compiling the train step")
+            compiled = self.computed.compile_step()
+            took = duration(time.perf_counter() - began)
+            self.report.add(Finding(OK, f"the train step compiles, in {took}"))
+            held = self._held(compiled)
+            self.report.add(*held)
+            if self.given:
+                self.report.add(Finding(OK, f"a step takes {self.step:g} s, as given"))
+            elif any(finding.mark == FAULT for finding in held):
+                self.report.add(
+                    Finding(
+                        NOTE,
+                        "a step is not timed, as it does not fit; --step_seconds=S tells its time",
+                    )
+                )
+            else:
+                self.report.busy("timing the train step")
+                self.step = rate.step_seconds(self.computed, compiled)
+                self.report.add(Finding(OK, f"a step takes {self.step:.3g} s, measured"))
+
+    def _held(self, compiled) -> list[Finding]:
+        assert self.computed is not None
+        config, count = self.config, jax.device_count()
+        views = memory.tree_bytes(self.computed.batch) // count
+        queue = memory.tree_bytes(self.computed.abstract.dictionary) // count
+        kept, moment = memory.compiled_bytes(compiled)
+        found = memory.step(
+            kept,
+            moment,
+            train.AHEAD * views,
+            queue,
+            *memory.device_limit(),
+            config.batch_size,
+            config.queue_size,
+        )
+        if self.source is not None:
+            found += memory.host(
+                len(self.source), memory.bytes_per_example(self.source), self.bank, self._feature_length(),
+                memory.host_available(),
+            )  # fmt: skip
+        return found
+
+    def _feature_length(self) -> int:
+        assert self.computed is not None
+        config, state = self.config, self.computed.abstract
+        encode = features.make_encode(
+            self.computed.encoder, config.knn_features, config.mean, config.std, self.computed.dtype,
+            self.computed.mesh,
+        )  # fmt: skip
+        images = jax.ShapeDtypeStruct(
+            (config.eval_batch_size, *self.computed.batch.query.shape[1:]), np.uint8
+        )
+        return jax.eval_shape(encode, train.variables(state), images).shape[1]
+
+    def input_rate(self) -> None:
+        """View pairs a second, beside what the devices ask for."""
+        source, config = self.source, self.config
+        if source is None or not self.values_sound:
+            return self.report.skip("input rate", NO_SETTINGS if source else NO_IMAGES)
+        with self.report.section("input rate"):
+            batch_size = min(config.batch_size, len(source))
+            self.report.busy(f"making view pairs for {rate.SECONDS:g} s")
+            pairs = rate.pairs_per_second(
+                pipeline.train_batches(
+                    source, recipe_of(self.config), seed=config.seed, batch_size=batch_size,
+                    rows=np.arange(min(rate.ROWS, batch_size)), examples_seen=rate.some_epoch(len(source), batch_size),
+                    workers=config.workers, damaged=pipeline.DamagedImages(len(source)),
+                    crop_only=config.augment_on == "device",
+                ),
+                rate.SECONDS,
+            )  # fmt: skip
+            if self.step is None:
+                self.report.add(
+                    Finding(
+                        NOTE,
+                        f"{rate.number(pairs)} view pairs a second; --step_seconds=S says whether that is enough",
+                    )
+                )
+                return
+            shared = not self.given and jax.default_backend() == "cpu"
+            remedies = rate.remedies(
+                pairs, config.batch_size / self.step, rate.reads_per_second(source, rate.READ_SECONDS, time.time_ns()),
+                workers=config.workers, cores=os.cpu_count() or 1, folder=hasattr(source, "files"), side=self.side,
+                image_size=config.image_size, on_device=config.augment_on == "device", blurs="blur" in recipe_of(self.config).stages,
+            )  # fmt: skip
+            self.report.add(rate.feeds(pairs, config.batch_size, self.step, shared, remedies))
+            if self.enough:
+                total = self.steps_per_epoch * config.epochs
+                self.report.add(rate.pace(pairs, config.batch_size, self.step, shared, total))
+
+    def workdir(self, place: epath.Path, allow_change: set[str]) -> None:
+        """Rights, room, and where the run would go on in `place`."""
+        with self.report.section("workdir"):
+            rights = workdir.writable(place)
+            self.report.add(rights)
+            if rights.mark == FAULT:
+                return
+            if self.computed is not None:
+                state = memory.tree_bytes(self.computed.abstract)
+                self.report.add(*workdir.measure_room(place, state, self.config.keep))
+            total = self.steps_per_epoch * self.config.epochs
+            self.report.add(*workdir.checkpoints(place, total))
+            self.report.add(*workdir.recipe(place, self.config.to_dict(), allow_change))

@@ -1,0 +1,134 @@
+"""Looks at images of a dataset one by one: size, hashes, format, and whether each can be decoded.
+
+One pass reads and decodes with the code that training uses and keeps under a hundred bytes an image, so that a
+whole dataset can be looked at.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from moco_jax.data.running import running
+from moco_jax.data.sources import Source
+from moco_jax.data.sources.decode import decode_or_flag
+
+CHUNK = 64  # images that are read at once
+EVERY = 10.0  # seconds between progress lines
+
+# By the first bytes: what a content is called and which endings a file of it has.
+FORMATS = (
+    (b"\xff\xd8\xff", "JPEG", (".jpg", ".jpeg", ".jfif")),
+    (b"\x89PNG\r\n\x1a\n", "PNG", (".png",)),
+    (b"GIF8", "GIF", (".gif",)),
+    (b"BM", "BMP", (".bmp",)),
+    (b"RIFF", "WebP", (".webp",)),
+    (b"II*\x00", "TIFF", (".tif", ".tiff")),
+    (b"MM\x00*", "TIFF", (".tif", ".tiff")),
+    (b"II+\x00", "BigTIFF", (".tif", ".tiff")),
+)
+UNKNOWN = len(FORMATS)
+
+
+class Survey(NamedTuple):
+    """What was found on `n` images of a dataset.
+
+    Attributes:
+        total: images in the dataset.
+        indices: int64 `[n]`, which were looked at.
+        good: bool `[n]`, whether it could be decoded.
+        sides: int32 `[n, 2]`, height and width in pixels; 1, 1 where it could not.
+        bytes: int64 `[n]`, length of the record.
+        content, pixels: uint64 `[n]`, hashes of the record and of the decoded image.
+        format: uint8 `[n]`, place in `FORMATS`, or `UNKNOWN`.
+    """
+
+    total: int
+    indices: np.ndarray
+    good: np.ndarray
+    sides: np.ndarray
+    bytes: np.ndarray
+    content: np.ndarray
+    pixels: np.ndarray
+    format: np.ndarray
+
+
+def spread(size: int, count: int, seed: int) -> np.ndarray:
+    """`count` different places int64 `[count]` in range(`size`), ascending: one at random in each equal part."""
+    count = min(count, size)
+    edges = np.arange(count + 1) * size // count
+    return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+
+
+def format_of(content: bytes) -> int:
+    """Place in `FORMATS` of what `content` begins as, or `UNKNOWN`."""
+    for number, (magic, _, _) in enumerate(FORMATS):
+        if content.startswith(magic):
+            return number
+    return UNKNOWN
+
+
+def _hash(*parts: bytes) -> np.uint64:
+    return np.frombuffer(hashlib.blake2b(b"".join(parts), digest_size=8).digest(), np.uint64)[0]
+
+
+def _facts(record, image: np.ndarray) -> tuple[np.ndarray, ...]:
+    content = record if isinstance(record, bytes) else record.tobytes()
+    return (
+        np.asarray([len(content), *image.shape[:2], format_of(content)], np.int64),
+        np.asarray([_hash(content), _hash(repr(image.shape).encode(), image.tobytes())], np.uint64),
+    )
+
+
+def survey(
+    source: Source, indices: np.ndarray, workers: int, progress: Callable[[int, float], None]
+) -> Survey:
+    """Look at the images `indices` int64 `[n]` of `source` with `workers` threads (0: as many as cores).
+
+    `progress` is told now and then how many were looked at, and how many seconds are left.
+    """
+    n, done = len(indices), 0
+    good, numbers = np.zeros(n, bool), np.zeros((n, 4), np.int64)
+    hashes = np.zeros((n, 2), np.uint64)
+    began = last = time.perf_counter()
+
+    def look(record: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        image, good = decode_or_flag(source, record)
+        facts, hashed = tf.numpy_function(_facts, [record, image], [tf.int64, tf.uint64])
+        return good, tf.ensure_shape(facts, [4]), tf.ensure_shape(hashed, [2])
+
+    reads = ((source.read(indices[k : k + CHUNK]),) for k in range(0, n, CHUNK))
+    signature = tf.TensorSpec([None, *source.record_spec.shape], source.record_spec.dtype)
+    with running(reads, (signature,), look, workers or os.cpu_count() or 1) as batches:
+        for some in batches:
+            place = slice(done, done + len(some[0]))
+            good[place], numbers[place], hashes[place] = some
+            done = place.stop
+            now = time.perf_counter()
+            if now - last > EVERY:
+                last = now
+                progress(done, (now - began) / done * (n - done))
+    return Survey(
+        total=len(source), indices=indices, good=good, sides=numbers[:, 1:3].astype(np.int32), bytes=numbers[:, 0],
+        content=hashes[:, 0], pixels=hashes[:, 1], format=numbers[:, 3].astype(np.uint8),
+    )  # fmt: skip
+
+
+def others(root: str, files: Sequence[str]) -> dict[str, int]:
+    """How many files of each ending lie below `root` and are not among `files` (paths from there).
+
+    Hidden files and those in linked folders are not counted; most frequent ending first.
+    """
+    known = set(files)
+    found: dict[str, int] = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.relpath(os.path.join(folder, name), root)
+            if path not in known and not name.startswith("."):
+                ending = os.path.splitext(name)[1].lower() or "no ending"
+                found[ending] = found.get(ending, 0) + 1
+    return dict(sorted(found.items(), key=lambda x: -x[1]))

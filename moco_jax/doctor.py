@@ -1,0 +1,81 @@
+"""Command line that examines what a run needs before device time is spent on it.
+
+    python -m moco_jax.doctor --config=configs/NAME.py [--config.NAME=VALUE ...] [--workdir=DIR]
+
+Ends with a verdict and status 0 (ready), 1 (a fault was found) or 2 (the command line is wrong).
+"""
+
+import os
+import runpy
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from moco_jax.checks.examination import examine
+from moco_jax.checks.findings import FAULT, SHOWN, Report, verdict
+from moco_jax.command_line import fail, parse, refuse_words, set_up
+from moco_jax.report.console import Console
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A recipe: configs/NAME.py or configs/NAME.py:VARIANT."
+)
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; it is read, not changed.")
+ALLOW_CHANGE = flags.DEFINE_list(
+    "allow_change", [], "Recipe settings that may differ from those the workdir was begun with."
+)
+FULL = flags.DEFINE_bool(
+    "full", False, "Look at every image, and name all in which something is found."
+)
+SAMPLE = flags.DEFINE_integer("sample", 200, "Images to look at without --full.", lower_bound=1)
+STEP_SECONDS = flags.DEFINE_float(
+    "step_seconds", None, "Seconds of a step on the devices of the run; measured here where not given.",
+    lower_bound=1e-6,
+)  # fmt: skip
+OUT = flags.DEFINE_string(
+    "out", "", "Folder of the contact sheet; WORKDIR/doctor, or runs/doctor without a workdir."
+)
+
+
+def absolute(path: str) -> epath.Path:
+    """`path` from the root, or as it is where it names a bucket."""
+    return epath.Path(path if "://" in path else os.path.abspath(path))
+
+
+def recipe_batch_size() -> int:
+    """The batch size that the recipe file has before settings on the command line change it."""
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return runpy.run_path(path)["get_config"](*[variant] if variant else []).batch_size
+
+
+def main(argv: list[str]) -> None:
+    """Examine, and end with the verdict's status."""
+    refuse_words(argv)
+    if CONFIG.value is None:
+        fail("--config=configs/RECIPE.py is needed; --help lists all flags")
+    set_up(CONFIG.value)
+    logging.set_verbosity(logging.ERROR)  # damaged images are findings here, not news
+    console = Console()
+    report = Report(console, 0 if FULL.value else SHOWN)
+    out = absolute(OUT.value or os.path.join(WORKDIR.value or "runs", "doctor"))
+    examine(
+        CONFIG.value, report, recipe_batch=recipe_batch_size(), count=None if FULL.value else SAMPLE.value,
+        step=STEP_SECONDS.value, out=out,
+        # An index of records is worth keeping, but a workdir gets nothing beside the picture.
+        index_dir=str(out / "index") if OUT.value or not WORKDIR.value else None,
+        place=absolute(WORKDIR.value) if WORKDIR.value else None, allow_change=set(ALLOW_CHANGE.value),
+    )  # fmt: skip
+    console.line(f"\nverdict: {verdict(report.marks)}")
+    sys.exit(1 if FAULT in report.marks else 0)
+
+
+def run() -> None:
+    """Entry point of the console script `moco-jax-doctor`."""
+    app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    run()
