@@ -1,13 +1,20 @@
-"""Eight forced CPU devices for every test, and quiet TensorFlow."""
+"""Eight forced CPU devices for every test, quiet TensorFlow, and programs that are compiled once for all tests."""
 
+import atexit
 import contextlib
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Processes that tests start find it too.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="moco_jax_programs_")
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # Torch, where it is installed, must come into a process before TensorFlow: the other way round it crashes.
 with contextlib.suppress(ImportError):
