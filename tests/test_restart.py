@@ -5,14 +5,19 @@ MOCO_JAX_KILLS: how many kills (2 unless told).
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from etils import epath
 
+from moco_jax.report import writers
 from tests import states
 
+ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("MOCO_JAX_KILLS", "2"))
 STEPS = 60
 
@@ -65,6 +70,63 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
         run(workdir, cache)
         states.assert_bitwise_equal(expected, states.load(workdir, STEPS))
     print(f"{killed} kills in {runs} runs of {seconds:.0f} s")
+
+
+class Pair:
+    """A run in two processes of one device each, through the launcher."""
+
+    def __init__(self, workdir, cache):
+        self.workdir = workdir
+        env = {**os.environ, "PYTHON": sys.executable, "LOGDIR": f"{workdir}_logs", "XLA_FLAGS": ""}
+        line = [
+            "launch/local.sh", "--processes", "2", "--devices-per-process", "1", "--",
+            *command(workdir, cache)[3:], "--config.log_every=1",
+        ]  # fmt: skip
+        self.launcher = subprocess.Popen(
+            line, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def step(self):
+        return max((r["step"] for r in writers.records(epath.Path(self.workdir))), default=0)
+
+    def send(self, number, process, after):
+        """Signal `number` to one of the two, once the step `after` is recorded."""
+        deadline = time.monotonic() + 120
+        while self.step() < after:
+            assert self.launcher.poll() is None, self.launcher.communicate()[0]
+            assert time.monotonic() < deadline, "the run does not begin"
+            time.sleep(0.05)
+        pattern = f"moco_jax.main .*--process_id={process} .*--workdir={self.workdir} "
+        found = subprocess.run(["pgrep", "-f", "--", pattern], capture_output=True, check=True)
+        os.kill(int(found.stdout.split()[0]), number)
+
+    def end(self):
+        return self.launcher.communicate(timeout=300)[0], self.launcher.returncode
+
+
+def test_two_processes_stopped_and_killed_go_on_at_one_step(tmp_path):
+    whole, cut, cache = tmp_path / "whole", tmp_path / "cut", tmp_path / "cache"
+    out, status = Pair(whole, cache).end()
+    assert status == 0, out
+
+    asked = Pair(cut, cache)
+    asked.send(signal.SIGTERM, process=1, after=5)
+    out, status = asked.end()
+    assert status == 143, out
+    saved = max(int(p.name) for p in (cut / "checkpoints").iterdir() if p.name.isdigit())
+    assert f"saved at step {saved}" in out
+    assert saved < STEPS
+
+    killed = Pair(cut, cache)
+    killed.send(signal.SIGKILL, process=1, after=saved + 5)
+    out, status = killed.end()
+    assert status == 128 + signal.SIGKILL, out
+    assert f"resumed     at step {saved}" in out
+
+    out, status = Pair(cut, cache).end()
+    assert status == 0, out
+    assert "resumed     at step" in out
+    states.assert_bitwise_equal(states.load(whole, STEPS), states.load(cut, STEPS))
 
 
 @pytest.mark.parametrize("bad", ["{", ""])
