@@ -40,6 +40,19 @@ def test_a_run_cut_in_two_equals_a_whole_run(tmp_path, capsys):
     assert "resumed" in capsys.readouterr().out
 
 
+def test_views_finished_on_the_devices_train_as_those_of_the_host_do(tmp_path):
+    found = {}
+    for place in ("host", "device"):
+        changes = dict(augment="cifar", augment_on=place, stop_at_step=3, monitor_every=0)
+        train.train(tiny(**changes), str(tmp_path / place), set())
+        found[place] = np.asarray(losses(tmp_path / place))
+    np.testing.assert_allclose(
+        found["device"], found["host"], rtol=0.02
+    )  # pixels differ by rounding
+    with pytest.raises(UserError, match=r"augment_on.*'device' -> 'host'"):
+        train.train(tiny(**(changes | {"augment_on": "host"})), str(tmp_path / "device"), set())
+
+
 def test_a_run_whose_devices_wait_for_images_says_so_once(tmp_path, capsys, monkeypatch):
     made = train.pipeline.train_batches
 
