@@ -218,7 +218,7 @@ class Checkpoints:
     def _require_room(self, state: TrainState) -> None:
         # Asked beforehand, as a save that fails half-way in Orbax's threads fills the screen.
         workdir = self._records.parent
-        if "://" in str(workdir):
+        if files.is_remote(workdir):
             return
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         if shutil.disk_usage(workdir).free < needed * ROOM:

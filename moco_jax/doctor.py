@@ -12,9 +12,9 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import config_flags
 
+from moco_jax import files
 from moco_jax.checks.examination import examine
 from moco_jax.checks.findings import FAULT, SHOWN, Report, verdict
 from moco_jax.command_line import fail, parse, refuse_words, set_up
@@ -40,11 +40,6 @@ OUT = flags.DEFINE_string(
 )
 
 
-def absolute(path: str) -> epath.Path:
-    """`path` from the root, or as it is where it names a bucket."""
-    return epath.Path(path if "://" in path else os.path.abspath(path))
-
-
 def recipe_batch_size() -> int:
     """The batch size that the recipe file has before settings on the command line change it."""
     path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
@@ -60,13 +55,13 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # damaged images are findings here, not news
     console = Console()
     report = Report(console, 0 if FULL.value else SHOWN)
-    out = absolute(OUT.value or os.path.join(WORKDIR.value or "runs", "doctor"))
+    out = files.absolute(OUT.value or os.path.join(WORKDIR.value or "runs", "doctor"))
     examine(
         CONFIG.value, report, recipe_batch=recipe_batch_size(), count=None if FULL.value else SAMPLE.value,
         step=STEP_SECONDS.value, out=out,
         # An index of records is worth keeping, but a workdir gets nothing beside the picture.
         index_dir=str(out / "index") if OUT.value or not WORKDIR.value else None,
-        place=absolute(WORKDIR.value) if WORKDIR.value else None, allow_change=set(ALLOW_CHANGE.value),
+        place=files.absolute(WORKDIR.value) if WORKDIR.value else None, allow_change=set(ALLOW_CHANGE.value),
     )  # fmt: skip
     console.line(f"\nverdict: {verdict(report.marks)}")
     sys.exit(1 if FAULT in report.marks else 0)

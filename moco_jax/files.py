@@ -1,8 +1,18 @@
-"""Writing a file whole or not at all, so that a run killed at any moment leaves no half of one."""
+"""Paths here and in buckets, and a file written whole or not at all: a run killed at any moment leaves no half."""
 
 import os
 
 from etils import epath
+
+
+def is_remote(path: object) -> bool:
+    """Whether `path` has a scheme, as gs://bucket/folder has."""
+    return "://" in str(path)
+
+
+def absolute(path: str) -> epath.Path:
+    """`path` from the root, or as it is where it names a bucket."""
+    return epath.Path(path if is_remote(path) else os.path.abspath(path))
 
 
 def write(path: epath.Path, content: bytes) -> None:

@@ -3,13 +3,13 @@
 import os
 import sys
 import time
-from typing import NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 from absl import app, flags, logging
 
+from moco_jax.command_line import fail, parse
 from moco_jax.data import packing
 from moco_jax.errors import UserError
 from moco_jax.report.console import Console, duration
@@ -22,20 +22,6 @@ SHARDS = flags.DEFINE_integer("shards", 0, "How many files; 0: one per 5,000 ima
 FORMAT = flags.DEFINE_string(
     "format", "tfrecord", f"Of the shards: {' or '.join(packing.FORMATS)}."
 )
-
-
-def fail(error: object) -> NoReturn:
-    """End with one line and status 2."""
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Read the command line; anything wrong with it ends the program with one line."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        fail(" ".join(str(error).split()))
 
 
 class Progress:

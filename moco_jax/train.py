@@ -1,6 +1,5 @@
 """The loop, readable as a table of contents: parts, state, steps, records, scores, checkpoints, summary."""
 
-import os
 import signal
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, guard, hosts, mesh
+from moco_jax import checkpoint, files, guard, hosts, mesh
 from moco_jax.clock import Clock, Profile
 from moco_jax.data import pipeline
 from moco_jax.parts import Parts, Program, build
@@ -35,7 +34,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         UserError: a setting or file that the user can mend.
     """
     # Orbax writes to absolute paths only; a bucket's (gs://...) is one already.
-    place = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
+    place = files.absolute(workdir)
     first = jax.process_index() == 0
     console = Console(speaks=first)
     hosts.require_agreement(hosts.facts_of(config))

@@ -13,7 +13,7 @@ from moco_jax import mesh, train
 from moco_jax.checks import images, memory, rate, settings, sheet, survey, workdir
 from moco_jax.checks.findings import FAULT, NOTE, OK, Finding, Report
 from moco_jax.data import order, pipeline
-from moco_jax.data.sources import Source
+from moco_jax.data.sources import Source, store
 from moco_jax.evaluation import features
 from moco_jax.evaluation.monitor import choose
 from moco_jax.parts import Program, open_images, program, recipe_of, require_a_batch
@@ -135,7 +135,7 @@ class Examination:
                     found, source.name, files, self.config.image_size, self.config.max_bad_images
                 )
             )
-            if files is not None and os.path.isdir(self.config.data_dir):
+            if files is not None and store.is_folder(self.config.data_dir):
                 others = survey.others(self.config.data_dir, files)
                 self.report.add(*images.left_out(others))
 

@@ -7,14 +7,15 @@ whole dataset can be looked at.
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from moco_jax.data.running import running
-from moco_jax.data.sources import Source
+from moco_jax.data.sources import Source, store
 from moco_jax.data.sources.decode import decode_or_flag
 
 CHUNK = 64  # images that are read at once
@@ -103,7 +104,7 @@ def survey(
 
     reads = ((source.read(indices[k : k + CHUNK]),) for k in range(0, n, CHUNK))
     signature = tf.TensorSpec([None, *source.record_spec.shape], source.record_spec.dtype)
-    with running(reads, (signature,), look, workers or os.cpu_count() or 1) as batches:
+    with running(reads, (signature,), look, workers) as batches:
         for some in batches:
             place = slice(done, done + len(some[0]))
             good[place], numbers[place], hashes[place] = some
@@ -118,17 +119,12 @@ def survey(
     )  # fmt: skip
 
 
-def others(root: str, files: Sequence[str]) -> dict[str, int]:
+def others(root: str, files: Iterable[str]) -> dict[str, int]:
     """How many files of each ending lie below `root` and are not among `files` (paths from there).
 
-    Hidden files and those in linked folders are not counted; most frequent ending first.
+    Hidden ones are not counted; most frequent ending first.
     """
     known = set(files)
-    found: dict[str, int] = {}
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = os.path.relpath(os.path.join(folder, name), root)
-            if path not in known and not name.startswith("."):
-                ending = os.path.splitext(name)[1].lower() or "no ending"
-                found[ending] = found.get(ending, 0) + 1
-    return dict(sorted(found.items(), key=lambda x: -x[1]))
+    rest = (path for path in store.walk(root) if path not in known)
+    found = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in rest)
+    return dict(found.most_common())

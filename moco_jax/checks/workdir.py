@@ -11,14 +11,14 @@ from typing import Any
 
 from etils import epath
 
-from moco_jax import checkpoint
+from moco_jax import checkpoint, files
 from moco_jax.checks.findings import FAULT, NOTE, OK, WARNING, Finding
 from moco_jax.report.console import size
 
 
 def writable(workdir: epath.Path) -> Finding:
     """Whether a run could write there, as the file system's rights say."""
-    if "://" in str(workdir):
+    if files.is_remote(workdir):
         return Finding(NOTE, f"{workdir}: whether it can be written shows when the run begins")
     place = _existing(workdir)
     if not place.is_dir():
@@ -101,8 +101,8 @@ def room(free: int, present: int, state: int, keep: int) -> Finding:
 
 def measure_room(workdir: epath.Path, state: int, keep: int) -> list[Finding]:
     """`room` on the disk where `workdir` is or will be; nothing for a bucket."""
-    if "://" in str(workdir):
+    if files.is_remote(workdir):
         return []
-    files = [p for p in (Path(workdir) / "checkpoints").rglob("*") if p.is_file()]
-    present = sum(p.stat().st_size for p in files)
+    kept = [p for p in (Path(workdir) / "checkpoints").rglob("*") if p.is_file()]
+    present = sum(p.stat().st_size for p in kept)
     return [room(shutil.disk_usage(_existing(workdir)).free, present, state, keep)]

@@ -170,7 +170,7 @@ def _checked(source: FolderSource, start: int, stop: int) -> Iterator[tuple[int,
         return index, record, decode_or_flag(source, record)[1]
 
     signature = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
-    with running(reads(), signature, look, os.cpu_count() or 1) as batches:
+    with running(reads(), signature, look, threads=0) as batches:
         for batch in batches:
             yield from zip(*batch, strict=True)
 

@@ -6,7 +6,6 @@ threads and hosts share the work, changes nothing.
 
 import itertools
 import logging
-import os
 from collections.abc import Generator
 from typing import Any
 
@@ -43,10 +42,6 @@ class DamagedImages:
             )
 
 
-def _threads(workers: int) -> int:
-    return workers or os.cpu_count() or 1
-
-
 def _many(source: Source, number: int) -> tf.TensorSpec:
     return tf.TensorSpec([number, *source.record_spec.shape], source.record_spec.dtype)
 
@@ -80,7 +75,7 @@ def train_batches(
         `query` and `key` uint8 `[n, S, S, 3]`, `index` int32 `[n]`; with `crop_only` also `query_view` and
         `key_view`, a `recipes.View` of arrays `[n, ...]` each.
     """
-    size, threads = len(source), _threads(workers)
+    size = len(source)
 
     def records():
         for start in itertools.count(examples_seen, batch_size):
@@ -116,7 +111,7 @@ def train_batches(
 
     numbers = tf.TensorSpec([len(rows)], tf.int64)
     with running(
-        records(), (numbers, numbers, _many(source, len(rows))), views, threads
+        records(), (numbers, numbers, _many(source, len(rows))), views, workers
     ) as batches:
         for batch in batches:
             made, bad = batch["rows"], np.flatnonzero(~batch["ok"])
@@ -135,12 +130,11 @@ def evaluation_batches(
     Yields:
         for each step `image` uint8 `[n, S, S, 3]` and `ok` bool `[n]`, false where an image is damaged.
     """
-    threads = _threads(workers)
 
     def view(record: tf.Tensor) -> dict[str, tf.Tensor]:
         image, ok = decode_or_flag(source, record)
         return {"image": augment.evaluation_view(image, recipe), "ok": ok}
 
     records = ((source.read(some),) for some in indices)
-    with running(records, (_many(source, indices.shape[1]),), view, threads) as batches:
+    with running(records, (_many(source, indices.shape[1]),), view, workers) as batches:
         yield from batches

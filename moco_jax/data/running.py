@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
@@ -23,19 +24,18 @@ def options(threads: int) -> tf.data.Options:
 def running(
     reads: Iterator[tuple], signature: tuple[tf.TensorSpec, ...], make: Callable, threads: int
 ) -> Iterator[Iterator]:
-    """Batches of NumPy arrays, made ahead of time on `threads` threads by `make` of each row of what `reads` yields.
+    """Batches of NumPy arrays, made ahead of time by `make` of each row of what `reads` yields.
 
     `signature`: of one read, arrays `[n, ...]`; its last may be shorter than n, where `[None, ...]` permits it.
+    `threads`: how many work; 0 for as many as cores.
 
     What is under way is brought to its end before the dataset is let go: TensorFlow would wait for it then, and it
     may wait for Python, which TensorFlow holds.
     """
-    ending = False
+    threads, ending = threads or os.cpu_count() or 1, False
 
     def feed():
-        for read in reads:
-            if ending:
-                return
+        while not ending and (read := next(reads, None)) is not None:
             yield read
 
     made = iter(

@@ -16,17 +16,14 @@ from typing import TypeVar
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.files import is_remote
+
 READERS = 16  # threads that wait for bytes
 KEPT_OPEN = 256  # files of a `Ranges` that stay open; systems permit 1,024 a process, some fewer
 REMOTE_BLOCK = 1 << 22  # bytes asked for at once where a remote file is read from front to back
 T = TypeVar("T")
 R = TypeVar("R")
 _POOL = ThreadPoolExecutor(READERS)
-
-
-def is_remote(path: str) -> bool:
-    """Whether `path` has a scheme, as gs://bucket/folder has."""
-    return "://" in path
 
 
 @contextmanager
