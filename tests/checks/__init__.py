@@ -1,0 +1,1 @@
+"""Tests of the doctor's checks; its whole round is in test_doctor.py."""
