@@ -91,7 +91,7 @@ def torch_step(name: str, compiled: bool, device: str, layout: torch.memory_form
         )
         return F.cross_entropy(logits, torch.zeros(batch, dtype=torch.long, device=device)), keys
 
-    run = torch.compile(forward) if compiled else forward
+    run = torch.compile(forward, dynamic=False) if compiled else forward
 
     def once() -> float:
         nonlocal pointer

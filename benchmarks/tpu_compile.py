@@ -5,7 +5,8 @@
 
 Each topology's step (configs/imagenet.py:v2, 32 images a chip, a BN group a chip) stands beside the supervised
 ResNet-50 step compiled in the same run. 4/3 of its operations is the floor: one forward pass more. `--ideas`
-compiles the step once more without each thing that was done to save bytes, and with views finished on the device. A compilation takes a minute or two.
+compiles the step once more without each thing that was done to save bytes, and with views finished on the device.
+A compilation takes a minute or two.
 """
 
 import os
