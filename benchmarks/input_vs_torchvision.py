@@ -29,7 +29,7 @@ import tensorflow as tf
 from absl import app, flags
 
 from benchmarks import machine
-from moco_jax.data import image_ops, pipeline, recipes, running
+from moco_jax.data import image_ops, pipeline, recipes, resize, running
 from moco_jax.data.sources.decode import decode_image
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.report.console import table
@@ -148,7 +148,7 @@ def operations(content: bytes) -> list[list[str]]:
         np.asarray(picture.crop(part).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     )
     theirs = Image.fromarray(small.numpy())
-    planes = image_ops.to_planes(small)
+    planes, padded = image_ops.to_planes(small), resize.pad(image)
     f = transforms.functional
 
     def compiled(operation: Callable) -> Callable:
@@ -157,9 +157,10 @@ def operations(content: bytes) -> list[list[str]]:
     cases: dict[str, tuple[Callable, tuple, Callable | None]] = {
         "decode": (decode_image, (content,), lambda: Image.open(io.BytesIO(content)).convert("RGB")),
         "crop and resize": (
-            lambda x, b: image_ops.crop_and_resize(x, b, (SIDE, SIDE)), (image, box),
+            lambda x, b: resize.resize(x, b, tf.constant([SIDE, SIDE]), tf.constant([0, 0]), SIDE), (padded, box),
             lambda: f.resized_crop(picture, *box.numpy().tolist(), [SIDE, SIDE]),
         ),
+        "padding, once for both views": (resize.pad, (image,), None),
         "brightness": (compiled(image_ops.adjust_brightness), (planes, 1.2), lambda: f.adjust_brightness(theirs, 1.2)),
         "contrast": (compiled(image_ops.adjust_contrast), (planes, 1.2), lambda: f.adjust_contrast(theirs, 1.2)),
         "saturation": (compiled(image_ops.adjust_saturation), (planes, 1.2), lambda: f.adjust_saturation(theirs, 1.2)),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data import image_ops
+from moco_jax.data import image_ops, resize
 from moco_jax.data.recipes import Recipe, View
 
 ATTEMPTS = 10
@@ -105,12 +105,12 @@ def _apply(stages: Sequence[str], planes: tf.Tensor, view: View, recipe: Recipe)
 
 @functools.cache
 def _compiled(recipe: Recipe) -> tuple[Callable, Callable]:
-    """What stands before and behind the blur, compiled by XLA to one program each: from pixels, and to pixels."""
+    """What stands before and behind the blur, compiled by XLA to one program each."""
     stages = recipe.stages[1:]
     blur = stages.index("blur") if "blur" in stages else len(stages)
 
-    def before(image: tf.Tensor, view: View) -> tf.Tensor:
-        return _apply(stages[:blur], image_ops.to_planes(image), view, recipe)
+    def before(planes: tf.Tensor, view: View) -> tf.Tensor:
+        return _apply(stages[:blur], planes, view, recipe)
 
     def behind(planes: tf.Tensor, view: View) -> tf.Tensor:
         return image_ops.to_pixels(_apply(stages[blur + 1 :], planes, view, recipe))
@@ -118,20 +118,27 @@ def _compiled(recipe: Recipe) -> tuple[Callable, Callable]:
     return tf.function(before, jit_compile=True), tf.function(behind, jit_compile=True)
 
 
-def apply_view(image: tf.Tensor, view: View, recipe: Recipe, crop_only: bool = False) -> tf.Tensor:
-    """uint8 `[H, W, 3]` -> uint8 `[S, S, 3]`, the operations of `recipe` in its order with the parameters drawn.
+def apply_view(
+    padded: tf.Tensor, view: View, recipe: Recipe, crop_only: bool = False
+) -> tf.Tensor:
+    """The view uint8 `[S, S, 3]`: the operations of `recipe` in its order with the parameters drawn.
 
-    `crop_only`: leave those after the crop to `device_ops.finish`.
+    Args:
+        padded: uint8 `[H', W', 3]`, the image from `resize.pad`.
+        view: the parameters.
+        recipe: the operations.
+        crop_only: leave those after the crop to `device_ops.finish`.
     """
-    size = (recipe.image_size, recipe.image_size)
-    image = tf.ensure_shape(image_ops.crop_and_resize(image, view.box, size), [*size, 3])
+    size = recipe.image_size
+    square = tf.constant([size, size])
+    planes = resize.resize(padded, view.box, square, tf.zeros_like(square), size)
     if crop_only or len(recipe.stages) == 1:
-        return image
+        return image_ops.to_pixels(planes)
     before, behind = _compiled(recipe)
-    planes = before(image, view)
+    planes = before(planes, view)
     if "blur" in recipe.stages:
         planes = _apply(["blur"], planes, view, recipe)
-    return tf.ensure_shape(behind(planes, view), [*size, 3])
+    return tf.ensure_shape(behind(planes, view), [size, size, 3])
 
 
 @functools.cache
@@ -162,14 +169,8 @@ def evaluation_view(image: tf.Tensor, recipe: Recipe) -> tf.Tensor:
     size, side = recipe.image_size, recipe.evaluation_resize
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     short = tf.minimum(height, width)
-    new_height, new_width = side * height // short, side * width // short
-    whole = tf.stack([0, 0, height, width])
-    image = tf.cond(
-        short == side,
-        lambda: image,
-        lambda: image_ops.crop_and_resize(image, whole, tf.stack([new_height, new_width])),
-    )
+    lengths = tf.stack([side * height // short, side * width // short])
     # torchvision rounds half to even, as tf.round does.
-    top = tf.cast(tf.round(tf.cast(new_height - size, tf.float32) / 2), tf.int32)
-    left = tf.cast(tf.round(tf.cast(new_width - size, tf.float32) / 2), tf.int32)
-    return tf.ensure_shape(tf.slice(image, [top, left, 0], [size, size, 3]), [size, size, 3])
+    corner = tf.cast(tf.round(tf.cast(lengths - size, tf.float32) / 2), tf.int32)
+    whole = tf.stack([0, 0, height, width])
+    return image_ops.to_pixels(resize.resize(resize.pad(image), whole, lengths, corner, size))

@@ -1,39 +1,29 @@
 """Each operation on one uint8 image in a TensorFlow graph, with the pixels that torchvision on PIL gives.
 
-PIL rounds or cuts to uint8 after every operation; so do these. Pixels are `[H, W, 3]` up to the crop and `[3, H, W]`
-after it, where XLA compiles each operation (or several in a row) to one loop over contiguous values.
+PIL rounds or cuts to uint8 after every operation; so do these. They work on planes `[3, W, H]`, columns first as
+`resize.py` leaves them, where XLA compiles each operation (or several in a row) to one loop over contiguous values.
 """
 
 import tensorflow as tf
 
 
-def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """uint8 `[H, W, 3]`: the part `box` int32 (top, left, height, width), resized to `size` (height, width).
-
-    Bilinear with antialiasing, of the cropped pixels alone, as `torchvision.transforms.functional.resized_crop`.
-    PIL also rounds between its two directions: about one value in six differs from it, by one level.
-    """
-    part = tf.slice(image, [box[0], box[1], 0], [box[2], box[3], 3])
-    return _to_uint8(tf.image.resize(part, size, antialias=True) + 0.5)
-
-
 def to_planes(image: tf.Tensor) -> tf.Tensor:
-    """`[H, W, 3]` -> `[3, H, W]`."""
-    return tf.transpose(image, (2, 0, 1))
+    """`[H, W, 3]` -> `[3, W, H]`."""
+    return tf.transpose(image, (2, 1, 0))
 
 
 def to_pixels(planes: tf.Tensor) -> tf.Tensor:
-    """`[3, H, W]` -> `[H, W, 3]`."""
-    return tf.transpose(planes, (1, 2, 0))
+    """`[3, W, H]` -> `[H, W, 3]`."""
+    return tf.transpose(planes, (2, 1, 0))
 
 
 def horizontal_flip(planes: tf.Tensor) -> tf.Tensor:
     """Left and right exchanged."""
-    return planes[:, :, ::-1]
+    return planes[:, ::-1]
 
 
 def luma(planes: tf.Tensor) -> tf.Tensor:
-    """PIL's mode L: int32 `[1, H, W]` from ITU-R 601 weights in sixteen-bit fixed point."""
+    """PIL's mode L: int32 `[1, W, H]` from ITU-R 601 weights in sixteen-bit fixed point."""
     x = tf.cast(planes, tf.int32)
     return tf.bitwise.right_shift(x[0:1] * 19595 + x[1:2] * 38470 + x[2:3] * 7471 + 0x8000, 16)
 
@@ -133,7 +123,7 @@ def gaussian_blur(planes: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
     edge = tf.floor((2.0**24 - center * tf.cast(2 * whole + 1, tf.float64)) / 2)
     near, far = tf.where(whole < 1, edge, center), tf.where(whole < 1, tf.zeros_like(edge), edge)
     weights = tf.cast(tf.stack([center, near, far]), tf.uint32)
-    for axis in (2, 1):
+    for axis in (1, 2):
         for _ in range(3):
             planes = _compiled_box(_widen(planes, axis), weights, axis)
     return planes

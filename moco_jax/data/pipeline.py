@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data import augment, order, recipes
+from moco_jax.data import augment, order, recipes, resize
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.decode import decode_or_flag
@@ -86,7 +86,8 @@ def train_batches(
     def views(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         image, ok = decode_or_flag(source, record)
         drawn = augment.draw_two_views(image, seed, epoch, index, recipe)
-        query, key = (augment.apply_view(image, view, recipe, crop_only) for view in drawn)
+        padded = resize.pad(image)
+        query, key = (augment.apply_view(padded, view, recipe, crop_only) for view in drawn)
         made = {"query": query, "key": key, "index": tf.cast(index, tf.int32)}
         if crop_only:
             made |= {"query_view": drawn[0], "key_view": drawn[1]}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import augment, device_ops, pipeline, recipes
+from moco_jax.data import augment, device_ops, pipeline, recipes, resize
 from moco_jax.data.sources.memory import digits
 from tests.data import test_augment
 
@@ -36,8 +36,8 @@ def crops_and_views(recipe, number):
     crops, drawn, finished = [], [], []
     pictures = test_augment.photographs()[:2]
     for seed in range(number):
-        image = tf.constant(pictures[seed % 2])
-        view = test_augment.draw(recipe, image.shape, seed)
+        view = test_augment.draw(recipe, pictures[seed % 2].shape, seed)
+        image = resize.pad(tf.constant(pictures[seed % 2]))
         crops.append(augment.apply_view(image, view, recipe, crop_only=True))
         finished.append(augment.apply_view(image, view, recipe))
         drawn.append(view)

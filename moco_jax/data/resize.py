@@ -1,0 +1,103 @@
+"""Bilinear resize with antialiasing, as PIL's, in a TensorFlow graph: two passes that XLA compiles.
+
+A pass adds up whole lines of contiguous values. Two things keep the programs few: images are padded to one of a few
+shapes (the padding is never read), and the number of lines in a sum is rounded up to one of a few.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import tensorflow as tf
+
+_TAPS = (3, 5, 7, 10, 16, 32)  # lines in a sum; more are added up in parts of the last
+
+
+def pad(image: tf.Tensor) -> tf.Tensor:
+    """uint8 `[H, W, C]` -> uint8 `[H', W', C]`, zeros below and on the right: H' a power of two, W' at most a fourth more."""
+    height, width, channels = tf.unstack(tf.shape(image))
+
+    def rounded(side: tf.Tensor, parts: int) -> tf.Tensor:
+        octave = tf.cast(tf.floor(tf.math.log(tf.cast(side, tf.float32)) / math.log(2)), tf.int32)
+        unit = tf.maximum(tf.bitwise.left_shift(1, octave) // parts, 1)
+        return -(-side // unit) * unit
+
+    below, right = rounded(height, 1) - height, rounded(width, 4) - width
+    lines = tf.reshape(image, [height, width * channels])
+    lines = tf.concat([lines, tf.zeros([height, right * channels], tf.uint8)], 1)
+    lines = tf.concat([lines, tf.zeros([below, (width + right) * channels], tf.uint8)], 0)
+    return tf.reshape(lines, [height + below, width + right, image.shape[-1]])
+
+
+def _sum_lines(x: tf.Tensor, begin: tf.Tensor, extent: tf.Tensor, window: tuple, taps: int):
+    """The pass on uint8 `[n, L, m]` along its second axis; see `_pass`."""
+    scale, corner, size = window
+    support = tf.maximum(scale, 1.0)
+    center = (tf.range(size, dtype=tf.float32) + corner + 0.5) * scale
+    first = tf.cast(tf.floor(tf.maximum(center - support + 0.5, 0)), tf.int32)
+    end = tf.minimum(tf.cast(tf.floor(center + support + 0.5), tf.int32), extent)
+
+    def add(done: tf.Tensor, total: tf.Tensor, norm: tf.Tensor) -> tuple:
+        for tap in range(taps):
+            line = first + done + tap
+            away = tf.abs(tf.cast(line, tf.float32) + 0.5 - center)
+            weight = tf.where(line < end, tf.maximum(1 - away / support, 0), 0)
+            values = tf.gather(x, begin + tf.minimum(line, extent - 1), axis=1)
+            total += weight[:, None] * tf.cast(values, tf.float32)
+            norm += weight
+        return done + taps, total, norm
+
+    shape = tf.shape(x)
+    nothing = tf.constant(0), tf.zeros([shape[0], size, shape[2]]), tf.zeros([size])
+    if taps < _TAPS[-1]:
+        _, total, norm = add(*nothing)
+    else:
+        needed = tf.reduce_max(end - first)
+        _, total, norm = tf.while_loop(lambda done, *_: done < needed, add, nothing)
+    return tf.cast(total / norm[:, None] + 0.5, tf.uint8)
+
+
+@functools.cache
+def _compiled(size: int, taps: int) -> Callable:
+    def run(x: tf.Tensor, begin: tf.Tensor, extent: tf.Tensor, scale: tf.Tensor, corner: tf.Tensor):
+        return _sum_lines(x, begin, extent, (scale, corner, size), taps)
+
+    return tf.function(run, jit_compile=True, reduce_retracing=True)
+
+
+def _pass(
+    x: tf.Tensor, begin: tf.Tensor, extent: tf.Tensor, length: tf.Tensor, corner: tf.Tensor, size: int
+) -> tf.Tensor:
+    """uint8 `[n, L, m]` -> `[n, size, m]`: lines `begin` to `begin + extent` resized to `length`, `size` from `corner` on."""
+    scale = tf.cast(extent, tf.float32) / tf.cast(length, tf.float32)
+    needed = tf.cast(tf.floor(2 * tf.maximum(scale, 1.0)), tf.int32) + 1
+    kind = tf.reduce_sum(tf.cast(needed > tf.constant(_TAPS[:-1]), tf.int32))
+    arguments = x, begin, extent, scale, tf.cast(corner, tf.float32)
+    branches = [lambda t=t: _compiled(size, t)(*arguments) for t in _TAPS]
+    return tf.switch_case(kind, branches)
+
+
+def resize(
+    padded: tf.Tensor, box: tf.Tensor, lengths: tf.Tensor, corner: tf.Tensor, size: int
+) -> tf.Tensor:
+    """The pixels in `box` resized to `lengths`, and of these the square of `size` at `corner`.
+
+    PIL's two passes in the other order, each rounded to uint8: a tenth of the values differ from PIL's by one level
+    where an image shrinks, a quarter where it grows.
+
+    Args:
+        padded: uint8 `[H', W', C]`, from `pad`.
+        box: int32 `[4]`, top, left, height, width, within the image itself.
+        lengths: int32 `[2]`, height and width after the resize.
+        corner: int32 `[2]`, top and left of the square among them.
+        size: its side.
+
+    Returns:
+        uint8 planes `[C, size, size]`, the columns of the image along the second axis.
+    """
+    height, width, channels = tf.unstack(tf.shape(padded))
+    lines = tf.reshape(padded, [1, height, width * channels])
+    lines = _pass(lines, box[0], box[2], lengths[0], corner[0], size)
+    columns = tf.transpose(tf.reshape(lines, [size, width, padded.shape[-1]]), [2, 1, 0])
+    planes = _pass(columns, box[1], box[3], lengths[1], corner[1], size)
+    return tf.ensure_shape(planes, [padded.shape[-1], size, size])
