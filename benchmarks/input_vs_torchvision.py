@@ -113,8 +113,8 @@ def decoded(files: list[str], workers: int) -> Iterator[int]:
 
 
 def rate(batches: Iterator[int], seconds: float) -> float:
-    """Items a second, after the first two batches."""
-    for _ in range(2):
+    """Items a second, after programs have been compiled and buffers filled."""
+    for _ in range(20):
         next(batches)
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:

@@ -154,13 +154,14 @@ def decode_or_flag(source: "Source", record: tf.Tensor) -> tuple[tf.Tensor, tf.T
     if source.record_spec.dtype != tf.string:
         return record, tf.constant(True)
 
-    def attempt(decoder: Callable) -> tf.data.Dataset:
-        one = tf.data.Dataset.from_tensors(record)
-        return one.map(
+    def attempt(decoder: Callable, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The decoded record and True; `image` and False where the decoder fails."""
+        made = tf.data.Dataset.from_tensors(record).map(
             lambda r: (decoder(source.encoded(r), source.exif_rotation), True)
-        ).ignore_errors()
+        )
+        failed = tf.data.Dataset.from_tensors((image, False))
+        return made.ignore_errors().concatenate(failed).take(1).get_single_element()
 
-    # Each is begun only when those before it have given nothing.
-    fallback = tf.data.Dataset.from_tensors((tf.zeros([1, 1, 3], tf.uint8), False))
-    chain = attempt(decode_image).concatenate(attempt(_with_pil)).concatenate(fallback)
-    return chain.take(1).get_single_element()
+    image, ok = attempt(decode_image, tf.zeros([1, 1, 3], tf.uint8))
+    # A dataset costs as much as a small operation: the second is made only where the first gave nothing.
+    return tf.cond(ok, lambda: (image, ok), lambda: attempt(_with_pil, image))
