@@ -149,6 +149,7 @@ def operations(content: bytes) -> list[list[str]]:
     )
     theirs = Image.fromarray(small.numpy())
     planes, padded = image_ops.to_planes(small), resize.pad(image)
+    packed = image_ops.pack(planes)
     f = transforms.functional
 
     def compiled(operation: Callable) -> Callable:
@@ -161,17 +162,18 @@ def operations(content: bytes) -> list[list[str]]:
             lambda: f.resized_crop(picture, *box.numpy().tolist(), [SIDE, SIDE]),
         ),
         "padding, once for both views": (resize.pad, (image,), None),
-        "brightness": (compiled(image_ops.adjust_brightness), (planes, 1.2), lambda: f.adjust_brightness(theirs, 1.2)),
-        "contrast": (compiled(image_ops.adjust_contrast), (planes, 1.2), lambda: f.adjust_contrast(theirs, 1.2)),
-        "saturation": (compiled(image_ops.adjust_saturation), (planes, 1.2), lambda: f.adjust_saturation(theirs, 1.2)),
-        "hue": (compiled(image_ops.adjust_hue), (planes, 0.05), lambda: f.adjust_hue(theirs, 0.05)),
-        "grayscale": (compiled(image_ops.grayscale), (planes,), lambda: f.rgb_to_grayscale(theirs, 3)),
+        "brightness": (compiled(image_ops.adjust_brightness), (packed, 1.2), lambda: f.adjust_brightness(theirs, 1.2)),
+        "contrast": (compiled(image_ops.adjust_contrast), (packed, 1.2), lambda: f.adjust_contrast(theirs, 1.2)),
+        "saturation": (compiled(image_ops.adjust_saturation), (packed, 1.2), lambda: f.adjust_saturation(theirs, 1.2)),
+        "hue": (compiled(image_ops.adjust_hue), (packed, 0.05), lambda: f.adjust_hue(theirs, 0.05)),
+        "grayscale": (compiled(image_ops.grayscale), (packed,), lambda: f.rgb_to_grayscale(theirs, 3)),
         "blur": (
             image_ops.gaussian_blur, (planes, 1.0),
             lambda: theirs.filter(ImageFilter.GaussianBlur(radius=1.0)),
         ),
-        "flip": (compiled(image_ops.horizontal_flip), (planes,), lambda: f.hflip(theirs)),
-        "to planes and back": (compiled(lambda x: image_ops.to_pixels(image_ops.to_planes(x) ^ 1)), (small,), None),
+        "flip": (compiled(image_ops.horizontal_flip), (packed,), lambda: f.hflip(theirs)),
+        "packing and unpacking": (compiled(lambda x: image_ops.unpack(image_ops.pack(x) ^ 1)), (planes,), None),
+        "to pixels": (image_ops.to_pixels, (planes,), None),
     }  # fmt: skip
     rows = []
     for name, (ours, arguments, pil) in cases.items():

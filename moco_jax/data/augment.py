@@ -79,28 +79,15 @@ _JITTER = (
 )
 
 
-def _jitter(planes: tf.Tensor, view: View, recipe: Recipe) -> tf.Tensor:
-    def branch(number: int, planes: tf.Tensor):
+def _jitter(packed: tf.Tensor, view: View, recipe: Recipe) -> tf.Tensor:
+    def branch(number: int, packed: tf.Tensor):
         if not recipe.jitter[number]:
-            return lambda: planes
-        return lambda: _JITTER[number](planes, view.factors[number])
+            return lambda: packed
+        return lambda: _JITTER[number](packed, view.factors[number])
 
     for place in range(4):
-        planes = tf.switch_case(view.order[place], [branch(n, planes) for n in range(4)])
-    return planes
-
-
-def _apply(stages: Sequence[str], planes: tf.Tensor, view: View, recipe: Recipe) -> tf.Tensor:
-    for stage in stages:
-        chosen, operation = {
-            "color": (view.color, lambda x: _jitter(x, view, recipe)),
-            "grayscale": (view.grayscale, image_ops.grayscale),
-            "blur": (view.blur, lambda x: image_ops.gaussian_blur(x, view.sigma)),
-            "flip": (view.flip, image_ops.horizontal_flip),
-        }[stage]
-        kept = planes
-        planes = tf.cond(chosen, lambda op=operation, x=kept: op(x), lambda x=kept: x)
-    return planes
+        packed = tf.switch_case(view.order[place], [branch(n, packed) for n in range(4)])
+    return packed
 
 
 @functools.cache
@@ -109,18 +96,27 @@ def _compiled(recipe: Recipe) -> tuple[Callable, Callable]:
     stages = recipe.stages[1:]
     blur = stages.index("blur") if "blur" in stages else len(stages)
 
+    def colors(stages: Sequence[str], planes: tf.Tensor, view: View) -> tf.Tensor:
+        packed = image_ops.pack(planes)
+        for stage in stages:
+            chosen, operation = {
+                "color": (view.color, lambda x: _jitter(x, view, recipe)),
+                "grayscale": (view.grayscale, image_ops.grayscale),
+                "flip": (view.flip, image_ops.horizontal_flip),
+            }[stage]
+            packed = tf.cond(chosen, lambda op=operation, x=packed: op(x), lambda x=packed: x)
+        return image_ops.unpack(packed)
+
     def before(planes: tf.Tensor, view: View) -> tf.Tensor:
-        return _apply(stages[:blur], planes, view, recipe)
+        return colors(stages[:blur], planes, view)
 
     def behind(planes: tf.Tensor, view: View) -> tf.Tensor:
-        return image_ops.to_pixels(_apply(stages[blur + 1 :], planes, view, recipe))
+        return colors(stages[blur + 1 :], planes, view)
 
     return tf.function(before, jit_compile=True), tf.function(behind, jit_compile=True)
 
 
-def apply_view(
-    padded: tf.Tensor, view: View, recipe: Recipe, crop_only: bool = False
-) -> tf.Tensor:
+def apply_view(padded: tf.Tensor, view: View, recipe: Recipe, crop_only: bool = False) -> tf.Tensor:
     """The view uint8 `[S, S, 3]`: the operations of `recipe` in its order with the parameters drawn.
 
     Args:
@@ -137,8 +133,9 @@ def apply_view(
     before, behind = _compiled(recipe)
     planes = before(planes, view)
     if "blur" in recipe.stages:
-        planes = _apply(["blur"], planes, view, recipe)
-    return tf.ensure_shape(behind(planes, view), [size, size, 3])
+        blurred = functools.partial(image_ops.gaussian_blur, planes, view.sigma)
+        planes = behind(tf.cond(view.blur, blurred, lambda: planes), view)
+    return image_ops.to_pixels(planes)
 
 
 @functools.cache

@@ -1,8 +1,11 @@
 """Each operation on one uint8 image in a TensorFlow graph, with the pixels that torchvision on PIL gives.
 
 PIL rounds or cuts to uint8 after every operation; so do these. They work on planes `[3, W, H]`, columns first as
-`resize.py` leaves them, where XLA compiles each operation (or several in a row) to one loop over contiguous values.
+`resize.py` leaves them, or, where an operation mixes colours, on these packed to one int32 a pixel: XLA then compiles
+each operation (or several in a row) to one loop over contiguous values.
 """
+
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -17,55 +20,70 @@ def to_pixels(planes: tf.Tensor) -> tf.Tensor:
     return tf.transpose(planes, (2, 1, 0))
 
 
-def horizontal_flip(planes: tf.Tensor) -> tf.Tensor:
-    """Left and right exchanged."""
-    return planes[:, ::-1]
+def pack(planes: tf.Tensor) -> tf.Tensor:
+    """uint8 `[3, W, H]` -> int32 `[W, H]`: red in the lowest byte, then green, then blue."""
+    return _packed(tf.unstack(tf.cast(planes, tf.int32)))
 
 
-def luma(planes: tf.Tensor) -> tf.Tensor:
-    """PIL's mode L: int32 `[1, W, H]` from ITU-R 601 weights in sixteen-bit fixed point."""
-    x = tf.cast(planes, tf.int32)
-    return tf.bitwise.right_shift(x[0:1] * 19595 + x[1:2] * 38470 + x[2:3] * 7471 + 0x8000, 16)
+def unpack(packed: tf.Tensor) -> tf.Tensor:
+    """int32 `[W, H]` -> uint8 `[3, W, H]`."""
+    return tf.cast(tf.stack(_channels(packed)), tf.uint8)
 
 
-def grayscale(planes: tf.Tensor) -> tf.Tensor:
+def _packed(channels: Sequence[tf.Tensor]) -> tf.Tensor:
+    red, green, blue = channels
+    return red | tf.bitwise.left_shift(green, 8) | tf.bitwise.left_shift(blue, 16)
+
+
+def _channels(packed: tf.Tensor) -> list[tf.Tensor]:
+    return [tf.bitwise.right_shift(packed, 8 * channel) & 255 for channel in range(3)]
+
+
+def luma(packed: tf.Tensor) -> tf.Tensor:
+    """PIL's mode L: int32 `[W, H]` from ITU-R 601 weights in sixteen-bit fixed point."""
+    red, green, blue = _channels(packed)
+    return tf.bitwise.right_shift(red * 19595 + green * 38470 + blue * 7471 + 0x8000, 16)
+
+
+def grayscale(packed: tf.Tensor) -> tf.Tensor:
     """Three equal channels of luma."""
-    return tf.repeat(tf.cast(luma(planes), tf.uint8), 3, axis=0)
+    return luma(packed) * 0x010101
 
 
-def _to_uint8(x: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.clip_by_value(x, 0, 255), tf.uint8)
+def _blend(start: tf.Tensor, packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """PIL's Image.blend: `start + factor (channel - start)`, clipped, then cut (not rounded) to eight bits."""
+
+    def blended(channel: tf.Tensor) -> tf.Tensor:
+        value = start + factor * (tf.cast(channel, tf.float32) - start)
+        return tf.cast(tf.clip_by_value(value, 0, 255), tf.int32)
+
+    return _packed([blended(channel) for channel in _channels(packed)])
 
 
-def _blend(start: tf.Tensor, planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """PIL's Image.blend: `start + factor (planes - start)`, clipped, then cut (not rounded) to uint8."""
-    return _to_uint8(start + factor * (tf.cast(planes, tf.float32) - start))
-
-
-def adjust_brightness(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+def adjust_brightness(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Towards black (factor 0) or away from it."""
-    return _blend(tf.zeros([], tf.float32), planes, factor)
+    return _blend(tf.zeros([], tf.float32), packed, factor)
 
 
-def adjust_contrast(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+def adjust_contrast(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Towards the rounded mean of the image's luma (factor 0) or away from it."""
-    gray = luma(planes)
+    gray = luma(packed)
     mean = tf.cast(tf.reduce_sum(gray), tf.float32) / tf.cast(tf.size(gray), tf.float32)
-    return _blend(tf.floor(mean + 0.5), planes, factor)
+    return _blend(tf.floor(mean + 0.5), packed, factor)
 
 
-def adjust_saturation(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+def adjust_saturation(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Towards grayscale (factor 0) or away from it."""
-    return _blend(tf.cast(luma(planes), tf.float32), planes, factor)
+    return _blend(tf.cast(luma(packed), tf.float32), packed, factor)
 
 
-def adjust_hue(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+def adjust_hue(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Hue turned by `factor` of the circle, through PIL's HSV with its eight bits a channel.
 
     PIL holds float64 where it cuts hue and saturation to whole numbers; float32 cuts one colour in a thousand
     differently, by one of 255 steps.
     """
-    r, g, b = tf.unstack(tf.cast(planes, tf.float32))
+    r, g, b = (tf.cast(channel, tf.float32) for channel in _channels(packed))
     high, low = tf.maximum(tf.maximum(r, g), b), tf.minimum(tf.minimum(r, g), b)
     span = high - low
     red, green, blue = ((high - c) / tf.maximum(span, 1) for c in (r, g, b))
@@ -81,9 +99,14 @@ def adjust_hue(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
         place = sector + offset
         place = place - 6 * tf.floor(place / 6)
         lack = tf.clip_by_value(tf.minimum(place, 4 - place), 0, 1)
-        return tf.floor(high * (1 - saturation * lack) + 0.5)
+        return tf.cast(high * (1 - saturation * lack) + 0.5, tf.int32)
 
-    return tf.cast(tf.stack([channel(5), channel(3), channel(1)]), tf.uint8)
+    return _packed([channel(5), channel(3), channel(1)])
+
+
+def horizontal_flip(packed: tf.Tensor) -> tf.Tensor:
+    """Left and right exchanged."""
+    return packed[::-1]
 
 
 def _widen(planes: tf.Tensor, axis: int) -> tf.Tensor:

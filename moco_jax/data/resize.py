@@ -66,7 +66,12 @@ def _compiled(size: int, taps: int) -> Callable:
 
 
 def _pass(
-    x: tf.Tensor, begin: tf.Tensor, extent: tf.Tensor, length: tf.Tensor, corner: tf.Tensor, size: int
+    x: tf.Tensor,
+    begin: tf.Tensor,
+    extent: tf.Tensor,
+    length: tf.Tensor,
+    corner: tf.Tensor,
+    size: int,
 ) -> tf.Tensor:
     """uint8 `[n, L, m]` -> `[n, size, m]`: lines `begin` to `begin + extent` resized to `length`, `size` from `corner` on."""
     scale = tf.cast(extent, tf.float32) / tf.cast(length, tf.float32)

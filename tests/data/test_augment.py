@@ -80,14 +80,16 @@ OPERATIONS = {
 
 
 def on_planes(operation, image, value):
-    """The result on an image `[H, W, 3]` of an operation on planes, compiled as in a run."""
-    run = (
-        operation
-        if operation is image_ops.gaussian_blur
-        else tf.function(operation, jit_compile=True)
-    )
-    planes = run(image_ops.to_planes(tf.constant(image)), tf.constant(value, tf.float32))
-    return image_ops.to_pixels(planes).numpy()
+    """The result of an operation on an image `[H, W, 3]`, compiled as in a run."""
+    planes, value = image_ops.to_planes(tf.constant(image)), tf.constant(value, tf.float32)
+    if operation is image_ops.gaussian_blur:
+        return image_ops.to_pixels(operation(planes, value)).numpy()
+
+    @tf.function(jit_compile=True)
+    def run(planes, value):
+        return image_ops.unpack(operation(image_ops.pack(planes), value))
+
+    return image_ops.to_pixels(run(planes, value)).numpy()
 
 
 @pytest.mark.parametrize("pictures", PICTURES)
@@ -181,7 +183,8 @@ def draw(recipe, shape, seed):
 def test_chain_equals_torchvision(name, size, pictures, tmp_path):
     recipe = recipes.create(name, size)
     apply = tf.function(
-        lambda image, view: augment.apply_view(resize.pad(image), view, recipe), reduce_retracing=True
+        lambda image, view: augment.apply_view(resize.pad(image), view, recipe),
+        reduce_retracing=True,
     )
     for number in range(24):
         image = pictures()[number % (len(pictures()) - 1)]
