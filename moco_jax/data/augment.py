@@ -91,10 +91,14 @@ def _jitter(packed: tf.Tensor, view: View, recipe: Recipe) -> tf.Tensor:
 
 
 @functools.cache
-def _compiled(recipe: Recipe) -> tuple[Callable, Callable]:
-    """What stands before and behind the blur, compiled by XLA to one program each."""
-    stages = recipe.stages[1:]
+def _compiled(recipe: Recipe) -> tuple[Callable, Callable | None]:
+    """What stands before and behind the blur, compiled by XLA to one program each; None where nothing does."""
+    # The flip changes places with every operation without a change in the result; it needs no program of its own.
+    stages = [stage for stage in recipe.stages[1:] if stage != "flip"]
     blur = stages.index("blur") if "blur" in stages else len(stages)
+    first, last = stages[:blur], stages[blur + 1 :]
+    if "flip" in recipe.stages:
+        first.append("flip")
 
     def colors(stages: Sequence[str], planes: tf.Tensor, view: View) -> tf.Tensor:
         packed = image_ops.pack(planes)
@@ -107,13 +111,13 @@ def _compiled(recipe: Recipe) -> tuple[Callable, Callable]:
             packed = tf.cond(chosen, lambda op=operation, x=packed: op(x), lambda x=packed: x)
         return image_ops.unpack(packed)
 
-    def before(planes: tf.Tensor, view: View) -> tf.Tensor:
-        return colors(stages[:blur], planes, view)
+    def program(stages: Sequence[str]) -> Callable:
+        def run(planes: tf.Tensor, view: View) -> tf.Tensor:
+            return colors(stages, planes, view)
 
-    def behind(planes: tf.Tensor, view: View) -> tf.Tensor:
-        return colors(stages[blur + 1 :], planes, view)
+        return tf.function(run, jit_compile=True)
 
-    return tf.function(before, jit_compile=True), tf.function(behind, jit_compile=True)
+    return program(first), program(last) if last else None
 
 
 def apply_view(padded: tf.Tensor, view: View, recipe: Recipe, crop_only: bool = False) -> tf.Tensor:
@@ -134,7 +138,9 @@ def apply_view(padded: tf.Tensor, view: View, recipe: Recipe, crop_only: bool = 
     planes = before(planes, view)
     if "blur" in recipe.stages:
         blurred = functools.partial(image_ops.gaussian_blur, planes, view.sigma)
-        planes = behind(tf.cond(view.blur, blurred, lambda: planes), view)
+        planes = tf.cond(view.blur, blurred, lambda: planes)
+    if behind:
+        planes = behind(planes, view)
     return image_ops.to_pixels(planes)
 
 
