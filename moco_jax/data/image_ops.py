@@ -144,9 +144,10 @@ def gaussian_blur(planes: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
     whole = tf.floor((tf.sqrt(12 * variance + 1) - 1) / 2)
     fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
     fraction = fraction / (6 * (variance - (whole + 1) ** 2))
-    # PIL's weights are whole multiples of 2^-24.
-    center = tf.floor(2.0**24 / tf.cast(2 * (whole + fraction) + 1, tf.float64))
-    edge = tf.floor((2.0**24 - center * tf.cast(2 * whole + 1, tf.float64)) / 2)
+    # PIL's weights are whole multiples of 2^-24; it divides in float32.
+    total = 2**24
+    center = tf.cast(tf.floor(tf.cast(total, tf.float32) / (2 * (whole + fraction) + 1)), tf.int32)
+    edge = (total - center * (2 * tf.cast(whole, tf.int32) + 1)) // 2
     near, far = tf.where(whole < 1, edge, center), tf.where(whole < 1, tf.zeros_like(edge), edge)
     weights = tf.cast(tf.stack([center, near, far]), tf.uint32)
     for axis in (1, 2):

@@ -15,8 +15,19 @@ from moco_jax.data.sources.tfds import TFDSSource
 
 torch = pytest.importorskip("torch", reason="compares with torchvision: pip install '.[torch]'")
 transforms = pytest.importorskip("torchvision.transforms", reason="pip install '.[torch]'")
-from PIL import Image, ImageFilter
+from PIL import Image
 from torchvision.transforms import functional as F
+
+from tests.data.torchvision_views import (
+    OPERATIONS,
+    STATISTICS,
+    authors_transform,
+    cropped,
+    draw,
+    on_planes,
+    statistics,
+    with_torchvision,
+)  # fmt: skip
 
 TFDS = os.environ.get("MOCO_JAX_TFDS")
 IMAGENET = 40
@@ -64,34 +75,6 @@ def hold(ours, theirs, within, mean, share, what, folder):
         pytest.fail(f"mean difference {found[0]}, share {found[1]}: {what}; side by side: {path}")
 
 
-def blur(image, sigma):
-    return image.filter(ImageFilter.GaussianBlur(radius=sigma))
-
-
-OPERATIONS = {
-    "brightness": (image_ops.adjust_brightness, F.adjust_brightness, (0.6, 0.97, 1.0, 1.4)),
-    "contrast": (image_ops.adjust_contrast, F.adjust_contrast, (0.6, 0.97, 1.0, 1.4)),
-    "saturation": (image_ops.adjust_saturation, F.adjust_saturation, (0.6, 0.97, 1.0, 1.4)),
-    "hue": (image_ops.adjust_hue, F.adjust_hue, (-0.4, -0.1, -0.003, 0.0, 0.05, 0.4)),
-    "blur": (image_ops.gaussian_blur, blur, (0.1, 0.5, 1.0, 1.4, 1.45, 2.0)),
-    "grayscale": (lambda x, _: image_ops.grayscale(x), lambda x, _: F.rgb_to_grayscale(x, 3), (0,)),
-    "flip": (lambda x, _: image_ops.horizontal_flip(x), lambda x, _: F.hflip(x), (0,)),
-}
-
-
-def on_planes(operation, image, value):
-    """The result of an operation on an image `[H, W, 3]`, compiled as in a run."""
-    planes, value = image_ops.to_planes(tf.constant(image)), tf.constant(value, tf.float32)
-    if operation is image_ops.gaussian_blur:
-        return image_ops.to_pixels(operation(planes, value)).numpy()
-
-    @tf.function(jit_compile=True)
-    def run(planes, value):
-        return image_ops.unpack(operation(image_ops.pack(planes), value))
-
-    return image_ops.to_pixels(run(planes, value)).numpy()
-
-
 @pytest.mark.parametrize("pictures", PICTURES)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operation_equals_torchvision(name, pictures, tmp_path):
@@ -116,18 +99,11 @@ def test_hue_of_a_million_colours(tmp_path):
         hold(result, expected, 6, 0.005, 1, value, tmp_path)
 
 
-def cropped(image, box, size):
-    """`box` of an image `[H, W, 3]`, resized to a square."""
-    lengths = tf.constant([size, size])
-    planes = resize.resize(resize.pad(image), box, lengths, tf.constant([0, 0]), size)
-    return image_ops.to_pixels(planes)
-
-
 @pytest.mark.parametrize("height", [333, 3000])
 @pytest.mark.parametrize("width", [499, 900, 5000])
 def test_a_large_image_shrunk_equals_torchvision(height, width, tmp_path):
     image = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
-    result = cropped(tf.constant(image), tf.constant([0, 0, height, width]), 32)
+    result = cropped(image, (0, 0, height, width), 32)
     expected = F.resized_crop(Image.fromarray(image), 0, 0, height, width, [32, 32])
     hold(result, expected, 1, 0.25, 1, (height, width), tmp_path)
 
@@ -138,7 +114,7 @@ def test_a_large_image_shrunk_equals_torchvision(height, width, tmp_path):
 @pytest.mark.parametrize("size", [32, 224])
 def test_crop_and_resize_equals_torchvision(box, size, tmp_path):
     for image in photographs():
-        result = cropped(tf.constant(image), tf.constant(box), size)
+        result = cropped(image, box, size)
         expected = F.resized_crop(Image.fromarray(image), *box, [size, size])
         hold(result, expected, 1, 0.3, 1, (box, size), tmp_path)
 
@@ -154,30 +130,6 @@ def test_evaluation_view_equals_torchvision(shape, tmp_path):
     hold(result, chain(Image.fromarray(image)), 1, 0.25, 1, shape, tmp_path)
 
 
-def with_torchvision(image, view, recipe):
-    """The chain that torchvision's transforms would run, given the parameters of `view`."""
-    image = Image.fromarray(image)
-    jitter = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    for stage in recipe.stages:
-        if stage == "crop":
-            image = F.resized_crop(image, *view.box.numpy().tolist(), [recipe.image_size] * 2)
-        elif stage == "color" and view.color:
-            for number in view.order.numpy():
-                image = jitter[number](image, float(view.factors[number]))
-        elif stage == "grayscale" and view.grayscale:
-            image = F.rgb_to_grayscale(image, 3)
-        elif stage == "blur" and view.blur:
-            image = blur(image, float(view.sigma))
-        elif stage == "flip" and view.flip:
-            image = F.hflip(image)
-    return np.asarray(image)
-
-
-def draw(recipe, shape, seed):
-    uniforms = tf.random.stateless_uniform([64], [seed, 1], alg="philox")
-    return augment.draw_view(uniforms, tf.constant(shape[0]), tf.constant(shape[1]), recipe)
-
-
 @pytest.mark.parametrize("pictures", PICTURES)
 @pytest.mark.parametrize(("name", "size"), [("v1", 224), ("v2", 224), ("cifar", 32)])
 def test_chain_equals_torchvision(name, size, pictures, tmp_path):
@@ -191,6 +143,31 @@ def test_chain_equals_torchvision(name, size, pictures, tmp_path):
         view = draw(recipe, image.shape, number)
         expected = with_torchvision(image, view, recipe)
         hold(apply(tf.constant(image), view), expected, 6, 1, 0.99, (name, view), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_statistics_of_whole_pipelines_equal_torchvisions(name):
+    """Each draws for itself; the means over all views differ by no more than chance makes them."""
+    recipe, number, size = recipes.create(name, 64), 1200, 64
+    photos = photographs()[:2]
+    apply = tf.function(
+        lambda image, view: augment.apply_view(image, view, recipe), reduce_retracing=True
+    )
+    padded = [resize.pad(tf.constant(photo)) for photo in photos]
+    ours = [
+        statistics(apply(padded[seed % 2], draw(recipe, photos[seed % 2].shape, seed)).numpy())
+        for seed in range(number)
+    ]
+    torch.manual_seed(0)
+    transform = authors_transform(name, size)
+    pictures = [Image.fromarray(photo) for photo in photos]
+    theirs = [
+        statistics(transform(pictures[i % 2]).numpy().transpose(1, 2, 0)) for i in range(number)
+    ]
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    error = np.sqrt((ours.var(0) + theirs.var(0)) / number)
+    away = np.abs(ours.mean(0) - theirs.mean(0)) / error
+    assert away.max() < 4, dict(zip(STATISTICS, away, strict=True))
 
 
 def test_drawn_parameters_follow_torchvision():

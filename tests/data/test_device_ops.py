@@ -8,14 +8,15 @@ import tensorflow as tf
 
 from moco_jax.data import augment, device_ops, pipeline, recipes, resize
 from moco_jax.data.sources.memory import digits
-from tests.data import test_augment
+from tests.data import test_augment  # skips where torch is missing
 
+torchvision_views = pytest.importorskip("tests.data.torchvision_views")
 Image = test_augment.Image
 
 
-@pytest.mark.parametrize("name", test_augment.OPERATIONS)
+@pytest.mark.parametrize("name", torchvision_views.OPERATIONS)
 def test_operation_equals_torchvision(name, tmp_path):
-    theirs, values = test_augment.OPERATIONS[name][1:]
+    theirs, values = torchvision_views.OPERATIONS[name][1:]
     names = {"brightness", "contrast", "saturation", "hue"}
     operation = {
         "grayscale": lambda x, _: device_ops.grayscale(x),
@@ -36,7 +37,7 @@ def crops_and_views(recipe, number):
     crops, drawn, finished = [], [], []
     pictures = test_augment.photographs()[:2]
     for seed in range(number):
-        view = test_augment.draw(recipe, pictures[seed % 2].shape, seed)
+        view = torchvision_views.draw(recipe, pictures[seed % 2].shape, seed)
         image = resize.pad(tf.constant(pictures[seed % 2]))
         crops.append(augment.apply_view(image, view, recipe, crop_only=True))
         finished.append(augment.apply_view(image, view, recipe))
@@ -52,7 +53,7 @@ def test_chain_equals_torchvision(name, size, tmp_path):
     results = jax.jit(device_ops.finish, static_argnums=2)(crops, views, recipe)
     pictures = test_augment.photographs()[:2]
     for number, view in enumerate(drawn):
-        expected = test_augment.with_torchvision(pictures[number % 2], view, recipe)
+        expected = torchvision_views.with_torchvision(pictures[number % 2], view, recipe)
         test_augment.hold(results[number], expected, 6, 1, 0.99, (name, view), tmp_path)
 
 

@@ -1,0 +1,109 @@
+"""The second implementation of views: torchvision on PIL, and ours called in the same way on one image."""
+
+from collections.abc import Callable
+
+import torch  # before TensorFlow: the other way round a process of scripts crashes
+from PIL import Image, ImageFilter
+from torchvision import transforms
+from torchvision.transforms import functional as F
+
+# isort: split
+import numpy as np
+import tensorflow as tf
+
+from moco_jax.data import augment, image_ops, recipes, resize
+
+
+def blur(image: Image.Image, sigma: float) -> Image.Image:
+    """PIL's GaussianBlur."""
+    return image.filter(ImageFilter.GaussianBlur(radius=sigma))
+
+
+# name: ours on packed pixels (blur: on planes), torchvision's, and values of the parameter
+OPERATIONS: dict[str, tuple] = {
+    "brightness": (image_ops.adjust_brightness, F.adjust_brightness, (0.6, 0.97, 1.0, 1.4)),
+    "contrast": (image_ops.adjust_contrast, F.adjust_contrast, (0.6, 0.97, 1.0, 1.4)),
+    "saturation": (image_ops.adjust_saturation, F.adjust_saturation, (0.6, 0.97, 1.0, 1.4)),
+    "hue": (image_ops.adjust_hue, F.adjust_hue, (-0.4, -0.1, -0.003, 0.0, 0.05, 0.4)),
+    "blur": (image_ops.gaussian_blur, blur, (0.1, 0.5, 1.0, 1.4, 1.45, 2.0)),
+    "grayscale": (lambda x, _: image_ops.grayscale(x), lambda x, _: F.rgb_to_grayscale(x, 3), (0,)),
+    "flip": (lambda x, _: image_ops.horizontal_flip(x), lambda x, _: F.hflip(x), (0,)),
+}
+
+
+def cropped(image: np.ndarray, box: tuple, size: int) -> np.ndarray:
+    """`box` of an image `[H, W, 3]`, resized to a square."""
+    lengths = tf.constant([size, size])
+    padded = resize.pad(tf.constant(image))
+    planes = resize.resize(padded, tf.constant(box), lengths, tf.constant([0, 0]), size)
+    return image_ops.to_pixels(planes).numpy()
+
+
+def on_planes(operation: Callable, image: np.ndarray, value: float) -> np.ndarray:
+    """The result of an operation on an image `[H, W, 3]`, compiled as in a run."""
+    planes, value = image_ops.to_planes(tf.constant(image)), tf.constant(value, tf.float32)
+    if operation is image_ops.gaussian_blur:
+        return image_ops.to_pixels(operation(planes, value)).numpy()
+
+    @tf.function(jit_compile=True)
+    def run(planes, value):
+        return image_ops.unpack(operation(image_ops.pack(planes), value))
+
+    return image_ops.to_pixels(run(planes, value)).numpy()
+
+
+def with_torchvision(image: np.ndarray, view: recipes.View, recipe: recipes.Recipe) -> np.ndarray:
+    """The chain that torchvision's transforms would run, given the parameters of `view`."""
+    image = Image.fromarray(image)
+    jitter = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    for stage in recipe.stages:
+        if stage == "crop":
+            image = F.resized_crop(image, *view.box.numpy().tolist(), [recipe.image_size] * 2)
+        elif stage == "color" and view.color:
+            for number in view.order.numpy():
+                image = jitter[number](image, float(view.factors[number]))
+        elif stage == "grayscale" and view.grayscale:
+            image = F.rgb_to_grayscale(image, 3)
+        elif stage == "blur" and view.blur:
+            image = blur(image, float(view.sigma))
+        elif stage == "flip" and view.flip:
+            image = F.hflip(image)
+    return np.asarray(image)
+
+
+def draw(recipe: recipes.Recipe, shape: tuple, seed: int) -> recipes.View:
+    """One view's parameters."""
+    uniforms = tf.random.stateless_uniform([64], [seed, 1], alg="philox")
+    return augment.draw_view(uniforms, tf.constant(shape[0]), tf.constant(shape[1]), recipe)
+
+
+class Blur:
+    """The authors' GaussianBlur (moco/loader.py)."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """PIL's blur of a sigma between 0.1 and 2."""
+        return blur(image, float(torch.empty(1).uniform_(0.1, 2.0)))
+
+
+def authors_transform(name: str, size: int) -> transforms.Compose:
+    """The augmentation of main_moco.py, which draws for itself, to a uint8 tensor."""
+    crop = transforms.RandomResizedCrop(size, scale=(0.2, 1.0))
+    flip = transforms.RandomHorizontalFlip()
+    if name == "v1":
+        jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.4)
+        steps = [crop, transforms.RandomGrayscale(0.2), jitter, flip]
+    else:
+        jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)
+        steps = [crop, jitter, transforms.RandomGrayscale(0.2), transforms.RandomApply([Blur()], 0.5), flip]  # fmt: skip
+    return transforms.Compose([*steps, transforms.PILToTensor()])
+
+
+def statistics(view: np.ndarray) -> list[float]:
+    """Of one view uint8 `[H, W, 3]`: mean and deviation of each channel, colourfulness, sharpness along both axes."""
+    x = view.astype(np.float32)
+    colour = np.abs(x - x.mean(-1, keepdims=True)).mean()
+    sharpness = [np.abs(np.diff(x, axis=axis)).mean() for axis in (0, 1)]
+    return [*x.mean((0, 1)), *x.std((0, 1)), colour, *sharpness]
+
+
+STATISTICS = ("red", "green", "blue", "red spread", "green spread", "blue spread", "colour", "rows", "columns")  # fmt: skip
