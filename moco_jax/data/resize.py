@@ -10,11 +10,15 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-_TAPS = (3, 5, 7, 10, 16, 32)  # lines in a sum; more are added up in parts of the last
+_TAPS = (
+    3,
+    5,
+    8,
+)  # lines in a sum; more are added up in parts of the last, as long sums compile slowly
 
 
 def pad(image: tf.Tensor) -> tf.Tensor:
-    """uint8 `[H, W, C]` -> uint8 `[H', W', C]`, zeros below and on the right: H' a power of two, W' at most a fourth more."""
+    """uint8 `[H, W, C]` -> uint8 `[H', W', C]`, zeros below and on the right: H' a power of two, W' at most half more."""
     height, width, channels = tf.unstack(tf.shape(image))
 
     def rounded(side: tf.Tensor, parts: int) -> tf.Tensor:
@@ -22,7 +26,7 @@ def pad(image: tf.Tensor) -> tf.Tensor:
         unit = tf.maximum(tf.bitwise.left_shift(1, octave) // parts, 1)
         return -(-side // unit) * unit
 
-    below, right = rounded(height, 1) - height, rounded(width, 4) - width
+    below, right = rounded(height, 1) - height, rounded(width, 2) - width
     lines = tf.reshape(image, [height, width * channels])
     lines = tf.concat([lines, tf.zeros([height, right * channels], tf.uint8)], 1)
     lines = tf.concat([lines, tf.zeros([below, (width + right) * channels], tf.uint8)], 0)
