@@ -40,6 +40,9 @@ DATA_DIR = flags.DEFINE_string("data_dir", "", "The folder, or the TFDS data dir
 WORKERS = flags.DEFINE_integer("workers", 0, "Processes and threads; 0: as many as cores.")
 SECONDS = flags.DEFINE_float("seconds", 20, "Duration of each measurement.")
 RECIPES = flags.DEFINE_list("recipes", ["v1", "v2"], "Augmentations that are timed.")
+SCALED = flags.DEFINE_bool(
+    "scaled_decoding", False, "Time scaled decoding too; for images far larger than 224 px."
+)
 SIDE, BATCH = 224, 64
 
 
@@ -69,13 +72,17 @@ def with_torchvision(files: list[str], name: str, workers: int) -> Iterator[int]
 
 
 def with_ours(
-    folder: Path, recipe: recipes.Recipe, workers: int, crop_only: bool = False
+    folder: Path,
+    recipe: recipes.Recipe,
+    workers: int,
+    crop_only: bool = False,
+    scaled: bool = False,
 ) -> Iterator[int]:
     """Sizes of batches, without end."""
     batches = pipeline.train_batches(
         FolderSource(str(folder)), recipe, seed=0, batch_size=BATCH, rows=np.arange(BATCH), examples_seen=0,
         workers=workers, damaged=pipeline.DamagedImages(0),
-        crop_only=crop_only,
+        crop_only=crop_only, scaled_decoding=scaled,
     )  # fmt: skip
     return (len(batch["query"]) for batch in batches)
 
@@ -200,6 +207,9 @@ def main(argv: list[str]) -> None:
             rows.append([f"{name}: augment_on='host'", f"{ours:.0f}", f"{ours / theirs:.2f}"])
             sent = rate(with_ours(folder, recipes.create(name, SIDE), workers, True), SECONDS.value)
             rows.append([f"{name}: augment_on='device'", f"{sent:.0f}", f"{sent / theirs:.2f}"])
+            if SCALED.value:
+                fast = rate(with_ours(folder, recipes.create(name, SIDE), workers, scaled=True), SECONDS.value)  # fmt: skip
+                rows.append([f"{name}: host, scaled_decoding", f"{fast:.0f}", f"{fast / theirs:.2f}"])  # fmt: skip
         crops = recipes.Recipe(SIDE, ("crop",))
         alone = rate(with_ours(folder, crops, workers), SECONDS.value)
         rows.append(["one decode, two crops, two resizes", f"{alone:.0f}", ""])

@@ -6,6 +6,7 @@
 ours, and their difference thirty-two times. Needs the extra `torch`, and a checkout (the comparison is the tests').
 """
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from torchvision.transforms import functional as F
 
 from moco_jax.data import augment, device_ops, recipes, resize
 from moco_jax.data.sources import open_source
-from moco_jax.data.sources.decode import decode_or_flag
+from moco_jax.data.sources.decode import RATIOS, decode_image, decode_or_flag
 from moco_jax.report.console import table
 
 DATASET = flags.DEFINE_string("dataset", "folder", "'folder', or 'tfds:NAME'.")
@@ -32,6 +33,7 @@ DATA_DIR = flags.DEFINE_string("data_dir", "", "The folder, or the TFDS data dir
 IMAGES = flags.DEFINE_integer("images", 100, "How many images are compared.")
 OUT = flags.DEFINE_string("out", "views_vs_torchvision", "Folder for the worst pictures.")
 SIDE = 224
+SCALED_SIDE = 64  # images of ImageNet's size are shrunk for views of this side, photographs of cameras for 224
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -42,7 +44,7 @@ def pictures() -> list[np.ndarray]:
         source = open_source(DATASET.value, "train", DATA_DIR.value, scratch)
         records = source.read(np.arange(min(IMAGES.value, len(source))))
     decoded = (decode_or_flag(source, tf.constant(record)) for record in records)
-    return [image.numpy() for image, ok in decoded if ok]
+    return [image.pixels.numpy() for image in decoded if image.ok]
 
 
 def operation(name: str, images: list[np.ndarray]) -> Iterator[Pair]:
@@ -61,6 +63,23 @@ def crops(images: list[np.ndarray]) -> Iterator[Pair]:
         box = views.draw(recipes.RECIPES["v2"], image.shape, number).box.numpy().tolist()
         expected = F.resized_crop(Image.fromarray(image), *box, [SIDE, SIDE])
         yield views.cropped(image, box, SIDE), np.asarray(expected)
+
+
+def scaled(images: list[np.ndarray]) -> Iterator[Pair]:
+    """The crop and resize of a drawn view where it is made of JPEGs shrunk in decoding."""
+    recipe = recipes.create("v2", SCALED_SIDE)
+    for number, image in enumerate(images):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=95)
+        content, view = tf.constant(file.getvalue()), views.draw(recipe, image.shape, number)
+        shrunk = augment.shrink((view, view), recipe)
+        ours, whole = decode_image(content, False, shrunk), decode_image(content)
+        expected = F.resized_crop(
+            Image.fromarray(whole.numpy()), *view.box.numpy().tolist(), [SCALED_SIDE] * 2
+        )
+        made = augment.apply_view(resize.pad(ours), view, recipe, True, RATIOS[shrunk.numpy()])
+        if shrunk:
+            yield made.numpy(), np.asarray(expected)
 
 
 def chain(name: str, on: str, images: list[np.ndarray]) -> Iterator[Pair]:
@@ -118,7 +137,8 @@ def main(argv: list[str]) -> None:
     images = pictures()
     print(f"{len(images)} images; differences in gray levels of 255")
     cases: dict[str, tuple[Callable[[], Iterator[Pair]], int]] = {
-        "crop and resize": (lambda: crops(images), 2)
+        "crop and resize": (lambda: crops(images), 2),
+        f"same with scaled decoding, {SCALED_SIDE} px": (lambda: scaled(images), 2),
     }
     for name in views.OPERATIONS:
         cases[name] = (lambda n=name: operation(n, images)), 4 if name == "hue" else 2

@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         parts.source, parts.recipe, seed=config.seed, batch_size=config.batch_size,
         rows=mesh.local_rows(program.mesh, config.batch_size),
         examples_seen=count_examples(state.examples_seen), workers=config.workers, damaged=damaged,
-        crop_only=config.augment_on == "device",
+        crop_only=config.augment_on == "device", scaled_decoding=config.scaled_decoding,
     )  # fmt: skip
     batches = device_batches(host_batches, program)
     stop = StopSignals()

@@ -146,10 +146,15 @@ class Examination:
         with self.report.section("views"):
             config = self.config
             batch_size = min(config.batch_size, len(self.source))
-            sheet.draw(
-                path, self.source, recipe_of(self.config), config.seed, batch_size, config.workers
+            views = dict(seed=config.seed, batch_size=batch_size, workers=config.workers)
+            pairs = sheet.first_pairs(
+                self.source, recipe_of(config), scaled_decoding=config.scaled_decoding, **views
             )
+            sheet.draw(path, self.source, pairs)
             self.report.add(Finding(OK, f"what the run draws first; look at it: {path}"))
+            if config.scaled_decoding:
+                exact = sheet.first_pairs(self.source, recipe_of(config), **views)
+                self.report.add(sheet.loss(pairs, exact))
 
     def devices(self) -> None:
         """Memory and time of a step."""
@@ -219,13 +224,13 @@ class Examination:
             return self.report.skip("input rate", NO_SETTINGS if source else NO_IMAGES)
         with self.report.section("input rate"):
             batch_size = min(config.batch_size, len(source))
-            self.report.busy(f"making view pairs for {rate.SECONDS:g} s")
+            self.report.busy(f"making view pairs for {2 * rate.SECONDS:g} s or more")
             pairs = rate.pairs_per_second(
                 pipeline.train_batches(
                     source, recipe_of(self.config), seed=config.seed, batch_size=batch_size,
                     rows=np.arange(min(rate.ROWS, batch_size)), examples_seen=rate.some_epoch(len(source), batch_size),
                     workers=config.workers, damaged=pipeline.DamagedImages(len(source)),
-                    crop_only=config.augment_on == "device",
+                    crop_only=config.augment_on == "device", scaled_decoding=config.scaled_decoding,
                 ),
                 rate.SECONDS,
             )  # fmt: skip
@@ -242,6 +247,7 @@ class Examination:
                 pairs, config.batch_size / self.step, rate.reads_per_second(source, rate.READ_SECONDS, time.time_ns()),
                 workers=config.workers, cores=os.cpu_count() or 1, folder=hasattr(source, "files"), side=self.side,
                 image_size=config.image_size, on_device=config.augment_on == "device", blurs="blur" in recipe_of(self.config).stages,
+                scaled=config.scaled_decoding,
             )  # fmt: skip
             self.report.add(rate.feeds(pairs, config.batch_size, self.step, shared, remedies))
             if self.enough:

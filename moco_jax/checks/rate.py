@@ -16,10 +16,13 @@ from moco_jax.data.sources import Source
 from moco_jax.parts import Program
 from moco_jax.report.console import duration
 
-SECONDS = 10.0
+SECONDS = 8.0  # of a window, see `pairs_per_second`
+WINDOWS = 6
+STEADY = 1.1
 READ_SECONDS = 2.0
 ROWS = 64  # of a batch are made, as one of several hosts would: large batches would take too long
 READS = 64
+STEP_SECONDS = 10.0
 STEPS = 10
 MARGIN = 1.1  # a host has more to do than views
 
@@ -30,18 +33,22 @@ def some_epoch(examples: int, batch_size: int) -> int:
 
 
 def pairs_per_second(batches: Iterator[pipeline.Rows], seconds: float) -> float:
-    """View pairs a second that `batches` yield over at least this time.
+    """View pairs a second that `batches` yield, once they do so steadily.
 
-    Before it half as long passes unmeasured, in which programs are compiled for the shapes of the images.
+    Of windows of at least `seconds` the first is left out, and the last counts: a window that is no faster than the
+    one before by more than a tenth. While it is, programs are still compiled for the shapes of the images; after
+    `WINDOWS` the measure ends in any case.
     """
-    began = time.perf_counter()
     next(batches)
-    while time.perf_counter() - began < seconds / 2:
-        next(batches)
-    count, began = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < seconds or not count:
-        count += len(next(batches)["index"])
-    return count / elapsed
+    rates: list[float] = []
+    while len(rates) < WINDOWS:
+        count, began = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - began) < seconds or not count:
+            count += len(next(batches)["index"])
+        rates.append(count / elapsed)
+        if len(rates) > 1 and rates[-1] < STEADY * rates[-2]:
+            break
+    return rates[-1]
 
 
 def reads_per_second(source: Source, seconds: float, seed: int) -> float:
@@ -66,7 +73,7 @@ def step_seconds(program: Program, compiled: Callable[..., Any]) -> float:
     batch = mesh.to_devices(program.mesh, views.replace(query=noise, key=noise[::-1]))
     state = program.initial()
     durations: list[float] = []
-    while not durations or (sum(durations) < SECONDS and len(durations) < STEPS):
+    while not durations or (sum(durations) < STEP_SECONDS and len(durations) < STEPS):
         began = time.perf_counter()
         state, _ = jax.block_until_ready(compiled(state, batch))
         durations.append(time.perf_counter() - began)
@@ -106,7 +113,7 @@ def feeds(pairs: float, batch_size: int, step: float, shared: bool, remedies: li
 
 def remedies(
     pairs: float, needed: float, reads: float, *, workers: int, cores: int, folder: bool, side: float,
-    image_size: int, on_device: bool, blurs: bool,
+    image_size: int, on_device: bool, blurs: bool, scaled: bool,
 ) -> list[str]:  # fmt: skip
     """What to change so that this host makes `needed` pairs a second instead of `pairs`, most useful first.
 
@@ -120,6 +127,7 @@ def remedies(
         image_size: side of a view.
         on_device: whether the devices do what follows the crop.
         blurs: whether the recipe blurs.
+        scaled: whether large JPEGs are shrunk in decoding.
     """
     found = []
     if reads < 1.5 * needed:
@@ -135,6 +143,8 @@ def remedies(
         found.append(
             f"--config.workers=0: {workers} threads make views, and the host has {cores} cores"
         )
+    if side > 6 * image_size and not scaled:
+        found.append("--config.scaled_decoding=True: JPEGs are shrunk as they are decoded")
     if side > 2 * image_size:
         found.append(
             f"images whose shorter side is {round(image_size * 256 / 224)} instead of {side:.0f} pixels (median): "

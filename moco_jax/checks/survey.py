@@ -98,9 +98,9 @@ def survey(
     began = last = time.perf_counter()
 
     def look(record: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        image, good = decode_or_flag(source, record)
-        facts, hashed = tf.numpy_function(_facts, [record, image], [tf.int64, tf.uint64])
-        return good, tf.ensure_shape(facts, [4]), tf.ensure_shape(hashed, [2])
+        image = decode_or_flag(source, record)
+        facts, hashed = tf.numpy_function(_facts, [record, image.pixels], [tf.int64, tf.uint64])
+        return image.ok, tf.ensure_shape(facts, [4]), tf.ensure_shape(hashed, [2])
 
     reads = ((source.read(indices[k : k + CHUNK]),) for k in range(0, n, CHUNK))
     signature = tf.TensorSpec([None, *source.record_spec.shape], source.record_spec.dtype)

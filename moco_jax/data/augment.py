@@ -14,8 +14,12 @@ import tensorflow as tf
 
 from moco_jax.data import image_ops, resize
 from moco_jax.data.recipes import Recipe, View
+from moco_jax.data.sources import decode
 
 ATTEMPTS = 10
+SPARE = (
+    2  # crops of shrunk images are this many times as large as the view, or it would lose detail
+)
 _ORDERS = np.asarray(list(itertools.permutations(range(4))), np.int32)
 _UNIFORMS = 2 * ATTEMPTS + 12
 
@@ -120,7 +124,13 @@ def _compiled(recipe: Recipe) -> tuple[Callable, Callable | None]:
     return program(first), program(last) if last else None
 
 
-def apply_view(padded: tf.Tensor, view: View, recipe: Recipe, crop_only: bool = False) -> tf.Tensor:
+def apply_view(
+    padded: tf.Tensor,
+    view: View,
+    recipe: Recipe,
+    crop_only: bool = False,
+    ratio: tf.Tensor | int = 1,
+) -> tf.Tensor:
     """The view uint8 `[S, S, 3]`: the operations of `recipe` in its order with the parameters drawn.
 
     Args:
@@ -128,10 +138,12 @@ def apply_view(padded: tf.Tensor, view: View, recipe: Recipe, crop_only: bool = 
         view: the parameters.
         recipe: the operations.
         crop_only: leave those after the crop to `device_ops.finish`.
+        ratio: by which the image was shrunk in decoding; the view's box is of the image as it was.
     """
     size = recipe.image_size
     square = tf.constant([size, size])
-    planes = resize.resize(padded, view.box, square, tf.zeros_like(square), size)
+    box = tf.cast(view.box, tf.float32) / tf.cast(ratio, tf.float32)
+    planes = resize.resize(padded, box, square, tf.zeros_like(square), size)
     if crop_only or len(recipe.stages) == 1:
         return image_ops.to_pixels(planes)
     before, behind = _compiled(recipe)
@@ -156,15 +168,25 @@ def _compiled_draw(recipe: Recipe) -> Callable:
 
 
 def draw_two_views(
-    image: tf.Tensor, seed: int, epoch: tf.Tensor, index: tf.Tensor, recipe: Recipe
+    size: tf.Tensor, seed: int, epoch: tf.Tensor, index: tf.Tensor, recipe: Recipe
 ) -> tuple[View, View]:
     """The parameters of query and key view of the example `index` in `epoch` (int64 scalars).
 
-    Both come from one draw of Philox keyed by (`seed`, `epoch`, `index`).
+    `size`: int32 `[2]`, height and width of the image. Both come from one draw of Philox keyed by (`seed`, `epoch`, `index`).
     """
     counter = tf.stack([tf.constant(seed, tf.int64), epoch * 2**31 + index])
     uniforms = tf.random.stateless_uniform([2, _UNIFORMS], counter, alg="philox")
-    return _compiled_draw(recipe)(uniforms, tf.shape(image)[0], tf.shape(image)[1])
+    return _compiled_draw(recipe)(uniforms, size[0], size[1])
+
+
+def shrink(views: tuple[View, View], recipe: Recipe) -> tf.Tensor:
+    """How far an image may be shrunk before these views of it are made: the number of one of `decode.RATIOS`.
+
+    The shorter side of either crop keeps `SPARE` times the view's.
+    """
+    shorter = tf.reduce_min([tf.reduce_min(view.box[2:]) for view in views])
+    enough = shorter >= [SPARE * ratio * recipe.image_size for ratio in decode.RATIOS[1:]]
+    return tf.reduce_sum(tf.cast(enough, tf.int32))
 
 
 def evaluation_view(image: tf.Tensor, recipe: Recipe) -> tf.Tensor:

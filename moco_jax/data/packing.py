@@ -167,7 +167,7 @@ def _checked(source: FolderSource, start: int, stop: int) -> Iterator[tuple[int,
             yield indices, source.read(indices)
 
     def look(index: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return index, record, decode_or_flag(source, record)[1]
+        return index, record, decode_or_flag(source, record).ok
 
     signature = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
     with running(reads(), signature, look, threads=0) as batches:

@@ -57,6 +57,7 @@ def train_batches(
     workers: int,
     damaged: DamagedImages,
     crop_only: bool = False,
+    scaled_decoding: bool = False,
 ) -> Generator[Rows, None, None]:
     """Batches without end, from the one after `examples_seen` examples on.
 
@@ -70,6 +71,7 @@ def train_batches(
         workers: threads; 0 for as many as cores.
         damaged: told of each image that cannot be decoded; the next in the source takes its place.
         crop_only: leave what follows the crop to the devices, which need the drawn parameters for it.
+        scaled_decoding: decode large JPEGs at a half, quarter or eighth where both crops are large enough.
 
     Yields:
         `query` and `key` uint8 `[n, S, S, 3]`, `index` int32 `[n]`; with `crop_only` also `query_view` and
@@ -84,14 +86,19 @@ def train_batches(
             yield indices, np.full(len(rows), epoch, np.int64), source.read(indices)
 
     def views(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, ok = decode_or_flag(source, record)
-        drawn = augment.draw_two_views(image, seed, epoch, index, recipe)
-        padded = resize.pad(image)
-        query, key = (augment.apply_view(padded, view, recipe, crop_only) for view in drawn)
+        def draw(size: tf.Tensor) -> tuple[recipes.View, recipes.View]:
+            return augment.draw_two_views(size, seed, epoch, index, recipe)
+
+        shrink = (lambda size: augment.shrink(draw(size), recipe)) if scaled_decoding else None
+        image = decode_or_flag(source, record, shrink)
+        drawn, padded = draw(image.size), resize.pad(image.pixels)
+        query, key = (
+            augment.apply_view(padded, view, recipe, crop_only, image.ratio) for view in drawn
+        )
         made = {"query": query, "key": key, "index": tf.cast(index, tf.int32)}
         if crop_only:
             made |= {"query_view": drawn[0], "key_view": drawn[1]}
-        return {"rows": made, "epoch": epoch, "ok": ok}
+        return {"rows": made, "epoch": epoch, "ok": image.ok}
 
     def replace(made: Rows, epoch: int, row: int) -> None:
         index = int(made["index"][row])
@@ -133,8 +140,8 @@ def evaluation_batches(
     """
 
     def view(record: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, ok = decode_or_flag(source, record)
-        return {"image": augment.evaluation_view(image, recipe), "ok": ok}
+        image = decode_or_flag(source, record)
+        return {"image": augment.evaluation_view(image.pixels, recipe), "ok": image.ok}
 
     records = ((source.read(some),) for some in indices)
     with running(records, (_many(source, indices.shape[1]),), view, workers) as batches:

@@ -33,20 +33,23 @@ def pad(image: tf.Tensor) -> tf.Tensor:
     return tf.reshape(lines, [height + below, width + right, image.shape[-1]])
 
 
-def _sum_lines(x: tf.Tensor, begin: tf.Tensor, extent: tf.Tensor, window: tuple, taps: int):
+def _sum_lines(x: tf.Tensor, start: tf.Tensor, extent: tf.Tensor, window: tuple, taps: int):
     """The pass on uint8 `[n, L, m]` along its second axis; see `_pass`."""
     scale, corner, size = window
     support = tf.maximum(scale, 1.0)
-    center = (tf.range(size, dtype=tf.float32) + corner + 0.5) * scale
+    begin = tf.floor(start)
+    lines = tf.cast(tf.math.ceil(start + extent) - begin, tf.int32)
+    center = start - begin + (tf.range(size, dtype=tf.float32) + corner + 0.5) * scale
+    begin = tf.cast(begin, tf.int32)
     first = tf.cast(tf.floor(tf.maximum(center - support + 0.5, 0)), tf.int32)
-    end = tf.minimum(tf.cast(tf.floor(center + support + 0.5), tf.int32), extent)
+    end = tf.minimum(tf.cast(tf.floor(center + support + 0.5), tf.int32), lines)
 
     def add(done: tf.Tensor, total: tf.Tensor, norm: tf.Tensor) -> tuple:
         for tap in range(taps):
             line = first + done + tap
             away = tf.abs(tf.cast(line, tf.float32) + 0.5 - center)
             weight = tf.where(line < end, tf.maximum(1 - away / support, 0), 0)
-            values = tf.gather(x, begin + tf.minimum(line, extent - 1), axis=1)
+            values = tf.gather(x, begin + tf.minimum(line, lines - 1), axis=1)
             total += weight[:, None] * tf.cast(values, tf.float32)
             norm += weight
         return done + taps, total, norm
@@ -63,25 +66,25 @@ def _sum_lines(x: tf.Tensor, begin: tf.Tensor, extent: tf.Tensor, window: tuple,
 
 @functools.cache
 def _compiled(size: int, taps: int) -> Callable:
-    def run(x: tf.Tensor, begin: tf.Tensor, extent: tf.Tensor, scale: tf.Tensor, corner: tf.Tensor):
-        return _sum_lines(x, begin, extent, (scale, corner, size), taps)
+    def run(x: tf.Tensor, start: tf.Tensor, extent: tf.Tensor, scale: tf.Tensor, corner: tf.Tensor):
+        return _sum_lines(x, start, extent, (scale, corner, size), taps)
 
     return tf.function(run, jit_compile=True, reduce_retracing=True)
 
 
 def _pass(
     x: tf.Tensor,
-    begin: tf.Tensor,
+    start: tf.Tensor,
     extent: tf.Tensor,
     length: tf.Tensor,
     corner: tf.Tensor,
     size: int,
 ) -> tf.Tensor:
-    """uint8 `[n, L, m]` -> `[n, size, m]`: lines `begin` to `begin + extent` resized to `length`, `size` from `corner` on."""
-    scale = tf.cast(extent, tf.float32) / tf.cast(length, tf.float32)
+    """uint8 `[n, L, m]` -> `[n, size, m]`: lines `start` to `start + extent` resized to `length`, `size` from `corner` on."""
+    scale = extent / tf.cast(length, tf.float32)
     needed = tf.cast(tf.floor(2 * tf.maximum(scale, 1.0)), tf.int32) + 1
     kind = tf.reduce_sum(tf.cast(needed > tf.constant(_TAPS[:-1]), tf.int32))
-    arguments = x, begin, extent, scale, tf.cast(corner, tf.float32)
+    arguments = x, start, extent, scale, tf.cast(corner, tf.float32)
     branches = [lambda t=t: _compiled(size, t)(*arguments) for t in _TAPS]
     return tf.switch_case(kind, branches)
 
@@ -96,7 +99,7 @@ def resize(
 
     Args:
         padded: uint8 `[H', W', C]`, from `pad`.
-        box: int32 `[4]`, top, left, height, width, within the image itself.
+        box: int32 or float32 `[4]`, top, left, height, width, within the image itself.
         lengths: int32 `[2]`, height and width after the resize.
         corner: int32 `[2]`, top and left of the square among them.
         size: its side.
@@ -105,6 +108,7 @@ def resize(
         uint8 planes `[C, size, size]`, the columns of the image along the second axis.
     """
     height, width, channels = tf.unstack(tf.shape(padded))
+    box = tf.cast(box, tf.float32)
     lines = tf.reshape(padded, [1, height, width * channels])
     lines = _pass(lines, box[0], box[2], lengths[0], corner[0], size)
     columns = tf.transpose(tf.reshape(lines, [size, width, padded.shape[-1]]), [2, 1, 0])

@@ -1,6 +1,26 @@
 """Whether a host feeds its devices, and what would help."""
 
+import itertools
+
 from moco_jax.checks import rate
+
+
+def test_the_rate_is_taken_once_it_is_steady(monkeypatch):
+    """A clock that only the batches move: seconds for each of the first, then faster and faster to ten a second."""
+    now = [0.0]
+    monkeypatch.setattr(rate.time, "perf_counter", lambda: now[0])
+
+    def batches(waits):
+        for wait in itertools.chain(waits, itertools.repeat(0.1)):
+            now[0] += wait
+            yield {"index": [0, 1]}
+
+    assert rate.pairs_per_second(batches([]), 1.0) == 20
+    slow_start = [9.0] + [0.5] * 2 + [0.2] * 5
+    assert abs(rate.pairs_per_second(batches(slow_start), 1.0) - 20) < 1e-9
+    began = now[0]
+    rate.pairs_per_second(batches(0.9**n for n in range(1000)), 1.0)
+    assert rate.WINDOWS - 2 < now[0] - began < 2 * rate.WINDOWS
 
 
 def test_whether_a_host_feeds_its_devices():
@@ -15,11 +35,12 @@ def test_whether_a_host_feeds_its_devices():
 
 
 def test_remedies_follow_from_what_is_slow():
-    common = dict(cores=8, folder=True, image_size=224, on_device=False, blurs=True)
+    common = dict(cores=8, folder=True, image_size=224, on_device=False, blurs=True, scaled=False)
     slow_disk = rate.remedies(100, 400, 110, workers=0, side=300, **common)
     assert "pack the folder" in slow_disk[0]
     assert any("36 cores" in x for x in slow_disk)
     few_workers = rate.remedies(100, 500, 5000, workers=2, side=2000, **common)
     assert few_workers[0].startswith("--config.workers=0")
-    assert "shorter side is 256 instead of 2000" in few_workers[1]
+    assert few_workers[1].startswith("--config.scaled_decoding=True")
+    assert "shorter side is 256 instead of 2000" in few_workers[2]
     assert not any("pack" in x for x in few_workers)

@@ -233,7 +233,9 @@ def test_views_depend_on_seed_example_epoch_and_view_alone():
 
     def views(workers, epoch, seed=3):
         def make(i):
-            drawn = augment.draw_two_views(image, seed, tf.constant(epoch, tf.int64), i, recipe)
+            drawn = augment.draw_two_views(
+                tf.shape(image)[:2], seed, tf.constant(epoch, tf.int64), i, recipe
+            )
             return tuple(augment.apply_view(resize.pad(image), view, recipe) for view in drawn)
 
         data = tf.data.Dataset.range(20).map(make, num_parallel_calls=workers)

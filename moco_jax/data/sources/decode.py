@@ -6,7 +6,7 @@ neither can read is flagged, so that one damaged file ends no run.
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +14,8 @@ import tensorflow as tf
 if TYPE_CHECKING:
     from moco_jax.data.sources import Source
 
+RATIOS = (1, 2, 4, 8)  # by which JPEGs can be shrunk in decoding, at a part of the cost
+Shrink = Callable[[tf.Tensor], tf.Tensor]  # from height and width to the number of one of `RATIOS`
 _EXIF_REACH = 1 << 17  # bytes from a JPEG's start in which its Exif block is looked for
 _ORIENTATION = 0x0112
 
@@ -71,7 +73,14 @@ def is_image(content: bytes) -> bool:
     return True
 
 
-def _jpeg(content: tf.Tensor, exif_rotation: bool) -> tf.Tensor:
+def _jpeg_size(content: tf.Tensor, exif_rotation: bool) -> tf.Tensor:
+    size = tf.io.extract_jpeg_shape(content)[:2]
+    if not exif_rotation:
+        return size
+    return tf.where(exif_orientation(content) >= 5, size[::-1], size)
+
+
+def _jpeg(content: tf.Tensor, exif_rotation: bool, shrunk: tf.Tensor | None) -> tf.Tensor:
     complete = tf.cond(
         tf.strings.substr(content, -2, 2) == b"\xff\xd9",
         lambda: True,
@@ -79,7 +88,11 @@ def _jpeg(content: tf.Tensor, exif_rotation: bool) -> tf.Tensor:
         lambda: tf.ensure_shape(tf.numpy_function(jpeg_is_complete, [content], tf.bool), []),
     )
     with tf.control_dependencies([tf.debugging.Assert(complete, ["cut JPEG"])]):
-        image = tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
+        ways = [
+            lambda r=r: tf.io.decode_jpeg(content, 3, r, dct_method="INTEGER_ACCURATE")
+            for r in RATIOS
+        ]
+        image = ways[0]() if shrunk is None else tf.switch_case(shrunk, ways)
     return turn(image, exif_orientation(content)) if exif_rotation else image
 
 
@@ -106,14 +119,17 @@ def _not_jpeg(content: tf.Tensor, exif_rotation: bool) -> tf.Tensor:
         )
 
 
-def decode_image(content: tf.Tensor, exif_rotation: bool = False) -> tf.Tensor:
+def decode_image(
+    content: tf.Tensor, exif_rotation: bool = False, shrunk: tf.Tensor | None = None
+) -> tf.Tensor:
     """Encoded bytes, a string scalar -> uint8 `[H, W, 3]`; an error where TensorFlow cannot do it as PIL does.
 
-    JPEG with the accurate inverse transform (the pixels PIL gives); sixteen bits as in `pil_pixels`.
+    JPEG with the accurate inverse transform (the pixels PIL gives); sixteen bits as in `pil_pixels`. `shrunk`: the
+    number of one of `RATIOS`, an int32 scalar: a JPEG's height and width come divided by it and rounded up.
     """
     image = tf.cond(
         tf.io.is_jpeg(content),
-        lambda: _jpeg(content, exif_rotation),
+        lambda: _jpeg(content, exif_rotation, shrunk),
         lambda: _not_jpeg(content, exif_rotation),
     )
     image = tf.ensure_shape(image, [None, None, 3])
@@ -149,19 +165,54 @@ def _with_pil(content: tf.Tensor, exif_rotation: bool) -> tf.Tensor:
     return tf.ensure_shape(pixels, [None, None, 3])
 
 
-def decode_or_flag(source: "Source", record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """In a graph: uint8 `[H, W, 3]` and True, or a black `[1, 1, 3]` and False where the record is damaged."""
-    if source.record_spec.dtype != tf.string:
-        return record, tf.constant(True)
+class Decoded(NamedTuple):
+    """An image in a graph.
 
-    def attempt(decoder: Callable, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The decoded record and True; `image` and False where the decoder fails."""
-        made = tf.data.Dataset.from_tensors(record).map(
-            lambda r: (decoder(source.encoded(r), source.exif_rotation), True)
+    Attributes:
+        pixels: uint8 `[H, W, 3]`; black `[1, 1, 3]` where the record is damaged.
+        size: int32 `[2]`, height and width in the file.
+        ratio: int32, one of `RATIOS`: `size` by H and W, rounded up.
+        ok: bool, false where the record is damaged.
+    """
+
+    pixels: tf.Tensor
+    size: tf.Tensor
+    ratio: tf.Tensor
+    ok: tf.Tensor
+
+
+def _whole(pixels: tf.Tensor, ok: bool = True) -> Decoded:
+    return Decoded(pixels, tf.shape(pixels)[:2], tf.constant(1), tf.constant(ok))
+
+
+def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = None) -> Decoded:
+    """In a graph: the image in `record`, whether or not it can be decoded.
+
+    `shrink`: says of a JPEG of this height and width, before it is decoded, by which of `RATIOS` to shrink it.
+    """
+    if source.record_spec.dtype != tf.string:
+        return _whole(record)
+    rotation = source.exif_rotation
+
+    def with_tensorflow(content: tf.Tensor) -> Decoded:
+        if shrink is None:
+            return _whole(decode_image(content, rotation))
+        jpeg = tf.io.is_jpeg(content)
+        shrunk = tf.cond(
+            jpeg, lambda: shrink(_jpeg_size(content, rotation)), lambda: tf.constant(0)
         )
-        failed = tf.data.Dataset.from_tensors((image, False))
+        image = decode_image(content, rotation, shrunk)
+        size = tf.cond(jpeg, lambda: _jpeg_size(content, rotation), lambda: tf.shape(image)[:2])
+        return Decoded(image, size, tf.gather(RATIOS, shrunk), tf.constant(True))
+
+    def attempt(decoder: Callable[[tf.Tensor], Decoded], otherwise: Decoded) -> Decoded:
+        """The decoded record; `otherwise` where the decoder fails."""
+        made = tf.data.Dataset.from_tensors(record).map(lambda r: decoder(source.encoded(r)))
+        failed = tf.data.Dataset.from_tensors(otherwise)
         return made.ignore_errors().concatenate(failed).take(1).get_single_element()
 
-    image, ok = attempt(decode_image, tf.zeros([1, 1, 3], tf.uint8))
+    found = attempt(with_tensorflow, _whole(tf.zeros([1, 1, 3], tf.uint8), ok=False))
     # A dataset costs as much as a small operation: the second is made only where the first gave nothing.
-    return tf.cond(ok, lambda: (image, ok), lambda: attempt(_with_pil, image))
+    return tf.cond(
+        found.ok, lambda: found, lambda: attempt(lambda c: _whole(_with_pil(c, rotation)), found)
+    )
