@@ -10,7 +10,7 @@ from moco_jax.report.console import size
 
 FREQUENT = 0.01  # share of the images from which on something is more than a curiosity
 
-DARK = 0.1  # share of white below which nearly all pixels of a dark dataset lie
+DARK = 0.2  # share of white below which nearly all pixels of a dark dataset lie
 
 Name = Callable[[int], str]
 
