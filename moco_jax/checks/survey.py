@@ -21,7 +21,7 @@ from moco_jax.data.sources.decode import decode_or_flag, refusal
 
 CHUNK = 64  # images that are read at once
 EVERY = 10.0  # seconds between progress lines
-PIXELS = 1 << 16  # of an image, about, that its mean is taken over: every so manieth row and column
+PIXELS = 1 << 14  # at most of an image that its mean is taken over, a grid of them
 
 # By the first bytes: what a content is called and which endings a file of it has.
 FORMATS = (
@@ -88,9 +88,11 @@ def _hash(*parts: bytes) -> np.uint64:
 
 def _moments(image: np.ndarray) -> np.ndarray:
     """Mean and mean square of each channel, scaled to 0..1: float64 `[2, C]`."""
-    every = max(math.isqrt(image.shape[0] * image.shape[1] // PIXELS), 1)
-    some = image[::every, ::every].astype(np.float32) / 255
-    return np.stack([x.mean((0, 1), dtype=np.float64) for x in (some, some * some)])
+    every = max(math.ceil(math.sqrt(image.shape[0] * image.shape[1] / PIXELS)), 1)
+    some = (
+        image[::every, ::every].astype(np.float64).transpose(2, 0, 1).reshape(image.shape[-1], -1)
+    )
+    return np.stack([some.mean(1) / 255, np.square(some).mean(1) / 255**2])
 
 
 def _facts(record, image: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -5,6 +5,7 @@ Nothing is guessed: an image with other channels than asked for, or with values 
 """
 
 import dataclasses
+import functools
 import importlib.util
 import io
 import logging
@@ -47,6 +48,18 @@ class Unfit(ValueError):
     """An image that is whole, but not what the settings ask for; the text says what it is."""
 
 
+def _scaled(values: np.ndarray, white: float) -> np.ndarray:
+    shares = np.clip(values.astype(np.float64) / white, 0, 1)
+    return np.floor(np.nan_to_num(shares, nan=0) * 255 + 0.5).astype(np.uint8)
+
+
+@functools.cache
+def _of_sixteen_bits(white: float) -> np.ndarray:
+    """What each value becomes, uint8 `[65536]`: looked up in a third of the time that working it out takes."""
+    values = np.arange(1 << 16)
+    return _scaled(values, white) if white else ((values + 128) // 257).astype(np.uint8)
+
+
 def to_eight_bits(values: np.ndarray, white: float) -> np.ndarray:
     """Pixels of any number type -> uint8: `white` and above become 255, negative ones and NaN 0; uint8 stays as it is.
 
@@ -56,14 +69,13 @@ def to_eight_bits(values: np.ndarray, white: float) -> np.ndarray:
     kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
     if values.dtype == np.uint8:
         return values
-    if not white and (kind, bits) == ("u", 16):
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if (kind, bits) == ("u", 16):
+        return _of_sixteen_bits(white)[values]
     if kind not in "biuf":
         raise Unfit(f"pixels of {values.dtype}")
     if not white:
         raise Unfit(f"pixels of {values.dtype}: --config.white must say which value is white")
-    shares = np.clip(values.astype(np.float64) / white, 0, 1)
-    return np.floor(np.nan_to_num(shares, nan=0) * 255 + 0.5).astype(np.uint8)
+    return _scaled(values, white)
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
