@@ -17,6 +17,7 @@ import tensorflow as tf
 from absl import app, flags
 
 from moco_jax.data import pipeline, recipes
+from moco_jax.data.sources.pixels import RGB
 from moco_jax.report.console import table
 
 EXAMPLES = flags.DEFINE_integer("examples", 10**9, "Length of the synthetic dataset.")
@@ -27,7 +28,7 @@ SIDE, BATCH = 32, 1024
 class Numbered:
     """Images that are made from their number when they are read."""
 
-    record_spec, exif_rotation = tf.TensorSpec([SIDE, SIDE, 3], tf.uint8), False
+    record_spec, decoding = tf.TensorSpec([SIDE, SIDE, 3], tf.uint8), RGB
 
     def __len__(self) -> int:
         """As many as the flag says."""

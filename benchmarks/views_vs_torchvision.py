@@ -73,7 +73,7 @@ def scaled(images: list[np.ndarray]) -> Iterator[Pair]:
         Image.fromarray(image).save(file, "JPEG", quality=95)
         content, view = tf.constant(file.getvalue()), views.draw(recipe, image.shape, number)
         shrunk = augment.shrink((view, view), recipe)
-        ours, whole = decode_image(content, False, shrunk), decode_image(content)
+        ours, whole = decode_image(content, shrunk=shrunk), decode_image(content)
         expected = F.resized_crop(
             Image.fromarray(whole.numpy()), *view.box.numpy().tolist(), [SCALED_SIDE] * 2
         )

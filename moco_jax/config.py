@@ -22,6 +22,8 @@ RECIPE = dict(
     dataset="digits",  # 'digits', 'folder', 'tar', 'tfrecord', 'arrayrecord' or 'tfds:NAME'; see docs/data.md
     split="train",  # of 'digits' and 'tfds:NAME', what is trained on; TFDS slices such as 'train[:10%]' work
     exif_rotation=False,  # turn images as their Exif orientation says; the authors' loader does not
+    channels=3,  # of images and views; with any other number the colour operations are left out
+    white=0.0,  # value that becomes 255 in images of more than eight bits; 0: 65535, only in sixteen bits
     image_size=32,  # side of a view in pixels
     augment="digits",  # which views: 'v1', 'v2', 'cifar', 'digits'
     augment_on="host",  # who applies what follows the crop: 'host', or 'device' within the step
@@ -135,18 +137,19 @@ def check_values(config: ConfigDict) -> None:
     _one_of(config, "reduce", REDUCE)
     _one_of(config, "knn_features", ("backbone", "output"))
     _one_of(config, "compute_dtype", ("auto", "float32", "bfloat16", "float64"))
-    for key in ("image_size", "dim", "batch_size", "bn_groups", "shuffle_groups", "queue_size", "epochs",
+    for key in ("channels", "image_size", "dim", "batch_size", "bn_groups", "shuffle_groups", "queue_size", "epochs",
                 "lr", "max_bad_steps", "spike_factor", "log_every", "keep", "eval_batch_size", "knn_k", "knn_temperature"):  # fmt: skip
         if config[key] <= 0:
             raise UserError(
                 f"{key}={config[key]} must be above 0; {default_config()[key]} is the default"
             )
-    for key in ("crop_min", "width", "lr_reference_batch", "first_epoch", "weight_decay", "sgd_momentum", "monitor_every",
+    for key in ("crop_min", "white", "width", "lr_reference_batch", "first_epoch", "weight_decay", "sgd_momentum", "monitor_every",
                 "knn_examples", "checkpoint_every", "cpu_devices", "workers", "max_bad_images", "stop_at_step"):  # fmt: skip
         if config[key] < 0:
             raise UserError(
                 f"{key}={config[key]} must not be negative; {default_config()[key]} is the default"
             )
+    _check_channels(config)
     if not 0 <= config.momentum < 1:
         raise UserError(
             f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's"
@@ -162,6 +165,20 @@ def check_values(config: ConfigDict) -> None:
     if not 0 <= config.profile_steps[0] <= config.profile_steps[1]:
         raise UserError(
             f"profile_steps={tuple(config.profile_steps)} are no first and last step; (20, 25) are"
+        )
+
+
+def _check_channels(config: ConfigDict) -> None:
+    for key in ("mean", "std"):
+        value, needed = tuple(config[key]), config.channels
+        if len(value) != needed:
+            raise UserError(
+                f"{key}={value} has {len(value)} values, and channels={needed} asks for {needed}; the section "
+                "'images' of python -m moco_jax.doctor prints those of your images"
+            )
+    if min(config.std) <= 0:
+        raise UserError(
+            f"std={tuple(config.std)} must be above 0 in every channel; 1 does for a channel that is constant"
         )
 
 

@@ -11,6 +11,7 @@ from absl import app, flags, logging
 
 from moco_jax.command_line import fail, parse
 from moco_jax.data import packing
+from moco_jax.data.sources.pixels import Decoding
 from moco_jax.errors import UserError
 from moco_jax.report.console import Console, duration
 
@@ -22,6 +23,8 @@ SHARDS = flags.DEFINE_integer("shards", 0, "How many files; 0: one per 5,000 ima
 FORMAT = flags.DEFINE_string(
     "format", "tfrecord", f"Of the shards: {' or '.join(packing.FORMATS)}."
 )
+CHANNELS = flags.DEFINE_integer("channels", 3, "As in training: other images are left out.", 1)
+WHITE = flags.DEFINE_float("white", 0.0, "As in training.", 0.0)
 
 
 class Progress:
@@ -55,7 +58,8 @@ def main(argv: list[str]) -> None:
     tf.config.set_visible_devices([], "GPU")
     console = Console()
     try:
-        plan = packing.make_plan(DATA_DIR.value, OUT.value, SHARDS.value, FORMAT.value)
+        decoding = Decoding(channels=CHANNELS.value, white=WHITE.value)
+        plan = packing.make_plan(DATA_DIR.value, OUT.value, SHARDS.value, FORMAT.value, decoding)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
         packing.pack(plan, Progress(plan, console).seen)
     except UserError as error:

@@ -17,6 +17,7 @@ from moco_jax import config as config_lib
 from moco_jax import encoders, mesh, optim, state, step
 from moco_jax.data import device_ops, order, recipes
 from moco_jax.data.sources import Source, open_source
+from moco_jax.data.sources.pixels import Decoding
 from moco_jax.errors import UserError
 from moco_jax.evaluation import features
 from moco_jax.evaluation.monitor import Monitor, choose
@@ -80,12 +81,15 @@ def compute_dtype(name: str):
 
 def open_images(config: ConfigDict, split: str, index_dir: str | None) -> Source:
     """The images of one split of the dataset that `config` names."""
-    return open_source(config.dataset, split, config.data_dir, index_dir, config.exif_rotation)
+    decoding = Decoding(config.exif_rotation, config.channels, config.white)
+    return open_source(config.dataset, split, config.data_dir, index_dir, decoding)
 
 
 def recipe_of(config: ConfigDict) -> recipes.Recipe:
     """The views that `config` asks for."""
-    return recipes.create(config.augment, config.image_size, config.crop_min or None)
+    return recipes.create(
+        config.augment, config.image_size, config.crop_min or None, config.channels
+    )
 
 
 def batch_of(config: ConfigDict, layout: Any) -> step.Batch:
@@ -95,7 +99,7 @@ def batch_of(config: ConfigDict, layout: Any) -> step.Batch:
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=layout)
 
-    images = array(jnp.uint8, side, side, 3)
+    images = array(jnp.uint8, side, side, config.channels)
     views: tuple = (None, None)
     if config.augment_on == "device":
         views = (recipes.View(*(array(dtype, *shape) for dtype, *shape in recipes.FIELDS)),) * 2
@@ -115,7 +119,7 @@ def program(config: ConfigDict, the_mesh: Mesh, steps_per_epoch: int) -> Program
     def create() -> state.TrainState:
         return state.initial_state(
             config.seed, encoder, optimizer, config.image_size, config.batch_size, config.queue_size,
-            config.dim, exact,
+            config.dim, exact, config.channels,
         )  # fmt: skip
 
     shapes = jax.eval_shape(create)

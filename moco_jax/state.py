@@ -68,13 +68,14 @@ def initial_state(
     queue_size: int,
     dim: int,
     dtype=jnp.float32,
+    channels: int = 3,
 ) -> TrainState:
     """The state before the first step; both encoders equal, the queue random. Pure: jit it to place it.
 
-    `dtype` is that of images and queue: float32, or float64 for a float64 run.
+    `dtype` is that of images and queue: float32, or float64 for a float64 run. `channels`: of the images.
     """
     encoder_rng, queue_rng = jax.random.split(jax.random.key(seed))
-    images = jnp.zeros((1, image_size, image_size, 3), dtype)
+    images = jnp.zeros((1, image_size, image_size, channels), dtype)
     variables = encoder.init(encoder_rng, images, train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(

@@ -10,6 +10,8 @@ from moco_jax.report.console import size
 
 FREQUENT = 0.01  # share of the images from which on something is more than a curiosity
 
+DARK = 0.2  # share of white below which nearly all pixels of a dark dataset lie
+
 Name = Callable[[int], str]
 
 
@@ -26,6 +28,7 @@ def findings(
     """
     return [
         *looked(survey),
+        *measured(survey),
         *damaged(survey, name, files is not None, max_bad_images),
         *tiny(survey, name, image_size),
         *copies(survey, name),
@@ -59,6 +62,23 @@ def looked(survey: Survey) -> list[Finding]:
     ]
 
 
+def measured(survey: Survey) -> list[Finding]:
+    """Mean and standard deviation of each channel, and whether the images are nearly black."""
+    if not survey.good.any():
+        return []
+    mean, std = (f"({', '.join(f'{x:.3g}' for x in v)})" for v in (survey.mean, survey.std))
+    found = [Finding(OK, f"measured per channel, scaled to 0..1: mean={mean} std={std}")]
+    if (survey.mean + 2 * survey.std).max() < DARK:
+        found.append(
+            Finding(
+                NOTE,
+                "the images are nearly black; if their pixels have more than eight bits, --config.white=VALUE says "
+                "which value is white",
+            )
+        )
+    return found
+
+
 def shorter_sides(survey: Survey) -> np.ndarray:
     """The shorter side in pixels of each image that could be decoded, int32 `[m]`."""
     return survey.sides[survey.good].min(axis=1)
@@ -73,6 +93,8 @@ def damaged(survey: Survey, name: Name, single_files: bool, limit: int) -> list[
     def why(row: int) -> str:
         if not survey.bytes[row]:
             return ": empty or unreadable"
+        if row in survey.refused:
+            return f": {survey.refused[row]}"
         if not single_files:
             return ""
         found = survey.format[row]

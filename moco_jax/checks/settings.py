@@ -4,6 +4,7 @@ import jax
 from ml_collections import ConfigDict
 
 from moco_jax.checks.findings import NOTE, OK, WARNING, Finding
+from moco_jax.data import recipes
 from moco_jax.errors import UserError
 
 FEW_FOR_STATISTICS = 8
@@ -23,10 +24,16 @@ def count_devices() -> tuple[int, str]:
 def advice(config: ConfigDict, recipe_batch: int) -> list[Finding]:
     """What is unusual in settings that are sound; `recipe_batch`: the batch size that the recipe file itself has."""
     return [
+        *_colours(config),
         *_rate(config, recipe_batch),
         *_groups(config),
         *_momentum(config),
     ]
+
+
+def _colours(config: ConfigDict) -> list[Finding]:
+    said = recipes.without_colours(config.augment, config.channels)
+    return [Finding(NOTE, said)] if said else []
 
 
 def _rate(config: ConfigDict, recipe_batch: int) -> list[Finding]:

@@ -5,6 +5,7 @@ whole dataset can be looked at.
 """
 
 import hashlib
+import math
 import os
 import time
 from collections import Counter
@@ -16,10 +17,11 @@ import tensorflow as tf
 
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source, store
-from moco_jax.data.sources.decode import decode_or_flag
+from moco_jax.data.sources.decode import decode_or_flag, refusal
 
 CHUNK = 64  # images that are read at once
 EVERY = 10.0  # seconds between progress lines
+PIXELS = 1 << 14  # at most of an image that its mean is taken over, a grid of them
 
 # By the first bytes: what a content is called and which endings a file of it has.
 FORMATS = (
@@ -31,6 +33,8 @@ FORMATS = (
     (b"II*\x00", "TIFF", (".tif", ".tiff")),
     (b"MM\x00*", "TIFF", (".tif", ".tiff")),
     (b"II+\x00", "BigTIFF", (".tif", ".tiff")),
+    (b"MM\x00+", "BigTIFF", (".tif", ".tiff")),
+    (b"\x93NUMPY", "NumPy array", (".npy",)),
 )
 UNKNOWN = len(FORMATS)
 
@@ -46,6 +50,8 @@ class Survey(NamedTuple):
         bytes: int64 `[n]`, length of the record.
         content, pixels: uint64 `[n]`, hashes of the record and of the decoded image.
         format: uint8 `[n]`, place in `FORMATS`, or `UNKNOWN`.
+        refused: row -> why an image that is whole is refused, as one of other channels.
+        mean, std: float64 `[C]` of each channel scaled to 0..1, every image counted alike; NaN without images.
     """
 
     total: int
@@ -56,6 +62,9 @@ class Survey(NamedTuple):
     content: np.ndarray
     pixels: np.ndarray
     format: np.ndarray
+    refused: dict[int, str]
+    mean: np.ndarray
+    std: np.ndarray
 
 
 def spread(size: int, count: int, seed: int) -> np.ndarray:
@@ -77,11 +86,21 @@ def _hash(*parts: bytes) -> np.uint64:
     return np.frombuffer(hashlib.blake2b(b"".join(parts), digest_size=8).digest(), np.uint64)[0]
 
 
+def _moments(image: np.ndarray) -> np.ndarray:
+    """Mean and mean square of each channel, scaled to 0..1: float64 `[2, C]`."""
+    every = max(math.ceil(math.sqrt(image.shape[0] * image.shape[1] / PIXELS)), 1)
+    some = (
+        image[::every, ::every].astype(np.float64).transpose(2, 0, 1).reshape(image.shape[-1], -1)
+    )
+    return np.stack([some.mean(1) / 255, np.square(some).mean(1) / 255**2])
+
+
 def _facts(record, image: np.ndarray) -> tuple[np.ndarray, ...]:
     content = record if isinstance(record, bytes) else record.tobytes()
     return (
         np.asarray([len(content), *image.shape[:2], format_of(content)], np.int64),
         np.asarray([_hash(content), _hash(repr(image.shape).encode(), image.tobytes())], np.uint64),
+        _moments(image),
     )
 
 
@@ -95,27 +114,46 @@ def survey(
     n, done = len(indices), 0
     good, numbers = np.zeros(n, bool), np.zeros((n, 4), np.int64)
     hashes = np.zeros((n, 2), np.uint64)
+    channels = source.decoding.channels
+    sums = np.zeros((2, channels))
+    refused: dict[int, str] = {}
     began = last = time.perf_counter()
 
     def look(record: tf.Tensor) -> tuple[tf.Tensor, ...]:
         image = decode_or_flag(source, record)
-        facts, hashed = tf.numpy_function(_facts, [record, image.pixels], [tf.int64, tf.uint64])
-        return image.ok, tf.ensure_shape(facts, [4]), tf.ensure_shape(hashed, [2])
+        facts, hashed, moments = tf.numpy_function(
+            _facts, [record, image.pixels], [tf.int64, tf.uint64, tf.float64]
+        )
+        why = tf.cond(
+            image.ok,
+            lambda: tf.constant(b""),
+            lambda: tf.numpy_function(
+                lambda r: refusal(source, r).encode(), [record], tf.string, stateful=False
+            ),
+        )
+        return (
+            image.ok, tf.ensure_shape(facts, [4]), tf.ensure_shape(hashed, [2]),
+            tf.ensure_shape(moments, [2, channels]), tf.ensure_shape(why, []),
+        )  # fmt: skip
 
     reads = ((source.read(indices[k : k + CHUNK]),) for k in range(0, n, CHUNK))
     signature = tf.TensorSpec([None, *source.record_spec.shape], source.record_spec.dtype)
     with running(reads, (signature,), look, workers) as batches:
         for some in batches:
             place = slice(done, done + len(some[0]))
-            good[place], numbers[place], hashes[place] = some
+            good[place], numbers[place], hashes[place], moments, why = some
+            sums += moments[some[0]].sum(0)
+            refused |= {done + row: text.decode() for row, text in enumerate(why) if text}
             done = place.stop
             now = time.perf_counter()
             if now - last > EVERY:
                 last = now
                 progress(done, (now - began) / done * (n - done))
+    mean, square = sums / (good.sum() or np.nan)
     return Survey(
         total=len(source), indices=indices, good=good, sides=numbers[:, 1:3].astype(np.int32), bytes=numbers[:, 0],
         content=hashes[:, 0], pixels=hashes[:, 1], format=numbers[:, 3].astype(np.uint8),
+        refused=refused, mean=mean, std=np.sqrt(np.maximum(square - mean**2, 0)),
     )  # fmt: skip
 
 

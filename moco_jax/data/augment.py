@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_jax.data import image_ops, resize
-from moco_jax.data.recipes import Recipe, View
+from moco_jax.data.recipes import COLOURS, Recipe, View
 from moco_jax.data.sources import decode
 
 ATTEMPTS = 10
@@ -104,20 +104,21 @@ def _compiled(recipe: Recipe) -> tuple[Callable, Callable | None]:
     if "flip" in recipe.stages:
         first.append("flip")
 
-    def colors(stages: Sequence[str], planes: tf.Tensor, view: View) -> tf.Tensor:
-        packed = image_ops.pack(planes)
+    def apply(stages: Sequence[str], planes: tf.Tensor, view: View) -> tf.Tensor:
+        mixes = any(stage in COLOURS for stage in stages)
+        x = image_ops.pack(planes) if mixes else planes
         for stage in stages:
             chosen, operation = {
                 "color": (view.color, lambda x: _jitter(x, view, recipe)),
                 "grayscale": (view.grayscale, image_ops.grayscale),
                 "flip": (view.flip, image_ops.horizontal_flip),
             }[stage]
-            packed = tf.cond(chosen, lambda op=operation, x=packed: op(x), lambda x=packed: x)
-        return image_ops.unpack(packed)
+            x = tf.cond(chosen, lambda op=operation, x=x: op(x), lambda x=x: x)
+        return image_ops.unpack(x) if mixes else x
 
     def program(stages: Sequence[str]) -> Callable:
         def run(planes: tf.Tensor, view: View) -> tf.Tensor:
-            return colors(stages, planes, view)
+            return apply(stages, planes, view)
 
         return tf.function(run, jit_compile=True)
 
@@ -131,10 +132,10 @@ def apply_view(
     crop_only: bool = False,
     ratio: tf.Tensor | int = 1,
 ) -> tf.Tensor:
-    """The view uint8 `[S, S, 3]`: the operations of `recipe` in its order with the parameters drawn.
+    """The view uint8 `[S, S, C]`: the operations of `recipe` in its order with the parameters drawn.
 
     Args:
-        padded: uint8 `[H', W', 3]`, the image from `resize.pad`.
+        padded: uint8 `[H', W', C]`, the image from `resize.pad`.
         view: the parameters.
         recipe: the operations.
         crop_only: leave those after the crop to `device_ops.finish`.
@@ -190,7 +191,7 @@ def shrink(views: tuple[View, View], recipe: Recipe) -> tf.Tensor:
 
 
 def evaluation_view(image: tf.Tensor, recipe: Recipe) -> tf.Tensor:
-    """uint8 `[H, W, 3]` -> uint8 `[S, S, 3]`: the shorter side resized, then the centre (torchvision's rounding)."""
+    """uint8 `[H, W, C]` -> uint8 `[S, S, C]`: the shorter side resized, then the centre (torchvision's rounding)."""
     size, side = recipe.image_size, recipe.evaluation_resize
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     short = tf.minimum(height, width)

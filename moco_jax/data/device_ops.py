@@ -1,6 +1,6 @@
 """The operations that follow the crop on batches of uint8 images in a jitted step, with the pixels PIL gives.
 
-The same operations as in `image_ops.py`, on planes `[3, H, W]` as there, in JAX: rounded or cut to uint8 after each.
+The same operations as in `image_ops.py`, on planes `[C, H, W]` as there, in JAX: rounded or cut to uint8 after each.
 What reads its neighbours, or is done several times, is a loop: unrolled, the compiler would fuse it and work each
 pixel out again for all that read it.
 """
@@ -83,7 +83,7 @@ def _box(planes: jax.Array, weights: tuple[jax.Array, ...], axis: int) -> jax.Ar
 
 
 def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
-    """uint8 `[3, H, W]`, PIL's GaussianBlur(radius=sigma), sigma up to 2.8: three box passes in each direction.
+    """uint8 `[C, H, W]`, PIL's GaussianBlur(radius=sigma), sigma up to 2.8: three box passes in each direction.
 
     The box has radius l + a: sigma^2 / 3 is matched by a whole part l (0 or 1) and an edge of weight a.
     """
@@ -130,7 +130,7 @@ def _finish(planes: jax.Array, view: View, recipe: Recipe) -> jax.Array:
 
 
 def finish(images: jax.Array, views: View, recipe: Recipe) -> jax.Array:
-    """Crops uint8 `[B, S, S, 3]` -> views uint8 `[B, S, S, 3]`: all operations of `recipe` but the crop.
+    """Crops uint8 `[B, S, S, C]` -> views uint8 `[B, S, S, C]`: all operations of `recipe` but the crop.
 
     `views`: drawn by `augment.draw_view`, every field with a leading axis `[B]`.
     """

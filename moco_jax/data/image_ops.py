@@ -1,6 +1,6 @@
 """Each operation on one uint8 image in a TensorFlow graph, with the pixels that torchvision on PIL gives.
 
-PIL rounds or cuts to uint8 after every operation; so do these. They work on planes `[3, W, H]`, columns first as
+PIL rounds or cuts to uint8 after every operation; so do these. They work on planes `[C, W, H]`, columns first as
 `resize.py` leaves them, or, where an operation mixes colours, on these packed to one int32 a pixel: XLA then compiles
 each operation (or several in a row) to one loop over contiguous values.
 """
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 
 def to_planes(image: tf.Tensor) -> tf.Tensor:
-    """`[H, W, 3]` -> `[3, W, H]`."""
+    """`[H, W, C]` -> `[C, W, H]`."""
     return tf.transpose(image, (2, 1, 0))
 
 
@@ -19,7 +19,7 @@ def to_planes(image: tf.Tensor) -> tf.Tensor:
     jit_compile=True, reduce_retracing=True
 )  # a third of the time of TensorFlow's own loop
 def to_pixels(planes: tf.Tensor) -> tf.Tensor:
-    """`[3, W, H]` -> `[H, W, 3]`."""
+    """`[C, W, H]` -> `[H, W, C]`."""
     return tf.transpose(planes, (2, 1, 0))
 
 
@@ -107,9 +107,9 @@ def adjust_hue(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     return _packed([channel(5), channel(3), channel(1)])
 
 
-def horizontal_flip(packed: tf.Tensor) -> tf.Tensor:
-    """Left and right exchanged."""
-    return packed[::-1]
+def horizontal_flip(x: tf.Tensor) -> tf.Tensor:
+    """Left and right exchanged, in planes or packed `[..., W, H]`."""
+    return x[..., ::-1, :]
 
 
 def _widen(planes: tf.Tensor, axis: int) -> tf.Tensor:

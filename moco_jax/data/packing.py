@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from moco_jax.data.running import running
-from moco_jax.data.sources import reading, store
+from moco_jax.data.sources import open_source, store
 from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.sources.folder import FolderSource
+from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
 
 FORMATS = {"tfrecord": "tfrecord", "arrayrecord": "array_record"}  # and how their files end
@@ -56,8 +57,10 @@ class Plan:
         return f"{self.stem(number)}.{FORMATS[self.format]}"
 
 
-def make_plan(data_dir: str, out: str, shards: int, format: str) -> Plan:
+def make_plan(data_dir: str, out: str, shards: int, format: str, decoding: Decoding = RGB) -> Plan:
     """The plan of packing `data_dir` (folder or list) into `out`; `shards`: 0 for one per `PER_SHARD` images.
+
+    `decoding`: what tells sound images, which are packed, from damaged ones.
 
     Raises:
         UserError: a value cannot work, or there is no image.
@@ -66,13 +69,13 @@ def make_plan(data_dir: str, out: str, shards: int, format: str) -> Plan:
         raise UserError(f"format={format!r} is unknown; known are {', '.join(FORMATS)}")
     if not out:
         raise UserError("out='' names no folder for the shards; give one: --out=FOLDER")
-    with reading(data_dir):
-        source = FolderSource(data_dir)
+    source = open_source("folder", "", data_dir, decoding=decoding)
     shards = shards or -(-len(source) // PER_SHARD)
     if not 0 < shards <= len(source):
         raise UserError(
             f"shards={shards} for {len(source)} images; 1 to {len(source)} work, 0 chooses"
         )
+    assert isinstance(source, FolderSource)
     return Plan(source, data_dir, out, format, shards)
 
 
@@ -90,6 +93,8 @@ def _facts(plan: Plan) -> dict:
         "format": plan.format,
         "classes": source.classes,
         "names_sha256": digest.hexdigest(),
+        "channels": source.decoding.channels,
+        "white": source.decoding.white,
     }
 
 
@@ -110,7 +115,7 @@ def claim(plan: Plan) -> None:
                 file.write(json.dumps(facts, indent=2) + "\n")
             tf.io.gfile.rename(draft, path, overwrite=True)
             return
-        before = json.loads(store.read(path))
+        before = {"channels": 3, "white": 0.0} | json.loads(store.read(path))
     changed = [key for key in facts if before.get(key) != facts[key]]
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} -> {facts[key]!r}"[:200] for key in changed)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from moco_jax.data import augment, order, recipes, resize
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source
-from moco_jax.data.sources.decode import decode_or_flag
+from moco_jax.data.sources.decode import decode_or_flag, refusal
 from moco_jax.errors import UserError
 
 Rows = dict[str, Any]
@@ -74,7 +74,7 @@ def train_batches(
         scaled_decoding: decode large JPEGs at a half, quarter or eighth where both crops are large enough.
 
     Yields:
-        `query` and `key` uint8 `[n, S, S, 3]`, `index` int32 `[n]`; with `crop_only` also `query_view` and
+        `query` and `key` uint8 `[n, S, S, C]`, `index` int32 `[n]`; with `crop_only` also `query_view` and
         `key_view`, a `recipes.View` of arrays `[n, ...]` each.
     """
     size = len(source)
@@ -103,7 +103,9 @@ def train_batches(
     def replace(made: Rows, epoch: int, row: int) -> None:
         index = int(made["index"][row])
         for _ in range(size):
-            damaged.add(source.name(index))
+            why = refusal(source, source.read(np.asarray([index]))[0])
+            called = f"{source.name(index)}: {why}" if why else source.name(index)
+            damaged.add(called)
             index = (index + 1) % size
             record = tf.constant(source.read(np.asarray([index]))[0], source.record_spec.dtype)
             found = views(tf.constant(index, tf.int64), tf.constant(epoch, tf.int64), record)
@@ -113,9 +115,7 @@ def train_batches(
                 ):
                     old[row] = new.numpy()
                 return
-        raise UserError(
-            f"none of the {size} images can be decoded; {source.name(index)} is one of them"
-        )
+        raise UserError(f"none of the {size} images can be decoded; {called} is one of them")
 
     numbers = tf.TensorSpec([len(rows)], tf.int64)
     with running(
@@ -136,7 +136,7 @@ def evaluation_batches(
     """The images `indices` int64 `[steps, n]` as evaluation sees them (resized, cropped, nothing drawn).
 
     Yields:
-        for each step `image` uint8 `[n, S, S, 3]` and `ok` bool `[n]`, false where an image is damaged.
+        for each step `image` uint8 `[n, S, S, C]` and `ok` bool `[n]`, false where an image is damaged.
     """
 
     def view(record: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -35,6 +35,7 @@ class Recipe:
     evaluation_resize: int = 0
 
 
+COLOURS = ("color", "grayscale")  # stages that need red, green and blue
 RECIPES: dict[str, Recipe] = {
     "v1": Recipe(224, ("crop", "grayscale", "color", "flip"), jitter=(0.4, 0.4, 0.4, 0.4)),
     "v2": Recipe(
@@ -54,8 +55,10 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def create(name: str, image_size: int, crop_min: float | None = None) -> Recipe:
+def create(name: str, image_size: int, crop_min: float | None = None, channels: int = 3) -> Recipe:
     """The recipe `name` at `image_size` pixels; `crop_min` replaces its smallest crop.
+
+    With `channels` other than three its colour operations are left out.
 
     ImageNet recipes are evaluated on the centre of images resized by 256 / 224 of the view's side.
     """
@@ -65,9 +68,19 @@ def create(name: str, image_size: int, crop_min: float | None = None) -> Recipe:
     return dataclasses.replace(
         base,
         image_size=image_size,
+        stages=tuple(s for s in base.stages if channels == 3 or s not in COLOURS),
         crop_scale=(crop_min or base.crop_scale[0], base.crop_scale[1]),
         evaluation_resize=round(image_size * 256 / 224) if name in ("v1", "v2") else image_size,
     )
+
+
+def without_colours(name: str, channels: int) -> str:
+    """What to say where `create` leaves out colour operations, a sentence; '' where it does not."""
+    kept = create(name, 1, channels=channels).stages
+    if kept == RECIPES[name].stages:
+        return ""
+    left = " and ".join(filter(None, (", ".join(kept[:-1]), kept[-1])))
+    return f"channels={channels}: the colour operations of augment={name!r} are left out; {left} remain"
 
 
 class View(NamedTuple):

@@ -87,7 +87,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, 3]`, floating, normalised -> features `[B, D]`, at least float32."""
+        """Images `[B, H, W, C]`, floating, normalised -> features `[B, D]`, at least float32."""
         if self.stem not in STEMS:
             raise UserError(f"stem={self.stem!r} is unknown; known are {', '.join(STEMS)}")
         kernel, stride, pool = STEMS[self.stem]

@@ -19,7 +19,7 @@ Encode = Callable[[Mapping[str, Any], jax.Array], jax.Array]
 def make_encode(
     encoder: nn.Module, kind: str, mean: Sequence[float], std: Sequence[float], dtype, mesh: Mesh
 ) -> Encode:
-    """A jitted function from variables and uint8 images `[B, H, W, 3]` to features `[B, D]`, in evaluation mode.
+    """A jitted function from variables and uint8 images `[B, H, W, C]` to features `[B, D]`, in evaluation mode.
 
     `kind`: `backbone` for pooled features, `output` for those after the head.
     """
@@ -52,7 +52,7 @@ def extract(
         batch_size: images at once, a multiple of the device count.
         workers: threads, as in `train_batches`.
         mesh: the device mesh.
-        encode: from uint8 images `[B, S, S, 3]` to features `[B, D]` on every device.
+        encode: from uint8 images `[B, S, S, C]` to features `[B, D]` on every device.
 
     Returns:
         features float32 `[M, D]` and the indices int64 `[M]` they belong to, in the order given; M <= N.

@@ -9,6 +9,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
+def shown(image: np.ndarray) -> np.ndarray:
+    """What is drawn of uint8 `[H, W, C]`: the first three channels as RGB; of fewer the first, `[H, W]`, as gray."""
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
+
+
 def neighbours(
     path: epath.Path,
     queries: np.ndarray,
@@ -19,9 +24,9 @@ def neighbours(
 
     Args:
         path: the PNG to write.
-        queries: uint8 `[R, H, W, 3]`.
-        columns: title -> uint8 `[R, C, H, W, 3]`, nearest first.
-        right: title -> bool `[R, C]`, whether a neighbour is of the query's class; None without labels.
+        queries: uint8 `[R, H, W, C]`, shown as `shown` says.
+        columns: title -> uint8 `[R, N, H, W, C]`, nearest first.
+        right: title -> bool `[R, N]`, whether a neighbour is of the query's class; None without labels.
     """
     rows = len(queries)
     widths = [1] + [block.shape[1] for block in columns.values()]
@@ -38,7 +43,7 @@ def neighbours(
         for column in range(block.shape[1]):
             for row in range(rows):
                 axes = figure.add_subplot(grid[row, place + column])
-                axes.imshow(block[row, column])
+                axes.imshow(shown(block[row, column]), "gray", vmin=0, vmax=255)
                 axes.set(xticks=[], yticks=[])
                 if right is not None and title in right:
                     good = right[title][row, column]
@@ -57,8 +62,8 @@ def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray
 
     Args:
         path: the PNG to write.
-        images: uint8 `[H, W, 3]` each, N of them, of any size.
-        pairs: uint8 `[N, 2, S, S, 3]`, query and key view.
+        images: uint8 `[H, W, C]` each, N of them, of any size; shown as `shown` says.
+        pairs: uint8 `[N, 2, S, S, C]`, query and key view.
     """
     blocks = 2 if len(images) > 1 else 1
     rows = -(-len(images) // blocks)
@@ -71,11 +76,11 @@ def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray
     )  # fmt: skip
     for number, (image, pair) in enumerate(zip(images, pairs, strict=True)):
         row, block = number % rows, number // rows
-        for column, (title, shown) in enumerate(
+        for column, (title, picture) in enumerate(
             {"image": image, "query": pair[0], "key": pair[1]}.items()
         ):
             axes = figure.add_subplot(grid[row, 4 * block + column])
-            axes.imshow(shown)
+            axes.imshow(shown(picture), "gray", vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[], anchor="N")
             if row == 0:
                 axes.set_title(title, loc="left", fontsize=10)

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from moco_jax import contrastive
 from moco_jax.config import peak_learning_rate
+from moco_jax.data import recipes
 from moco_jax.evaluation.monitor import COLLAPSED
 from moco_jax.parts import Parts
 from moco_jax.report.console import duration
@@ -28,6 +29,9 @@ def facts(config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState
         "steps": f"{parts.total_steps:,} = {config.epochs} epochs x {parts.steps_per_epoch:,}; lr {rate}",
         "workdir": str(place),
     }
+    said = recipes.without_colours(config.augment, config.channels)
+    if said:
+        found["views"] = said
     if int(state.step):
         found["resumed"] = f"at step {int(state.step)}"
     return found

@@ -24,9 +24,8 @@ def draw(
         )
         rows = knn.nearest(bank, queries, min(k, len(bank)))[1]
         found = bank_indices[rows]
-        columns[title] = _views(monitor.bank, monitor, found.ravel()).reshape(
-            *found.shape, monitor.recipe.image_size, monitor.recipe.image_size, 3
-        )
+        pictures = _views(monitor.bank, monitor, found.ravel())
+        columns[title] = pictures.reshape(*found.shape, *pictures.shape[1:])
         labels, truth = (
             monitor.bank.labels(found.ravel()),
             monitor.queries.labels(query_indices),

@@ -11,8 +11,10 @@ import tensorflow as tf
 
 from moco_jax.data import packing
 from moco_jax.data.sources import open_source
+from moco_jax.data.sources.pixels import Decoding
 from moco_jax.errors import UserError
-from tests.data.pictures import encoded, write
+from tests.data.pictures import decoded, encoded, write
+from tests.data.sources.test_pixels import npy
 
 
 class Cut(Exception):
@@ -149,3 +151,17 @@ for folder in folders:
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("error: data_dir=/no/such is no folder")
+
+
+def test_images_of_other_channels_are_packed_where_that_is_said(tmp_path):
+    content = npy(np.zeros((8, 9, 5), np.float32))
+    files = {f"{n}.npy": content for n in range(3)} | {"colour.jpg": encoded()}
+    folder, out = write(tmp_path / "images", files), tmp_path / "out"
+    decoding = Decoding(channels=5, white=1)
+    plan = packing.make_plan(folder, str(out), 1, "tfrecord", decoding)
+    packing.pack(plan, quiet)
+    assert [os.path.basename(name) for name in packing.damaged_names(plan)] == ["colour.jpg"]
+    source = open_source("tfrecord", "train", str(out), None, decoding)
+    assert [(image.shape, sound) for image, sound in decoded(source)] == [((8, 9, 5), True)] * 3
+    with pytest.raises(UserError, match=r"another packing \(channels: 5 -> 3; white: 1 -> 0"):
+        packing.pack(packing.make_plan(folder, str(out), 1, "tfrecord"), quiet)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from moco_jax.data import pipeline, recipes
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.memory import digits
+from moco_jax.data.sources.pixels import RGB
 from moco_jax.errors import UserError
 from tests.data.pictures import encoded, write
 
@@ -60,7 +61,7 @@ def test_batches_are_the_same_from_any_start_with_any_workers_and_split_over_hos
 class Slow:
     """Images that only PIL decodes, whose reading gives Python up and wants it back all the time, and fails at `last`."""
 
-    record_spec, exif_rotation = tf.TensorSpec([], tf.string), False
+    record_spec, decoding = tf.TensorSpec([], tf.string), RGB
 
     def __init__(self, last):
         self.reads, self.last, self.image = 0, last, encoded("TIFF")

@@ -11,6 +11,7 @@ from moco_jax.checks import sheet
 from moco_jax.data import augment, image_ops, pipeline, recipes, resize
 from moco_jax.data.sources.decode import RATIOS, decode_image, decode_or_flag
 from moco_jax.data.sources.folder import FolderSource
+from moco_jax.data.sources.pixels import Decoding
 from tests.data.pictures import encoded, write
 
 PHOTO = load_sample_images().images[0]
@@ -65,7 +66,7 @@ def test_damaged_jpegs_are_still_replaced(tmp_path):
 def test_sizes_are_those_of_the_whole_image_however_it_lies(tmp_path):
     for orientation in (1, 6):
         folder = write(tmp_path / str(orientation), files(orientation=orientation))
-        images = FolderSource(folder, exif_rotation=True)
+        images = FolderSource(folder, Decoding(exif_rotation=True))
         record = tf.constant(images.read(np.asarray([0]))[0])
         whole = decode_or_flag(images, record)
         for number, ratio in enumerate(RATIOS):
@@ -118,4 +119,4 @@ def test_shrinking_is_the_decoders_own():
     for number, ratio in enumerate(RATIOS):
         image = Image.open(io.BytesIO(content.numpy()))
         image.draft("RGB", (PHOTO.shape[1] // ratio, PHOTO.shape[0] // ratio))
-        np.testing.assert_array_equal(decode_image(content, False, tf.constant(number)), image)
+        np.testing.assert_array_equal(decode_image(content, shrunk=tf.constant(number)), image)

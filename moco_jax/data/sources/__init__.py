@@ -1,6 +1,6 @@
 """Where images are: a `Source` has a length, reads a whole batch of indices as bytes, and names what it reads.
 
-One file a kind of source; `decode.py` makes pixels of what they read, `store.py` is how they reach files. To add
+One file a kind of source; `decode.py` and `pixels.py` make pixels of what they read, `store.py` is how they reach files. To add
 a kind, write a class with the members of `Source` and name it in `open_source`.
 """
 
@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.data.sources import pixels
+from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
 
 LARGEST = 2**31 - 1  # an example's number travels to the devices as int32
@@ -22,11 +24,11 @@ class Source(Protocol):
 
     Attributes:
         record_spec: the tensor that stands for one image before it is decoded: a string scalar, or its pixels.
-        exif_rotation: whether images are turned as their Exif orientation says.
+        decoding: how bytes become pixels.
     """
 
     record_spec: tf.TensorSpec
-    exif_rotation: bool
+    decoding: Decoding
 
     def __len__(self) -> int:
         """The number of images."""
@@ -60,7 +62,7 @@ def open_source(
     split: str,
     data_dir: str,
     index_dir: str | None = None,
-    exif_rotation: bool = False,
+    decoding: Decoding = RGB,
 ) -> Source:
     """The source that `dataset` names, in `data_dir`: one of `KINDS`.
 
@@ -69,13 +71,14 @@ def open_source(
         split: of 'digits' and 'tfds:NAME'; the others are one whole.
         data_dir: folder, list, pattern or TFDS data directory; on this machine or a bucket's.
         index_dir: where an index of records may be kept.
-        exif_rotation: whether images are turned as their Exif orientation says.
+        decoding: how bytes become pixels.
 
     Raises:
         UserError: there is nothing to read, or it cannot be read.
     """
     with reading(data_dir):
-        source = _open(dataset, split, data_dir, index_dir, exif_rotation)
+        source = _open(dataset, split, data_dir, index_dir, decoding)
+        _require_tifffile(source)
     if len(source) > LARGEST:
         raise UserError(
             f"dataset={dataset!r} has {len(source)} examples; at most {LARGEST} are supported"
@@ -84,31 +87,47 @@ def open_source(
 
 
 def _open(
-    dataset: str, split: str, data_dir: str, index_dir: str | None, exif_rotation: bool
+    dataset: str, split: str, data_dir: str, index_dir: str | None, decoding: Decoding
 ) -> Source:
     # A kind's libraries are loaded only where it is asked for.
     if dataset == "digits":
         from moco_jax.data.sources.memory import digits
 
-        return digits(split)
+        return digits(split, decoding)
     if dataset == "folder":
         from moco_jax.data.sources.folder import FolderSource
 
-        return FolderSource(data_dir, exif_rotation)
+        return FolderSource(data_dir, decoding)
     if dataset == "tar":
         from moco_jax.data.sources.tar import TarSource
 
-        return TarSource(data_dir, index_dir, exif_rotation)
+        return TarSource(data_dir, index_dir, decoding)
     if dataset == "tfrecord":
         from moco_jax.data.sources.tfrecord import TFRecordSource
 
-        return TFRecordSource(data_dir, index_dir, exif_rotation)
+        return TFRecordSource(data_dir, index_dir, decoding)
     if dataset == "arrayrecord":
         from moco_jax.data.sources.arrayrecord import ArrayRecordSource
 
-        return ArrayRecordSource(data_dir, exif_rotation)
+        return ArrayRecordSource(data_dir, decoding)
     if dataset.startswith("tfds:"):
         from moco_jax.data.sources.tfds import TFDSSource
 
-        return TFDSSource(dataset.removeprefix("tfds:"), split, data_dir, index_dir, exif_rotation)
+        return TFDSSource(dataset.removeprefix("tfds:"), split, data_dir, index_dir, decoding)
     raise UserError(f"dataset={dataset!r} is unknown; known are {KINDS}")
+
+
+def _require_tifffile(source: Source) -> None:
+    """UserError where the first TIFF of a folder, or the first record, cannot be read without the package."""
+    decoding = source.decoding
+    if decoding.plain or source.record_spec.dtype != tf.string or not pixels.lacks_tifffile():
+        return
+    files = enumerate(getattr(source, "files", ()))
+    first = next((n for n, file in files if file.lower().endswith((".tif", ".tiff"))), 0)
+    record = source.read(np.asarray([first]))[0]
+    try:
+        content = source.encoded(tf.constant(record)).numpy()
+    except tf.errors.OpError:
+        return  # damaged: left to who counts these
+    if pixels.wants_tifffile(content, decoding):
+        pixels.tifffile(decoding)

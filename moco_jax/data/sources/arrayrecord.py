@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_jax.data.sources import decode, examples, shards
+from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.data.sources.tfrecord import Slice
 from moco_jax.errors import UserError
 
@@ -69,7 +70,7 @@ class ArrayRecords:
 class ArrayRecordSource(examples.ExampleSource):
     """The images of ArrayRecord files; what their records are is seen from the first."""
 
-    def __init__(self, data_dir: str, exif_rotation: bool = False):
+    def __init__(self, data_dir: str, decoding: Decoding = RGB):
         """Open the files that `data_dir` means (see `shards.find`).
 
         Raises:
@@ -81,7 +82,7 @@ class ArrayRecordSource(examples.ExampleSource):
         first = records.read(np.arange(min(len(records), 1)))
         self._bare = bool(len(first)) and decode.is_image(first[0])
         keys = ("", None, None) if self._bare else examples.first_features(records, data_dir)
-        super().__init__(records, label, *keys, exif_rotation=exif_rotation)
+        super().__init__(records, label, *keys, decoding=decoding)
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
         """The record, or the image feature of the example that it is."""

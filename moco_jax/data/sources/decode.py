@@ -1,15 +1,18 @@
-"""From the bytes of an encoded image to uint8 RGB pixels, in a TensorFlow graph.
+"""From the bytes of an encoded image to uint8 pixels, in a TensorFlow graph.
 
-TensorFlow decodes what it decodes as PIL does; PIL takes what is left (TIFF, animated WebP, palette BMP); what
-neither can read is flagged, so that one damaged file ends no run.
+TensorFlow decodes RGB where it does so as PIL does; `pixels.py` takes what is left (TIFF, animated WebP, palette BMP,
+.npy) and all other numbers of channels; what none can read is flagged, so that one damaged file ends no run.
 """
 
 import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import tensorflow as tf
+
+from moco_jax.data.sources import pixels
+from moco_jax.data.sources.pixels import RGB, Decoding
+from moco_jax.errors import UserError
 
 if TYPE_CHECKING:
     from moco_jax.data.sources import Source
@@ -66,6 +69,8 @@ def is_image(content: bytes) -> bool:
     """Whether `content` begins as an encoded image does."""
     from PIL import Image, UnidentifiedImageError
 
+    if content.startswith((pixels.NUMPY, *pixels.TIFF)):
+        return True
     try:
         Image.open(io.BytesIO(content)).close()
     except (UnidentifiedImageError, OSError, ValueError):
@@ -96,80 +101,74 @@ def _jpeg(content: tf.Tensor, exif_rotation: bool, shrunk: tf.Tensor | None) -> 
     return turn(image, exif_orientation(content)) if exif_rotation else image
 
 
-def _png_16(content: tf.Tensor) -> tf.Tensor:
-    deep = tf.cast(tf.io.decode_png(content, channels=3, dtype=tf.uint16), tf.int32)
-    return tf.cast((deep + 128) // 257, tf.uint8)
+def _png_16(content: tf.Tensor, white: float) -> tf.Tensor:
+    """As `pixels.to_eight_bits`."""
+    deep = tf.io.decode_png(content, channels=3, dtype=tf.uint16)
+    if not white:
+        return tf.cast((tf.cast(deep, tf.int32) + 128) // 257, tf.uint8)
+    shares = tf.minimum(tf.cast(deep, tf.float64) / white, 1)
+    return tf.cast(tf.floor(shares * 255 + 0.5), tf.uint8)
 
 
 def _contains(content: tf.Tensor, mark: bytes) -> tf.Tensor:
     return tf.size(tf.strings.split([content], mark, 1).values) > 1
 
 
-def _not_jpeg(content: tf.Tensor, exif_rotation: bool) -> tf.Tensor:
+def _not_jpeg(content: tf.Tensor, decoding: Decoding) -> tf.Tensor:
     start = tf.strings.substr(content, 0, 2)
     # TensorFlow takes a palette's numbers for grays: only BMPs of 24 bits without compression are left to it.
     plain = (start != b"BM") | (tf.strings.substr(content, 28, 6) == b"\x18\0\0\0\0\0")
-    if exif_rotation:
+    if decoding.exif_rotation:
         plain &= ~(_contains(content, b"eXIf") | _contains(content, b"EXIF"))  # PNG's and WebP's
     with tf.control_dependencies([tf.debugging.Assert(plain, ["left to PIL"])]):
         return tf.cond(
             (start == b"\x89P") & (tf.strings.substr(content, 24, 1) == b"\x10"),
-            lambda: _png_16(content),
+            lambda: _png_16(content, decoding.white),
             lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
         )
 
 
 def decode_image(
-    content: tf.Tensor, exif_rotation: bool = False, shrunk: tf.Tensor | None = None
+    content: tf.Tensor, decoding: Decoding = RGB, shrunk: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Encoded bytes, a string scalar -> uint8 `[H, W, 3]`; an error where TensorFlow cannot do it as PIL does.
+    """Encoded bytes, a string scalar -> uint8 RGB `[H, W, 3]`; an error where TensorFlow cannot do it as PIL does.
 
-    JPEG with the accurate inverse transform (the pixels PIL gives); sixteen bits as in `pil_pixels`. `shrunk`: the
-    number of one of `RATIOS`, an int32 scalar: a JPEG's height and width come divided by it and rounded up.
+    JPEG with the accurate inverse transform (the pixels PIL gives); sixteen bits as in `pixels.to_eight_bits`.
+    `shrunk`: the number of one of `RATIOS`, an int32 scalar: a JPEG's height and width come divided by it and rounded up.
     """
     image = tf.cond(
         tf.io.is_jpeg(content),
-        lambda: _jpeg(content, exif_rotation, shrunk),
-        lambda: _not_jpeg(content, exif_rotation),
+        lambda: _jpeg(content, decoding.exif_rotation, shrunk),
+        lambda: _not_jpeg(content, decoding),
     )
     image = tf.ensure_shape(image, [None, None, 3])
     with tf.control_dependencies([tf.debugging.assert_positive(tf.size(image))]):
         return tf.identity(image)
 
 
-def pil_pixels(content: bytes, exif_rotation: bool = False) -> np.ndarray:
-    """Encoded bytes -> uint8 `[H, W, 3]` by PIL: the first frame or page, without transparency.
-
-    Sixteen-bit gray v becomes v / 257, rounded, whatever part of the range an image fills: one scale for all,
-    so twelve bits kept in sixteen look dark. Of sixteen-bit colour in TIFF the high byte is kept.
-
-    Raises:
-        ValueError, OSError: damaged, or 32-bit pixels, whose white is not defined.
-    """
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(content)) as file:
-        image = ImageOps.exif_transpose(file) if exif_rotation else file
-        if image.mode.startswith("I;16"):
-            gray = (np.asarray(image).astype(np.uint32) + 128) // 257
-            return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=-1)
-        if image.mode in ("I", "F"):
-            raise ValueError(f"{image.mode}: pixels of 32 bits")
-        return np.asarray(image.convert("RGB"))
-
-
-def _with_pil(content: tf.Tensor, exif_rotation: bool) -> tf.Tensor:
-    pixels = tf.numpy_function(
-        lambda c: pil_pixels(c, exif_rotation), [content], tf.uint8, stateful=False
+def _in_python(content: tf.Tensor, decoding: Decoding) -> tf.Tensor:
+    image = tf.numpy_function(
+        lambda c: pixels.pixels(c, decoding), [content], tf.uint8, stateful=False
     )
-    return tf.ensure_shape(pixels, [None, None, 3])
+    return tf.ensure_shape(image, [None, None, decoding.channels])
+
+
+def refusal(source: "Source", record: bytes) -> str:
+    """Why `source` refuses an image that is whole (its channels, its bits, a missing package); '' if it is damaged."""
+    try:
+        pixels.pixels(source.encoded(tf.constant(record)).numpy(), source.decoding)
+    except (pixels.Unfit, UserError) as error:
+        return str(error)
+    except Exception:  # libraries raise all kinds on damaged files
+        return ""
+    return ""
 
 
 class Decoded(NamedTuple):
     """An image in a graph.
 
     Attributes:
-        pixels: uint8 `[H, W, 3]`; black `[1, 1, 3]` where the record is damaged.
+        pixels: uint8 `[H, W, C]`; black `[1, 1, C]` where the record is damaged.
         size: int32 `[2]`, height and width in the file.
         ratio: int32, one of `RATIOS`: `size` by H and W, rounded up.
         ok: bool, false where the record is damaged.
@@ -181,8 +180,8 @@ class Decoded(NamedTuple):
     ok: tf.Tensor
 
 
-def _whole(pixels: tf.Tensor, ok: bool = True) -> Decoded:
-    return Decoded(pixels, tf.shape(pixels)[:2], tf.constant(1), tf.constant(ok))
+def _whole(image: tf.Tensor, ok: bool = True) -> Decoded:
+    return Decoded(image, tf.shape(image)[:2], tf.constant(1), tf.constant(ok))
 
 
 def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = None) -> Decoded:
@@ -192,18 +191,21 @@ def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = 
     """
     if source.record_spec.dtype != tf.string:
         return _whole(record)
-    rotation = source.exif_rotation
+    decoding = source.decoding
 
     def with_tensorflow(content: tf.Tensor) -> Decoded:
         if shrink is None:
-            return _whole(decode_image(content, rotation))
-        jpeg = tf.io.is_jpeg(content)
+            return _whole(decode_image(content, decoding))
+        jpeg, rotation = tf.io.is_jpeg(content), decoding.exif_rotation
         shrunk = tf.cond(
             jpeg, lambda: shrink(_jpeg_size(content, rotation)), lambda: tf.constant(0)
         )
-        image = decode_image(content, rotation, shrunk)
+        image = decode_image(content, decoding, shrunk)
         size = tf.cond(jpeg, lambda: _jpeg_size(content, rotation), lambda: tf.shape(image)[:2])
         return Decoded(image, size, tf.gather(RATIOS, shrunk), tf.constant(True))
+
+    def in_python(content: tf.Tensor) -> Decoded:
+        return _whole(_in_python(content, decoding))
 
     def attempt(decoder: Callable[[tf.Tensor], Decoded], otherwise: Decoded) -> Decoded:
         """The decoded record; `otherwise` where the decoder fails."""
@@ -211,8 +213,9 @@ def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = 
         failed = tf.data.Dataset.from_tensors(otherwise)
         return made.ignore_errors().concatenate(failed).take(1).get_single_element()
 
-    found = attempt(with_tensorflow, _whole(tf.zeros([1, 1, 3], tf.uint8), ok=False))
+    black = _whole(tf.zeros([1, 1, decoding.channels], tf.uint8), ok=False)
+    if decoding.channels != 3:
+        return attempt(in_python, black)
+    found = attempt(with_tensorflow, black)
     # A dataset costs as much as a small operation: the second is made only where the first gave nothing.
-    return tf.cond(
-        found.ok, lambda: found, lambda: attempt(lambda c: _whole(_with_pil(c, rotation)), found)
-    )
+    return tf.cond(found.ok, lambda: found, lambda: attempt(in_python, found))

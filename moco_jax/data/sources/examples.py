@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
 
 IMAGE_KEYS = ("image", "image/encoded", "jpg", "png")
@@ -76,10 +77,10 @@ class ExampleSource:
         image: str,
         klass: str | None,
         name: str | None = None,
-        exif_rotation: bool = False,
+        decoding: Decoding = RGB,
     ):
         """`label` names the set; `image`, `klass` and `name` are the features (None: there is none)."""
-        self.records, self.label, self.exif_rotation = records, label, exif_rotation
+        self.records, self.label, self.decoding = records, label, decoding
         self._image, self._class, self._name = image, klass, name
         self._labels: np.ndarray | None = None
 

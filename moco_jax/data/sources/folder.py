@@ -8,9 +8,10 @@ import tensorflow as tf
 
 from moco_jax.data.sources import store
 from moco_jax.data.sources.names import Names
+from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy")
 _LOOKED = f"images end in {', '.join(EXTENSIONS)}"
 
 
@@ -73,13 +74,13 @@ class FolderSource:
 
     record_spec = tf.TensorSpec([], tf.string)
 
-    def __init__(self, path: str, exif_rotation: bool = False):
+    def __init__(self, path: str, decoding: Decoding = RGB):
         """Take in the images below the folder, or in the text file, `path`.
 
         Raises:
             UserError: there is no image.
         """
-        self.exif_rotation = exif_rotation
+        self.decoding = decoding
         if not path:
             raise UserError(
                 "data_dir='' names no folder; point it at your images: --config.data_dir=FOLDER"

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
 
 CANVAS = 32
@@ -13,11 +14,25 @@ DIGIT_SIDES = (19, 28)
 class ArraySource:
     """Images in memory."""
 
-    exif_rotation = False
+    def __init__(
+        self,
+        images: np.ndarray,
+        classes: np.ndarray | None,
+        label: str,
+        decoding: Decoding = RGB,
+    ):
+        """`images` uint8 `[N, H, W, C]`, `classes` int `[N]`; `label` names the set in messages.
 
-    def __init__(self, images: np.ndarray, classes: np.ndarray | None, label: str):
-        """`images` uint8 `[N, H, W, 3]`, `classes` int `[N]`; `label` names the set in messages."""
+        Raises:
+            UserError: C is not what `decoding` says.
+        """
+        if images.shape[-1] != decoding.channels:
+            raise UserError(
+                f"channels={decoding.channels} is not what the images of {label} have; "
+                f"channels={images.shape[-1]} works"
+            )
         self.images, self.classes, self.label = images, classes, label
+        self.decoding = decoding
         self.record_spec = tf.TensorSpec(images.shape[1:], tf.uint8)
 
     def __len__(self) -> int:
@@ -25,7 +40,7 @@ class ArraySource:
         return len(self.images)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 `[n, H, W, 3]`."""
+        """uint8 `[n, H, W, C]`."""
         return self.images[indices]
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
@@ -41,7 +56,7 @@ class ArraySource:
         return f"{self.label} image {index}"
 
 
-def digits(split: str) -> ArraySource:
+def digits(split: str, decoding: Decoding = RGB) -> ArraySource:
     """The 1,797 handwritten digits of scikit-learn, each at a random place and scale on a 32 x 32 canvas.
 
     `train`: 1,437 digits at one placement each; `test`: the other 360 at four. Split and places are fixed.
@@ -63,4 +78,5 @@ def digits(split: str) -> ArraySource:
         ink = np.round(data.images[number] * (255 / 16)).astype(np.uint8)
         drawn = Image.fromarray(ink).resize((side, side), Image.Resampling.BILINEAR)
         canvas[top : top + side, left : left + side] = np.asarray(drawn)[..., None]
-    return ArraySource(images, data.target[chosen[split]].astype(np.int32), f"digits {split}")
+    classes = data.target[chosen[split]].astype(np.int32)
+    return ArraySource(images, classes, f"digits {split}", decoding)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from moco_jax.data.sources import index, shards, store
 from moco_jax.data.sources.folder import EXTENSIONS
+from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
 
 _BLOCK = 512
@@ -74,8 +75,10 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
             if kind == "cls":
                 file.seek(member.offset)
                 label = _class(file.read(member.length), f"{path}: {member.name}")
-            # Of several images the one whose ending says no more ('jpg' before 'mask.jpg'), else the first.
-            better = 2 if f".{kind}" in EXTENSIONS else 1 if kind.endswith(EXTENSIONS) else 0
+            # Of several images the one whose ending says no more ('jpg' before 'mask.jpg'), else the first; an
+            # array only where there is no picture, as it may be anything.
+            plain, picture = f".{kind}" in EXTENSIONS, not kind.endswith("npy")
+            better = f".{kind}".endswith(EXTENSIONS) * (1 + picture + 2 * plain)
             if better > rank:
                 image, rank = member, better
         close()
@@ -97,13 +100,13 @@ class TarSource:
 
     record_spec = tf.TensorSpec([], tf.string)
 
-    def __init__(self, data_dir: str, index_dir: str | None = None, exif_rotation: bool = False):
+    def __init__(self, data_dir: str, index_dir: str | None = None, decoding: Decoding = RGB):
         """Open the tars that `data_dir` means (see `shards.find`); keep their index in `index_dir`.
 
         Raises:
             UserError: there is none, one is damaged, or they hold no image.
         """
-        self.exif_rotation = exif_rotation
+        self.decoding = decoding
         paths = shards.find(data_dir, "tar", r"\.tar")
 
         def make() -> index.Arrays:

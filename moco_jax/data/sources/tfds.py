@@ -1,6 +1,7 @@
 """Image datasets that TFDS has prepared, read at random instead of through its own reader."""
 
 from moco_jax.data.sources import arrayrecord, examples, index, store, tfrecord
+from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
 
 
@@ -13,7 +14,7 @@ class TFDSSource(examples.ExampleSource):
         split: str,
         data_dir: str,
         index_dir: str | None = None,
-        exif_rotation: bool = False,
+        decoding: Decoding = RGB,
     ):
         """Open `split` of the dataset `name` in `data_dir` ('' is TFDS's own); keep the index in `index_dir`.
 
@@ -65,5 +66,5 @@ class TFDSSource(examples.ExampleSource):
             label,
             pictures[0],
             classes[0] if classes else None,
-            exif_rotation=exif_rotation,
+            decoding=decoding,
         )

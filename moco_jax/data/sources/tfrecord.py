@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from moco_jax.data.sources import examples, index, shards, store
+from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
 
 _FRAME = (
@@ -63,7 +64,7 @@ def build(slices: Sequence[Slice], cache: epath.Path | None) -> index.Places:
 class TFRecordSource(examples.ExampleSource):
     """The examples of TFRecord files; which features they have is seen from the first."""
 
-    def __init__(self, data_dir: str, index_dir: str | None = None, exif_rotation: bool = False):
+    def __init__(self, data_dir: str, index_dir: str | None = None, decoding: Decoding = RGB):
         """Open the files that `data_dir` means (see `shards.find`); keep their index in `index_dir`.
 
         Raises:
@@ -73,5 +74,5 @@ class TFRecordSource(examples.ExampleSource):
         cache = index.cache_path(index_dir, f"tfrecord {data_dir}")
         records = index.FileRecords(build([Slice(p, 0, -1) for p in paths], cache))
         super().__init__(
-            records, os.path.basename(data_dir.rstrip("/")), *examples.first_features(records, data_dir), exif_rotation
+            records, os.path.basename(data_dir.rstrip("/")), *examples.first_features(records, data_dir), decoding
         )  # fmt: skip

@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from moco_jax.data.sources import decode
+from moco_jax.data.sources import decode, pixels
 from moco_jax.data.sources.folder import FolderSource
+from moco_jax.data.sources.pixels import Decoding
 from tests.data.pictures import PHOTO, decoded, encoded, opened, write
 
 TIFF = b"II*\0"
@@ -79,7 +80,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("exif_rotation", [False, True])
 def test_every_kind_has_pils_pixels_and_what_is_damaged_is_flagged(tmp_path, exif_rotation):
-    source = FolderSource(write(tmp_path, KINDS | DAMAGED), exif_rotation)
+    source = FolderSource(write(tmp_path, KINDS | DAMAGED), Decoding(exif_rotation))
     assert len(source) == len(KINDS) + len(DAMAGED)
     for index, (image, sound) in enumerate(decoded(source)):
         name = source.files[index]
@@ -115,7 +116,7 @@ def test_orientations_are_pils_where_asked_for(tmp_path, kind):
     contents = [encoded(kind, orientation=number) for number in range(1, 9)]
     ending = {"JPEG": "jpg", "TIFF": "tif"}.get(kind, kind)
     folder = write(tmp_path, {f"{n}.{ending}": c for n, c in enumerate(contents)})
-    turned, plain = (decoded(FolderSource(folder, rotate)) for rotate in (True, False))
+    turned, plain = (decoded(FolderSource(folder, Decoding(rotate))) for rotate in (True, False))
     assert len({image.tobytes() for image, _ in turned}) == 8
     for content, (image, sound), (as_it_is, _) in zip(contents, turned, plain, strict=True):
         assert sound
@@ -149,5 +150,5 @@ def test_exif_of_either_byte_order_is_read_and_nonsense_is_left_alone():
 
 
 def test_pixels_of_32_bits_are_refused_by_name():
-    with pytest.raises(ValueError, match="F: pixels of 32 bits"):
-        decode.pil_pixels(encoded("TIFF", pixels=np.ones((4, 5), np.float32)))
+    with pytest.raises(ValueError, match=r"pixels of float32: --config\.white must say"):
+        pixels.pixels(encoded("TIFF", pixels=np.ones((4, 5), np.float32)), pixels.RGB)

@@ -5,6 +5,7 @@ import pytest
 from moco_jax.data import sources
 from moco_jax.data.packing import example
 from moco_jax.data.sources import arrayrecord
+from moco_jax.data.sources.pixels import Decoding
 from moco_jax.errors import UserError
 from tests.data.pictures import decoded, encoded, write
 from tests.data.sources.test_tar import tar
@@ -60,7 +61,7 @@ def test_every_kind_turns_images_where_asked_for(tmp_path, kind):
         file.close()
     shapes = []
     for exif_rotation in (False, True):
-        source = sources.open_source(kind, "train", str(tmp_path), None, exif_rotation)
+        source = sources.open_source(kind, "train", str(tmp_path), None, Decoding(exif_rotation))
         ((image, sound),) = decoded(source)
         assert sound
         shapes.append(image.shape)
@@ -70,6 +71,6 @@ def test_every_kind_turns_images_where_asked_for(tmp_path, kind):
 @pytest.mark.skipif(not TFDS, reason="MOCO_JAX_TFDS names no TFDS data directory with cifar10")
 @pytest.mark.parametrize("exif_rotation", [False, True])
 def test_a_tfds_set_knows_what_was_asked_for(exif_rotation):
-    found = sources.open_source("tfds:cifar10", "test[:5]", TFDS, None, exif_rotation)
-    assert found.exif_rotation == exif_rotation
+    found = sources.open_source("tfds:cifar10", "test[:5]", TFDS, None, Decoding(exif_rotation))
+    assert found.decoding == Decoding(exif_rotation)
     assert len(decoded(found)) == 5
