@@ -1,5 +1,6 @@
 """Views made in a jitted step are the host's: drawn numbers and crops to the bit, the rest within its rounding."""
 
+import contextlib
 import functools
 
 import jax
@@ -52,7 +53,8 @@ def hosts_batch(source, recipe, crop_only):
         source, recipe, seed=SEED, batch_size=64, rows=np.arange(64), examples_seen=seen, workers=2,
         damaged=pipeline.DamagedImages(0), crop_only=crop_only,
     )  # fmt: skip
-    return next(batches)
+    with contextlib.closing(batches):
+        return next(batches)
 
 
 CASES = [
