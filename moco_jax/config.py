@@ -26,7 +26,7 @@ RECIPE = dict(
     white=0.0,  # value that becomes 255 in images of more than eight bits; 0: 65535, only in sixteen bits
     image_size=32,  # side of a view in pixels
     augment="digits",  # which views: 'v1', 'v2', 'cifar', 'digits'
-    augment_on="host",  # who applies what follows the crop: 'host', or 'device' within the step
+    augment_on="host",  # who makes views: 'host'; 'device': within the step, what follows the crop; 'resident': all of it, of images that live on the devices
     scaled_decoding=False,  # decode JPEGs far larger than their views at 1/2, 1/4 or 1/8: faster, nearly the same views
     crop_min=0.0,  # smallest crop as a share of the image's area; 0: the augmentation's own
     mean=(0.485, 0.456, 0.406),  # per channel, of images scaled to 0..1
@@ -132,7 +132,7 @@ def check_values(config: ConfigDict) -> None:
     _one_of(config, "head", HEADS)
     _one_of(config, "stem", STEMS)
     _one_of(config, "augment", recipes.RECIPES)
-    _one_of(config, "augment_on", ("host", "device"))
+    _one_of(config, "augment_on", ("host", "device", "resident"))
     _one_of(config, "lr_schedule", ("steps", "cosine", "cosine_per_step"))
     _one_of(config, "reduce", REDUCE)
     _one_of(config, "knn_features", ("backbone", "output"))
@@ -153,6 +153,11 @@ def check_values(config: ConfigDict) -> None:
     if not 0 <= config.momentum < 1:
         raise UserError(
             f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's"
+        )
+    if config.augment_on == "resident" and config.scaled_decoding:
+        raise UserError(
+            "scaled_decoding=True shrinks images for the views of an epoch, and augment_on='resident' decodes each once "
+            "for all; scaled_decoding=False works"
         )
     if config.temperature < 0.03:
         raise UserError(

@@ -3,7 +3,6 @@ dataset, and the images and the monitor around it.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax import encoders, mesh, optim, state, step
-from moco_jax.data import device_ops, order, recipes
+from moco_jax.data import device_ops, device_views, order, recipes, resident
 from moco_jax.data.sources import Source, open_source
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.errors import UserError
@@ -92,13 +91,31 @@ def recipe_of(config: ConfigDict) -> recipes.Recipe:
     )
 
 
-def batch_of(config: ConfigDict, layout: Any) -> step.Batch:
-    """What the step is fed with, as shapes and dtypes, every array divided as `layout` says."""
+def resident_shape(config: ConfigDict, source: Source) -> resident.Shape | None:
+    """Shape of the images that the devices hold throughout a run; None where they hold none.
+
+    Raises:
+        UserError: they would not fit.
+    """
+    if config.augment_on != "resident":
+        return None
+    shape = resident.shape_of(source)
+    resident.require_room(shape, resident.memory_limit())
+    return shape
+
+
+def batch_of(config: ConfigDict, the_mesh: Mesh, held: resident.Shape | None) -> step.Batch:
+    """What the step is fed with, as shapes, dtypes and shardings; `held`: shape of the images that devices hold."""
     rows, side = config.batch_size, config.image_size
+    layout = mesh.sharded(the_mesh)
 
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=layout)
 
+    if held is not None:
+        everything = jax.ShapeDtypeStruct(held, jnp.uint8, sharding=mesh.replicated(the_mesh))
+        numbers = array(jnp.int32)
+        return step.Batch(None, None, numbers, images=everything, epoch=numbers)
     images = array(jnp.uint8, side, side, config.channels)
     views: tuple = (None, None)
     if config.augment_on == "device":
@@ -106,8 +123,27 @@ def batch_of(config: ConfigDict, layout: Any) -> step.Batch:
     return step.Batch(images, images, array(jnp.int32), *views)
 
 
-def program(config: ConfigDict, the_mesh: Mesh, steps_per_epoch: int) -> Program:
-    """What `config` makes the devices of `the_mesh` compute; `steps_per_epoch` places its learning rates."""
+def views_of(config: ConfigDict) -> Callable[[step.Batch], tuple[jax.Array, jax.Array]]:
+    """How the step makes query and key views of a batch: the part of the work that `augment_on` leaves to it."""
+    recipe, seed = recipe_of(config), config.seed
+
+    def finish(batch: step.Batch) -> tuple[jax.Array, jax.Array]:
+        query = device_ops.finish(batch.query, batch.query_view, recipe)
+        return query, device_ops.finish(batch.key, batch.key_view, recipe)
+
+    def make(batch: step.Batch) -> tuple[jax.Array, jax.Array]:
+        return device_views.make_two_views(batch.images, batch.index, batch.epoch, seed, recipe)
+
+    return {"host": step.as_they_come, "device": finish, "resident": make}[config.augment_on]
+
+
+def program(
+    config: ConfigDict, the_mesh: Mesh, steps_per_epoch: int, held: resident.Shape | None = None
+) -> Program:
+    """What `config` makes the devices of `the_mesh` compute.
+
+    `steps_per_epoch` places its learning rates; `held`: shape of the images that devices hold, as `resident_shape` says.
+    """
     dtype = compute_dtype(config.compute_dtype)
     encoder = encoders.create(
         config.arch, head=config.head, dim=config.dim, width=config.width or None, stem=config.stem,
@@ -132,10 +168,9 @@ def program(config: ConfigDict, the_mesh: Mesh, steps_per_epoch: int) -> Program
         encoder, optimizer, rate, momentum=config.momentum, temperature=config.temperature,
         symmetric=config.symmetric, bn_groups=config.bn_groups, shuffle_groups=config.shuffle_groups,
         mean=config.mean, std=config.std, dtype=dtype, mesh=the_mesh,
-        finish=functools.partial(device_ops.finish, recipe=recipe_of(config)) if config.augment_on == "device" else None,
+        views=views_of(config),
     )  # fmt: skip
-    everywhere, by_row = mesh.replicated(the_mesh), mesh.sharded(the_mesh)
-    batch = batch_of(config, by_row)
+    everywhere, batch = mesh.replicated(the_mesh), batch_of(config, the_mesh, held)
     return Program(
         mesh=the_mesh,
         encoder=encoder,
@@ -170,7 +205,8 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
     require_a_batch(config, source)
     recipe = recipe_of(config)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size)
-    computed = program(config, mesh.create_mesh(), steps_per_epoch)
+    held = resident_shape(config, source)
+    computed = program(config, mesh.create_mesh(), steps_per_epoch, held)
     bank, chosen = choose(source, queries, config.knn_examples, config.seed)
     return Parts(
         program=computed,

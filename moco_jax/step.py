@@ -21,21 +21,30 @@ from moco_jax.state import TrainState, add_examples
 
 @flax.struct.dataclass
 class Batch:
-    """Two views of the same images in the same order.
+    """Two views of the same images in the same order, or what `make_train_step`'s `views` makes them of.
 
     Attributes:
-        query: uint8 `[B, H, W, 3]`.
-        key: uint8 `[B, H, W, 3]`.
+        query: uint8 `[B, H, W, C]`; None where the devices hold all images.
+        key: as `query`.
         index: int32 `[B]`, each example's place in the dataset.
         query_view: where images arrive as crops, the drawn parameters of what is left to do, `[B, ...]` each.
         key_view: as `query_view`, of the keys.
+        images: where the devices hold all images, these: uint8 `[N, H, W, C]`, whole on every device.
+        epoch: with `images`, int32 `[B]`, each example's epoch.
     """
 
-    query: jax.Array
-    key: jax.Array
+    query: Any
+    key: Any
     index: jax.Array
     query_view: Any = None
     key_view: Any = None
+    images: Any = None
+    epoch: Any = None
+
+
+def as_they_come(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Query and key views of a batch that brings them finished."""
+    return batch.query, batch.key
 
 
 def exchange(
@@ -77,7 +86,7 @@ def make_train_step(
     std: Sequence[float],
     dtype=jnp.float32,
     mesh: Mesh | None = None,
-    finish: Callable[[jax.Array, Any], jax.Array] | None = None,
+    views: Callable[[Batch], tuple[jax.Array, jax.Array]] = as_they_come,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step of MoCo v1 and v2 as a pure function to jit (v1, Algorithm 1).
 
@@ -98,7 +107,7 @@ def make_train_step(
         std: per channel, as `mean`.
         dtype: the encoder's compute dtype.
         mesh: the device mesh, or None on one device.
-        finish: makes views of crops, uint8 `[B, H, W, 3]`, and their drawn parameters; None: they come finished.
+        views: makes query and key view, uint8 `[B, H, W, 3]` each, of a batch.
 
     Returns:
         A function of state and batch. Its metrics are scalars: `loss`, `top1`, `top5`, `positive`,
@@ -117,18 +126,16 @@ def make_train_step(
         return exchange(keys, bn_groups, shuffle_groups, mesh), stats
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        first, second = batch.query, batch.key
-        if finish:
-            first, second = finish(first, batch.query_view), finish(second, batch.key_view)
-        views = [(first, second)] + ([(second, first)] if symmetric else [])
+        first, second = views(batch)
+        pairs = [(first, second)] + ([(second, first)] if symmetric else [])
         key_stats, keys = state.key_batch_stats, []
-        for _, key_images in views:
+        for _, key_images in pairs:
             key, key_stats = encode_keys(state.key_params, key_stats, key_images)
             keys.append(jax.lax.stop_gradient(key))
 
         def loss_fn(params: Any):
             stats, terms = state.batch_stats, []
-            for (query_images, _), key in zip(views, keys, strict=True):
+            for (query_images, _), key in zip(pairs, keys, strict=True):
                 query, stats = encode(params, stats, query_images)
                 loss, metrics = contrastive.info_nce(
                     query, key, state.dictionary.keys, temperature, mesh

@@ -2,7 +2,7 @@
 
 import signal
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from moco_jax import checkpoint, files, guard, hosts, mesh
 from moco_jax.clock import Clock, Profile
-from moco_jax.data import pipeline
+from moco_jax.data import pipeline, resident
 from moco_jax.parts import Parts, Program, build
 from moco_jax.report import lines, neighbours, writers
 from moco_jax.report.console import Console, table
@@ -51,6 +51,10 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     state = checkpoints.restore(start, program.abstract) if start else program.initial()
     log = writers.Writers(place, first, start)
     console.facts(lines.facts(config, parts, place, state))
+    damaged = pipeline.DamagedImages(config.max_bad_images)
+    host_batches, held = open_batches(
+        config, parts, count_examples(state.examples_seen), damaged, console
+    )
     train_step = program.compile_step()
 
     if start == 0 and config.monitor_every:
@@ -61,14 +65,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         log.write(0, score)
         console.line(lines.score("before training", score))
 
-    damaged = pipeline.DamagedImages(config.max_bad_images)
-    host_batches = pipeline.train_batches(
-        parts.source, parts.recipe, seed=config.seed, batch_size=config.batch_size,
-        rows=mesh.local_rows(program.mesh, config.batch_size),
-        examples_seen=count_examples(state.examples_seen), workers=config.workers, damaged=damaged,
-        crop_only=config.augment_on == "device", scaled_decoding=config.scaled_decoding,
-    )  # fmt: skip
-    batches = device_batches(host_batches, program)
+    batches = device_batches(host_batches, program, held)
     stop = StopSignals()
     flops = (train_step.cost_analysis() or {}).get("flops")
     clock = Clock(config, parts, start, flops)
@@ -138,11 +135,34 @@ def variables(state: TrainState) -> dict:
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def device_batches(host_batches: Iterator[pipeline.Rows], program: Program) -> Iterator[Batch]:
-    """Batches on the devices, `AHEAD` of them under way while a step runs."""
+def open_batches(
+    config: ConfigDict, parts: Parts, examples_seen: int, damaged: pipeline.DamagedImages, console: Console
+) -> tuple[Generator[pipeline.Rows, None, None], jax.Array | None]:  # fmt: skip
+    """This host's rows of each batch from the one after `examples_seen` on, and the images that the devices hold, if any."""
+    the_mesh, held = parts.program.mesh, parts.program.batch.images
+    common: dict[str, Any] = dict(
+        seed=config.seed, batch_size=config.batch_size,
+        rows=mesh.local_rows(the_mesh, config.batch_size), examples_seen=examples_seen,
+    )  # fmt: skip
+    if held is None:
+        batches = pipeline.train_batches(
+            parts.source, parts.recipe, workers=config.workers, damaged=damaged,
+            crop_only=config.augment_on == "device", scaled_decoding=config.scaled_decoding, **common,
+        )  # fmt: skip
+        return batches, None
+    images, stand_in = resident.load(
+        parts.source, held.shape, config.workers, damaged, console.progress
+    )
+    return resident.train_batches(stand_in, **common), mesh.to_every_device(the_mesh, images)
+
+
+def device_batches(
+    host_batches: Iterator[pipeline.Rows], program: Program, held: jax.Array | None = None
+) -> Iterator[Batch]:
+    """Batches on the devices, `AHEAD` of them under way while a step runs; `held`: images that are there throughout."""
     queue: deque[Batch] = deque()
     for rows in host_batches:
-        queue.append(Batch(**mesh.to_devices(program.mesh, rows)))
+        queue.append(Batch(**mesh.to_devices(program.mesh, rows), images=held))
         if len(queue) > AHEAD:
             yield queue.popleft()
 

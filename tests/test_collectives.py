@@ -15,7 +15,7 @@ DEVICES, B, SIDE, DIM, SLOTS = 8, 128, 32, 16, 64
 IMAGE = SIDE * SIDE * 3
 
 
-def compiled(groups, exchange=None, monkeypatch=None):
+def compiled(groups, exchange=None, monkeypatch=None, held=None):
     if exchange is not None:
         monkeypatch.setattr(step, "exchange", exchange)
     config = default_config()
@@ -23,7 +23,11 @@ def compiled(groups, exchange=None, monkeypatch=None):
         arch="resnet10", width=16, stem="cifar_stride2", dim=DIM, head="mlp", image_size=SIDE, batch_size=B,
         bn_groups=groups, shuffle_groups=8, queue_size=SLOTS * B, compute_dtype="float32",
     )  # fmt: skip
-    program = parts.program(config, mesh.create_mesh(jax.devices()[:DEVICES]), steps_per_epoch=1)
+    if held:
+        config.update(augment="cifar", augment_on="resident")
+    program = parts.program(
+        config, mesh.create_mesh(jax.devices()[:DEVICES]), steps_per_epoch=1, held=held
+    )
     return collectives.read(program.compile_step().as_text()), program.abstract
 
 
@@ -68,6 +72,13 @@ def test_a_step_moves_gradients_moments_features_and_one_exchange(groups):
     if groups > 1 and groups % DEVICES == 0:
         spans = [c for c in found if c.kind == "all-reduce" and c.shape in {(1, 16), (groups, 16)}]
         assert not spans, "moments of groups that lie on one device must stay there"
+
+
+def test_views_of_images_that_every_device_holds_are_made_without_a_word_between_devices():
+    found, shapes = compiled(DEVICES, held=(1000, SIDE, SIDE, 3))
+    assert not judge(found, shapes, DEVICES)
+    sent, _ = compiled(DEVICES)
+    assert [(c.kind, c.dtype, c.shape) for c in found] == [(c.kind, c.dtype, c.shape) for c in sent]
 
 
 def test_a_permutation_of_images_is_noticed(monkeypatch):

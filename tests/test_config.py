@@ -42,6 +42,12 @@ def test_recipes_are_accepted(name):
         ({"head": "none"}, 1, "head='none' is unknown; known are linear, mlp"),
         ({"augment": "v5"}, 1, "augment='v5' is unknown; known are v1, v2"),
         ({"temperature": 0.01}, 1, "temperature=0.01 .*0.03"),
+        ({"augment_on": "tpu"}, 1, "augment_on='tpu' is unknown; known are host, device, resident"),
+        (
+            {"augment_on": "resident", "scaled_decoding": True},
+            1,
+            "scaled_decoding=True .*augment_on='resident'.*scaled_decoding=False works",
+        ),
         ({"momentum": 1.0}, 1, "momentum=1.0 must be at least 0 and below 1"),
         ({"lr": 0.0}, 1, "lr=0.0 must be above 0"),
         ({"cpu_devices": -1}, 1, "cpu_devices=-1 must not be negative; 0 is the default"),

@@ -149,6 +149,23 @@ def test_a_config_that_cannot_run_does_not_stop_the_rest(bad, doctor, tmp_path):
     assert findings.verdict(marks) == "not ready: 2 faults"
 
 
+def test_images_that_the_devices_will_hold(good, bad, doctor):
+    marks, text = doctor(small(good, augment_on="resident", augment="cifar"))
+    assert findings.verdict(marks) == "ready", text
+    for words in ("all are 60 x 48 pixels", "the 40 images take 346 kB of it, on every device", "s, measured",
+                  "this host says of which images", "the run's 6 steps take about"):  # fmt: skip
+        assert line_with(text, words) == "ok", text
+    examination, out = begin(small(bad, augment_on="resident"))
+    examination.devices()
+    examination.settings(16)
+    examination.devices()
+    assert out.getvalue().count("not examined until") == 2
+    examination.dataset(None)
+    examination.images(None)
+    assert line_with(out.getvalue(), "images differ in size, and augment_on='resident'") == "fault"
+    assert "tiny.png: 9 x 5" in out.getvalue()
+
+
 def test_too_few_images_for_a_batch_are_looked_at_all_the_same(good, tmp_path, monkeypatch):
     monkeypatch.setattr(rate, "SECONDS", 0.1)
     examination, out = begin(small(good, batch_size=64, queue_size=64))

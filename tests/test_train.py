@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
@@ -49,8 +50,32 @@ def test_views_finished_on_the_devices_train_as_those_of_the_host_do(tmp_path):
     np.testing.assert_allclose(
         found["device"], found["host"], rtol=0.02
     )  # pixels differ by rounding
-    with pytest.raises(UserError, match=r"augment_on.*'device' -> 'host'"):
-        train.train(tiny(**(changes | {"augment_on": "host"})), str(tmp_path / "device"), set())
+    resident = tiny(**(changes | {"augment_on": "resident", "stop_at_step": 4}))
+    with pytest.raises(UserError, match=r"augment_on: 'device' -> 'resident'"):
+        train.train(resident, str(tmp_path / "device"), set())
+    train.train(resident, str(tmp_path / "device"), {"augment_on"})
+    assert len(losses(tmp_path / "device")) == 4
+
+
+def test_a_run_on_images_that_the_devices_hold_is_the_hosts_run(tmp_path, monkeypatch, capsys):
+    """Also where it is cut in two, and on one device: views of the digits are equal to the bit."""
+    common = dict(stop_at_step=4, monitor_every=0)
+    held = common | {"augment_on": "resident"}
+    train.train(tiny(**common), str(tmp_path / "host"), set())
+    train.train(tiny(**held), str(tmp_path / "resident"), set())
+    assert "1,437 of digits (train), 4.41 MB on every device" in capsys.readouterr().out
+    for stop in (2, 4):
+        train.train(tiny(**(held | {"stop_at_step": stop})), str(tmp_path / "cut"), set())
+    every = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: every[:1])
+    train.train(tiny(**held), str(tmp_path / "one"), set())
+    assert "1 x cpu" in capsys.readouterr().out
+    expected = losses(tmp_path / "host")
+    assert len(set(expected)) == len(expected) == 4
+    # Other programs round differently, and in float32 that grows from step to step.
+    np.testing.assert_allclose(losses(tmp_path / "resident"), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path / "one"), expected, rtol=1e-5)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "resident")
 
 
 def test_a_run_whose_devices_wait_for_images_says_so_once(tmp_path, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """The doctor's round: every section in order, each with what the earlier ones found, none stopped by another's fault."""
 
+import dataclasses
 import os
 import time
 
@@ -12,12 +13,19 @@ from moco_jax import config as config_lib
 from moco_jax import mesh, train
 from moco_jax.checks import images, memory, rate, settings, sheet, survey, workdir
 from moco_jax.checks.findings import FAULT, NOTE, OK, Finding, Report
-from moco_jax.data import order, pipeline
+from moco_jax.data import order, pipeline, resident
 from moco_jax.data.sources import Source, store
 from moco_jax.evaluation import features
 from moco_jax.evaluation.monitor import choose
-from moco_jax.parts import Program, open_images, program, recipe_of, require_a_batch
-from moco_jax.report.console import duration
+from moco_jax.parts import (
+    Program,
+    open_images,
+    program,
+    recipe_of,
+    require_a_batch,
+    resident_shape,
+)
+from moco_jax.report.console import duration, size
 
 NO_IMAGES, NO_SETTINGS = "the dataset's fault is mended", "the settings' fault is mended"
 
@@ -61,6 +69,7 @@ class Examination:
         computed: the program, once it is built.
         step: seconds of a step, given or measured.
         side: median of the images' shorter side, in pixels.
+        could_reside: whether the images seem to be of one size, and fit on a device.
     """
 
     def __init__(self, config: ConfigDict, report: Report, step: float | None):
@@ -70,7 +79,7 @@ class Examination:
         self.values_sound, self.runs, self.enough = False, False, False
         self.source: Source | None = None
         self.computed: Program | None = None
-        self.bank, self.side = 0, 0.0
+        self.bank, self.side, self.could_reside = 0, 0.0, False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -129,12 +138,18 @@ class Examination:
                 lambda done, left: self.report.busy(f"{done:,} of {len(chosen):,}, {duration(left)} left"),
             )  # fmt: skip
             self.side = float(np.median(images.shorter_sides(found))) if found.good.any() else 0.0
+            sides = images.common_sides(found)
+            self.could_reside = sides is not None and resident.fits(
+                (len(source), *sides, self.config.channels), resident.memory_limit()
+            )
             files = getattr(source, "files", None)
             self.report.add(
                 *images.findings(
                     found, source.name, files, self.config.image_size, self.config.max_bad_images
                 )
             )
+            if self.config.augment_on == "resident":
+                self.report.add(*images.one_size(found, source.name))
             if files is not None and store.is_folder(self.config.data_dir):
                 others = survey.others(self.config.data_dir, files)
                 self.report.add(*images.left_out(others))
@@ -160,8 +175,12 @@ class Examination:
         """Memory and time of a step."""
         if not self.runs:
             return self.report.skip("devices", NO_SETTINGS)
+        if self.source is None and self.config.augment_on == "resident":
+            return self.report.skip("devices", NO_IMAGES)
         with self.report.section("devices"):
-            self.computed = program(self.config, mesh.create_mesh(), self.steps_per_epoch or 1)
+            shape = resident_shape(self.config, self.source) if self.source else None
+            steps = self.steps_per_epoch or 1
+            self.computed = program(self.config, mesh.create_mesh(), steps, shape)
             began = time.perf_counter()
             self.report.busy("compiling the train step")
             compiled = self.computed.compile_step()
@@ -186,7 +205,8 @@ class Examination:
     def _held(self, compiled) -> list[Finding]:
         assert self.computed is not None
         config, count = self.config, jax.device_count()
-        views = memory.tree_bytes(self.computed.batch) // count
+        images = self.computed.batch.images
+        views = memory.tree_bytes(dataclasses.replace(self.computed.batch, images=None)) // count
         queue = memory.tree_bytes(self.computed.abstract.dictionary) // count
         kept, moment = memory.compiled_bytes(compiled)
         found = memory.step(
@@ -198,6 +218,9 @@ class Examination:
             config.batch_size,
             config.queue_size,
         )
+        if images is not None:
+            said = f"the {images.shape[0]:,} images take {size(images.size)} of it, on every device"
+            found.append(Finding(OK, said))
         if self.source is not None:
             found += memory.host(
                 len(self.source), memory.bytes_per_example(self.source), self.bank, self._feature_length(),
@@ -212,8 +235,9 @@ class Examination:
             self.computed.encoder, config.knn_features, config.mean, config.std, self.computed.dtype,
             self.computed.mesh,
         )  # fmt: skip
+        side = config.image_size
         images = jax.ShapeDtypeStruct(
-            (config.eval_batch_size, *self.computed.batch.query.shape[1:]), np.uint8
+            (config.eval_batch_size, side, side, config.channels), np.uint8
         )
         return jax.eval_shape(encode, train.variables(state), images).shape[1]
 
@@ -224,6 +248,11 @@ class Examination:
             return self.report.skip("input rate", NO_SETTINGS if source else NO_IMAGES)
         with self.report.section("input rate"):
             batch_size = min(config.batch_size, len(source))
+            if config.augment_on == "resident":
+                found = rate.numbers_per_second(len(source), batch_size, config.seed)
+                said = f"the devices make the views; this host says of which images, {rate.number(found)} a second"
+                self.report.add(Finding(OK, said))
+                return self._pace(found, shared=False)
             self.report.busy(f"making view pairs for {2 * rate.SECONDS:g} s or more")
             pairs = rate.pairs_per_second(
                 pipeline.train_batches(
@@ -247,12 +276,15 @@ class Examination:
                 pairs, config.batch_size / self.step, rate.reads_per_second(source, rate.READ_SECONDS, time.time_ns()),
                 workers=config.workers, cores=os.cpu_count() or 1, folder=hasattr(source, "files"), side=self.side,
                 image_size=config.image_size, on_device=config.augment_on == "device", blurs="blur" in recipe_of(self.config).stages,
-                scaled=config.scaled_decoding,
+                scaled=config.scaled_decoding, could_reside=self.could_reside,
             )  # fmt: skip
             self.report.add(rate.feeds(pairs, config.batch_size, self.step, shared, remedies))
-            if self.enough:
-                total = self.steps_per_epoch * config.epochs
-                self.report.add(rate.pace(pairs, config.batch_size, self.step, shared, total))
+            self._pace(pairs, shared)
+
+    def _pace(self, pairs: float, shared: bool) -> None:
+        if self.enough and self.step is not None:
+            total = self.steps_per_epoch * self.config.epochs
+            self.report.add(rate.pace(pairs, self.config.batch_size, self.step, shared, total))
 
     def workdir(self, place: epath.Path, allow_change: set[str]) -> None:
         """Rights, room, and where the run would go on in `place`."""

@@ -126,6 +126,33 @@ def damaged(survey: Survey, name: Name, single_files: bool, limit: int) -> list[
     ]
 
 
+def common_sides(survey: Survey) -> tuple[int, int] | None:
+    """Height and width of all images that were looked at and could be decoded; None where they differ."""
+    found = np.unique(survey.sides[survey.good], axis=0)
+    return (int(found[0, 0]), int(found[0, 1])) if len(found) == 1 else None
+
+
+def one_size(survey: Survey, name: Name) -> list[Finding]:
+    """Whether all images have one size, as those must that live on the devices."""
+    sides, rows = survey.sides, np.flatnonzero(survey.good)
+    if not len(rows):
+        return []
+    other = rows[(sides[rows] != sides[rows[0]]).any(axis=1)]
+    if not len(other):
+        return [Finding(OK, f"all are {sides[rows[0], 1]} x {sides[rows[0], 0]} pixels")]
+
+    def dimensions(row: int) -> str:
+        return f": {sides[row, 1]} x {sides[row, 0]}"
+
+    return [
+        Finding(
+            FAULT,
+            "images differ in size, and augment_on='resident' needs one size: --config.augment_on=device",
+            _named(survey, name, np.asarray([rows[0], *other]), dimensions),
+        )
+    ]
+
+
 def tiny(survey: Survey, name: Name, image_size: int) -> list[Finding]:
     """Images whose shorter side is below half of `image_size`."""
     least = image_size / 2

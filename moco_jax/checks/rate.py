@@ -1,17 +1,19 @@
 """How fast this host makes view pairs, how long a step takes, and whether the one feeds the other."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moco_jax import mesh
 from moco_jax.checks.findings import NOTE, OK, WARNING, Finding
 from moco_jax.clock import MUCH_WAITING
-from moco_jax.data import order, pipeline
+from moco_jax.data import order, pipeline, resident
 from moco_jax.data.sources import Source
 from moco_jax.parts import Program
 from moco_jax.report.console import duration
@@ -20,6 +22,7 @@ SECONDS = 8.0  # of a window, see `pairs_per_second`
 WINDOWS = 6
 STEADY = 1.1
 READ_SECONDS = 2.0
+NUMBERS_SECONDS = 0.2
 ROWS = 64  # of a batch are made, as one of several hosts would: large batches would take too long
 READS = 64
 STEP_SECONDS = 10.0
@@ -51,6 +54,15 @@ def pairs_per_second(batches: Iterator[pipeline.Rows], seconds: float) -> float:
     return rates[-1]
 
 
+def numbers_per_second(examples: int, batch_size: int, seed: int) -> float:
+    """Numbers of images a second: all that a host makes where the devices make views of the images they hold."""
+    batches = resident.train_batches(
+        np.arange(examples), seed=seed, batch_size=batch_size, rows=np.arange(batch_size),
+        examples_seen=some_epoch(examples, batch_size),
+    )  # fmt: skip
+    return pairs_per_second(batches, min(SECONDS, NUMBERS_SECONDS))
+
+
 def reads_per_second(source: Source, seconds: float, seed: int) -> float:
     """Records a second that `source` reads at random places, without decoding."""
     rng = np.random.default_rng(seed)
@@ -62,15 +74,21 @@ def reads_per_second(source: Source, seconds: float, seed: int) -> float:
 
 
 def step_seconds(program: Program, compiled: Callable[..., Any]) -> float:
-    """Seconds of one step on random images; of the second to tenth, as many as are done in ten seconds."""
+    """Seconds of one step on random images (black, where devices hold them); of the second to tenth, as many as are done in ten seconds."""
     rng, rows = np.random.default_rng(0), mesh.local_rows(program.mesh, len(program.batch.index))
 
     def some(x: Any) -> np.ndarray:
         return rng.integers(0, 2, (len(rows), *x.shape[1:])).astype(x.dtype)
 
-    views = jax.tree.map(some, program.batch)
-    noise = rng.integers(0, 256, views.query.shape, np.uint8)
-    batch = mesh.to_devices(program.mesh, views.replace(query=noise, key=noise[::-1]))
+    held = program.batch.images
+    batch = jax.tree.map(some, dataclasses.replace(program.batch, images=None))
+    if held is None:
+        noise = rng.integers(0, 256, batch.query.shape, np.uint8)
+        batch = batch.replace(query=noise, key=noise[::-1])
+    batch = mesh.to_devices(program.mesh, batch)
+    if held is not None:
+        black = jax.jit(lambda: jnp.zeros(held.shape, held.dtype), out_shardings=held.sharding)
+        batch = batch.replace(images=black())
     state = program.initial()
     durations: list[float] = []
     while not durations or (sum(durations) < STEP_SECONDS and len(durations) < STEPS):
@@ -113,7 +131,7 @@ def feeds(pairs: float, batch_size: int, step: float, shared: bool, remedies: li
 
 def remedies(
     pairs: float, needed: float, reads: float, *, workers: int, cores: int, folder: bool, side: float,
-    image_size: int, on_device: bool, blurs: bool, scaled: bool,
+    image_size: int, on_device: bool, blurs: bool, scaled: bool, could_reside: bool,
 ) -> list[str]:  # fmt: skip
     """What to change so that this host makes `needed` pairs a second instead of `pairs`, most useful first.
 
@@ -128,6 +146,7 @@ def remedies(
         on_device: whether the devices do what follows the crop.
         blurs: whether the recipe blurs.
         scaled: whether large JPEGs are shrunk in decoding.
+        could_reside: whether the images seem to be of one size, and fit on a device.
     """
     found = []
     if reads < 1.5 * needed:
@@ -138,6 +157,10 @@ def remedies(
                 if folder
                 else ""
             )
+        )
+    if could_reside:
+        found.append(
+            "--config.augment_on=resident: the images fit on the devices, and views are made there"
         )
     if 0 < workers < cores:
         found.append(

@@ -5,7 +5,6 @@ hosts and resumes change nothing. The operations themselves are in `image_ops.py
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -13,15 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from moco_jax.data import image_ops, resize
-from moco_jax.data.recipes import COLOURS, Recipe, View
+from moco_jax.data.recipes import ATTEMPTS, COLOURS, ORDERS, UNIFORMS, Recipe, View
 from moco_jax.data.sources import decode
 
-ATTEMPTS = 10
 SPARE = (
     2  # crops of shrunk images are this many times as large as the view, or it would lose detail
 )
-_ORDERS = np.asarray(list(itertools.permutations(range(4))), np.int32)
-_UNIFORMS = 2 * ATTEMPTS + 12
 
 
 def _between(low: float, high: float, uniform: tf.Tensor) -> tf.Tensor:
@@ -67,7 +63,7 @@ def draw_view(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: 
         box=draw_box(crop, height, width, recipe),
         color=u[0] < recipe.jitter_probability,
         factors=low + (centers + strengths - low) * u[1:5],
-        order=tf.gather(_ORDERS, tf.cast(tf.minimum(u[5] * 24, 23), tf.int32)),
+        order=tf.gather(ORDERS, tf.cast(tf.minimum(u[5] * 24, 23), tf.int32)),
         grayscale=u[6] < recipe.grayscale_probability,
         blur=u[7] < recipe.blur_probability,
         sigma=_between(*recipe.blur_sigma, u[8]),
@@ -176,7 +172,7 @@ def draw_two_views(
     `size`: int32 `[2]`, height and width of the image. Both come from one draw of Philox keyed by (`seed`, `epoch`, `index`).
     """
     counter = tf.stack([tf.constant(seed, tf.int64), epoch * 2**31 + index])
-    uniforms = tf.random.stateless_uniform([2, _UNIFORMS], counter, alg="philox")
+    uniforms = tf.random.stateless_uniform([2, UNIFORMS], counter, alg="philox")
     return _compiled_draw(recipe)(uniforms, size[0], size[1])
 
 

@@ -1,10 +1,18 @@
 """Which views there are: the recipes, and the parameters drawn for one view; no TensorFlow, no JAX.
 
 `augment.py` draws the parameters; `image_ops.py` applies them on the host, `device_ops.py` on the devices.
+`device_views.py` does both on the devices, from the same numbers.
 """
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
+
+ATTEMPTS = 10  # at a crop that fits
+UNIFORMS = 2 * ATTEMPTS + 12  # random numbers that one view takes
+ORDERS = tuple(itertools.permutations(range(4)))  # in which colour operations are applied
+# Added to a quotient before it is cut to a whole number: ties go up, also where a division is a little too small.
+HALF = 0.5 + 2**-14
 
 
 @dataclasses.dataclass(frozen=True)

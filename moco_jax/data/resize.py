@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from moco_jax.data.recipes import HALF
+
 _TAPS = (
     3,
     5,
@@ -34,21 +36,25 @@ def pad(image: tf.Tensor) -> tf.Tensor:
 
 
 def _sum_lines(x: tf.Tensor, start: tf.Tensor, extent: tf.Tensor, window: tuple, taps: int):
-    """The pass on uint8 `[n, L, m]` along its second axis; see `_pass`."""
-    scale, corner, size = window
-    support = tf.maximum(scale, 1.0)
+    """The pass on uint8 `[n, L, m]` along its second axis; see `_pass`.
+
+    Places are counted in parts of a line, as many as the resized side has lines: weights are then whole multiples of
+    a half, and their sums exact, whatever their order.
+    """
+    length, corner, size = window
+    reach = tf.maximum(extent, length)
     begin = tf.floor(start)
     lines = tf.cast(tf.math.ceil(start + extent) - begin, tf.int32)
-    center = start - begin + (tf.range(size, dtype=tf.float32) + corner + 0.5) * scale
+    center = (start - begin) * length + (tf.range(size, dtype=tf.float32) + corner + 0.5) * extent
     begin = tf.cast(begin, tf.int32)
-    first = tf.cast(tf.floor(tf.maximum(center - support + 0.5, 0)), tf.int32)
-    end = tf.minimum(tf.cast(tf.floor(center + support + 0.5), tf.int32), lines)
+    first = tf.cast(tf.floor(tf.maximum((center - reach) / length + 0.5, 0)), tf.int32)
+    end = tf.minimum(tf.cast(tf.floor((center + reach) / length + 0.5), tf.int32), lines)
 
     def add(done: tf.Tensor, total: tf.Tensor, norm: tf.Tensor) -> tuple:
         for tap in range(taps):
             line = first + done + tap
-            away = tf.abs(tf.cast(line, tf.float32) + 0.5 - center)
-            weight = tf.where(line < end, tf.maximum(1 - away / support, 0), 0)
+            away = tf.abs((tf.cast(line, tf.float32) + 0.5) * length - center)
+            weight = tf.where(line < end, tf.maximum(reach - away, 0), 0)
             values = tf.gather(x, begin + tf.minimum(line, lines - 1), axis=1)
             total += weight[:, None] * tf.cast(values, tf.float32)
             norm += weight
@@ -61,13 +67,15 @@ def _sum_lines(x: tf.Tensor, start: tf.Tensor, extent: tf.Tensor, window: tuple,
     else:
         needed = tf.reduce_max(end - first)
         _, total, norm = tf.while_loop(lambda done, *_: done < needed, add, nothing)
-    return tf.cast(total / norm[:, None] + 0.5, tf.uint8)
+    return tf.cast(total / norm[:, None] + HALF, tf.uint8)
 
 
 @functools.cache
 def _compiled(size: int, taps: int) -> Callable:
-    def run(x: tf.Tensor, start: tf.Tensor, extent: tf.Tensor, scale: tf.Tensor, corner: tf.Tensor):
-        return _sum_lines(x, start, extent, (scale, corner, size), taps)
+    def run(
+        x: tf.Tensor, start: tf.Tensor, extent: tf.Tensor, length: tf.Tensor, corner: tf.Tensor
+    ):
+        return _sum_lines(x, start, extent, (length, corner, size), taps)
 
     return tf.function(run, jit_compile=True, reduce_retracing=True)
 
@@ -81,10 +89,10 @@ def _pass(
     size: int,
 ) -> tf.Tensor:
     """uint8 `[n, L, m]` -> `[n, size, m]`: lines `start` to `start + extent` resized to `length`, `size` from `corner` on."""
-    scale = extent / tf.cast(length, tf.float32)
-    needed = tf.cast(tf.floor(2 * tf.maximum(scale, 1.0)), tf.int32) + 1
+    length = tf.cast(length, tf.float32)
+    needed = tf.cast(tf.floor(2 * tf.maximum(extent / length, 1.0)), tf.int32) + 1
     kind = tf.reduce_sum(tf.cast(needed > tf.constant(_TAPS[:-1]), tf.int32))
-    arguments = x, start, extent, scale, tf.cast(corner, tf.float32)
+    arguments = x, start, extent, length, tf.cast(corner, tf.float32)
     branches = [lambda t=t: _compiled(size, t)(*arguments) for t in _TAPS]
     return tf.switch_case(kind, branches)
 

@@ -9,7 +9,7 @@ from moco_jax.config import peak_learning_rate
 from moco_jax.data import recipes
 from moco_jax.evaluation.monitor import COLLAPSED
 from moco_jax.parts import Parts
-from moco_jax.report.console import duration
+from moco_jax.report.console import duration, size
 from moco_jax.state import TrainState
 
 
@@ -22,7 +22,7 @@ def facts(config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState
         rate = f"{peak_learning_rate(config):g} = {config.lr:g} x {config.batch_size} / {config.lr_reference_batch}"
     found = {
         "devices": f"{len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s), {parts.program.dtype}",
-        "images": f"{len(parts.source):,} of {config.dataset} ({config.split})",
+        "images": f"{len(parts.source):,} of {config.dataset} ({config.split}){_held(parts)}",
         "encoder": f"{config.arch}, {count:,} parameters",
         "batch": f"{config.batch_size} in {config.bn_groups} BN groups",
         "dictionary": f"queue of {config.queue_size:,} keys, momentum {config.momentum}",
@@ -35,6 +35,11 @@ def facts(config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState
     if int(state.step):
         found["resumed"] = f"at step {int(state.step)}"
     return found
+
+
+def _held(parts: Parts) -> str:
+    images = parts.program.batch.images
+    return "" if images is None else f", {size(images.size)} on every device"
 
 
 def progress(

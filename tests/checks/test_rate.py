@@ -35,7 +35,9 @@ def test_whether_a_host_feeds_its_devices():
 
 
 def test_remedies_follow_from_what_is_slow():
-    common = dict(cores=8, folder=True, image_size=224, on_device=False, blurs=True, scaled=False)
+    common = dict(
+        cores=8, folder=True, image_size=224, on_device=False, blurs=True, scaled=False, could_reside=False
+    )  # fmt: skip
     slow_disk = rate.remedies(100, 400, 110, workers=0, side=300, **common)
     assert "pack the folder" in slow_disk[0]
     assert any("36 cores" in x for x in slow_disk)
@@ -44,3 +46,5 @@ def test_remedies_follow_from_what_is_slow():
     assert few_workers[1].startswith("--config.scaled_decoding=True")
     assert "shorter side is 256 instead of 2000" in few_workers[2]
     assert not any("pack" in x for x in few_workers)
+    small = rate.remedies(100, 500, 5000, workers=0, side=32, **common | {"could_reside": True})
+    assert small[0].startswith("--config.augment_on=resident")

@@ -1,0 +1,89 @@
+"""Views made in a jitted step are the host's: drawn numbers and crops to the bit, the rest within its rounding."""
+
+import contextlib
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from moco_jax.data import augment, device_views, pipeline, recipes
+from moco_jax.data.sources.memory import ArraySource, digits
+
+SEED = 3
+
+
+@pytest.mark.parametrize(
+    ("name", "height", "width"),
+    [("digits", 32, 32), ("cifar", 32, 32), ("v2", 48, 75), ("v1", 200, 31)],
+)
+def test_parameters_are_those_drawn_on_the_host(name, height, width):
+    """Thousands of views, of all examples and epochs that there can be; on a CPU not one number differs."""
+    recipe, number = recipes.create(name, 32), 3000
+    rng = np.random.default_rng(height)
+    index = np.concatenate([[0, 1, 2**31 - 2], rng.integers(0, 2**31 - 1, number)]).astype(np.int32)
+    epoch = np.concatenate([[0, 1, 10_001], rng.integers(0, 1000, number)]).astype(np.int32)
+    draw = functools.partial(
+        device_views.draw_two_views, SEED, height=height, width=width, recipe=recipe
+    )
+    found = jax.device_get(jax.jit(draw)(epoch, index))
+    size = tf.constant([height, width])
+    hosts = tf.data.Dataset.from_tensor_slices((epoch.astype(np.int64), index.astype(np.int64)))
+    hosts = hosts.map(lambda e, i: augment.draw_two_views(size, SEED, e, i, recipe))
+    expected = next(hosts.batch(len(index)).as_numpy_iterator())
+    assert len(np.unique(expected[0].box, axis=0)) > 20
+    assert not np.array_equal(expected[0].box, expected[1].box)
+    for view, other in zip(found, expected, strict=True):
+        for field in recipes.View._fields:
+            ours, theirs = getattr(view, field), getattr(other, field)
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(ours, theirs, err_msg=field)
+
+
+def noise(height, width):
+    images = np.random.default_rng(0).integers(0, 256, (96, height, width, 3), np.uint8)
+    return ArraySource(images, None, "noise")
+
+
+def hosts_batch(source, recipe, crop_only):
+    """A batch of epoch 5."""
+    seen = 5 * (len(source) // 64) * 64
+    batches = pipeline.train_batches(
+        source, recipe, seed=SEED, batch_size=64, rows=np.arange(64), examples_seen=seen, workers=2,
+        damaged=pipeline.DamagedImages(0), crop_only=crop_only,
+    )  # fmt: skip
+    with contextlib.closing(batches):
+        return next(batches)
+
+
+CASES = [
+    ("digits", 32, None),
+    ("cifar", 32, (32, 32)),
+    ("v2", 32, (32, 32)),
+    ("v2", 40, (48, 75)),
+    ("cifar", 24, (130, 37)),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "shape"), CASES)
+def test_crops_equal_the_hosts(name, size, shape):
+    source = noise(*shape) if shape else digits("train")
+    batch = hosts_batch(source, recipes.create(name, size), crop_only=True)
+    crop = jax.jit(jax.vmap(functools.partial(device_views.crop, size=size)))
+    for view in ("query", "key"):
+        found = crop(source.images[batch["index"]], batch[f"{view}_view"].box)
+        np.testing.assert_array_equal(found, batch[view])
+
+
+@pytest.mark.parametrize(("name", "size", "shape"), CASES)
+def test_views_equal_the_hosts(name, size, shape):
+    source, recipe = noise(*shape) if shape else digits("train"), recipes.create(name, size)
+    batch = hosts_batch(source, recipe, crop_only=False)
+    make = jax.jit(device_views.make_two_views, static_argnums=(3, 4))
+    found = make(source.images, batch["index"], np.full(64, 5, np.int32), SEED, recipe)
+    for ours, theirs in zip(found, (batch["query"], batch["key"]), strict=True):
+        assert ours.dtype == np.uint8
+        assert np.abs(np.asarray(ours).astype(int) - theirs).mean() < 0.2
+        if recipe.stages == ("crop",):
+            np.testing.assert_array_equal(ours, theirs)
