@@ -23,7 +23,7 @@ def compiled(groups, exchange=None, monkeypatch=None):
         arch="resnet10", width=16, stem="cifar_stride2", dim=DIM, head="mlp", image_size=SIDE, batch_size=B,
         bn_groups=groups, shuffle_groups=8, queue_size=SLOTS * B, compute_dtype="float32",
     )  # fmt: skip
-    program = parts.program(config, mesh.create_mesh(jax.devices()[:DEVICES]), steps_per_epoch=1)
+    program = parts.program(config, mesh.create_mesh(jax.devices()[:DEVICES]), examples=B)
     return collectives.read(program.compile_step().as_text()), program.abstract
 
 

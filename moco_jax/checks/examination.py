@@ -161,7 +161,8 @@ class Examination:
         if not self.runs:
             return self.report.skip("devices", NO_SETTINGS)
         with self.report.section("devices"):
-            self.computed = program(self.config, mesh.create_mesh(), self.steps_per_epoch or 1)
+            examples = len(self.source) if self.source is not None and self.enough else 1
+            self.computed = program(self.config, mesh.create_mesh(), examples)
             began = time.perf_counter()
             self.report.busy("compiling the train step")
             compiled = self.computed.compile_step()

@@ -41,6 +41,11 @@ PREDICTORS: dict[str, Callable[..., nn.Module] | None] = {
 }
 
 
+def has_batch_norm(name: str) -> bool:
+    """Whether the backbone `name` has BatchNorm, which looks at whole groups of images at once."""
+    return not name.startswith("vit_") or name.startswith("vit_conv_")
+
+
 class Encoder(nn.Module):
     """A backbone with a head on it, and a predictor on that where the method has one (MoCo v3).
 
@@ -54,11 +59,15 @@ class Encoder(nn.Module):
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Images `[B, H, W, 3]` -> projections `[B, dim]`, not normalised, at least float32."""
-        return self.head(self.backbone(images, train), train)
+        return self.project(self.backbone(images, train), train)
 
     def predict(self, images: jax.Array, train: bool = False) -> jax.Array:
         """As a call, with the predictor on top where there is one: what queries are."""
         return self.query(self.backbone(images, train), train)
+
+    def project(self, features: jax.Array, train: bool = False) -> jax.Array:
+        """Pooled features `[B, D]` -> what keys are, `[B, dim]`."""
+        return self.head(features, train)
 
     def query(self, features: jax.Array, train: bool = False) -> jax.Array:
         """Pooled features `[B, D]` -> what queries are, `[B, dim]`."""
@@ -80,6 +89,8 @@ def create(
     width: int | None = None,
     stem: str = "imagenet",
     bn_groups: int = 1,
+    accumulate: int = 1,
+    zero_init_residual: bool = False,
     dtype: Any = jnp.float32,
     reduce: str = "parameter",
 ) -> Encoder:
@@ -94,6 +105,8 @@ def create(
         width: channels of the stem, all others in proportion; None is the architecture's own.
         stem: 'imagenet', 'cifar' or 'cifar_stride2', see `ResNet`.
         bn_groups: G, groups of samples that share BatchNorm statistics; G must divide the batch.
+        accumulate: parts in which the backbone goes through a batch; each holds `bn_groups / accumulate` groups.
+        zero_init_residual: a ResNet's blocks start as the identity: the scale of their last BatchNorm is 0.
         dtype: compute dtype; parameters, statistics and outputs are at least float32.
         reduce: precision in which weights' gradients are summed, a member of `layers.REDUCE`.
 
@@ -111,8 +124,9 @@ def create(
             raise UserError(f"{setting}={value!r} is unknown; known are {', '.join(known)}")
     own_width = {} if width is None else {"width": width}
     backbone = BACKBONES[name](
-        stem=stem, bn_groups=bn_groups, dtype=dtype, reduce=reduce, **own_width
-    )
+        stem=stem, bn_groups=max(bn_groups // accumulate, 1), dtype=dtype, reduce=reduce,
+        zero_init_residual=zero_init_residual, **own_width,
+    )  # fmt: skip
     common = dict(hidden=head_width, bn_groups=bn_groups, dtype=dtype, reduce=reduce)
     on_top = PREDICTORS[predictor]
     return Encoder(backbone, HEADS[head](dim, **common), on_top and on_top(dim, **common))
