@@ -21,6 +21,7 @@ from torch import nn
 from benchmarks import machine
 from moco_jax import mesh, parts, step
 from moco_jax.config import default_config
+from moco_jax.method import Method
 from moco_jax.report.console import table
 
 CASES = flags.DEFINE_list(
