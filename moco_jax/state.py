@@ -109,6 +109,17 @@ def initial_state(
     )
 
 
+def for_batch_size(state: TrainState, batch_size: int) -> TrainState:
+    """`state` for steps of another `batch_size`: the queue's keys and their order stay, schedules keep their place."""
+    dictionary = state.dictionary
+    if isinstance(dictionary, Queue):
+        dictionary = dictionary.for_batch_size(batch_size)
+    seen = count_examples(state.examples_seen)
+    return state.replace(
+        dictionary=dictionary, schedule_step=jnp.asarray(seen // batch_size, jnp.int32)
+    )
+
+
 def shardings(state: TrainState, mesh: Mesh) -> TrainState:
     """The layout of each leaf of `state`: a dictionary's keys divided over devices, the rest on every device."""
     layout = jax.tree.map(lambda _: mesh_lib.replicated(mesh), state)

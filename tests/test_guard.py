@@ -55,7 +55,7 @@ def test_a_batch_with_nan_is_skipped_counted_and_named(poison, tmp_path, capsys)
     assert len(event["indices"]) == 64
     before, after = states.load(tmp_path, 2), states.load(tmp_path, 3)
     changed = {n for n in before if not np.array_equal(before[n], after[n])}
-    assert changed == {"step", "examples_seen", "skipped_steps"}
+    assert changed == {"step", "schedule_step", "examples_seen", "skipped_steps"}
     last = states.load(tmp_path, 6)
     assert last["skipped_steps"] == 1
     assert all(np.isfinite(x).all() for x in last.values())

@@ -225,15 +225,6 @@ def test_equal_similarities_cost_the_chance_level():
     assert float(metrics["top1"]) == 0
 
 
-def test_the_queue_renews_its_oldest_slot(small):
-    queue = small_state(small, 8, 3).dictionary
-    for turn in range(4):
-        queue = queue.enqueue(jnp.full((8, DIM), turn, jnp.float32), jnp.arange(8) + 8 * turn)
-    np.testing.assert_array_equal(queue.keys[:, 0, 0], [3, 1, 2])
-    np.testing.assert_array_equal(queue.index[:, 0], [24, 8, 16])
-    assert (queue.pointer, queue.count) == (1, 24)
-
-
 def test_examples_are_counted_past_32_bits():
     seen = jnp.asarray([2**32 - 5, 3], jnp.uint32)
     assert state.count_examples(state.add_examples(seen, 7)) == 3 * 2**32 + 2**32 - 5 + 7

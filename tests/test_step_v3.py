@@ -73,9 +73,7 @@ def compare(encoder, net, predictor, name, rate):
 
     rng = np.random.default_rng(0)
     for number in range(5):
-        first, second = (
-            rng.integers(0, 256, (B, SIDE, SIDE, 3), dtype=np.uint8) for _ in range(2)
-        )
+        first, second = (rng.integers(0, 256, (B, SIDE, SIDE, 3), dtype=np.uint8) for _ in range(2))
         loss = theirs.step(prepare(first), prepare(second), rate)
         ours, metrics = train_step(ours, step.Batch(first, second, np.arange(B, dtype=np.int32)))
         assert abs(float(metrics["loss"]) - loss) < 1e-8 * loss, number
