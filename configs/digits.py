@@ -2,7 +2,6 @@
 
 from moco_jax.config import default_config, pick_variant
 
-
 BANK = dict(key_encoder="none", dictionary="memory_bank", bank_negatives=1024, shuffle="none")
 METHODS = {
     "moco": {},
