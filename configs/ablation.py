@@ -21,10 +21,10 @@ def get_config(variant: str = "") -> ConfigDict:
     """
     variant = pick_variant(variant, ["cifar10", "digits"])
     if variant == "digits":
-        base, sizes, batches, most = digits.get_config(), (64, 256, 1024), (64, 128, 256), 1024
+        base, sizes, batches, most = digits.get_config(), [64, 256, 1024], [64, 128, 256], 1024
         base.epochs, base.monitor_every = 60, 60
     else:
-        base, sizes, batches, most = cifar10.get_config(), (256, 1024, 4096, 16384), (256, 512, 1024), 4096  # fmt: skip
+        base, sizes, batches, most = cifar10.get_config(), [256, 1024, 4096, 16384], [256, 512, 1024], 4096  # fmt: skip
         base.knn_features = "backbone"
     base.lr_reference_batch = base.batch_size
     rows = []

@@ -288,10 +288,11 @@ def _as_saved(like: TrainState, batch_size: int) -> TrainState:
         return like
     everywhere = like.step.sharding
     shapes = jax.eval_shape(lambda queue: queue.for_batch_size(batch_size), like.dictionary)
-    return like.replace(
+    return dataclasses.replace(
+        like,
         dictionary=jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes
-        )
+        ),
     )
 
 

@@ -4,8 +4,6 @@ A dictionary is a pytree inside the train state with two duties: hand out the ne
 in what that step made. It knows neither encoder nor loss.
 """
 
-from typing import NamedTuple
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,8 @@ import jax.numpy as jnp
 BANK_ROWS = 512  # a bank has a multiple of this many rows, so that it divides over as many devices
 
 
-class Negatives(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Negatives:
     """What queries are matched against.
 
     Attributes:
@@ -92,7 +91,8 @@ class Queue:
         new_index = jnp.where(accept, index, old_index)
         moved = jnp.asarray(accept, jnp.int32)
         zero = jnp.zeros((), jnp.int32)
-        return self.replace(
+        return dataclasses.replace(
+            self,
             keys=jax.lax.dynamic_update_slice(
                 self.keys, new_keys[None], (self.pointer, zero, zero)
             ),
@@ -115,7 +115,8 @@ class Queue:
             before = jnp.full((rows - self.size, *x.shape[1:]), fill, x.dtype)
             return jnp.concatenate([before, x]).reshape(-1, batch_size, *x.shape[1:])
 
-        return self.replace(
+        return dataclasses.replace(
+            self,
             keys=in_slots(in_order(self.keys), 0),
             index=in_slots(in_order(self.index), -1),
             pointer=jnp.zeros((), jnp.int32),
@@ -158,4 +159,6 @@ class MemoryBank:
         old = self.keys[index]
         moved = momentum * old + (1 - momentum) * features.astype(old.dtype)
         moved = moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)
-        return self.replace(keys=self.keys.at[index].set(jnp.where(accept, moved, old)))
+        return dataclasses.replace(
+            self, keys=self.keys.at[index].set(jnp.where(accept, moved, old))
+        )

@@ -4,6 +4,7 @@ What is saved is exactly this. The place in the data follows from `examples_seen
 pointer, and randomness from the seed and these counters.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,7 @@ class TrainState:
     key_params: Any
     key_batch_stats: Any
     opt_state: Any
-    dictionary: Queue | MemoryBank | None
+    dictionary: Any  # Queue, MemoryBank or None
 
 
 def add_examples(seen: jax.Array, number: int) -> jax.Array:
@@ -73,7 +74,7 @@ def initial_state(
     encoder: Encoder,
     optimizer: optax.GradientTransformation,
     image_size: int,
-    make_dictionary: Callable[[jax.Array], Queue | MemoryBank | None],
+    make_dictionary: Callable[[jax.Array], Any],
     *,
     momentum_encoder: bool = True,
     dtype=jnp.float32,
@@ -115,8 +116,8 @@ def for_batch_size(state: TrainState, batch_size: int) -> TrainState:
     if isinstance(dictionary, Queue):
         dictionary = dictionary.for_batch_size(batch_size)
     seen = count_examples(state.examples_seen)
-    return state.replace(
-        dictionary=dictionary, schedule_step=jnp.asarray(seen // batch_size, jnp.int32)
+    return dataclasses.replace(
+        state, dictionary=dictionary, schedule_step=jnp.asarray(seen // batch_size, jnp.int32)
     )
 
 
