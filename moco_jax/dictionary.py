@@ -4,6 +4,8 @@ A dictionary is a pytree inside the train state with two duties: hand out the ne
 in what that step made. It knows neither encoder nor loss.
 """
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
