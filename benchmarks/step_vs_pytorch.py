@@ -19,8 +19,9 @@ from absl import app, flags
 from torch import nn
 
 from benchmarks import machine
-from moco_jax import contrastive, mesh, parts, step
+from moco_jax import mesh, parts, step
 from moco_jax.config import default_config
+from moco_jax.method import Method
 from moco_jax.report.console import table
 
 CASES = flags.DEFINE_list(
@@ -118,7 +119,7 @@ def jax_step(name: str, devices: int):
         batch_size=batch, bn_groups=GROUPS, shuffle_groups=GROUPS, queue_size=size, momentum=MOMENTUM,
         temperature=TEMPERATURE, lr=RATE, weight_decay=DECAY,
     )  # fmt: skip
-    program = parts.program(config, mesh.create_mesh(jax.devices()[:devices]), steps_per_epoch=1)
+    program = parts.program(config, mesh.create_mesh(jax.devices()[:devices]), examples=batch)
     compiled, current = program.compile_step(), program.initial()
     views = np.random.default_rng(0).integers(0, 256, (2, batch, side, side, 3), np.uint8)
     on_device = jax.device_put(
@@ -164,7 +165,7 @@ def compare(name: str, device: str, times: int) -> None:
         for form, s in seconds.items()
     ]
     print(
-        f"\n{name}, {side} px, batch {batch} in {GROUPS} BN groups, K {size}; chance {contrastive.chance_level(size, False):.3f}\n"
+        f"\n{name}, {side} px, batch {batch} in {GROUPS} BN groups, K {size}; chance {Method(negatives=size).chance_level(batch):.3f}\n"
         + table(["form", "s a step", "images/s", "speed over best PyTorch", "first loss"], rows)
         + "\n"
     )

@@ -33,8 +33,8 @@ from jax.sharding import Mesh
 from benchmarks import collectives
 from configs import imagenet
 from moco_jax import encoders, mesh, optim, parts, step
+from moco_jax.encoding import to_network_input
 from moco_jax.report.console import table
-from moco_jax.step import to_network_input
 
 TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["v5e:2x4", "v5e:16x16", "v4:4x4x4", "v6e:2x4"], "Names of the TPU compiler."
@@ -62,7 +62,7 @@ def moco_program(the_mesh: Mesh, **changes: Any) -> parts.Program:
         batch_size=IMAGES * chips, bn_groups=chips, shuffle_groups=8, compute_dtype="bfloat16"
     )
     config.update(changes)
-    return parts.program(config, the_mesh, steps_per_epoch=5000)
+    return parts.program(config, the_mesh, examples=1_281_167)
 
 
 def supervised(the_mesh: Mesh):

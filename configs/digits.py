@@ -2,10 +2,24 @@
 
 from moco_jax.config import default_config, pick_variant
 
+BANK = dict(key_encoder="none", dictionary="memory_bank", bank_negatives=1024, shuffle="none")
+METHODS = {
+    "moco": {},
+    "symmetric": dict(symmetric=True),
+    "end_to_end": dict(key_encoder="query", dictionary="batch"),
+    "memory_bank": BANK,
+    "memory_bank_nce": BANK | dict(loss="nce"),
+    "v3": dict(
+        dictionary="batch", symmetric=True, times_2t=True, head="v3_resnet", predictor="v3_resnet",
+        head_width=512, bn_groups=1, shuffle="none", zero_init_residual=True, lr_schedule="cosine_per_step",
+        warmup_epochs=5, momentum_schedule="cosine",
+    ),
+}  # fmt: skip
+
 
 def get_config(variant: str = ""):
-    """MoCo v2 in small; no variants."""
-    pick_variant(variant, ["default"])
+    """Variants: `moco` (v2 in small, the default), and the other methods in the same size, see METHODS."""
+    variant = pick_variant(variant, METHODS)
     config = default_config()
     config.dataset, config.eval_split = "digits", "test"
     config.image_size, config.augment = 32, "digits"
@@ -19,4 +33,5 @@ def get_config(variant: str = ""):
     config.compute_dtype = "float32"
     config.log_every, config.monitor_every, config.knn_k = 110, 25, 20
     config.checkpoint_every = 110
+    config.update(METHODS[variant])
     return config

@@ -21,8 +21,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from moco_jax import config as config_lib
 from moco_jax import digests, files
+from moco_jax.dictionary import Queue
 from moco_jax.errors import UserError, full_disk
-from moco_jax.state import FORMAT_VERSION, TrainState
+from moco_jax.state import FORMAT_VERSION, TrainState, for_batch_size
 
 ROOM = 1.2  # free space asked for, in sizes of the state
 
@@ -245,8 +246,11 @@ class Checkpoints:
             error, self._error = self._error, None
             raise _explained(error, self._records.parent) from error
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state saved at `step`, laid over devices as the abstract state `like` says."""
+    def restore(self, step: int, like: TrainState, batch_size: int) -> TrainState:
+        """The state saved at `step`, laid over devices as the abstract state `like` says.
+
+        It was saved with this `batch_size` or another; `like` is for this one.
+        """
         about = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
             "about"
         ]
@@ -255,6 +259,13 @@ class Checkpoints:
                 f"checkpoint {self.manager.directory / str(step)} has format_version="
                 f"{about['format_version']}, this program reads {FORMAT_VERSION}; use the version that wrote it"
             )
+        if about["config"]["batch_size"] == batch_size:
+            return self._restore(step, like)
+        saved = self._restore(step, _as_saved(like, about["config"]["batch_size"]))
+        layout = jax.tree.map(lambda x: x.sharding, like)
+        return jax.device_put(for_batch_size(saved, batch_size), layout)
+
+    def _restore(self, step: int, like: TrainState) -> TrainState:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         return self.manager.restore(step, args=items)["state"]
 
@@ -269,6 +280,20 @@ class Checkpoints:
             except Exception as error:  # a save that failed is told once more here
                 raise _explained(error, self._records.parent) from error
         self.seconds += time.perf_counter() - began
+
+
+def _as_saved(like: TrainState, batch_size: int) -> TrainState:
+    """`like` as it was with `batch_size`, its dictionary whole on every device: slots may not divide over them."""
+    if not isinstance(like.dictionary, Queue):
+        return like
+    everywhere = like.step.sharding
+    shapes = jax.eval_shape(lambda queue: queue.for_batch_size(batch_size), like.dictionary)
+    return dataclasses.replace(
+        like,
+        dictionary=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes
+        ),
+    )
 
 
 def _explained(error: BaseException, workdir: epath.Path) -> BaseException:

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
-
-from moco_jax.parts import Parts
 
 # Dense bfloat16 operations a second of one device, from the makers' data sheets, by what JAX's name for it begins with.
 PEAK_FLOPS = {
@@ -40,11 +37,11 @@ def peak_flops(kind: str) -> float | None:
 class Clock:
     """Averages of the metrics since the last reading, with throughput and the share of time spent waiting."""
 
-    def __init__(self, config: ConfigDict, parts: Parts, start: int, flops: float | None):
-        """Begin to measure at step `start`; `flops`: of one step on one device, where the compiler says so."""
+    def __init__(self, batch_size: int, last: int, start: int, flops: float | None):
+        """Begin to measure at step `start` of `last`; `flops`: of one step on one device, where the compiler says so."""
         self.flops, self.peak = flops, peak_flops(jax.devices()[0].device_kind)
         self.born = time.perf_counter()
-        self.batch_size, self.total = config.batch_size, parts.total_steps
+        self.batch_size, self.total = batch_size, last
         self.step = start
         self.window: list[dict[str, jax.Array]] = []
         self.waited = 0.0

@@ -13,9 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from moco_jax import encoders
 from moco_jax.data import recipes
-from moco_jax.encoders import BACKBONES, HEADS, REDUCE, STEMS
+from moco_jax.dictionary import BANK_ROWS
+from moco_jax.encoders import BACKBONES, HEADS, PREDICTORS, REDUCE, STEMS
 from moco_jax.errors import UserError
+from moco_jax.method import DICTIONARIES, KEY_ENCODERS, LOSSES, QUEUE_STARTS, SHUFFLES, Method
+from moco_jax.optim import OPTIMIZERS
 
 RECIPE = dict(
     seed=0,  # of weights, queue, order and views
@@ -34,22 +38,38 @@ RECIPE = dict(
     arch="resnet50",
     width=0,  # channels of the first stage; 0: the architecture's own
     stem="imagenet",  # 'imagenet', 'cifar' or 'cifar_stride2'
-    head="linear",  # 'linear' (v1) or 'mlp' (v2)
+    zero_init_residual=False,  # a ResNet's blocks start as the identity (v3)
+    head="linear",  # 'linear' (v1), 'mlp' (v2), 'v3_resnet' or 'v3_vit'
+    head_width=0,  # features between the layers of head and predictor; 0: each one's own
+    predictor="none",  # on top of the query's head: 'v3_resnet' or 'v3_vit'
     dim=128,  # length of queries and keys
+    key_encoder="momentum",  # who encodes keys: 'momentum', 'query' (end-to-end), 'none' (memory bank); see moco_jax/method.py
+    dictionary="queue",  # where negatives come from: 'queue', 'batch' or 'memory_bank'
     batch_size=256,  # over all devices and hosts
     bn_groups=8,  # groups of samples that share BatchNorm statistics; the paper's 8 GPUs
-    shuffle_groups=8,  # groups among which key images are exchanged (shuffled BN)
+    accumulate=1,  # parts in which the backbone goes through a batch that the devices do not hold at once
+    shuffle="exchange",  # how key images change their BN groups (shuffled BN): 'exchange', 'permutation' or 'none'
+    shuffle_groups=8,  # groups among which 'exchange' moves them
     symmetric=False,  # both views as queries; the two losses add
-    queue_size=65536,  # K
+    queue_size=65536,  # K, keys in the queue
+    queue_start="random",  # what a queue starts with: 'random' vectors that count as keys, as in the authors' code, or 'empty'
+    bank_negatives=65536,  # entries of the memory bank that are drawn at a step
+    bank_momentum=0.5,  # share of an entry of the memory bank that stays when its example is seen
+    mask_same_example=False,  # leave out negatives that were made from the query's own example
     momentum=0.999,  # m of the momentum encoder
+    momentum_schedule="constant",  # of m: 'constant', or 'cosine' from it to 1 (v3)
+    loss="info_nce",  # or 'nce', the memory bank's first form
+    times_2t=False,  # multiply the loss by 2 tau (v3)
     temperature=0.07,  # tau of the contrastive loss
     epochs=200,
+    optimizer="sgd",  # 'sgd', 'lars' or 'adamw'
     lr=0.03,  # for the batch as it is ...
     lr_reference_batch=0,  # ... unless this is set: then times batch_size / lr_reference_batch
     lr_schedule="steps",  # 'steps' or 'cosine', constant within an epoch; or 'cosine_per_step'
     lr_steps=(120, 160),  # epochs at which 'steps' divides by ten
+    warmup_epochs=0,  # in which the rate rises from 0, at every step
     first_epoch=0,  # number of the first epoch in the schedule: 0, or 1 as in the CIFAR demo
-    sgd_momentum=0.9,
+    sgd_momentum=0.9,  # of 'sgd' and 'lars'
     weight_decay=1e-4,
     reduce="parameter",  # gradients are summed in the 'parameter' dtype (float32), or in that of 'compute'
     compute_dtype="auto",  # 'float32', 'bfloat16', 'float64'; auto: float32 on CPU, else bfloat16
@@ -130,6 +150,14 @@ def check_values(config: ConfigDict) -> None:
     """The part of `check` that looks at each setting alone."""
     _one_of(config, "arch", BACKBONES)
     _one_of(config, "head", HEADS)
+    _one_of(config, "predictor", PREDICTORS)
+    _one_of(config, "key_encoder", KEY_ENCODERS)
+    _one_of(config, "dictionary", DICTIONARIES)
+    _one_of(config, "loss", LOSSES)
+    _one_of(config, "shuffle", SHUFFLES)
+    _one_of(config, "queue_start", QUEUE_STARTS)
+    _one_of(config, "momentum_schedule", ("constant", "cosine"))
+    _one_of(config, "optimizer", OPTIMIZERS)
     _one_of(config, "stem", STEMS)
     _one_of(config, "augment", recipes.RECIPES)
     _one_of(config, "augment_on", ("host", "device", "resident"))
@@ -137,19 +165,29 @@ def check_values(config: ConfigDict) -> None:
     _one_of(config, "reduce", REDUCE)
     _one_of(config, "knn_features", ("backbone", "output"))
     _one_of(config, "compute_dtype", ("auto", "float32", "bfloat16", "float64"))
-    for key in ("channels", "image_size", "dim", "batch_size", "bn_groups", "shuffle_groups", "queue_size", "epochs",
+    for key in ("channels", "image_size", "dim", "batch_size", "bn_groups", "shuffle_groups", "queue_size", "bank_negatives", "accumulate", "epochs",
                 "lr", "max_bad_steps", "spike_factor", "log_every", "keep", "eval_batch_size", "knn_k", "knn_temperature"):  # fmt: skip
         if config[key] <= 0:
             raise UserError(
                 f"{key}={config[key]} must be above 0; {default_config()[key]} is the default"
             )
-    for key in ("crop_min", "white", "width", "lr_reference_batch", "first_epoch", "weight_decay", "sgd_momentum", "monitor_every",
+    for key in ("crop_min", "white", "width", "head_width", "warmup_epochs", "lr_reference_batch", "first_epoch", "weight_decay", "sgd_momentum", "monitor_every",
                 "knn_examples", "checkpoint_every", "cpu_devices", "workers", "max_bad_images", "stop_at_step"):  # fmt: skip
         if config[key] < 0:
             raise UserError(
                 f"{key}={config[key]} must not be negative; {default_config()[key]} is the default"
             )
     _check_channels(config)
+    if not 0 <= config.bank_momentum < 1:
+        raise UserError(
+            f"bank_momentum={config.bank_momentum} must be at least 0 and below 1; 0.5 is InstDisc's"
+        )
+    if config.warmup_epochs >= config.epochs:
+        raise UserError(
+            f"warmup_epochs={config.warmup_epochs} leaves nothing of epochs={config.epochs}; "
+            f"{config.epochs // 10} does"
+        )
+    method_of(config).check()
     if not 0 <= config.momentum < 1:
         raise UserError(
             f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's"
@@ -211,11 +249,40 @@ def check_batch(config: ConfigDict, device_count: int) -> None:
                 f"{key}={config[key]} does not divide over {device_count} devices; "
                 f"{_multiples(config[key], math.lcm(device_count, groups * span))}"
             )
-    if config.queue_size % batch:
+    parts = config.accumulate
+    if groups % parts and encoders.has_batch_norm(config.arch):
         raise UserError(
-            f"queue_size={config.queue_size} is no multiple of batch_size={batch}; "
-            f"{_multiples(config.queue_size, batch)}"
+            f"accumulate={parts} would cut BatchNorm groups of {config.arch} apart (bn_groups={groups}), and each needs "
+            f"all of its images at once; accumulate={math.gcd(parts, groups)} works, or a vit without conv stem, "
+            "whose only BatchNorm is in the head"
         )
+    if batch % (parts * device_count):
+        raise UserError(
+            f"batch_size={batch} does not divide into accumulate={parts} parts on {device_count} devices; "
+            f"{_multiples(batch, parts * device_count)}"
+        )
+    if config.dictionary == "memory_bank" and BANK_ROWS % device_count:
+        raise UserError(
+            f"dictionary='memory_bank' does not divide over {device_count} devices; 1, 2, 4, ... {BANK_ROWS} do"
+        )
+    if config.dictionary == "memory_bank" and config.bank_negatives % device_count:
+        raise UserError(
+            f"bank_negatives={config.bank_negatives} does not divide over {device_count} devices; "
+            f"{_multiples(config.bank_negatives, device_count)}"
+        )
+
+
+def method_of(config: ConfigDict) -> Method:
+    """The choice of parts that `config` makes."""
+    bank = config.dictionary == "memory_bank"
+    return Method(
+        key_encoder=config.key_encoder, dictionary=config.dictionary,
+        negatives=config.bank_negatives if bank else config.queue_size,
+        temperature=config.temperature, symmetric=config.symmetric, loss=config.loss,
+        times_2t=config.times_2t, queue_start=config.queue_start,
+        mask_same_example=config.mask_same_example, bank_momentum=config.bank_momentum,
+        shuffle=config.shuffle, bn_groups=config.bn_groups, shuffle_groups=config.shuffle_groups,
+    )  # fmt: skip
 
 
 def peak_learning_rate(config: ConfigDict) -> float:

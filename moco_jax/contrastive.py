@@ -4,8 +4,6 @@ The queries travel to the keys: every device scores all queries against its own 
 only sums of exponents cross between devices. The dictionary is never gathered.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -20,17 +18,16 @@ def normalize(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
-def chance_level(queue_size: int, symmetric: bool) -> float:
-    """The loss in nats of a query that is as close to every key: log(1 + K), twice that when symmetric."""
-    return math.log1p(queue_size) * (2 if symmetric else 1)
-
-
 def info_nce(
     query: jax.Array,
     key: jax.Array,
     negatives: jax.Array,
     temperature: float,
     mesh: Mesh | None = None,
+    *,
+    counts: jax.Array | None = None,
+    query_index: jax.Array | None = None,
+    negative_index: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of each query over its own key and all negatives, mean over the batch.
 
@@ -39,27 +36,36 @@ def info_nce(
     Args:
         query: `[B, C]`, unit vectors, at least float32.
         key: `[B, C]`, the positive of each query, unit vectors.
-        negatives: `[S, B, C]`, the dictionary, divided over devices on its middle axis.
-        temperature: tau; at least 0.03 keeps float32 exponents in range.
+        negatives: `[S, n, C]`, the dictionary, divided over devices on its middle axis.
+        temperature: tau.
         mesh: the device mesh, or None on one device.
+        counts: bool `[S, n]`, which negatives count; None: all.
+        query_index: int32 `[B]`, with `negative_index`: a negative whose index is the query's is left out for it.
+        negative_index: int32 `[S, n]`.
 
     Returns:
         The loss, a scalar in nats, and scalars: `top1` and `top5` (share of queries whose own key is the
-        nearest, or among the five nearest, of 1 + K; a tie is no hit), `positive` and `negative` (mean cosine).
+        nearest, or among the five nearest; a tie is no hit), `positive` and `negative` (mean cosine).
     """
-    positive = jnp.sum(query * key, axis=-1)
     everyone = mesh_lib.replicate(query, mesh)
-    own = mesh_lib.replicate(positive, mesh)
+    own = mesh_lib.replicate(jnp.sum(query * key, axis=-1), mesh)
     cosine = jnp.einsum("bc,snc->bsn", everyone, negatives, precision="highest")
-    # Unit vectors bound every exponent by 1 / tau: subtracting it is the one-pass form of logsumexp.
-    exponents = jnp.exp((cosine - 1) / temperature).sum((1, 2)) + jnp.exp((own - 1) / temperature)
-    loss = jnp.mean(jnp.log(exponents) + (1 - own) / temperature)
-    closer = jnp.sum(cosine >= own[:, None, None], axis=(1, 2))
+    keep = (
+        jnp.ones(cosine.shape, bool) if counts is None else jnp.broadcast_to(counts, cosine.shape)
+    )
+    if query_index is not None and negative_index is not None:
+        keep &= negative_index != mesh_lib.replicate(query_index, mesh)[:, None, None]
+    logits = jnp.where(keep, cosine / temperature, -jnp.inf)
+    own_logit = own / temperature
+    top = jax.lax.stop_gradient(jnp.maximum(logits.max((1, 2)), own_logit))
+    exponents = jnp.exp(logits - top[:, None, None]).sum((1, 2)) + jnp.exp(own_logit - top)
+    loss = jnp.mean(jnp.log(exponents) + top - own_logit)
+    closer = jnp.sum(keep & (cosine >= own[:, None, None]), axis=(1, 2))
     metrics = {
         "top1": jnp.mean(closer < 1, dtype=loss.dtype),
         "top5": jnp.mean(closer < 5, dtype=loss.dtype),
         "positive": jnp.mean(own),
-        "negative": jnp.mean(cosine),
+        "negative": jnp.sum(jnp.where(keep, cosine, 0)) / jnp.maximum(keep.sum(), 1),
     }
     return loss, jax.lax.stop_gradient(metrics)
 

@@ -1,14 +1,46 @@
-"""Optimizers, and the learning rate as a function of the step.
+"""Optimizers, and learning rate and EMA momentum as functions of the step.
 
 The optimizers here end before the learning rate: the step multiplies by it, so that a rate is a pure function
 of the step and never a count hidden in the optimizer's state.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+OPTIMIZERS = ("sgd", "lars", "adamw")
+TRUST = 0.001  # of LARS: a layer's update is this part of its weights' norm
+
+
+def create(
+    name: str,
+    momentum: float,
+    weight_decay: float,
+    frozen: Callable[[Any], Any] | None = None,
+) -> optax.GradientTransformation:
+    """The optimizer `name`, one of `OPTIMIZERS`.
+
+    Args:
+        name: which; `momentum` is that of `sgd` and `lars`.
+        momentum: weight of the buffer at a step.
+        weight_decay: as the optimizer's own function has it.
+        frozen: from parameters to a tree of booleans: those that get no update, no decay and no state.
+    """
+    chosen = {
+        "sgd": lambda: sgd(momentum, weight_decay),
+        "lars": lambda: lars(momentum, weight_decay),
+        "adamw": lambda: adamw(weight_decay),
+    }[name]()
+    if frozen is None:
+        return chosen
+
+    def label(params: Any) -> Any:
+        return jax.tree.map(lambda f: "frozen" if f else "trained", frozen(params))
+
+    return optax.partition({"trained": chosen, "frozen": optax.set_to_zero()}, label)
 
 
 def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
@@ -19,44 +51,95 @@ def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))
 
 
+def lars(momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """LARS as MoCo v3's authors write it: `b = momentum b + q (g + weight_decay w)`, `q = TRUST |w| / |g + ...|`.
+
+    Parameters of rank 0 and 1 (biases, BatchNorm) have neither decay nor `q`. The learning rate multiplies `b`, where
+    `optax.lars` puts it into the buffer: the two differ wherever the rate changes.
+    """
+
+    def matrices(params: Any) -> Any:
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
+    return optax.chain(
+        optax.masked(optax.add_decayed_weights(weight_decay), matrices),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=TRUST), matrices),
+        optax.trace(decay=momentum),
+    )
+
+
+def adamw(weight_decay: float) -> optax.GradientTransformation:
+    """AdamW as PyTorch writes it, betas 0.9 and 0.999, eps 1e-8; decay on every parameter, biases and norms too."""
+    return optax.chain(
+        optax.scale_by_adam(0.9, 0.999, 1e-8), optax.add_decayed_weights(weight_decay)
+    )
+
+
 def learning_rate(
     peak: float,
     schedule: str,
     epochs: int,
     steps_per_epoch: int,
-    drops: Sequence[int],
-    first_epoch: int,
+    drops: Sequence[int] = (),
+    first_epoch: int = 0,
+    warmup_epochs: int = 0,
 ) -> Callable[[jax.Array], jax.Array]:
     """The rate of a step.
 
     Args:
-        peak: the rate at the start.
+        peak: the rate at the start, or after the warm-up.
         schedule: `steps` (times 0.1 at each epoch in `drops`) or `cosine` (half a period to 0), both constant
             within an epoch as in the authors' v1 and v2 code; or `cosine_per_step`, which falls at every step,
-            for runs of few epochs.
+            as in v3.
         epochs: length of the run.
         steps_per_epoch: steps in one epoch.
         drops: epochs at which `steps` divides the rate by ten.
         first_epoch: the number of the first epoch, 0 (ImageNet code) or 1 (CIFAR demo).
+        warmup_epochs: in these the rate rises from 0 to `peak`, at every step; a cosine begins after them.
 
     Returns:
         A function from the step (int32 scalar) to the rate (a float scalar).
     """
 
     def rate(step: jax.Array) -> jax.Array:
-        if schedule == "cosine_per_step":
-            epoch = step.astype(jnp.result_type(float)) / steps_per_epoch + first_epoch
-        else:
-            epoch = jnp.asarray(step // steps_per_epoch + first_epoch)
+        exact = jnp.result_type(float)
+        whole = jnp.asarray(step // steps_per_epoch + first_epoch).astype(exact)
+        now = whole + jnp.asarray(step % steps_per_epoch).astype(exact) / steps_per_epoch
+        epoch = now if schedule == "cosine_per_step" else whole
         if schedule == "steps":
             passed = jnp.sum(epoch >= jnp.asarray(list(drops)))
-            return peak * jnp.power(0.1, passed.astype(jnp.result_type(float)))
-        fraction = epoch.astype(jnp.result_type(float)) / epochs
-        return peak * 0.5 * (1 + jnp.cos(jnp.pi * fraction))
+            value = peak * jnp.power(0.1, passed.astype(exact))
+        else:
+            fraction = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+            value = peak * 0.5 * (1 + jnp.cos(jnp.pi * fraction))
+        if not warmup_epochs:
+            return value
+        return jnp.where(now < warmup_epochs, peak * now / warmup_epochs, value)
 
     return rate
 
 
-def moving_average(average, new, momentum: float):
+def ema_momentum(
+    base: float, schedule: str, total_steps: int
+) -> Callable[[jax.Array], jax.Array | float]:
+    """The momentum encoder's m at a step: `base` throughout where `schedule` is 'constant'.
+
+    'cosine': from `base` at step 0 to 1 at `total_steps`, half a period (MoCo v3's code).
+    """
+
+    def momentum(step: jax.Array) -> jax.Array | float:
+        if schedule == "constant":
+            return base
+        fraction = jnp.asarray(step).astype(jnp.result_type(float)) / total_steps
+        return 1 - 0.5 * (1 + jnp.cos(jnp.pi * fraction)) * (1 - base)
+
+    return momentum
+
+
+def moving_average(average, new, momentum):
     """The momentum encoder's update, `m average + (1 - m) new`, leaf by leaf (MoCo v1, equation 2)."""
-    return jax.tree.map(lambda a, n: momentum * a + (1 - momentum) * n, average, new)
+
+    m, rest = momentum, 1 - momentum
+    return jax.tree.map(
+        lambda a, n: jnp.asarray(m, a.dtype) * a + jnp.asarray(rest, a.dtype) * n, average, new
+    )

@@ -17,6 +17,7 @@ from moco_jax import encoders, mesh, optim, state, step
 from moco_jax.data import device_ops, device_views, order, recipes, resident
 from moco_jax.data.sources import Source, open_source
 from moco_jax.data.sources.pixels import Decoding
+from moco_jax.dictionary import MemoryBank, Queue
 from moco_jax.errors import UserError
 from moco_jax.evaluation import features
 from moco_jax.evaluation.monitor import Monitor, choose
@@ -138,36 +139,49 @@ def views_of(config: ConfigDict) -> Callable[[step.Batch], tuple[jax.Array, jax.
 
 
 def program(
-    config: ConfigDict, the_mesh: Mesh, steps_per_epoch: int, held: resident.Shape | None = None
+    config: ConfigDict, the_mesh: Mesh, examples: int, held: resident.Shape | None = None
 ) -> Program:
-    """What `config` makes the devices of `the_mesh` compute.
+    """What `config` makes the devices of `the_mesh` compute, for a dataset of so many `examples`.
 
-    `steps_per_epoch` places its learning rates; `held`: shape of the images that devices hold, as `resident_shape` says.
+    `held`: shape of the images that devices hold, as `resident_shape` says.
     """
+    steps_per_epoch = max(order.steps_per_epoch(examples, config.batch_size), 1)
+    bank = config.dictionary == "memory_bank"
     dtype = compute_dtype(config.compute_dtype)
     encoder = encoders.create(
-        config.arch, head=config.head, dim=config.dim, width=config.width or None, stem=config.stem,
-        bn_groups=config.bn_groups, dtype=dtype, reduce=config.reduce,
+        config.arch, head=config.head, head_width=config.head_width, predictor=config.predictor,
+        dim=config.dim, width=config.width or None, stem=config.stem, bn_groups=config.bn_groups,
+        accumulate=config.accumulate, zero_init_residual=config.zero_init_residual,
+        dtype=dtype, reduce=config.reduce,
     )  # fmt: skip
-    optimizer = optim.sgd(config.sgd_momentum, config.weight_decay)
+    optimizer = optim.create(config.optimizer, config.sgd_momentum, config.weight_decay)
     exact = jnp.promote_types(dtype, jnp.float32)
+
+    def make_dictionary(rng: jax.Array) -> Any:
+        if config.dictionary == "queue":
+            return Queue.create(rng, config.queue_size, config.batch_size, config.dim, exact)
+        return MemoryBank.create(rng, examples, config.dim, exact) if bank else None
 
     def create() -> state.TrainState:
         return state.initial_state(
-            config.seed, encoder, optimizer, config.image_size, config.batch_size, config.queue_size,
-            config.dim, exact, config.channels,
+            config.seed, encoder, optimizer, config.image_size, make_dictionary,
+            momentum_encoder=config.key_encoder == "momentum", dtype=exact, channels=config.channels,
         )  # fmt: skip
 
     shapes = jax.eval_shape(create)
     layout = state.shardings(shapes, the_mesh)
     rate = optim.learning_rate(
         config_lib.peak_learning_rate(config), config.lr_schedule, config.epochs, steps_per_epoch,
-        config.lr_steps, config.first_epoch,
+        config.lr_steps, config.first_epoch, config.warmup_epochs,
     )  # fmt: skip
+    momentum = optim.ema_momentum(
+        config.momentum, config.momentum_schedule, config.epochs * steps_per_epoch
+    )
     pure_step = step.make_train_step(
-        encoder, optimizer, rate, momentum=config.momentum, temperature=config.temperature,
-        symmetric=config.symmetric, bn_groups=config.bn_groups, shuffle_groups=config.shuffle_groups,
-        mean=config.mean, std=config.std, dtype=dtype, mesh=the_mesh,
+        encoder, optimizer, rate, momentum, config_lib.method_of(config),
+        mean=config.mean, std=config.std, seed=config.seed, accumulate=config.accumulate,
+        backbone_groups=config.bn_groups if encoders.has_batch_norm(config.arch) else None,
+        dtype=dtype, mesh=the_mesh,
         views=views_of(config),
     )  # fmt: skip
     everywhere, batch = mesh.replicated(the_mesh), batch_of(config, the_mesh, held)
@@ -206,7 +220,7 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
     recipe = recipe_of(config)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size)
     held = resident_shape(config, source)
-    computed = program(config, mesh.create_mesh(), steps_per_epoch, held)
+    computed = program(config, mesh.create_mesh(), len(source), held)
     bank, chosen = choose(source, queries, config.knn_examples, config.seed)
     return Parts(
         program=computed,

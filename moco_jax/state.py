@@ -4,6 +4,8 @@ What is saved is exactly this. The place in the data follows from `examples_seen
 pointer, and randomness from the seed and these counters.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -11,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from moco_jax import mesh as mesh_lib
-from moco_jax.dictionary import Queue
+from moco_jax.dictionary import MemoryBank, Queue
+from moco_jax.encoders import Encoder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @flax.struct.dataclass
@@ -26,17 +28,20 @@ class TrainState:
 
     Attributes:
         step: int32, steps taken, skipped ones included.
+        schedule_step: int32, the step that schedules see: `step`, unless the batch size was changed on the way; then
+            the step at which a run with this batch would have seen as many examples.
         examples_seen: uint32 `[2]`, low and high word of the number of examples drawn.
         skipped_steps: int32, steps that were not applied because loss or gradients were not finite.
         params: the query encoder's parameters, at least float32.
         batch_stats: the query encoder's BatchNorm running statistics.
-        key_params: the momentum encoder's parameters, ready for the next key pass.
+        key_params: the momentum encoder's parameters, ready for the next key pass; empty where there is none.
         key_batch_stats: the momentum encoder's own running statistics (they are not averaged).
         opt_state: the optimizer's state.
-        dictionary: the keys of earlier steps.
+        dictionary: the keys of earlier steps; None where negatives are those of the batch.
     """
 
     step: jax.Array
+    schedule_step: jax.Array
     examples_seen: jax.Array
     skipped_steps: jax.Array
     params: Any
@@ -44,7 +49,7 @@ class TrainState:
     key_params: Any
     key_batch_stats: Any
     opt_state: Any
-    dictionary: Queue
+    dictionary: Any  # Queue, MemoryBank or None
 
 
 def add_examples(seen: jax.Array, number: int) -> jax.Array:
@@ -59,40 +64,73 @@ def count_examples(seen: jax.Array) -> int:
     return high << 32 | low
 
 
+def key_part(tree: Any) -> Any:
+    """Of the query encoder's parameters or statistics those that the momentum encoder has too."""
+    return {name: part for name, part in tree.items() if name != "predictor"}
+
+
 def initial_state(
     seed: int,
-    encoder: nn.Module,
+    encoder: Encoder,
     optimizer: optax.GradientTransformation,
     image_size: int,
-    batch_size: int,
-    queue_size: int,
-    dim: int,
+    make_dictionary: Callable[[jax.Array], Any],
+    *,
+    momentum_encoder: bool = True,
     dtype=jnp.float32,
     channels: int = 3,
 ) -> TrainState:
-    """The state before the first step; both encoders equal, the queue random. Pure: jit it to place it.
+    """The state before the first step; both encoders equal. Pure: jit it to place it.
 
-    `dtype` is that of images and queue: float32, or float64 for a float64 run. `channels`: of the images.
+    Args:
+        seed: of weights and dictionary.
+        encoder: its parameters are created.
+        optimizer: its state is.
+        image_size: side of a view in pixels.
+        make_dictionary: from a random key to the dictionary, or None.
+        momentum_encoder: whether there is one.
+        dtype: of images: float32, or float64 for a float64 run.
+        channels: of images.
     """
-    encoder_rng, queue_rng = jax.random.split(jax.random.key(seed))
+    encoder_rng, dictionary_rng = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, image_size, image_size, channels), dtype)
-    variables = encoder.init(encoder_rng, images, train=False)
+    variables = encoder.init(encoder_rng, images, train=False, method=encoder.predict)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    copied = jax.tree.map(jnp.copy, (key_part(params), key_part(batch_stats)))
+    key_params, key_batch_stats = copied if momentum_encoder else ({}, {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        schedule_step=jnp.zeros((), jnp.int32),
         examples_seen=jnp.zeros(2, jnp.uint32),
         skipped_steps=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        key_params=jax.tree.map(jnp.copy, params),
-        key_batch_stats=jax.tree.map(jnp.copy, batch_stats),
+        key_params=key_params,
+        key_batch_stats=key_batch_stats,
         opt_state=optimizer.init(params),
-        dictionary=Queue.create(queue_rng, queue_size, batch_size, dim, dtype),
+        dictionary=make_dictionary(dictionary_rng),
+    )
+
+
+def for_batch_size(state: TrainState, batch_size: int) -> TrainState:
+    """`state` for steps of another `batch_size`: the queue's keys and their order stay, schedules keep their place."""
+    dictionary = state.dictionary
+    if isinstance(dictionary, Queue):
+        dictionary = dictionary.for_batch_size(batch_size)
+    seen = count_examples(state.examples_seen)
+    return dataclasses.replace(
+        state, dictionary=dictionary, schedule_step=jnp.asarray(seen // batch_size, jnp.int32)
     )
 
 
 def shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """The layout of each leaf of `state`: queue slots divided over devices, the rest on every device."""
-    everywhere, by_row = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh, axis=1)
-    layout = jax.tree.map(lambda _: everywhere, state)
-    return layout.replace(dictionary=layout.dictionary.replace(keys=by_row, index=by_row))
+    """The layout of each leaf of `state`: a dictionary's keys divided over devices, the rest on every device."""
+    layout = jax.tree.map(lambda _: mesh_lib.replicated(mesh), state)
+    if isinstance(state.dictionary, Queue):
+        by_row = mesh_lib.sharded(mesh, axis=1)
+        divided = layout.dictionary.replace(keys=by_row, index=by_row)
+    elif isinstance(state.dictionary, MemoryBank):
+        divided = layout.dictionary.replace(keys=mesh_lib.sharded(mesh))
+    else:
+        divided = None
+    return layout.replace(dictionary=divided)

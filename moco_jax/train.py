@@ -48,7 +48,13 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     checkpoints = checkpoint.Checkpoints(place, config.keep)
     start = checkpoints.latest() or 0
     hosts.require_agreement({"last checkpoint": start})
-    state = checkpoints.restore(start, program.abstract) if start else program.initial()
+    if start:
+        state = checkpoints.restore(start, program.abstract, config.batch_size)
+    else:
+        state = program.initial()
+    # Where the batch size was changed on the way, epochs and schedules count the steps of a run with this one.
+    shift = int(state.schedule_step) - start
+    last = parts.total_steps - shift
     log = writers.Writers(place, first, start)
     console.facts(lines.facts(config, parts, place, state))
     damaged = pipeline.DamagedImages(config.max_bad_images)
@@ -68,7 +74,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     batches = device_batches(host_batches, program, held)
     stop = StopSignals()
     flops = (train_step.cost_analysis() or {}).get("flops")
-    clock = Clock(config, parts, start, flops)
+    clock = Clock(config.batch_size, last, start, flops)
     profile = Profile(config.profile_steps, place / "profile")
 
     def report(step: int, kind: str, text: str, facts: Mapping[str, Any]) -> None:
@@ -76,7 +82,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         log.event(step, kind, facts)
 
     watch = guard.Guard(config.max_bad_steps, config.spike_factor, parts.source.name, report)
-    end = min(config.stop_at_step or parts.total_steps, parts.total_steps)
+    end = min(config.stop_at_step or last, last)
     save_every = config.checkpoint_every or parts.steps_per_epoch
     monitor_every = config.monitor_every * parts.steps_per_epoch
 
@@ -94,16 +100,18 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
             if step % config.log_every == 0 or step == end or stopping:
                 numbers = clock.read()
                 log.write(step, numbers)
-                console.progress(lines.progress(step, numbers, config, parts, clock.left))
+                console.progress(lines.progress(step + shift, numbers, config, parts, clock.left))
                 if clock.is_starved(numbers):
                     share = numbers["waiting_share"]
                     report(step, "starved", lines.starved(share), {"waiting_share": share})
             score = {}
-            if monitor_every and (step % monitor_every == 0 or step == parts.total_steps):
+            if monitor_every and ((step + shift) % monitor_every == 0 or step == last):
                 with clock.pause():
                     score = parts.monitor.measure(variables(state))
                 log.write(step, score)
-                console.line(lines.score(f"epoch {step / parts.steps_per_epoch:g}", score))
+                console.line(
+                    lines.score(f"epoch {(step + shift) / parts.steps_per_epoch:g}", score)
+                )
             if step % save_every == 0 or step == end or score or stopping:
                 checkpoints.save(step, state, config.to_dict(), score)
             if stopping:
@@ -121,7 +129,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         )
         return stopping
     console.line(f"saving took {checkpoints.seconds / clock.age:.2%} of the time")
-    if end == parts.total_steps:
+    if end == last:
         conclude(console, place, parts, state)
     if damaged.names:
         console.line(

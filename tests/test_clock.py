@@ -5,7 +5,6 @@ import pytest
 from etils import epath
 
 from moco_jax import clock
-from moco_jax import config as config_lib
 
 
 @pytest.mark.parametrize(
@@ -46,10 +45,7 @@ def test_no_trace_without_steps(tmp_path):
 
 
 def test_a_run_that_waits_for_data_is_told_once_and_not_of_its_start():
-    class Parts:
-        total_steps = 10
-
-    run = clock.Clock(config_lib.default_config(), Parts(), 0, None)
+    run = clock.Clock(64, 10, 0, None)
     told = []
     for share in (0.9, 0.05, 0.3, 0.9):
         run.count({"loss": jnp.ones(())})

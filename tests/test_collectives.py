@@ -11,11 +11,11 @@ from benchmarks import collectives
 from moco_jax import mesh, parts, step
 from moco_jax.config import default_config
 
-DEVICES, B, SIDE, DIM, SLOTS = 8, 128, 32, 16, 64
+DEVICES, B, SIDE, DIM, SLOTS, EXAMPLES = 8, 128, 32, 16, 64, 100_000
 IMAGE = SIDE * SIDE * 3
 
 
-def compiled(groups, exchange=None, monkeypatch=None, held=None):
+def compiled(groups, exchange=None, monkeypatch=None, held=None, **changes):
     if exchange is not None:
         monkeypatch.setattr(step, "exchange", exchange)
     config = default_config()
@@ -25,14 +25,15 @@ def compiled(groups, exchange=None, monkeypatch=None, held=None):
     )  # fmt: skip
     if held:
         config.update(augment="cifar", augment_on="resident")
+    config.update(changes)
     program = parts.program(
-        config, mesh.create_mesh(jax.devices()[:DEVICES]), steps_per_epoch=1, held=held
+        config, mesh.create_mesh(jax.devices()[:DEVICES]), examples=EXAMPLES, held=held
     )
     return collectives.read(program.compile_step().as_text()), program.abstract
 
 
-def judge(found, shapes, groups):
-    """Sentences on every collective that the design does not name."""
+def judge(found, shapes, groups, largest=B * DIM):
+    """Sentences on every collective that the design does not name; `largest`: values of features that may cross."""
     parameters = {tuple(x.shape) for x in jax.tree.leaves(shapes.params)}
     # XLA may lay a kernel's gradient out in another order of its axes.
     parameters = {tuple(sorted(s)) for s in parameters}
@@ -52,7 +53,7 @@ def judge(found, shapes, groups):
             whole in parameters or squeezed in {tuple(n for n in p if n != 1) for p in parameters}
         )
         moments = any(size in (c, groups * c, max(groups // DEVICES, 1) * c) for c in channels)
-        if not (gradient or moments or size <= B * DIM):
+        if not (gradient or moments or size <= largest):
             wrong.append(f"{one.kind} of {one.shape}: {one.line}")
     # An array may pass in two collectives where a group spans devices (the exchange and a permute).
     limit = share * (1 if groups % DEVICES == 0 else 2)
@@ -89,3 +90,29 @@ def test_a_permutation_of_images_is_noticed(monkeypatch):
 
     found, shapes = compiled(DEVICES, permute, monkeypatch)
     assert judge(found, shapes, DEVICES)
+
+
+V3 = dict(
+    dictionary="batch", symmetric=True, times_2t=True, head="v3_resnet", predictor="v3_resnet", head_width=32,
+    bn_groups=1, shuffle="none",
+)  # fmt: skip
+BANK = dict(key_encoder="none", dictionary="memory_bank", shuffle="none", bank_negatives=1024)
+
+
+@pytest.mark.parametrize(
+    ("groups", "largest", "changes"),
+    [
+        (DEVICES, B * DIM, dict(key_encoder="query", dictionary="batch")),
+        (1, B * DIM, V3),
+        (DEVICES, B * DIM, dict(queue_size=SLOTS * B - 5, mask_same_example=True, queue_start="empty")),
+        (2 * DEVICES, B * DIM, dict(accumulate=2)),
+        # The drawn entries travel from where they lie to where they are compared.
+        (DEVICES, 1024 * DIM, BANK),
+        (DEVICES, 1024 * DIM, BANK | dict(loss="nce")),
+    ],
+    ids=["end-to-end", "v3", "any queue", "accumulated", "memory bank", "memory bank, NCE"],
+)  # fmt: skip
+def test_every_method_moves_no_more(groups, largest, changes):
+    found, shapes = compiled(groups, **changes)
+    assert found
+    assert not judge(found, shapes, groups, largest)

@@ -32,10 +32,17 @@ def test_recipes_are_accepted(name):
         ),
         ({"shuffle_groups": 3}, 1, "bn_groups=8 is no multiple of shuffle_groups=3"),
         ({}, 3, "batch_size=256 does not divide over 3 devices; 192 and 384 do"),
+        ({"key_encoder": "query"}, 1, "key_encoder='query' does not go with dictionary='queue'; batch does"),
+        ({"loss": "nce"}, 1, "loss='nce' is the memory bank's"),
+        ({"accumulate": 3}, 1, "accumulate=3 would cut BatchNorm groups of resnet50 apart .*accumulate=1 works"),
+        ({"warmup_epochs": 200}, 1, "warmup_epochs=200 leaves nothing of epochs=200; 20 does"),
         (
-            {"queue_size": 1000},
-            1,
-            "queue_size=1000 is no multiple of batch_size=256; 768 and 1024 do",
+            {"key_encoder": "none", "dictionary": "memory_bank", "symmetric": True}, 1,
+            "symmetric=True needs keys of both views",
+        ),
+        (
+            {"key_encoder": "none", "dictionary": "memory_bank", "batch_size": 240, "eval_batch_size": 240, "bn_groups": 6,
+             "shuffle_groups": 2}, 3, "'memory_bank' does not divide over 3 devices",
         ),
         ({"queue_size": 0}, 1, "queue_size=0 must be above 0"),
         ({"arch": "resnet19"}, 1, "arch='resnet19' is unknown; known are resnet10, resnet18"),
@@ -53,7 +60,7 @@ def test_recipes_are_accepted(name):
         ({"cpu_devices": -1}, 1, "cpu_devices=-1 must not be negative; 0 is the default"),
         ({"reduce": "float32"}, 1, "reduce='float32' is unknown; known are parameter, compute"),
     ],
-)
+)  # fmt: skip
 def test_bad_settings_are_refused(changes, devices, message):
     config = config_lib.default_config()
     config.update(changes)

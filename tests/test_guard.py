@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax import guard, step, train
+from moco_jax import encoding, guard, train
 from moco_jax.errors import UserError
 from moco_jax.report import writers
 from tests import states
@@ -20,7 +20,7 @@ def records(workdir, event):
 @pytest.fixture
 def poison(monkeypatch):
     """Steps whose batch is marked, and a normalisation that turns a marked image into NaN."""
-    real_input, real_batches, steps = step.to_network_input, train.device_batches, set()
+    real_input, real_batches, steps = encoding.to_network_input, train.device_batches, set()
 
     def to_network_input(images, mean, std, dtype):
         found = real_input(images, mean, std, dtype)
@@ -37,7 +37,7 @@ def poison(monkeypatch):
 
         return real_batches(marked(), parts)
 
-    monkeypatch.setattr(step, "to_network_input", to_network_input)
+    monkeypatch.setattr(encoding, "to_network_input", to_network_input)
     monkeypatch.setattr(train, "device_batches", device_batches)
     return steps
 
@@ -55,7 +55,7 @@ def test_a_batch_with_nan_is_skipped_counted_and_named(poison, tmp_path, capsys)
     assert len(event["indices"]) == 64
     before, after = states.load(tmp_path, 2), states.load(tmp_path, 3)
     changed = {n for n in before if not np.array_equal(before[n], after[n])}
-    assert changed == {"step", "examples_seen", "skipped_steps"}
+    assert changed == {"step", "schedule_step", "examples_seen", "skipped_steps"}
     last = states.load(tmp_path, 6)
     assert last["skipped_steps"] == 1
     assert all(np.isfinite(x).all() for x in last.values())

@@ -1,7 +1,12 @@
-"""Schedules against PyTorch's and the authors' formulas over whole runs; SGD is compared in test_step.py."""
+"""Schedules against PyTorch's and the authors' formulas over whole runs, and optimizers' rules apart.
+
+Whole steps of SGD, LARS and AdamW are compared with PyTorch in test_step.py and test_step_v3.py.
+"""
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,3 +54,64 @@ def test_cosine_schedule_equals_the_formula_of_the_authors(float64, first_epoch)
     if first_epoch:
         assert round(ours[0], 6) == 0.059996
         assert ours[-1] < 1e-15
+
+
+def test_warm_up_and_cosine_equal_the_formula_of_v3s_authors(float64):
+    epochs, steps, warm, peak = 30, 7, 4, 2.4
+    expected = []
+    for step in range(epochs * steps):
+        epoch = step // steps + step % steps / steps
+        if epoch < warm:
+            expected.append(peak * epoch / warm)
+        else:
+            turn = math.pi * (epoch - warm) / (epochs - warm)
+            expected.append(peak * 0.5 * (1 + math.cos(turn)))
+    rate = optim.learning_rate(peak, "cosine_per_step", epochs, steps, warmup_epochs=warm)
+    ours = [float(rate(np.int32(s))) for s in range(epochs * steps)]
+    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_ema_momentum_equals_the_formula_of_v3s_authors(float64):
+    epochs, steps, base = 30, 7, 0.99
+    expected = [
+        1 - 0.5 * (1 + math.cos(math.pi * (s / steps) / epochs)) * (1 - base)
+        for s in range(epochs * steps)
+    ]
+    momentum = optim.ema_momentum(base, "cosine", epochs * steps)
+    ours = [float(momentum(np.int32(s))) for s in range(epochs * steps)]
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
+    assert optim.ema_momentum(base, "constant", 210)(np.int32(9)) == base
+
+
+def test_schedules_keep_their_place_in_float32_after_millions_of_steps():
+    rate = optim.learning_rate(1.0, "steps", 4000, 5004, [3000])
+    assert float(rate(np.int32(3000 * 5004 - 1))) == 1
+    assert abs(float(rate(np.int32(3000 * 5004))) - 0.1) < 1e-7
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_frozen_parameters_have_no_update_no_decay_and_no_state(name):
+    params = {"a": jnp.full((5, 3), 2.0), "b": jnp.full((5, 4), 2.0), "c": jnp.ones(2)}
+    grads = {name: jnp.ones_like(p) for name, p in params.items()}
+    optimizer = optim.create(name, 0.9, 0.1, frozen=lambda p: {"a": True, "b": False, "c": False})
+    state = optimizer.init(params)
+    assert (5, 3) not in {np.shape(leaf) for leaf in jax.tree.leaves(state)}
+    updates, _ = optimizer.update(grads, state, params)
+    free, _ = optim.create(name, 0.9, 0.1).update(
+        grads, optim.create(name, 0.9, 0.1).init(params), params
+    )
+    assert not updates["a"].any()
+    np.testing.assert_allclose(updates["b"], free["b"])
+    np.testing.assert_allclose(updates["c"], free["c"])
+
+
+def test_lars_leaves_vectors_to_plain_momentum():
+    params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
+    grads = {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.25)}
+    optimizer = optim.lars(0.9, 0.1)
+    state = optimizer.init(params)
+    for expected in (1.0, 1.9):
+        updates, state = optimizer.update(grads, state, params)
+        # |w| = 6, |g + 0.1 w| = 1.6: each entry is 0.8 * 0.001 * 6 / 1.6
+        np.testing.assert_allclose(updates["kernel"], expected * 0.003, rtol=1e-6)
+        np.testing.assert_allclose(updates["bias"], expected * 0.25, rtol=1e-6)

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from moco_jax import contrastive, encoders, mesh, optim, state, step
+from moco_jax.dictionary import Queue
+from moco_jax.encoding import to_network_input
+from moco_jax.method import Method
 from moco_jax.weights import torchvision as torchvision_weights
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -38,10 +41,17 @@ def views(rng, batch=B):
 
 
 def make_step(encoder, *, symmetric=False, dtype=jnp.float32, the_mesh=None, groups=G, rate=LR):
+    method = Method(temperature=TAU, symmetric=symmetric, bn_groups=groups, shuffle_groups=S)
     return step.make_train_step(
-        encoder, optim.sgd(0.9, DECAY), lambda s: jnp.asarray(rate), momentum=M, temperature=TAU,
-        symmetric=symmetric, bn_groups=groups, shuffle_groups=S, mean=MEAN, std=STD, dtype=dtype,
-        mesh=the_mesh,
+        encoder, optim.sgd(0.9, DECAY), lambda s: jnp.asarray(rate), lambda s: M, method,
+        mean=MEAN, std=STD, dtype=dtype, mesh=the_mesh,
+    )  # fmt: skip
+
+
+def new_state(encoder, batch, slots, dtype=jnp.float32):
+    return state.initial_state(
+        0, encoder, optim.sgd(0.9, DECAY), 32,
+        lambda rng: Queue.create(rng, slots * batch, batch, DIM, dtype), dtype=dtype,
     )  # fmt: skip
 
 
@@ -73,7 +83,7 @@ def test_five_steps_equal_pytorch(float64, head, symmetric):
 
     encoder = encoders.create("resnet10", head=head, dim=DIM, bn_groups=G, dtype=jnp.float64)
     before = jax.tree.map(np.array, our_variables(net, head, encoder))
-    ours = state.initial_state(0, encoder, optim.sgd(0.9, DECAY), 32, B, 3 * B, DIM, jnp.float64)
+    ours = new_state(encoder, B, 3, jnp.float64)
     ours = ours.replace(
         params=before["params"], key_params=before["params"],
         batch_stats=before["batch_stats"], key_batch_stats=before["batch_stats"],
@@ -86,7 +96,7 @@ def test_five_steps_equal_pytorch(float64, head, symmetric):
 
     @jax.jit
     def queries(params, stats, images):
-        images = step.to_network_input(images, MEAN, STD, jnp.float64)
+        images = to_network_input(images, MEAN, STD, jnp.float64)
         variables = {"params": params, "batch_stats": stats}
         found, _ = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
         return contrastive.normalize(found)
@@ -131,7 +141,7 @@ def small():
 
 
 def small_state(small, batch=64, slots=2):
-    return state.initial_state(0, small, optim.sgd(0.9, DECAY), 32, batch, slots * batch, DIM)
+    return new_state(small, batch, slots)
 
 
 def test_one_device_and_eight_compute_the_same(small):
@@ -211,17 +221,8 @@ def test_info_nce_equals_the_closed_form(float64):
 def test_equal_similarities_cost_the_chance_level():
     same = jnp.ones((4, 8)) / jnp.sqrt(8)
     loss, metrics = contrastive.info_nce(same, same, jnp.broadcast_to(same[:1], (3, 4, 8)), 0.2)
-    np.testing.assert_allclose(loss, contrastive.chance_level(12, False), rtol=1e-6)
+    np.testing.assert_allclose(loss, Method(negatives=12).chance_level(4), rtol=1e-6)
     assert float(metrics["top1"]) == 0
-
-
-def test_the_queue_renews_its_oldest_slot(small):
-    queue = small_state(small, 8, 3).dictionary
-    for turn in range(4):
-        queue = queue.enqueue(jnp.full((8, DIM), turn, jnp.float32), jnp.arange(8) + 8 * turn)
-    np.testing.assert_array_equal(queue.keys[:, 0, 0], [3, 1, 2])
-    np.testing.assert_array_equal(queue.index[:, 0], [24, 8, 16])
-    assert (queue.pointer, queue.count) == (1, 24)
 
 
 def test_examples_are_counted_past_32_bits():

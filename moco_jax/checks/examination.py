@@ -179,8 +179,8 @@ class Examination:
             return self.report.skip("devices", NO_IMAGES)
         with self.report.section("devices"):
             shape = resident_shape(self.config, self.source) if self.source else None
-            steps = self.steps_per_epoch or 1
-            self.computed = program(self.config, mesh.create_mesh(), steps, shape)
+            examples = len(self.source) if self.source is not None and self.enough else 1
+            self.computed = program(self.config, mesh.create_mesh(), examples, shape)
             began = time.perf_counter()
             self.report.busy("compiling the train step")
             compiled = self.computed.compile_step()

@@ -109,12 +109,16 @@ def length(config: ConfigDict, examples: int) -> list[Finding]:
             + (f"; the last {dropped} of each epoch's order are left out" if dropped else ""),
         )
     ]
-    if config.queue_size >= examples:
+    if (
+        config.dictionary == "queue"
+        and config.queue_size >= examples
+        and not config.mask_same_example
+    ):
         found.append(
             Finding(
                 NOTE,
                 f"queue_size={config.queue_size:,} is not below the {examples:,} images: older keys of an image are "
-                "among its own negatives",
+                "among its own negatives; mask_same_example=True leaves them out",
             )
         )
     return found

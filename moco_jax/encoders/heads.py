@@ -1,6 +1,6 @@
-"""Projection heads: from pooled features to the space in which queries and keys are compared.
+"""Heads: from pooled features to the space in which queries and keys are compared, and v3's predictors within it.
 
-One linear layer in MoCo v1, two layers in v2 (section 3). Both start as torch's `Linear` does.
+One linear layer in MoCo v1, two layers in v2 (section 3), layers with BatchNorm in v3. All start as torch's `Linear`.
 """
 
 import math
@@ -11,42 +11,84 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from moco_jax.encoders.layers import Dense
+from moco_jax.encoders.norm import BatchNorm
 
 
-def linear(fan_in: int, dim: int, dtype: Any, reduce: str, name: str) -> Dense:
+def linear(
+    fan_in: int, dim: int, dtype: Any, reduce: str, name: str, use_bias: bool = True
+) -> Dense:
     """A dense layer whose weights and biases start uniform within +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
 
     def uniform(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         return jax.random.uniform(rng, shape, dtype, -bound, bound)
 
-    return Dense(dim, dtype, reduce, uniform, name=name)
+    return Dense(dim, dtype, reduce, uniform, use_bias, name=name)
 
 
 class LinearHead(nn.Module):
     """The head of MoCo v1: one linear layer to `dim` features."""
 
     dim: int
+    hidden: int = 0
+    bn_groups: int = 1
     dtype: Any = jnp.float32
     reduce: str = "parameter"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """`[B, D]` -> `[B, dim]`, computed in `dtype`, returned in at least float32."""
         x = linear(x.shape[-1], self.dim, self.dtype, self.reduce, "fc")(x)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
 class MLPHead(nn.Module):
-    """The head of MoCo v2: D hidden units, ReLU, then `dim` features; no BatchNorm."""
+    """The head of MoCo v2: `hidden` units (0: D), ReLU, then `dim` features; no BatchNorm."""
 
     dim: int
+    hidden: int = 0
+    bn_groups: int = 1
     dtype: Any = jnp.float32
     reduce: str = "parameter"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """`[B, D]` -> `[B, dim]`, computed in `dtype`, returned in at least float32."""
-        x = nn.relu(linear(x.shape[-1], x.shape[-1], self.dtype, self.reduce, "fc1")(x))
+        hidden = self.hidden or x.shape[-1]
+        x = nn.relu(linear(x.shape[-1], hidden, self.dtype, self.reduce, "fc1")(x))
         x = linear(x.shape[-1], self.dim, self.dtype, self.reduce, "fc2")(x)
+        return x.astype(jnp.promote_types(self.dtype, jnp.float32))
+
+
+class BatchNormHead(nn.Module):
+    """Projector or predictor of MoCo v3: `layers` linear layers without bias, each with BatchNorm, between them ReLU.
+
+    Attributes:
+        layers: how many.
+        last_norm: whether BatchNorm, without scale and bias, follows the last one.
+        dim, dtype, reduce: as in the other heads.
+        hidden: features between the layers; 0: 4096, as published.
+        bn_groups: see `BatchNorm`.
+    """
+
+    layers: int
+    last_norm: bool
+    dim: int
+    hidden: int = 0
+    bn_groups: int = 1
+    dtype: Any = jnp.float32
+    reduce: str = "parameter"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """`[B, D]` -> `[B, dim]`, computed in `dtype`, returned in at least float32."""
+        for number in range(self.layers):
+            last = number == self.layers - 1
+            width = self.dim if last else self.hidden or 4096
+            x = linear(x.shape[-1], width, self.dtype, self.reduce, f"fc{number + 1}", False)(x)
+            if not last or self.last_norm:
+                norm = BatchNorm(self.bn_groups, dtype=self.dtype, affine=not last, name=f"bn{number + 1}")  # fmt: skip
+                x = norm(x, train)
+            if not last:
+                x = nn.relu(x)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))

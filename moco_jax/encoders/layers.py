@@ -107,24 +107,29 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """A dense layer with bias.
+    """A dense layer.
 
     Attributes:
         dim: features out.
         dtype: compute dtype; the parameters `kernel` `[C, dim]` and `bias` `[dim]` are at least float32.
         reduce: see `convolve`.
         initializer: of both.
+        use_bias: whether there is a bias.
     """
 
     dim: int
     dtype: Any
     reduce: str
     initializer: nn.initializers.Initializer
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, C]` -> `[B, dim]`, in `dtype`."""
         exact = jnp.promote_types(self.dtype, jnp.float32)
         kernel = self.param("kernel", self.initializer, (x.shape[-1], self.dim), exact)
-        bias = self.param("bias", self.initializer, (self.dim,), exact)
+        if self.use_bias:
+            bias = self.param("bias", self.initializer, (self.dim,), exact)
+        else:
+            bias = jnp.zeros((self.dim,), exact)
         return affine(x.astype(self.dtype), kernel, bias, self.reduce)

@@ -22,7 +22,7 @@ class BatchNorm(nn.Module):
     unbiased variances. In evaluation the running statistics normalise everything. An array divided over
     devices along the batch stays where it is when G is a multiple of the number of devices.
 
-    Variables: params `scale` and `bias`, batch_stats `mean` and `var`, each `[C]`, at least float32.
+    Variables: params `scale` and `bias` (with `affine`), batch_stats `mean` and `var`, each `[C]`, at least float32.
 
     Attributes:
         groups: G.
@@ -30,6 +30,7 @@ class BatchNorm(nn.Module):
         epsilon: added to the variance.
         dtype: of the output; statistics and arithmetic use at least float32.
         scale_init: initialiser of `scale`.
+        affine: whether a learnt scale and bias follow.
     """
 
     groups: int = 1
@@ -37,14 +38,17 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`x` `[B, ..., C]` normalised, in `dtype`; raises UserError where G does not divide B."""
         exact = jnp.promote_types(self.dtype, jnp.float32)
         channels = x.shape[-1:]
-        scale = self.param("scale", self.scale_init, channels, exact)
-        bias = self.param("bias", nn.initializers.zeros, channels, exact)
+        scale, bias = jnp.ones(channels, exact), jnp.zeros(channels, exact)
+        if self.affine:
+            scale = self.param("scale", self.scale_init, channels, exact)
+            bias = self.param("bias", nn.initializers.zeros, channels, exact)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, exact)
         var = self.variable("batch_stats", "var", jnp.ones, channels, exact)
 

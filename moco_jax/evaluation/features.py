@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from moco_jax import mesh as mesh_lib
 from moco_jax.data import pipeline, recipes
 from moco_jax.data.sources import Source
-from moco_jax.step import to_network_input
+from moco_jax.encoding import to_network_input
 
 Encode = Callable[[Mapping[str, Any], jax.Array], jax.Array]
 

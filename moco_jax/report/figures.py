@@ -1,7 +1,8 @@
 """Pictures of a run."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -84,6 +85,47 @@ def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray
             axes.set(xticks=[], yticks=[], anchor="N")
             if row == 0:
                 axes.set_title(title, loc="left", fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    path.write_bytes(buffer.getvalue())
+
+
+def ablation(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw a comparison: a panel for each table, kNN accuracy over `x`, bars of one standard deviation over seeds.
+
+    Args:
+        path: the PNG to write.
+        rows: each with `table`, `line`, `x` (numbers, or names), and `mean` and `deviation` with `knn` and `top1`. Where
+            `x` is a name, the contrastive accuracy stands beside: a leak shows in it.
+    """
+    tables = list(dict.fromkeys(row["table"] for row in rows))
+    figure = Figure(figsize=(4.6 * len(tables), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True):
+        panel = [row for row in rows if row["table"] == name]
+        ticks = list(dict.fromkeys(row["x"] for row in panel))
+        counts = all(isinstance(x, int) for x in ticks)
+        for line in dict.fromkeys(row["line"] for row in panel):
+            chosen = [row for row in panel if row["line"] == line]
+            x = [row["x"] if counts else ticks.index(row["x"]) for row in chosen]
+            named = isinstance(ticks[0], str)
+            for score, style in (("knn", "-"), ("top1", ":")) if named else (("knn", "-"),):
+                axes.errorbar(
+                    x, [100 * row["mean"][score] for row in chosen],
+                    [100 * (row["deviation"][score] or 0) for row in chosen],
+                    marker="o", capsize=3, linestyle=style,
+                    label=f"{line}, contrastive top-1" if score == "top1" else line,
+                )  # fmt: skip
+        if counts:
+            axes.set_xscale("log", base=2)
+            axes.set_xlabel("negatives (K)")
+        else:
+            axes.set_xticks(range(len(ticks)), [str(t) for t in ticks])
+            axes.set_xlabel(name)
+        axes.set_ylabel("accuracy (%)" if isinstance(ticks[0], str) else "kNN accuracy (%)")
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     path.write_bytes(buffer.getvalue())

@@ -4,8 +4,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax import contrastive
-from moco_jax.config import peak_learning_rate
+from moco_jax.config import method_of, peak_learning_rate
 from moco_jax.data import recipes
 from moco_jax.evaluation.monitor import COLLAPSED
 from moco_jax.parts import Parts
@@ -25,7 +24,7 @@ def facts(config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState
         "images": f"{len(parts.source):,} of {config.dataset} ({config.split}){_held(parts)}",
         "encoder": f"{config.arch}, {count:,} parameters",
         "batch": f"{config.batch_size} in {config.bn_groups} BN groups",
-        "dictionary": f"queue of {config.queue_size:,} keys, momentum {config.momentum}",
+        "dictionary": dictionary(config, len(parts.source)),
         "steps": f"{parts.total_steps:,} = {config.epochs} epochs x {parts.steps_per_epoch:,}; lr {rate}",
         "workdir": str(place),
     }
@@ -42,14 +41,32 @@ def _held(parts: Parts) -> str:
     return "" if images is None else f", {size(images.size)} on every device"
 
 
+def dictionary(config: ConfigDict, examples: int) -> str:
+    """Where negatives come from; a word where keys of a query's own example are among them."""
+    text = method_of(config).describe()
+    if config.key_encoder == "momentum":
+        text += f", momentum {config.momentum}"
+    if (
+        config.dictionary == "queue"
+        and config.queue_size >= examples
+        and not config.mask_same_example
+    ):
+        text += (
+            f"; older keys of a query's own image are among them, as {examples:,} images are no more "
+            "(mask_same_example=True leaves them out)"
+        )
+    return text
+
+
 def progress(
     step: int, n: dict[str, float], config: ConfigDict, parts: Parts, seconds_left: float
 ) -> str:
     """The line that renews itself."""
-    chance = contrastive.chance_level(config.queue_size, config.symmetric)
+    chance = method_of(config).chance_level(config.batch_size)
+    beside = "" if chance is None else f" (chance {chance:.2f})"
     utilised = f"MFU {n['mfu']:.1%}  " if "mfu" in n else ""
     return (
-        f"epoch {step / parts.steps_per_epoch:6.2f}/{config.epochs}  loss {n['loss']:.3f} (chance {chance:.2f})  "
+        f"epoch {step / parts.steps_per_epoch:6.2f}/{config.epochs}  loss {n['loss']:.3f}{beside}  "
         f"top-1 {n['top1']:.1%}  {n['images_per_second']:,.0f} images/s  waiting {n['waiting_share']:.0%}  "
         f"{utilised}left {duration(seconds_left)}"
     )

@@ -1,0 +1,48 @@
+"""The comparisons of MoCo v1's section 4.1, as rows that `python -m moco_jax.ablation` runs one after the other.
+
+Three tables: mechanism x number of negatives (figure 3), the momentum of the key encoder, and shuffled BatchNorm.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10, digits
+from moco_jax.config import pick_variant
+
+BANK = dict(key_encoder="none", dictionary="memory_bank", shuffle="none")
+END_TO_END = dict(key_encoder="query", dictionary="batch")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Variants: `cifar10` (the default) and `digits`, whose every row takes minutes on two cores.
+
+    Returns:
+        `base`: the settings that all rows share; `seeds`: how often each row runs; `rows`: each with its `table`, the
+        `line` of the figure that it belongs to, its place `x` on it, and the `settings` that differ from `base`.
+    """
+    variant = pick_variant(variant, ["cifar10", "digits"])
+    if variant == "digits":
+        base, sizes, batches, most = digits.get_config(), [64, 256, 1024], [64, 128, 256], 1024
+        base.epochs, base.monitor_every = 60, 60
+    else:
+        base, sizes, batches, most = cifar10.get_config(), [256, 1024, 4096, 16384], [256, 512, 1024], 4096  # fmt: skip
+        base.knn_features = "backbone"
+    base.lr_reference_batch = base.batch_size
+    rows = []
+
+    def add(table: str, line: str, x, **settings) -> None:
+        rows.append(dict(table=table, line=line, x=x, settings=settings))
+
+    for size in sizes:
+        add("negatives", "MoCo", size, queue_size=size)
+    for size in sizes:
+        add("negatives", "memory bank", size, bank_negatives=size, **BANK)
+    for batch in batches:
+        # K = B - 1; the rate grows with the batch (linear scaling, as the paper's end-to-end rows).
+        add("negatives", "end-to-end", batch - 1, batch_size=batch, **END_TO_END)
+    for momentum in (0.0, 0.9, 0.99, 0.999):
+        add("momentum", "MoCo", momentum, momentum=momentum, queue_size=most)
+    for shuffle in ("none", "exchange", "permutation"):
+        add("shuffled BN", "MoCo", shuffle, shuffle=shuffle, queue_size=most)
+    for shuffle in ("none", "exchange", "permutation"):
+        add("shuffled BN", "end-to-end", shuffle, shuffle=shuffle, **END_TO_END)
+    return ConfigDict(dict(base=base, seeds=3, rows=tuple(rows)))
