@@ -80,8 +80,16 @@ def test_crops_equal_the_hosts(name, size, shape):
 def test_views_equal_the_hosts(name, size, shape):
     source, recipe = noise(*shape) if shape else digits("train"), recipes.create(name, size)
     batch = hosts_batch(source, recipe, crop_only=False)
-    make = jax.jit(device_views.make_two_views, static_argnums=(3, 4))
-    found = make(source.images, batch["index"], np.full(64, 5, np.int32), SEED, recipe)
+    images = source.images
+    make = jax.jit(device_views.make_two_views, static_argnums=(1, 4, 5))
+    found = make(
+        images.reshape(len(images), -1),
+        images.shape[1:3],
+        batch["index"],
+        np.full(64, 5, np.int32),
+        SEED,
+        recipe,
+    )
     for ours, theirs in zip(found, (batch["query"], batch["key"]), strict=True):
         assert ours.dtype == np.uint8
         assert np.abs(np.asarray(ours).astype(int) - theirs).mean() < 0.2
