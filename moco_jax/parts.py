@@ -3,6 +3,7 @@ dataset, and the images and the monitor around it.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,7 @@ class Parts:
         program: what the devices compute.
         source: the images that are trained on.
         recipe: the views drawn of them.
+        held: shape `[N, H, W, 3]` of those that the devices hold; None where they hold none.
         monitor: scores an encoder.
         steps_per_epoch, total_steps: how long the run is.
     """
@@ -65,6 +67,7 @@ class Parts:
     program: Program
     source: Source
     recipe: recipes.Recipe
+    held: resident.Shape | None
     monitor: Monitor
     steps_per_epoch: int
     total_steps: int
@@ -114,7 +117,8 @@ def batch_of(config: ConfigDict, the_mesh: Mesh, held: resident.Shape | None) ->
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=layout)
 
     if held is not None:
-        everything = jax.ShapeDtypeStruct(held, jnp.uint8, sharding=mesh.replicated(the_mesh))
+        pixels, everywhere = math.prod(held[1:]), mesh.replicated(the_mesh)
+        everything = jax.ShapeDtypeStruct((held[0], pixels), jnp.uint8, sharding=everywhere)
         numbers = array(jnp.int32)
         return step.Batch(None, None, numbers, images=everything, epoch=numbers)
     images = array(jnp.uint8, side, side, config.channels)
@@ -124,18 +128,24 @@ def batch_of(config: ConfigDict, the_mesh: Mesh, held: resident.Shape | None) ->
     return step.Batch(images, images, array(jnp.int32), *views)
 
 
-def views_of(config: ConfigDict) -> Callable[[step.Batch], tuple[jax.Array, jax.Array]]:
-    """How the step makes query and key views of a batch: the part of the work that `augment_on` leaves to it."""
-    recipe, seed = recipe_of(config), config.seed
+def views_of(
+    config: ConfigDict, held: resident.Shape | None
+) -> Callable[[step.Batch], tuple[jax.Array, jax.Array]]:
+    """How the step makes query and key views of a batch: the part of the work that `augment_on` leaves to it.
 
-    def finish(batch: step.Batch) -> tuple[jax.Array, jax.Array]:
-        query = device_ops.finish(batch.query, batch.query_view, recipe)
-        return query, device_ops.finish(batch.key, batch.key_view, recipe)
-
-    def make(batch: step.Batch) -> tuple[jax.Array, jax.Array]:
-        return device_views.make_two_views(batch.images, batch.index, batch.epoch, seed, recipe)
-
-    return {"host": step.as_they_come, "device": finish, "resident": make}[config.augment_on]
+    `held`: shape of the images that devices hold.
+    """
+    recipe = recipe_of(config)
+    if held is not None:
+        return lambda batch: device_views.make_two_views(
+            batch.images, held[1:], batch.index, batch.epoch, config.seed, recipe
+        )
+    if config.augment_on == "device":
+        return lambda batch: (
+            device_ops.finish(batch.query, batch.query_view, recipe),
+            device_ops.finish(batch.key, batch.key_view, recipe),
+        )
+    return step.as_they_come
 
 
 def program(
@@ -182,7 +192,7 @@ def program(
         mean=config.mean, std=config.std, seed=config.seed, accumulate=config.accumulate,
         backbone_groups=config.bn_groups if encoders.has_batch_norm(config.arch) else None,
         dtype=dtype, mesh=the_mesh,
-        views=views_of(config),
+        views=views_of(config, held),
     )  # fmt: skip
     everywhere, batch = mesh.replicated(the_mesh), batch_of(config, the_mesh, held)
     return Program(
@@ -226,6 +236,7 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
         program=computed,
         source=source,
         recipe=recipe,
+        held=held,
         monitor=Monitor(
             bank=source, bank_indices=bank, queries=source if queries is None else queries,
             query_indices=chosen, recipe=recipe,

@@ -33,7 +33,7 @@ class Batch:
         index: int32 `[B]`, each example's place in the dataset.
         query_view: where images arrive as crops, the drawn parameters of what is left to do, `[B, ...]` each.
         key_view: as `query_view`, of the keys.
-        images: where the devices hold all images, these: uint8 `[N, H, W, C]`, whole on every device.
+        images: where the devices hold all images, these: uint8 `[N, H * W * C]`, whole on every device.
         epoch: with `images`, int32 `[B]`, each example's epoch.
     """
 

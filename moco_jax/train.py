@@ -147,21 +147,22 @@ def open_batches(
     config: ConfigDict, parts: Parts, examples_seen: int, damaged: pipeline.DamagedImages, console: Console
 ) -> tuple[Generator[pipeline.Rows, None, None], jax.Array | None]:  # fmt: skip
     """This host's rows of each batch from the one after `examples_seen` on, and the images that the devices hold, if any."""
-    the_mesh, held = parts.program.mesh, parts.program.batch.images
+    the_mesh = parts.program.mesh
     common: dict[str, Any] = dict(
         seed=config.seed, batch_size=config.batch_size,
         rows=mesh.local_rows(the_mesh, config.batch_size), examples_seen=examples_seen,
     )  # fmt: skip
-    if held is None:
+    if parts.held is None:
         batches = pipeline.train_batches(
             parts.source, parts.recipe, workers=config.workers, damaged=damaged,
             crop_only=config.augment_on == "device", scaled_decoding=config.scaled_decoding, **common,
         )  # fmt: skip
         return batches, None
     images, stand_in = resident.load(
-        parts.source, held.shape, config.workers, damaged, console.progress
+        parts.source, parts.held, config.workers, damaged, console.progress
     )
-    return resident.train_batches(stand_in, **common), mesh.to_every_device(the_mesh, images)
+    rows = mesh.to_every_device(the_mesh, images.reshape(len(images), -1))
+    return resident.train_batches(stand_in, **common), rows
 
 
 def device_batches(

@@ -103,14 +103,20 @@ def crop(image: jax.Array, box: jax.Array, size: int) -> jax.Array:
 
 
 def make_two_views(
-    images: jax.Array, index: jax.Array, epoch: jax.Array, seed: int, recipe: Recipe
-) -> tuple[jax.Array, jax.Array]:
+    images: jax.Array, shape: tuple[int, int, int], index: jax.Array, epoch: jax.Array, seed: int, recipe: Recipe
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Query and key view, uint8 `[B, S, S, C]` each, of the examples `index` int32 `[B]` in `epoch` int32 `[B]`.
 
-    `images`: uint8 `[N, H, W, C]`, all there are.
+    Args:
+        images: uint8 `[N, H * W * C]`, all there are, each in one row: of more axes a TPU would hold the first innermost,
+            and turn the whole array round at every step.
+        shape: H, W and C.
+        index, epoch: of each example.
+        seed: of the run.
+        recipe: the views to draw.
     """
-    chosen = images.at[index].get(mode="promise_in_bounds")
-    drawn = draw_two_views(seed, epoch, index, images.shape[1], images.shape[2], recipe)
+    chosen = images.at[index].get(mode="promise_in_bounds").reshape(-1, *shape)
+    drawn = draw_two_views(seed, epoch, index, *shape[:2], recipe=recipe)
 
     def view(parameters: View) -> jax.Array:
         crops = jax.vmap(lambda image, box: crop(image, box, recipe.image_size))

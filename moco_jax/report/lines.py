@@ -1,5 +1,7 @@
 """The sentences of a run: facts at its start, the line that renews itself, a score."""
 
+import math
+
 import jax
 from etils import epath
 from ml_collections import ConfigDict
@@ -37,8 +39,7 @@ def facts(config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState
 
 
 def _held(parts: Parts) -> str:
-    images = parts.program.batch.images
-    return "" if images is None else f", {size(images.size)} on every device"
+    return f", {size(math.prod(parts.held))} on every device" if parts.held else ""
 
 
 def dictionary(config: ConfigDict, examples: int) -> str:

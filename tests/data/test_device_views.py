@@ -80,10 +80,34 @@ def test_crops_equal_the_hosts(name, size, shape):
 def test_views_equal_the_hosts(name, size, shape):
     source, recipe = noise(*shape) if shape else digits("train"), recipes.create(name, size)
     batch = hosts_batch(source, recipe, crop_only=False)
-    make = jax.jit(device_views.make_two_views, static_argnums=(3, 4))
-    found = make(source.images, batch["index"], np.full(64, 5, np.int32), SEED, recipe)
+    images = source.images
+    make = jax.jit(device_views.make_two_views, static_argnums=(1, 4, 5))
+    found = make(
+        images.reshape(len(images), -1),
+        images.shape[1:],
+        batch["index"],
+        np.full(64, 5, np.int32),
+        SEED,
+        recipe,
+    )
     for ours, theirs in zip(found, (batch["query"], batch["key"]), strict=True):
         assert ours.dtype == np.uint8
         assert np.abs(np.asarray(ours).astype(int) - theirs).mean() < 0.2
         if recipe.stages == ("crop",):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_five_channels_are_viewed_each_as_alone():
+    """Crop, blur and flip of a resident image do the same to every channel."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 17, 5), dtype=np.uint8)
+    index, epoch = np.arange(3, dtype=np.int32), np.full(3, 2, np.int32)
+
+    def views(images):
+        recipe = recipes.create("v2", 16, channels=images.shape[-1])
+        rows = images.reshape(len(images), -1)
+        return device_views.make_two_views(rows, images.shape[1:], index, epoch, SEED, recipe)
+
+    every = views(images)
+    for channel in range(5):
+        for found, alone in zip(every, views(images[..., channel : channel + 1]), strict=True):
+            np.testing.assert_array_equal(found[..., channel], alone[..., 0])

@@ -49,12 +49,12 @@ def test_views_and_their_order_are_the_hosts_with_damaged_images_and_over_an_epo
     )
     images, stand_in, _ = loaded(source)
     epochs = []
-    make = jax.jit(device_views.make_two_views, static_argnums=(3, 4))
+    make = jax.jit(device_views.make_two_views, static_argnums=(1, 4, 5))
     for ours, theirs in itertools.islice(
         zip(resident.train_batches(stand_in, **place), host, strict=True), 4
     ):
         np.testing.assert_array_equal(ours["index"], theirs["index"])
-        views = make(images, ours["index"], ours["epoch"], 7, RECIPE)
+        views = make(images.reshape(9, -1), (97, 131, 3), ours["index"], ours["epoch"], 7, RECIPE)
         np.testing.assert_array_equal(views[0], theirs["query"])
         np.testing.assert_array_equal(views[1], theirs["key"])
         epochs += ours["epoch"].tolist()
