@@ -21,7 +21,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable ".[test,torch]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,torch,tiff]"
 	touch $@
 
 clean:

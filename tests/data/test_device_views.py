@@ -4,6 +4,7 @@ import contextlib
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -104,7 +105,7 @@ def test_five_channels_are_viewed_each_as_alone():
 
     def views(images):
         recipe = recipes.create("v2", 16, channels=images.shape[-1])
-        rows = images.reshape(len(images), -1)
+        rows = jnp.asarray(images.reshape(len(images), -1))
         return device_views.make_two_views(rows, images.shape[1:], index, epoch, SEED, recipe)
 
     every = views(images)
