@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from moco_jax import encoders
 from moco_jax.data import recipes
 from moco_jax.encoders import BACKBONES, HEADS, REDUCE, STEMS
 from moco_jax.errors import UserError
@@ -29,8 +30,8 @@ RECIPE = dict(
     mean=(0.485, 0.456, 0.406),  # per channel, of images scaled to 0..1
     std=(0.229, 0.224, 0.225),
     arch="resnet50",
-    width=0,  # channels of the first stage; 0: the architecture's own
-    stem="imagenet",  # 'imagenet', 'cifar' or 'cifar_stride2'
+    width=0,  # channels of a ResNet's first stage, or of a ViT's tokens; 0: the architecture's own
+    stem="imagenet",  # of a ResNet: 'imagenet', 'cifar' or 'cifar_stride2'
     head="linear",  # 'linear' (v1) or 'mlp' (v2)
     dim=128,  # length of queries and keys
     batch_size=256,  # over all devices and hosts
@@ -146,6 +147,7 @@ def check_values(config: ConfigDict) -> None:
             raise UserError(
                 f"{key}={config[key]} must not be negative; {default_config()[key]} is the default"
             )
+    encoders.check(config.arch, config.image_size, config.width or None, stem=config.stem)
     if not 0 <= config.momentum < 1:
         raise UserError(
             f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's"

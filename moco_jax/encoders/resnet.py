@@ -32,6 +32,7 @@ class Block(nn.Module):
         bn_groups: G, groups of samples that share BatchNorm statistics.
         dtype: compute dtype.
         reduce: precision of the kernels' gradients, see `layers.convolve`.
+        zero_init_residual: the scale of the last BatchNorm starts at 0, the block as the identity.
     """
 
     channels: int
@@ -40,6 +41,7 @@ class Block(nn.Module):
     bn_groups: int
     dtype: Any
     reduce: str
+    zero_init_residual: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -55,7 +57,9 @@ class Block(nn.Module):
         y = x
         for i, (channels, kernel, stride) in enumerate(plan, start=1):
             y = conv(channels, kernel, stride, name=f"conv{i}")(y)
-            y = norm(name=f"bn{i}")(y, train)
+            zero = self.zero_init_residual and i == len(plan)
+            init = nn.initializers.zeros if zero else nn.initializers.ones
+            y = norm(name=f"bn{i}", scale_init=init)(y, train)
             y = nn.relu(y) if i < len(plan) else y
         if self.stride > 1 or x.shape[-1] != outer:
             x = conv(outer, 1, self.stride, name="downsample_conv")(x)
@@ -75,6 +79,7 @@ class ResNet(nn.Module):
         bn_groups: G, groups of samples that share BatchNorm statistics.
         dtype: compute dtype; parameters and statistics are at least float32.
         reduce: precision of the kernels' gradients, see `layers.convolve`.
+        zero_init_residual: see `Block`.
     """
 
     stage_sizes: Sequence[int]
@@ -84,6 +89,7 @@ class ResNet(nn.Module):
     bn_groups: int = 1
     dtype: Any = jnp.float32
     reduce: str = "parameter"
+    zero_init_residual: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -106,6 +112,7 @@ class ResNet(nn.Module):
                     bn_groups=self.bn_groups,
                     dtype=self.dtype,
                     reduce=self.reduce,
+                    zero_init_residual=self.zero_init_residual,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
         return jnp.mean(x, (1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32))
