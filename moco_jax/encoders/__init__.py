@@ -31,12 +31,12 @@ BACKBONES: dict[str, partial[Any]] = {
     "resnet152": partial(ResNet, (3, 8, 36, 3), bottleneck=True),
     "resnet50w2": partial(ResNet, (3, 4, 6, 3), bottleneck=True, width=128),
     "resnet50w4": partial(ResNet, (3, 4, 6, 3), bottleneck=True, width=256),
-    "vit_small": partial(ViT, 12, 12, 384),
-    "vit_base": partial(ViT, 12, 12, 768),
-    "vit_large": partial(ViT, 24, 16, 1024),
-    "vit_huge": partial(ViT, 32, 16, 1280, patch=14),
-    "vit_conv_small": partial(ViT, 11, 12, 384, conv_stem=True, stop_patch_gradient=False),
-    "vit_conv_base": partial(ViT, 11, 12, 768, conv_stem=True, stop_patch_gradient=False),
+    "vit_small": partial(ViT, 12, 12, width=384),
+    "vit_base": partial(ViT, 12, 12, width=768),
+    "vit_large": partial(ViT, 24, 16, width=1024),
+    "vit_huge": partial(ViT, 32, 16, width=1280, patch=14),
+    "vit_conv_small": partial(ViT, 11, 12, width=384, conv_stem=True, stop_patch_gradient=False),
+    "vit_conv_base": partial(ViT, 11, 12, width=768, conv_stem=True, stop_patch_gradient=False),
 }
 # What only some backbones know, with the value that says nothing: each then does as its own default says.
 OPTIONS: dict[str, Any] = {
@@ -94,7 +94,8 @@ def check(name: str, image_size: int, width: int | None = None, **options: Any) 
 
 def _backbone(name: str, width: int | None, options: Mapping[str, Any], **common: Any) -> nn.Module:
     module = BACKBONES[name]
-    fields = {field.name for field in dataclasses.fields(module.func)}
+    known: Any = module.func
+    fields = {field.name for field in dataclasses.fields(known)}
     chosen = {key: value for key, value in options.items() if value != OPTIONS[key]}
     for key, value in chosen.items():
         if key not in fields:

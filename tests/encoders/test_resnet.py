@@ -146,3 +146,19 @@ def test_weights_round_trip_bitwise_and_refuse_what_does_not_fit():
     del broken["bn1.bias"]
     with pytest.raises(ValueError, match=r"(?s)bn1\.bias.*conv1\.weight|conv1\.weight.*bn1\.bias"):
         weights.load(broken, variables)
+
+
+@pytest.mark.parametrize("name", ["resnet10", "resnet50"])
+def test_blocks_may_start_as_the_identity(name):
+    """torchvision's `zero_init_residual`: the scale of each block's last BatchNorm, and no other, starts at 0."""
+    for zero in (False, True):
+        backbone = encoders.create(name, width=8, zero_init_residual=zero).backbone
+        params = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+        last = "bn3" if name == "resnet50" else "bn2"
+        for block, layers in params.items():
+            for layer, leaves in layers.items():
+                if "scale" in leaves:
+                    wanted = 0 if zero and layer == last else 1
+                    assert np.all(np.asarray(leaves["scale"]) == wanted), (block, layer)
+    assert params["bn1"]["scale"].shape == (8,)
+    assert params["layer4_0"][last]["scale"].any() == 0
