@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from moco_jax import encoders
 from moco_jax.encoders.norm import BatchNorm
@@ -148,17 +149,16 @@ def test_weights_round_trip_bitwise_and_refuse_what_does_not_fit():
         weights.load(broken, variables)
 
 
-@pytest.mark.parametrize("name", ["resnet10", "resnet50"])
-def test_blocks_may_start_as_the_identity(name):
+@pytest.mark.parametrize(("bottleneck", "last"), [(False, "bn2"), (True, "bn3")])
+@pytest.mark.parametrize("zero", [False, True])
+def test_blocks_may_start_as_the_identity(bottleneck, last, zero):
     """torchvision's `zero_init_residual`: the scale of each block's last BatchNorm, and no other, starts at 0."""
-    for zero in (False, True):
-        backbone = encoders.create(name, width=8, zero_init_residual=zero).backbone
-        params = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-        last = "bn3" if name == "resnet50" else "bn2"
-        for block, layers in params.items():
-            for layer, leaves in layers.items():
-                if "scale" in leaves:
-                    wanted = 0 if zero and layer == last else 1
-                    assert np.all(np.asarray(leaves["scale"]) == wanted), (block, layer)
-    assert params["bn1"]["scale"].shape == (8,)
-    assert params["layer4_0"][last]["scale"].any() == 0
+    name = "resnet50" if bottleneck else "resnet10"
+    backbone = encoders.create(name, width=4, zero_init_residual=zero).backbone
+    backbone = backbone.clone(stage_sizes=(2, 1))
+    params = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    scales = {k: v for k, v in traverse_util.flatten_dict(params).items() if k[-1] == "scale"}
+    assert len({path[0] for path in scales if path[-2] == last}) == 3
+    for path, scale in scales.items():
+        wanted = 0 if zero and path[-2] == last else 1
+        np.testing.assert_array_equal(scale, np.full(scale.shape, wanted), err_msg=str(path))
