@@ -16,7 +16,15 @@ from ml_collections import ConfigDict
 from moco_jax import encoders
 from moco_jax.data import recipes
 from moco_jax.dictionary import BANK_ROWS
-from moco_jax.encoders import BACKBONES, HEADS, PREDICTORS, REDUCE, STEMS
+from moco_jax.encoders import (
+    ATTENTIONS,
+    BACKBONES,
+    HEADS,
+    PREDICTORS,
+    REDUCE,
+    REMATS,
+    STEMS,
+)
 from moco_jax.errors import UserError
 from moco_jax.method import DICTIONARIES, KEY_ENCODERS, LOSSES, QUEUE_STARTS, SHUFFLES, Method
 from moco_jax.optim import OPTIMIZERS
@@ -36,8 +44,8 @@ RECIPE = dict(
     mean=(0.485, 0.456, 0.406),  # per channel, of images scaled to 0..1
     std=(0.229, 0.224, 0.225),
     arch="resnet50",
-    width=0,  # channels of the first stage; 0: the architecture's own
-    stem="imagenet",  # 'imagenet', 'cifar' or 'cifar_stride2'
+    width=0,  # channels of a ResNet's first stage, or of a ViT's tokens; 0: the architecture's own
+    stem="imagenet",  # of a ResNet: 'imagenet', 'cifar' or 'cifar_stride2'
     zero_init_residual=False,  # a ResNet's blocks start as the identity (v3)
     head="linear",  # 'linear' (v1), 'mlp' (v2), 'v3_resnet' or 'v3_vit'
     head_width=0,  # features between the layers of head and predictor; 0: each one's own
@@ -84,6 +92,8 @@ OPERATIONAL = dict(
     knn_features="backbone",  # 'backbone' (pooled) or 'output' (after the head)
     knn_examples=0,  # training images that the monitor searches, at most; 0: all
     eval_batch_size=256,
+    remat="none",  # of a ViT: 'block' computes each block again in the backward pass, to save memory
+    attention="plain",  # of a ViT: 'lean' keeps no attention weights, to save memory; 'cudnn' is NVIDIA's
     checkpoint_every=0,  # steps between checkpoints; 0: one an epoch
     keep=2,  # latest checkpoints kept, beside the best
     cpu_devices=0,  # where there is only a CPU: devices it is divided into; 0: one, or what XLA_FLAGS say
@@ -159,6 +169,8 @@ def check_values(config: ConfigDict) -> None:
     _one_of(config, "momentum_schedule", ("constant", "cosine"))
     _one_of(config, "optimizer", OPTIMIZERS)
     _one_of(config, "stem", STEMS)
+    _one_of(config, "remat", REMATS)
+    _one_of(config, "attention", ATTENTIONS)
     _one_of(config, "augment", recipes.RECIPES)
     _one_of(config, "augment_on", ("host", "device", "resident"))
     _one_of(config, "lr_schedule", ("steps", "cosine", "cosine_per_step"))
@@ -188,6 +200,10 @@ def check_values(config: ConfigDict) -> None:
             f"{config.epochs // 10} does"
         )
     method_of(config).check()
+    encoders.check(
+        config.arch, config.image_size, config.width or None, stem=config.stem, remat=config.remat,
+        zero_init_residual=config.zero_init_residual, attention=config.attention,
+    )  # fmt: skip
     if not 0 <= config.momentum < 1:
         raise UserError(
             f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's"

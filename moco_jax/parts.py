@@ -162,9 +162,11 @@ def program(
         config.arch, head=config.head, head_width=config.head_width, predictor=config.predictor,
         dim=config.dim, width=config.width or None, stem=config.stem, bn_groups=config.bn_groups,
         accumulate=config.accumulate, zero_init_residual=config.zero_init_residual,
-        dtype=dtype, reduce=config.reduce,
+        remat=config.remat, attention=config.attention, dtype=dtype, reduce=config.reduce,
     )  # fmt: skip
-    optimizer = optim.create(config.optimizer, config.sgd_momentum, config.weight_decay)
+    optimizer = optim.create(
+        config.optimizer, config.sgd_momentum, config.weight_decay, encoders.frozen_in(encoder)
+    )
     exact = jnp.promote_types(dtype, jnp.float32)
 
     def make_dictionary(rng: jax.Array) -> Any:

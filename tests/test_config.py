@@ -58,6 +58,13 @@ def test_recipes_are_accepted(name):
         ({"momentum": 1.0}, 1, "momentum=1.0 must be at least 0 and below 1"),
         ({"lr": 0.0}, 1, "lr=0.0 must be above 0"),
         ({"cpu_devices": -1}, 1, "cpu_devices=-1 must not be negative; 0 is the default"),
+        ({"arch": "vit_small", "stem": "cifar"}, 1, "stem='cifar' means nothing to vit_small"),
+        (
+            {"arch": "vit_small", "image_size": 36},
+            1,
+            "image_size=36 .* patches of 16; 32 and 48 do",
+        ),
+        ({"arch": "vit_small", "width": 64}, 1, "width=64 does not divide into 12 heads"),
         ({"reduce": "float32"}, 1, "reduce='float32' is unknown; known are parameter, compute"),
     ],
 )  # fmt: skip

@@ -1,11 +1,13 @@
 """Encoders by name: a backbone that pools an image to features, and a head that projects them.
 
-To add one, write a Linen module with the fields `width`, `stem`, `bn_groups`, `dtype` and `reduce` that maps images
-`[B, H, W, 3]` and `train` to features `[B, D]`, and name it in `BACKBONES`. To add a head, write a module
+To add one, write a Linen module with the fields `width`, `bn_groups`, `dtype` and `reduce`, and those of `OPTIONS` that
+mean something to it, that maps images `[B, H, W, 3]` and `train` to features `[B, D]`, and name it in `BACKBONES`. It may
+have a property `frozen` and a method `require`, see `frozen` and `check` here. To add a head, write a module
 with the fields of those in `heads.py` that maps `[B, D]` and `train` to `[B, dim]`, and name it in `HEADS`.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,12 +15,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from moco_jax.encoders.attention import ATTENTIONS
 from moco_jax.encoders.heads import BatchNormHead, LinearHead, MLPHead
 from moco_jax.encoders.layers import REDUCE
 from moco_jax.encoders.resnet import STEMS, ResNet
+from moco_jax.encoders.vit import REMATS, ViT
 from moco_jax.errors import UserError
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
+BACKBONES: dict[str, partial[Any]] = {
     "resnet10": partial(ResNet, (1, 1, 1, 1), bottleneck=False),
     "resnet18": partial(ResNet, (2, 2, 2, 2), bottleneck=False),
     "resnet34": partial(ResNet, (3, 4, 6, 3), bottleneck=False),
@@ -27,6 +31,20 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet152": partial(ResNet, (3, 8, 36, 3), bottleneck=True),
     "resnet50w2": partial(ResNet, (3, 4, 6, 3), bottleneck=True, width=128),
     "resnet50w4": partial(ResNet, (3, 4, 6, 3), bottleneck=True, width=256),
+    "vit_small": partial(ViT, 12, 12, width=384),
+    "vit_base": partial(ViT, 12, 12, width=768),
+    "vit_large": partial(ViT, 24, 16, width=1024),
+    "vit_huge": partial(ViT, 32, 16, width=1280, patch=14),
+    "vit_conv_small": partial(ViT, 11, 12, width=384, conv_stem=True, stop_patch_gradient=False),
+    "vit_conv_base": partial(ViT, 11, 12, width=768, conv_stem=True, stop_patch_gradient=False),
+}
+# What only some backbones know, with the value that says nothing: each then does as its own default says.
+OPTIONS: dict[str, Any] = {
+    "stem": "imagenet",
+    "zero_init_residual": False,
+    "stop_patch_gradient": None,
+    "remat": "none",
+    "attention": "plain",
 }
 HEADS: dict[str, Callable[..., nn.Module]] = {
     "linear": LinearHead,
@@ -79,6 +97,50 @@ class Encoder(nn.Module):
         return self.backbone(images, train)
 
 
+def frozen(encoder: Encoder, params: Any) -> Any:
+    """Which of `params`, a tree of `encoder` (heads, predictor or not), no gradient reaches: the same tree of booleans.
+
+    A backbone names the top-level ones in its property `frozen`; an optimizer leaves them out, decay and state too.
+    """
+    names = getattr(encoder.backbone, "frozen", ())
+
+    def is_frozen(path: Any, _: Any) -> bool:
+        return path[0].key == "backbone" and path[1].key in names
+
+    return jax.tree_util.tree_map_with_path(is_frozen, params)
+
+
+def frozen_in(encoder: Encoder) -> Callable[[Any], Any] | None:
+    """`frozen` of this `encoder` as a function of parameters; None where nothing is."""
+    return partial(frozen, encoder) if getattr(encoder.backbone, "frozen", ()) else None
+
+
+def check(name: str, image_size: int, width: int | None = None, **options: Any) -> None:
+    """Refuse what `create` would, or the backbone's own `require(height, width)` for images of `image_size` pixels.
+
+    Raises:
+        UserError: names the setting, its value, and what works.
+    """
+    backbone = _backbone(name, width, options)
+    require = getattr(backbone, "require", None)
+    if require is not None:
+        require(image_size, image_size)
+
+
+def _backbone(name: str, width: int | None, options: Mapping[str, Any], **common: Any) -> nn.Module:
+    module = BACKBONES[name]
+    known: Any = module.func
+    fields = {field.name for field in dataclasses.fields(known)}
+    chosen = {key: value for key, value in options.items() if value != OPTIONS[key]}
+    for key, value in chosen.items():
+        if key not in fields:
+            raise UserError(
+                f"{key}={value!r} means nothing to {name}; leave it at {OPTIONS[key]!r}, or take another encoder"
+            )
+    own_width = {} if width is None else {"width": width}
+    return module(**common, **chosen, **own_width)
+
+
 def create(
     name: str,
     *,
@@ -88,9 +150,12 @@ def create(
     dim: int = 128,
     width: int | None = None,
     stem: str = "imagenet",
+    zero_init_residual: bool = False,
+    stop_patch_gradient: bool | None = None,
+    remat: str = "none",
+    attention: str = "plain",
     bn_groups: int = 1,
     accumulate: int = 1,
-    zero_init_residual: bool = False,
     dtype: Any = jnp.float32,
     reduce: str = "parameter",
 ) -> Encoder:
@@ -102,31 +167,38 @@ def create(
         head_width: features between the layers of head and predictor; 0 is each one's own.
         predictor: a key of `PREDICTORS`; only MoCo v3 has one.
         dim: size of the projection.
-        width: channels of the stem, all others in proportion; None is the architecture's own.
-        stem: 'imagenet', 'cifar' or 'cifar_stride2', see `ResNet`.
+        width: channels of a ResNet's stem, all others in proportion, or of a ViT's tokens; None is the architecture's own.
+        stem: of a ResNet, 'imagenet', 'cifar' or 'cifar_stride2'.
+        zero_init_residual: of a ResNet: its blocks start as the identity, the scale of their last BatchNorm at 0.
+        stop_patch_gradient: of a ViT: its patch projection stays as drawn; None: yes, unless it is a conv stem.
+        remat: of a ViT, 'none' or 'block': whether blocks are computed again in the backward pass, to save memory.
+        attention: of a ViT, a key of `attention.ATTENTIONS`.
         bn_groups: G, groups of samples that share BatchNorm statistics; G must divide the batch.
         accumulate: parts in which the backbone goes through a batch; each holds `bn_groups / accumulate` groups.
-        zero_init_residual: a ResNet's blocks start as the identity: the scale of their last BatchNorm is 0.
         dtype: compute dtype; parameters, statistics and outputs are at least float32.
         reduce: precision in which weights' gradients are summed, a member of `layers.REDUCE`.
 
     Raises:
-        UserError: unknown `name`, `head`, `predictor` or `stem`.
+        UserError: unknown `name`, `head`, `predictor`, `stem`, `remat` or `attention`, or an option of another kind of encoder.
     """
     for setting, value, known in (
         ("encoder", name, BACKBONES),
         ("head", head, HEADS),
         ("predictor", predictor, PREDICTORS),
         ("stem", stem, STEMS),
+        ("remat", remat, REMATS),
+        ("attention", attention, ATTENTIONS),
         ("reduce", reduce, REDUCE),
     ):
         if value not in known:
             raise UserError(f"{setting}={value!r} is unknown; known are {', '.join(known)}")
-    own_width = {} if width is None else {"width": width}
-    backbone = BACKBONES[name](
-        stem=stem, bn_groups=max(bn_groups // accumulate, 1), dtype=dtype, reduce=reduce,
-        zero_init_residual=zero_init_residual, **own_width,
+    options = dict(
+        stem=stem, zero_init_residual=zero_init_residual, stop_patch_gradient=stop_patch_gradient,
+        remat=remat, attention=attention,
     )  # fmt: skip
+    backbone = _backbone(
+        name, width, options, bn_groups=max(bn_groups // accumulate, 1), dtype=dtype, reduce=reduce
+    )
     common = dict(hidden=head_width, bn_groups=bn_groups, dtype=dtype, reduce=reduce)
     on_top = PREDICTORS[predictor]
     return Encoder(backbone, HEADS[head](dim, **common), on_top and on_top(dim, **common))

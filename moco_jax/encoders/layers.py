@@ -58,7 +58,7 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce: str) -> jax.Array:
-    """`x` `[B, C]` times `kernel` `[C, D]` plus `bias` `[D]`, in the dtype of `x`; `reduce` as in `convolve`."""
+    """`x` `[..., C]` times `kernel` `[C, D]` plus `bias` `[D]`, in the dtype of `x`; `reduce` as in `convolve`."""
     return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
@@ -69,8 +69,9 @@ def _affine_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce: st
 def _affine_backward(reduce: str, saved: tuple[jax.Array, jax.Array], g: jax.Array):
     x, kernel = saved
     dtype = kernel.dtype if reduce == "parameter" else x.dtype
-    kernel_gradient = lax.dot_general(x, g, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
-    bias_gradient = jnp.sum(g, 0, dtype=dtype)
+    rows = tuple(range(x.ndim - 1))
+    kernel_gradient = lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=dtype)
+    bias_gradient = jnp.sum(g, rows, dtype=dtype)
     exact = (kernel_gradient.astype(kernel.dtype), bias_gradient.astype(kernel.dtype))
     return g @ kernel.astype(x.dtype).T, *exact
 
@@ -125,7 +126,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, C]` -> `[B, dim]`, in `dtype`."""
+        """`[..., C]` -> `[..., dim]`, in `dtype`."""
         exact = jnp.promote_types(self.dtype, jnp.float32)
         kernel = self.param("kernel", self.initializer, (x.shape[-1], self.dim), exact)
         if self.use_bias:

@@ -32,8 +32,9 @@ def test_convolution_and_its_gradients_are_jaxs_own(float64, kernel, stride, sid
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_dense_and_its_gradients_are_jaxs_own(float64):
-    x, k, b, g = drawn(6, 4), drawn(4, 5), drawn(5), drawn(6, 5)
+@pytest.mark.parametrize("rows", [(6,), (3, 2), (3, 2, 7)])
+def test_dense_and_its_gradients_are_jaxs_own(float64, rows):
+    x, k, b, g = drawn(*rows, 4), drawn(4, 5), drawn(5), drawn(*rows, 5)
     expected, expected_back = jax.vjp(lambda x, k, b: x @ k + b, x, k, b)
     found, back = jax.vjp(lambda x, k, b: layers.affine(x, k, b, "parameter"), x, k, b)
     np.testing.assert_allclose(found, expected, rtol=1e-12)

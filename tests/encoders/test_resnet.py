@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from moco_jax import encoders
 from moco_jax.encoders.norm import BatchNorm
@@ -146,3 +147,18 @@ def test_weights_round_trip_bitwise_and_refuse_what_does_not_fit():
     del broken["bn1.bias"]
     with pytest.raises(ValueError, match=r"(?s)bn1\.bias.*conv1\.weight|conv1\.weight.*bn1\.bias"):
         weights.load(broken, variables)
+
+
+@pytest.mark.parametrize(("bottleneck", "last"), [(False, "bn2"), (True, "bn3")])
+@pytest.mark.parametrize("zero", [False, True])
+def test_blocks_may_start_as_the_identity(bottleneck, last, zero):
+    """torchvision's `zero_init_residual`: the scale of each block's last BatchNorm, and no other, starts at 0."""
+    name = "resnet50" if bottleneck else "resnet10"
+    backbone = encoders.create(name, width=4, zero_init_residual=zero).backbone
+    backbone = backbone.clone(stage_sizes=(2, 1))
+    params = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    scales = {k: v for k, v in traverse_util.flatten_dict(params).items() if k[-1] == "scale"}
+    assert len({path[0] for path in scales if path[-2] == last}) == 3
+    for path, scale in scales.items():
+        wanted = 0 if zero and path[-2] == last else 1
+        np.testing.assert_array_equal(scale, np.full(scale.shape, wanted), err_msg=str(path))

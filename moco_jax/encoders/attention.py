@@ -1,0 +1,59 @@
+"""Self-attention in the ways a Vision Transformer can be told to compute it: the same values, other memory.
+
+All map queries, keys and values `[B, N, heads, d]` to `[B, N, heads, d]` in their dtype; logits and softmax are
+worked out in at least float32. `jax.nn.dot_product_attention` is used where cuDNN stands behind it; its plain form keeps
+all logits, too, and rounds a float64 softmax to float32.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from moco_jax.errors import UserError
+
+LEAN_QUERIES = 128  # that `lean` scores at once
+
+
+def plain(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    """softmax(Q K' / sqrt d) V; keeps `[B, heads, N, N]` for the backward pass."""
+    exact = jnp.promote_types(queries.dtype, jnp.float32)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", queries, keys, preferred_element_type=exact)
+    weights = jax.nn.softmax(logits * queries.shape[-1] ** -0.5, axis=-1)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(values.dtype), values)
+
+
+def lean(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    """`plain`, a block of queries at a time, each worked out again in the backward pass.
+
+    Nothing larger than `[B, heads, LEAN_QUERIES, N]` exists at any time, and none of it is kept.
+    """
+    batch, tokens, *head = queries.shape
+    blocks = -(-tokens // LEAN_QUERIES)
+    size = -(-tokens // blocks)
+    padded = jnp.pad(queries, ((0, 0), (0, blocks * size - tokens), (0, 0), (0, 0)))
+    parts = padded.reshape(batch, blocks, size, *head).swapaxes(0, 1)
+    recomputed = jax.checkpoint(plain)
+    out = jax.lax.map(lambda part: recomputed(part, keys, values), parts)
+    return out.swapaxes(0, 1).reshape(padded.shape)[:, :tokens]
+
+
+def cudnn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    """cuDNN's fused attention, which keeps no logits either: NVIDIA GPUs, bfloat16.
+
+    Raises:
+        UserError: on another device or in another dtype.
+    """
+    if jax.default_backend() != "gpu" or queries.dtype != jnp.bfloat16:
+        raise UserError(
+            f"attention='cudnn' needs a GPU and compute_dtype='bfloat16', not {jax.default_backend()} and "
+            f"{queries.dtype}; attention='lean' works everywhere"
+        )
+    return jax.nn.dot_product_attention(queries, keys, values, implementation="cudnn")
+
+
+ATTENTIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
+    "plain": plain,
+    "lean": lean,
+    "cudnn": cudnn,
+}

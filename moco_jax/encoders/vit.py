@@ -1,0 +1,202 @@
+"""The Vision Transformer of MoCo v3 (arXiv 2104.02057, section 4): fixed positions, frozen patch projection.
+
+Names and layouts are close to timm's, so that weights pass both ways (`weights/timm.py`). The blocks are unrolled, not
+scanned: each parameter stays an array of its own, with the rank and the norm that LARS and checkpoints look at.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from moco_jax.encoders.attention import ATTENTIONS
+from moco_jax.encoders.heads import linear
+from moco_jax.encoders.layers import Conv, Dense, affine
+from moco_jax.encoders.norm import BatchNorm
+from moco_jax.errors import UserError
+
+REMATS = ("none", "block")
+
+
+def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
+    """The fixed positions of a grid of patches, float64 `[rows * columns, width]`, row by row.
+
+    With omega_i = 10000^(-i / (width / 4)): sin(omega row), cos(omega row), sin(omega column), cos(omega column). The
+    authors call the first half w and the second h, but their table is read row by row, as here.
+    """
+    omega = 10000.0 ** (-np.arange(width // 4) / (width // 4))
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    angles = row[:, None] * omega, column[:, None] * omega
+    return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1)
+
+
+def xavier(fan_in: int, fan_out: int) -> nn.initializers.Initializer:
+    """Weights uniform within +-sqrt(6 / (fan_in + fan_out)), biases (rank 1) zero."""
+    bound = math.sqrt(6 / (fan_in + fan_out))
+
+    def initializer(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        if len(shape) == 1:
+            return jnp.zeros(shape, dtype)
+        return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+    return initializer
+
+
+class PatchProjection(nn.Module):
+    """Each patch of `patch` x `patch` pixels times one matrix: params `kernel` `[patch, patch, 3, width]`, `bias`."""
+
+    width: int
+    patch: int
+    dtype: Any
+    reduce: str
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """`[B, H, W, 3]` -> `[B, H / patch, W / patch, width]`."""
+        (batch, height, width, channels), side = images.shape, self.patch
+        exact = jnp.promote_types(self.dtype, jnp.float32)
+        init = xavier(channels * side**2, self.width)
+        kernel = self.param("kernel", init, (side, side, channels, self.width), exact)
+        bias = self.param("bias", init, (self.width,), exact)
+        x = images.reshape(batch, height // side, side, width // side, side, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
+        return affine(x.astype(self.dtype), kernel.reshape(-1, self.width), bias, self.reduce)
+
+
+class ConvStem(nn.Module):
+    """Four 3x3/2 convolutions with BatchNorm and ReLU, then a 1x1 convolution (arXiv 2106.14881), as torch starts them."""
+
+    width: int
+    bn_groups: int
+    dtype: Any
+    reduce: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[B, H, W, 3]` -> `[B, H / 16, W / 16, width]`."""
+        for i, part in enumerate((8, 4, 2, 1), start=1):
+            # U(+-1/sqrt(fan_in)) has the variance 1 / (3 fan_in).
+            init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            name = f"conv{i}"
+            x = Conv(self.width // part, 3, 2, self.dtype, self.reduce, init, name=name)(x)
+            x = nn.relu(BatchNorm(self.bn_groups, dtype=self.dtype, name=f"bn{i}")(x, train))
+        return linear(self.width, self.width, self.dtype, self.reduce, "proj")(x)
+
+
+class Block(nn.Module):
+    """Attention and an MLP of four times the width, each added to what it was given the LayerNorm of.
+
+    The sum stays in at least float32; products are computed in `dtype`.
+    """
+
+    heads: int
+    attention: str
+    dtype: Any
+    reduce: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, N, width]` -> `[B, N, width]`."""
+        width = x.shape[-1]
+        dense = partial(Dense, dtype=self.dtype, reduce=self.reduce)
+        square = xavier(width, width)  # of query, key and value each
+
+        y = layer_norm(self.dtype, "norm1")(x)
+        y = dense(3 * width, initializer=square, name="qkv")(y)
+        y = y.reshape(*y.shape[:2], 3, self.heads, width // self.heads)
+        y = ATTENTIONS[self.attention](y[:, :, 0], y[:, :, 1], y[:, :, 2])
+        x += dense(width, initializer=square, name="proj")(y.reshape(x.shape))
+
+        y = layer_norm(self.dtype, "norm2")(x)
+        y = dense(4 * width, initializer=xavier(width, 4 * width), name="fc1")(y)
+        y = nn.gelu(y, approximate=False)
+        return x + dense(width, initializer=xavier(4 * width, width), name="fc2")(y)
+
+
+def layer_norm(dtype: Any, name: str | None = None) -> nn.LayerNorm:
+    """LayerNorm to `dtype`; parameters and statistics are at least float32."""
+    exact = jnp.promote_types(dtype, jnp.float32)
+    return nn.LayerNorm(1e-6, dtype=dtype, param_dtype=exact, use_fast_variance=False, name=name)
+
+
+class ViT(nn.Module):
+    """A Vision Transformer up to its class token after the last LayerNorm.
+
+    Attributes:
+        depth: blocks.
+        heads: of each block's attention; must divide the width. ViT-S of MoCo v3 has 12 (timm's own has 6).
+        width: of a token; a multiple of 4, with the conv stem of 8.
+        patch: side of a patch in pixels; 16 with the conv stem.
+        conv_stem: convolutions in the place of the patch projection.
+        stop_patch_gradient: no gradient reaches the patch projection, which stays as drawn (v3, section 4.2).
+        remat: 'block' keeps only the blocks' inputs for the backward pass and computes each block again; 'none'.
+        attention: 'plain', 'lean' or 'cudnn', see `attention.py`.
+        bn_groups: G, groups of samples that share BatchNorm statistics in the conv stem; no other part has any.
+        dtype: compute dtype; parameters, the sum that the blocks add to, and statistics are at least float32.
+        reduce: precision of the weights' gradients, see `layers.convolve`.
+    """
+
+    depth: int
+    heads: int
+    width: int
+    patch: int = 16
+    conv_stem: bool = False
+    stop_patch_gradient: bool = True
+    remat: str = "none"
+    attention: str = "plain"
+    bn_groups: int = 1
+    dtype: Any = jnp.float32
+    reduce: str = "parameter"
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The top-level parameters that no gradient reaches."""
+        return ("patch_embed",) if self.stop_patch_gradient else ()
+
+    def require(self, *sides: int) -> None:
+        """UserError where images of `sides` pixels do not divide into patches, or the width into heads."""
+        for side in sides:
+            if side < self.patch or side % self.patch:
+                raise UserError(
+                    f"image_size={side} does not divide into patches of {self.patch}; "
+                    f"{_nearest(side, self.patch)}"
+                )
+        unit = math.lcm(self.heads, 8 if self.conv_stem else 4)
+        if self.width % unit:
+            raise UserError(
+                f"width={self.width} does not divide into {self.heads} heads and the parts of positions and stem; "
+                f"{_nearest(self.width, unit)}"
+            )
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Images `[B, H, W, 3]`, floating, normalised -> features `[B, width]`, at least float32."""
+        self.require(*images.shape[1:3])
+        exact = jnp.promote_types(self.dtype, jnp.float32)
+        if self.conv_stem:
+            stem = ConvStem(self.width, self.bn_groups, self.dtype, self.reduce, name="patch_embed")
+            x = stem(images, train)
+        else:
+            x = PatchProjection(
+                self.width, self.patch, self.dtype, self.reduce, name="patch_embed"
+            )(images)
+        if self.stop_patch_gradient:
+            x = jax.lax.stop_gradient(x)
+        batch, rows, columns, width = x.shape
+        positions = jnp.asarray(sincos_positions(rows, columns, width), exact)
+        x = x.reshape(batch, rows * columns, width).astype(exact) + positions
+        token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, width), exact)
+        x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, width)), x], axis=1)
+        block = nn.remat(Block) if self.remat == "block" else Block
+        for i in range(self.depth):
+            x = block(self.heads, self.attention, self.dtype, self.reduce, name=f"blocks_{i}")(x)
+        return layer_norm(exact, "norm")(x[:, 0])
+
+
+def _nearest(value: int, unit: int) -> str:
+    below = value // unit * unit
+    return f"{below} and {below + unit} do" if below else f"{unit} does"
