@@ -27,7 +27,7 @@ def poison(monkeypatch):
         marked = jnp.all(images[:, 0, :4] == MARK, axis=(1, 2))
         return jnp.where(marked[:, None, None, None], jnp.nan, found)
 
-    def device_batches(host_batches, parts):
+    def device_batches(host_batches, program, held):
         def marked():
             for number, rows in enumerate(host_batches, start=1):
                 if number in steps:
@@ -35,7 +35,7 @@ def poison(monkeypatch):
                     rows["query"][3, 0, :4] = MARK
                 yield rows
 
-        return real_batches(marked(), parts)
+        return real_batches(marked(), program, held)
 
     monkeypatch.setattr(encoding, "to_network_input", to_network_input)
     monkeypatch.setattr(train, "device_batches", device_batches)

@@ -1,5 +1,6 @@
 """Every method computes the same on one device and on eight, with the batch in parts and whole."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,11 +42,9 @@ METHODS = {
 class Tiny(nn.Module):
     """A backbone that compiles in an instant and has all that matters here: convolution, BatchNorm, pooling."""
 
-    stem: str
     bn_groups: int
     dtype: Any
     reduce: str
-    zero_init_residual: bool
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -56,7 +55,7 @@ class Tiny(nn.Module):
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setitem(encoders.BACKBONES, "tiny", Tiny)
+    monkeypatch.setitem(encoders.BACKBONES, "tiny", partial(Tiny))
 
 
 def run(devices, steps=3, **changes):
