@@ -1,16 +1,14 @@
 """Self-attention in the ways a Vision Transformer can be told to compute it: the same values, other memory.
 
-All map queries, keys and values `[B, N, heads, d]` to `[B, N, heads, d]` in their dtype; logits and softmax are
-worked out in at least float32. `jax.nn.dot_product_attention` is used where cuDNN stands behind it; its plain form keeps
-all logits, too, and rounds a float64 softmax to float32.
+All map queries, keys and values `[B, N, heads, d]` to `[B, N, heads, d]` in their dtype; logits and softmax are worked
+out in at least float32. `jax.nn.dot_product_attention` is no third way: in XLA it keeps all logits and rounds a float64
+softmax to float32, and in cuDNN it trains on no odd number of tokens, which a class token makes of most grids.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-
-from moco_jax.errors import UserError
 
 LEAN_QUERIES = 128  # that `lean` scores at once
 
@@ -38,22 +36,7 @@ def lean(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
     return out.swapaxes(0, 1).reshape(padded.shape)[:, :tokens]
 
 
-def cudnn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-    """cuDNN's fused attention, which keeps no logits either: NVIDIA GPUs, bfloat16.
-
-    Raises:
-        UserError: on another device or in another dtype.
-    """
-    if jax.default_backend() != "gpu" or queries.dtype != jnp.bfloat16:
-        raise UserError(
-            f"attention='cudnn' needs a GPU and compute_dtype='bfloat16', not {jax.default_backend()} and "
-            f"{queries.dtype}; attention='lean' works everywhere"
-        )
-    return jax.nn.dot_product_attention(queries, keys, values, implementation="cudnn")
-
-
 ATTENTIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
     "plain": plain,
     "lean": lean,
-    "cudnn": cudnn,
 }

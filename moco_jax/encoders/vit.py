@@ -1,7 +1,8 @@
 """The Vision Transformer of MoCo v3 (arXiv 2104.02057, section 4): fixed positions, frozen patch projection.
 
-Names and layouts are close to timm's, so that weights pass both ways (`weights/timm.py`). The blocks are unrolled, not
-scanned: each parameter stays an array of its own, with the rank and the norm that LARS and checkpoints look at.
+Names and layouts are close to timm's, so that weights pass both ways (`weights/timm.py`). The blocks are unrolled, which
+takes the TPU compiler twice the time of `nn.scan` but half the memory for what is kept, and leaves each parameter an array
+of its own, with the rank and the norm that optimizers and checkpoints look at.
 """
 
 import math
@@ -134,7 +135,7 @@ class ViT(nn.Module):
         conv_stem: convolutions in the place of the patch projection.
         stop_patch_gradient: no gradient reaches the patch projection, which stays as drawn (v3, section 4.2).
         remat: 'block' keeps only the blocks' inputs for the backward pass and computes each block again; 'none'.
-        attention: 'plain', 'lean' or 'cudnn', see `attention.py`.
+        attention: 'plain' or 'lean', see `attention.py`.
         bn_groups: G, groups of samples that share BatchNorm statistics in the conv stem; no other part has any.
         dtype: compute dtype; parameters, the sum that the blocks add to, and statistics are at least float32.
         reduce: precision of the weights' gradients, see `layers.convolve`.

@@ -342,14 +342,13 @@ def kept(backbone, size):
 
 def test_what_is_kept_for_the_backward_pass():
     """Lean attention keeps nothing of size N x N; with remat, a block keeps its input and no more."""
-    size = 64
+    size = 96
     plain = vit.ViT(**SMALL)
     tokens, images = (size // 4) ** 2 + 1, 2
-    logits = images * plain.depth * plain.heads * tokens**2
+    logits = images * plain.heads * tokens**2
     stream = images * tokens * plain.width
-    assert kept(plain, size) > logits
-    assert kept(plain.clone(attention="lean"), size) < kept(plain, size) - logits
-    assert kept(plain.clone(attention="lean"), size) < 40 * plain.depth * stream
+    assert kept(plain, size) > plain.depth * logits
+    assert kept(plain.clone(attention="lean"), size) < logits
     assert kept(plain.clone(remat="block"), size) < (plain.depth + 3) * stream
 
 
@@ -402,7 +401,3 @@ def test_create_and_call_refuse_too():
         encoders.create("vit_small", attention="flash")
     with pytest.raises(ValueError, match="image_size=40 does not divide into patches of 16"):
         shapes_of(encoders.create("vit_small").backbone, 40)
-    with pytest.raises(
-        ValueError, match=r"attention='cudnn' needs a GPU .*'lean' works everywhere"
-    ):
-        shapes_of(encoders.create("vit_small", attention="cudnn").backbone, 32)
