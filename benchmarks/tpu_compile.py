@@ -131,7 +131,7 @@ def logits_precision(text: str) -> list[str]:
     """What the compiled text says of the precision of each product of queries and keys (`contrastive.info_nce`)."""
     said = []
     for line in text.splitlines():
-        name = re.search(r'op_name="([^"]*(?:bsn|snc)[^"]*)"', line)
+        name = re.search(r'op_name="([^"]*(?:bc,nc|bn,nc|bn,bc)[^"]*)"', line)
         if name and re.search(r" (convolution|dot)\(", line):
             precision = re.search(r"operand_precision=\{([^}]*)\}", line)
             said.append(f"{precision[1] if precision else 'default'}: {name[1]}")

@@ -178,7 +178,7 @@ def check_values(config: ConfigDict) -> None:
     _one_of(config, "knn_features", ("backbone", "output"))
     _one_of(config, "compute_dtype", ("auto", "float32", "bfloat16", "float64"))
     for key in ("channels", "image_size", "dim", "batch_size", "bn_groups", "shuffle_groups", "queue_size", "bank_negatives", "accumulate", "epochs",
-                "lr", "max_bad_steps", "spike_factor", "log_every", "keep", "eval_batch_size", "knn_k", "knn_temperature"):  # fmt: skip
+                "temperature", "lr", "max_bad_steps", "spike_factor", "log_every", "keep", "eval_batch_size", "knn_k", "knn_temperature"):  # fmt: skip
         if config[key] <= 0:
             raise UserError(
                 f"{key}={config[key]} must be above 0; {default_config()[key]} is the default"
@@ -213,9 +213,9 @@ def check_values(config: ConfigDict) -> None:
             "scaled_decoding=True shrinks images for the views of an epoch, and augment_on='resident' decodes each once "
             "for all; scaled_decoding=False works"
         )
-    if config.temperature < 0.03:
+    if config.loss == "nce" and config.temperature < 0.03:
         raise UserError(
-            f"temperature={config.temperature} overflows the loss's exponents; 0.03 and above work"
+            f"temperature={config.temperature} overflows the exponents of loss='nce'; 0.03 and above work"
         )
     if config.keep < 2:
         raise UserError(

@@ -1,7 +1,8 @@
 """InfoNCE, the contrastive loss (MoCo v1, equation 1), and the statistics that tell how a run goes.
 
 The queries travel to the keys: every device scores all queries against its own part of the dictionary, and
-only sums of exponents cross between devices. The dictionary is never gathered.
+only sums of exponents cross between devices (`streamed.py`). The dictionary is never gathered, and the logits of all
+keys are never in memory at once.
 """
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from moco_jax import mesh as mesh_lib
+from moco_jax import streamed
 
 
 def normalize(x: jax.Array) -> jax.Array:
@@ -45,27 +47,22 @@ def info_nce(
 
     Returns:
         The loss, a scalar in nats, and scalars: `top1` and `top5` (share of queries whose own key is the
-        nearest, or among the five nearest; a tie is no hit), `positive` and `negative` (mean cosine).
+        nearest, or among the five nearest; a tie is no hit), `positive` and `negative` (mean cosine), and
+        `effective_negatives` (as how many equal ones they weigh, `(sum e)^2 / sum e^2` with e = exp(q.k / tau)).
     """
     everyone = mesh_lib.replicate(query, mesh)
     own = mesh_lib.replicate(jnp.sum(query * key, axis=-1), mesh)
-    cosine = jnp.einsum("bc,snc->bsn", everyone, negatives, precision="highest")
-    keep = (
-        jnp.ones(cosine.shape, bool) if counts is None else jnp.broadcast_to(counts, cosine.shape)
-    )
-    if query_index is not None and negative_index is not None:
-        keep &= negative_index != mesh_lib.replicate(query_index, mesh)[:, None, None]
-    logits = jnp.where(keep, cosine / temperature, -jnp.inf)
-    own_logit = own / temperature
-    top = jax.lax.stop_gradient(jnp.maximum(logits.max((1, 2)), own_logit))
-    exponents = jnp.exp(logits - top[:, None, None]).sum((1, 2)) + jnp.exp(own_logit - top)
-    loss = jnp.mean(jnp.log(exponents) + top - own_logit)
-    closer = jnp.sum(keep & (cosine >= own[:, None, None]), axis=(1, 2))
+    if query_index is not None:
+        query_index = mesh_lib.replicate(query_index, mesh)
+    dictionary = streamed.Dictionary(negatives, counts, negative_index)
+    losses, found = streamed.losses(everyone, own, query_index, dictionary, temperature, mesh)
+    loss = jnp.mean(losses)
     metrics = {
-        "top1": jnp.mean(closer < 1, dtype=loss.dtype),
-        "top5": jnp.mean(closer < 5, dtype=loss.dtype),
+        "top1": jnp.mean(found.closer < 1, dtype=loss.dtype),
+        "top5": jnp.mean(found.closer < 5, dtype=loss.dtype),
         "positive": jnp.mean(own),
-        "negative": jnp.sum(jnp.where(keep, cosine, 0)) / jnp.maximum(keep.sum(), 1),
+        "negative": jnp.sum(found.cosine) / jnp.maximum(jnp.sum(found.counted), 1),
+        "effective_negatives": jnp.mean(found.effective),
     }
     return loss, jax.lax.stop_gradient(metrics)
 

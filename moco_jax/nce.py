@@ -32,7 +32,8 @@ def nce(
         mesh: the device mesh, or None on one device.
 
     Returns:
-        The loss in nats, Z, and the metrics `top1`, `top5`, `positive` and `negative`, as `contrastive.info_nce`.
+        The loss in nats, Z, and the metrics `top1`, `top5`, `positive`, `negative` and `effective_negatives`, as
+        `contrastive.info_nce`.
     """
     own = jnp.sum(query * key, axis=-1)
     everyone, own = mesh_lib.replicate(query, mesh), mesh_lib.replicate(own, mesh)
@@ -50,5 +51,6 @@ def nce(
         "top5": jnp.mean(closer < 5, dtype=loss.dtype),
         "positive": jnp.mean(own),
         "negative": jnp.mean(cosine),
+        "effective_negatives": jnp.mean(weights.sum(1) ** 2 / (weights**2).sum(1)),
     }
     return loss, constant, jax.lax.stop_gradient(metrics)

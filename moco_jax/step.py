@@ -123,8 +123,8 @@ def make_train_step(
         views: makes query and key view, uint8 `[B, H, W, 3]` each, of a batch.
 
     Returns:
-        A function of state and batch. Its metrics are scalars: `loss`, `top1`, `top5`, `positive`,
-        `negative`, `spread`, `grad_norm`, `lr`, `finite`, and `momentum` where there is a momentum encoder.
+        A function of state and batch. Its metrics are scalars: `loss`, those of `contrastive.info_nce`, `spread`,
+        `grad_norm`, `lr`, `finite`, and `momentum` where there is a momentum encoder.
     """
     encoding = Encoding(encoder, mean, std, dtype, accumulate, backbone_groups, mesh)
 

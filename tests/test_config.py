@@ -9,6 +9,7 @@ from moco_jax.errors import UserError
 
 RECIPES = ["digits", "folder", "cifar10", "cifar10:symmetric", "cifar10:cpu", "imagenet:v1", "imagenet:v2",
            "imagenet:v2_800ep"]  # fmt: skip
+NCE = {"key_encoder": "none", "dictionary": "memory_bank", "loss": "nce"}
 
 
 def load(name):
@@ -48,7 +49,8 @@ def test_recipes_are_accepted(name):
         ({"arch": "resnet19"}, 1, "arch='resnet19' is unknown; known are resnet10, resnet18"),
         ({"head": "none"}, 1, "head='none' is unknown; known are linear, mlp"),
         ({"augment": "v5"}, 1, "augment='v5' is unknown; known are v1, v2"),
-        ({"temperature": 0.01}, 1, "temperature=0.01 .*0.03"),
+        ({"temperature": 0.0}, 1, "temperature=0.0 must be above 0"),
+        (NCE | {"temperature": 0.01}, 1, "temperature=0.01 .*0.03"),
         ({"augment_on": "tpu"}, 1, "augment_on='tpu' is unknown; known are host, device, resident"),
         (
             {"augment_on": "resident", "scaled_decoding": True},
