@@ -1,6 +1,7 @@
 """One run on one device, on eight, on two processes of four, and moved 8 -> 4 -> 1: how far the numbers differ.
 
-    python -m benchmarks.same_numbers [--out=FOLDER]
+    python -m benchmarks.same_numbers [--out=FOLDER]            # MoCo, float64 and float32, a ResNet-18
+    python -m benchmarks.same_numbers --methods=end_to_end,...  # any of configs/digits.py, float64, its own encoder
 
 Each row is the real command line, in processes of its own. In float64 only the order of sums can differ. In float32
 that difference grows from step to step as any difference does, so it stands beside that of a control: the run on one
@@ -23,6 +24,7 @@ from absl import app, flags
 from etils import epath
 
 from benchmarks import machine
+from configs.digits import METHODS as KNOWN
 from moco_jax.data import pipeline, recipes
 from moco_jax.data.sources.memory import digits
 from moco_jax.report import writers
@@ -30,6 +32,9 @@ from moco_jax.report.console import table
 from tests import states
 
 STEPS, BATCH = 20, 64
+METHODS = flags.DEFINE_list(
+    "methods", [], f"Methods to go through instead of MoCo alone: {', '.join(KNOWN)}."
+)
 OUT = flags.DEFINE_string("out", "", "Folder that keeps the runs; a temporary one where empty.")
 
 # Name -> parts of the run: processes, devices of each, and the step at which the part ends.
@@ -42,17 +47,21 @@ RUNS = {
 CONTROL = "control: 1 device, weights + 1 ulp"
 
 
-def settings(dtype: str, stop: int) -> list[str]:
-    """The digits with a ResNet-18, shuffled keys, eight BN groups, and a queue that wraps."""
+def settings(method: str, dtype: str, stop: int) -> list[str]:
+    """The digits with shuffled keys and eight BN groups where the method has some, and a queue that wraps."""
+    groups = KNOWN.get(method, {}).get("bn_groups", 8)
+    large = [] if method else ["--config.arch=resnet18", "--config.width=32"]
     return [
-        "--config=configs/digits.py", "--config.arch=resnet18", "--config.width=32", "--config.bn_groups=8",
+        f"--config=configs/digits.py:{method}", *large, f"--config.bn_groups={groups}",
         "--config.shuffle_groups=8", f"--config.batch_size={BATCH}", f"--config.queue_size={8 * BATCH}",
         "--config.monitor_every=0", "--config.log_every=1", f"--config.compute_dtype={dtype}",
         f"--config.stop_at_step={stop}", "--config.cpu_devices=0",
     ]  # fmt: skip
 
 
-def run(workdir: Path, dtype: str, processes: int, devices: int, stop: int, control: bool) -> None:
+def run(
+    workdir: Path, method: str, dtype: str, processes: int, devices: int, stop: int, control: bool
+) -> None:
     """One part of a run, to its end; RuntimeError with what a process said if it fails."""
     env = {
         **os.environ,
@@ -60,7 +69,7 @@ def run(workdir: Path, dtype: str, processes: int, devices: int, stop: int, cont
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     module = "benchmarks.same_numbers" if control else "moco_jax.main"
-    command = [sys.executable, "-m", module, f"--workdir={workdir}", *settings(dtype, stop)]
+    command = [sys.executable, "-m", module, f"--workdir={workdir}", *settings(method, dtype, stop)]
     port, started = machine.free_port(), []
     for number in range(processes):
         joined = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", f"--process_id={number}"]  # fmt: skip
@@ -119,14 +128,16 @@ def same_views() -> str:
     return "identical" if same else "DIFFERENT"
 
 
-def measure(folder: Path, dtype: str) -> list[list[str]]:
+def measure(folder: Path, method: str, dtype: str) -> list[list[str]]:
     """A row for each run: largest relative differences of losses and of the final state from those of one device."""
     found = {}
     names = {**RUNS, CONTROL: RUNS["1 device"]} if dtype == "float32" else RUNS
     for name, parts in names.items():
-        workdir = folder / dtype / "".join(c if c.isalnum() else "_" for c in name)
+        workdir = (
+            folder / (method or "moco") / dtype / "".join(c if c.isalnum() else "_" for c in name)
+        )
         for part in parts:
-            run(workdir, dtype, *part, control=name == CONTROL)
+            run(workdir, method, dtype, *part, control=name == CONTROL)
         losses = [r["loss"] for r in writers.records(epath.Path(workdir)) if "loss" in r]
         found[name] = np.asarray(losses), states.load(workdir, STEPS)
     one_losses, one = found["1 device"]
@@ -136,11 +147,13 @@ def measure(folder: Path, dtype: str) -> list[list[str]]:
         parameters = [k for k in one if k.startswith(("params", "key_params"))]
         # Each array against its own largest value.
         worst = max(np.abs(state[k] - one[k]).max() / np.abs(one[k]).max() for k in parameters)
-        keys = np.abs(state["dictionary.keys"] - one["dictionary.keys"]).max()
-        order = all(np.array_equal(state[k], one[k]) for k in ("dictionary.index", "examples_seen"))
+        held = "dictionary.keys" in one
+        keys = np.abs(state["dictionary.keys"] - one["dictionary.keys"]).max() if held else None
+        places = [k for k in one if k in ("dictionary.index", "examples_seen")]
+        order = all(np.array_equal(state[k], one[k]) for k in places)
         rows.append([
-            dtype, name, f"{apart[0]:.1e}", f"{apart.max():.1e}", f"{worst:.1e}", f"{keys:.1e}",
-            "identical" if order else "DIFFERENT",
+            method or "moco", dtype, name, f"{apart[0]:.1e}", f"{apart.max():.1e}", f"{worst:.1e}",
+            "-" if keys is None else f"{keys:.1e}", "identical" if order else "DIFFERENT",
         ])  # fmt: skip
     return rows
 
@@ -149,20 +162,21 @@ def main(argv: list[str]) -> None:
     """Run all rows and print the table."""
     with TemporaryDirectory() as temporary:
         folder = Path(OUT.value or temporary)
-        rows = [row for dtype in ("float64", "float32") for row in measure(folder, dtype)]
+        cases = [(method, "float64") for method in METHODS.value] or [("", "float64"), ("", "float32")]  # fmt: skip
+        rows = [row for method, dtype in cases for row in measure(folder, method, dtype)]
     header = [
+        "method",
         "dtype",
         "run",
         "loss, step 1",
         f"loss, {STEPS} steps",
         "parameters",
-        "queue",
+        "dictionary",
         "order of keys",
     ]
-    print(
-        f"{machine.describe()}; ResNet-18 (width 32), batch {BATCH} in 8 BN groups, shuffled keys"
-    )
-    print("largest relative difference from 1 device (queue: absolute)")
+    encoder = "the method's own encoder" if METHODS.value else "ResNet-18 (width 32)"
+    print(f"{machine.describe()}; {encoder}, batch {BATCH} in 8 BN groups (v3: 1), shuffled keys")
+    print("largest relative difference from 1 device (dictionary: absolute)")
     print(table(header, rows))
     print(f"views drawn by two hosts with two workers and by one host with one: {same_views()}")
 

@@ -32,3 +32,10 @@ def float64():
     """JAX computes in float64 within the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Each file leaves the memory of its programs to the next; together they would hold nine gigabytes."""
+    yield
+    jax.clear_caches()
