@@ -191,7 +191,9 @@ def test_statistics_of_whole_pipelines_equal_torchvisions(name, number):
     assert away.max() < 4, dict(zip(STATISTICS, away, strict=True))
 
 
+@tf.function
 def draw_many(recipe, number, shape, view):
+    """Parameters of `number` views of images of one shape: a View of arrays `[number, ...]`."""
     uniforms = tf.random.stateless_uniform([number, recipes.UNIFORMS], [5, 7], alg="philox")
     return tf.map_fn(
         lambda u: augment.draw_view(u, tf.constant(shape[0]), tf.constant(shape[1]), recipe, view),

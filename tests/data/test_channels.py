@@ -13,11 +13,11 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (60, 75, 5), np.uint8)
 SIZE = 32
 
 
-def views(recipe, number, which=0):
-    """Drawn parameters of `number` query views (`which` 0) or key views (1), with and without blur and flip."""
+def views(recipe, number):
+    """Drawn parameters of `number` key views, with and without blur, solarization and flip."""
     shape = tf.constant(IMAGE.shape[0]), tf.constant(IMAGE.shape[1])
     uniforms = tf.random.stateless_uniform([number, recipes.UNIFORMS], [1, 2], alg="philox")
-    return [augment.draw_view(u, *shape, recipe, which) for u in uniforms]
+    return [augment.draw_view(u, *shape, recipe, 1) for u in uniforms]
 
 
 def apply(image, view, recipe, crop_only=False):
@@ -46,7 +46,7 @@ def test_other_channels_than_three_leave_the_colours_out_and_say_so():
 def test_each_channel_is_that_of_a_gray_image(name):
     """And three channels are those of an RGB image whose colours are not changed."""
     recipe, plain = (recipes.create(name, SIZE, channels=c) for c in (5, 3))
-    drawn = views(recipe, 4) + views(recipe, 4, 1)
+    drawn = views(recipe, 8)
     for view in drawn:
         made = apply(IMAGE, view, recipe)
         assert made.shape == (SIZE, SIZE, 5)
@@ -76,10 +76,12 @@ def test_evaluation_views_are_made_channel_by_channel():
 @pytest.mark.parametrize("name", ["v2", "v3"])
 def test_the_device_makes_the_hosts_views(name, channels):
     recipe = recipes.create(name, SIZE, channels=channels)
-    drawn = views(recipe, 6) + views(recipe, 6, 1)
+    drawn = views(recipe, 12)
     image = IMAGE[..., :channels]
     crops = np.stack([apply(image, view, recipe, crop_only=True) for view in drawn])
     expected = np.stack([apply(image, view, recipe) for view in drawn])
+    if "solarize" in recipe.stages:
+        assert any(v.solarize and v.blur for v in drawn)
     stacked = recipes.View(*(np.stack(field) for field in zip(*drawn, strict=True)))
     made = np.asarray(jax.jit(device_ops.finish, static_argnums=2)(crops, stacked, recipe))
     assert made.shape == (12, SIZE, SIZE, channels)
