@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 ATTEMPTS = 10  # at a crop that fits
 EACH = 2 * ATTEMPTS + 12  # random numbers that one view takes, solarization left out
-# Random numbers that an example takes: the query view's, the key view's, then one of each for solarization. As it is the
-# last, recipes without it need none of it.
+# Random numbers that an example takes: EACH of the query view, EACH of the key view, then one of each for solarization.
+# These stand last, so that recipes with and without solarization draw the same crops, colours and flips.
 UNIFORMS = 2 * EACH + 2
 ORDERS = tuple(itertools.permutations(range(4)))  # in which colour operations are applied
 # Added to a quotient before it is cut to a whole number: ties go up, also where a division is a little too small.
