@@ -6,6 +6,7 @@
 ours, and their difference thirty-two times. Needs the extra `torch`, and a checkout (the comparison is the tests').
 """
 
+import functools
 import io
 import os
 import tempfile
@@ -34,6 +35,8 @@ IMAGES = flags.DEFINE_integer("images", 100, "How many images are compared.")
 OUT = flags.DEFINE_string("out", "views_vs_torchvision", "Folder for the worst pictures.")
 SIDE = 224
 SCALED_SIDE = 64  # images of ImageNet's size are shrunk for views of this side, photographs of cameras for 224
+
+IMAGENET = (("v1", 0), ("v2", 0), ("v3", 0), ("v3", 1))  # recipes, and which view of them
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -82,19 +85,24 @@ def scaled(images: list[np.ndarray]) -> Iterator[Pair]:
             yield made.numpy(), np.asarray(expected)
 
 
-def chain(name: str, on: str, images: list[np.ndarray]) -> Iterator[Pair]:
-    """Whole views with the same drawn parameters, finished on `host` or `device`."""
+def chain(name: str, number: int, on: str, images: list[np.ndarray]) -> Iterator[Pair]:
+    """Whole views with the same drawn parameters, query (0) or key view (1), finished on `host` or `device`."""
     import jax
 
     recipe = recipes.create(name, 32 if name == "cifar" else SIDE)
     finish = jax.jit(device_ops.finish, static_argnums=2)
-    for number, image in enumerate(images):
-        view, padded = views.draw(recipe, image.shape, number), resize.pad(tf.constant(image))
+    for seed, image in enumerate(images):
+        view, padded = views.draw(recipe, image.shape, seed, number), resize.pad(tf.constant(image))
         made = augment.apply_view(padded, view, recipe, on == "device").numpy()
         if on == "device":
             drawn = recipes.View(*(np.asarray(field)[None] for field in view))
             made = np.asarray(finish(made[None], drawn, recipe))[0]
         yield made, views.with_torchvision(image, view, recipe)
+
+
+def named(name: str, number: int) -> str:
+    """A recipe in the tables, with the view where its views differ."""
+    return f"{name} view {number + 1}" if name == "v3" else name
 
 
 def compare(name: str, pairs: Iterator[Pair], within: int, out: Path) -> list[str]:
@@ -112,13 +120,13 @@ def compare(name: str, pairs: Iterator[Pair], within: int, out: Path) -> list[st
     return [name, f"{np.mean(means):.4f}", f"{worst[0]:.4f}", f"{share:.4%}", str(within), str(worst[3].max())]  # fmt: skip
 
 
-def statistics(name: str, images: list[np.ndarray]) -> list[list[str]]:
+def statistics(name: str, number: int, images: list[np.ndarray]) -> list[list[str]]:
     """Means of views that each pipeline draws for itself, and their distance in standard errors."""
     recipe, times = recipes.create(name, SIDE), 4
-    transform = views.authors_transform(name, SIDE)
+    transform = views.authors_transform(name, SIDE, number)
     ours, theirs = [], []
-    for number, image in enumerate(images * times):
-        view = views.draw(recipe, image.shape, number)
+    for seed, image in enumerate(images * times):
+        view = views.draw(recipe, image.shape, seed, number)
         made = augment.apply_view(resize.pad(tf.constant(image)), view, recipe)
         ours.append(views.statistics(made.numpy()))
         drawn = transform(Image.fromarray(image)).numpy().transpose(1, 2, 0)
@@ -127,7 +135,10 @@ def statistics(name: str, images: list[np.ndarray]) -> list[list[str]]:
     error = np.sqrt((a.var(0) + b.var(0)) / len(a))
     columns = a.mean(0), b.mean(0), np.abs(a.mean(0) - b.mean(0)) / error
     rows = zip(views.STATISTICS, *columns, strict=True)
-    return [[f"{name}: {what}", f"{x:.2f}", f"{y:.2f}", f"{z:.1f}"] for what, x, y, z in rows]
+    return [
+        [f"{named(name, number)}: {what}", f"{x:.2f}", f"{y:.2f}", f"{z:.1f}"]
+        for what, x, y, z in rows
+    ]
 
 
 def main(argv: list[str]) -> None:
@@ -142,13 +153,14 @@ def main(argv: list[str]) -> None:
     }
     for name in views.OPERATIONS:
         cases[name] = (lambda n=name: operation(n, images)), 4 if name == "hue" else 2
-    for name in ("v1", "v2", "cifar"):
+    for name, number in (*IMAGENET, ("cifar", 0)):
         for on in ("host", "device"):
-            cases[f"{name} on {on}"] = (lambda n=name, o=on: chain(n, o, images)), 6
+            made = functools.partial(chain, name, number, on, images)
+            cases[f"{named(name, number)} on {on}"] = made, 6
     rows = [compare(name, pairs(), within, out) for name, (pairs, within) in cases.items()]
     heads = ["", "mean", "mean, worst image", "share within, worst image", "within", "largest, there"]  # fmt: skip
     print(table(heads, rows))
-    rows = [row for name in ("v1", "v2") for row in statistics(name, images)]
+    rows = [row for name, number in IMAGENET for row in statistics(name, number, images)]
     print(table(["statistic of whole pipelines", "ours", "torchvision", "standard errors"], rows))
 
 

@@ -5,11 +5,37 @@ import importlib
 import pytest
 
 from moco_jax import config as config_lib
+from moco_jax import parts
 from moco_jax.errors import UserError
 
 RECIPES = ["digits", "folder", "cifar10", "cifar10:symmetric", "cifar10:cpu", "imagenet:v1", "imagenet:v2",
            "imagenet:v2_800ep"]  # fmt: skip
 NCE = {"key_encoder": "none", "dictionary": "memory_bank", "loss": "nce"}
+# What the paper and its authors' code (MoCo v3) say of all models, of each kind, and of each.
+V3 = dict(
+    image_size=224, augment="v3", batch_size=4096, lr_reference_batch=256, lr_schedule="cosine_per_step", first_epoch=0,
+    key_encoder="momentum", momentum_schedule="cosine", dictionary="batch", symmetric=True, loss="info_nce", times_2t=True,
+    bn_groups=1, shuffle="none", dim=256, head_width=4096, width=0, stem="imagenet", channels=3,
+    mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+)  # fmt: skip
+V3_RESNET = dict(
+    arch="resnet50", head="v3_resnet", predictor="v3_resnet", zero_init_residual=True, crop_min=0.2, temperature=1.0,
+    optimizer="lars", sgd_momentum=0.9, warmup_epochs=10,
+)  # fmt: skip
+V3_VIT = dict(
+    head="v3_vit", predictor="v3_vit", crop_min=0.08, temperature=0.2, optimizer="adamw", lr=1.5e-4, weight_decay=0.1,
+    epochs=300, warmup_epochs=40, momentum=0.99, zero_init_residual=False,
+)  # fmt: skip
+V3_MODELS = {
+    "": V3_RESNET | dict(epochs=100, lr=0.6, weight_decay=1e-6, momentum=0.99),
+    "resnet50": V3_RESNET | dict(epochs=100, lr=0.6, weight_decay=1e-6, momentum=0.99),
+    "resnet50_300ep": V3_RESNET | dict(epochs=300, lr=0.3, weight_decay=1e-6, momentum=0.99),
+    "resnet50_1000ep": V3_RESNET | dict(epochs=1000, lr=0.3, weight_decay=1.5e-6, momentum=0.996),
+    "vit_small": V3_VIT | dict(arch="vit_small"),
+    "vit_base": V3_VIT | dict(arch="vit_base"),
+    "vit_conv_small": V3_VIT | dict(arch="vit_conv_small"),
+    "vit_conv_base": V3_VIT | dict(arch="vit_conv_base"),
+}
 
 
 def load(name):
@@ -20,6 +46,33 @@ def load(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_accepted(name):
     config_lib.check(load(name), 1)
+
+
+@pytest.mark.parametrize("variant", V3_MODELS)
+def test_v3_is_as_published(variant):
+    config = load(f"imagenet_v3:{variant}")
+    published = V3 | V3_MODELS[variant]
+    assert {name: config[name] for name in published} == published
+    assert config_lib.peak_learning_rate(config) == pytest.approx(16 * published["lr"])
+    for devices in (1, 8):
+        config_lib.check(config, devices)
+    if variant in ("vit_small", "vit_base"):
+        config.accumulate = 32  # the command in the file
+        config_lib.check(config, 1)
+
+
+def test_views_of_v3_are_as_published():
+    for variant, crop_min in (("resnet50", 0.2), ("vit_base", 0.08)):
+        recipe = parts.recipe_of(load(f"imagenet_v3:{variant}"))
+        assert recipe.stages == ("crop", "color", "grayscale", "blur", "solarize", "flip")
+        assert recipe.crop_scale == (crop_min, 1.0)
+        assert recipe.jitter == (0.4, 0.4, 0.2, 0.1)
+        assert (recipe.jitter_probability, recipe.grayscale_probability) == (0.8, 0.2)
+        assert recipe.blur_sigma == (0.1, 2.0)
+        assert recipe.blur_probability == (1.0, 0.1)
+        assert recipe.solarize_probability == (0.0, 0.2)
+        assert recipe.flip_probability == 0.5
+        assert (recipe.image_size, recipe.evaluation_resize) == (224, 256)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +101,7 @@ def test_recipes_are_accepted(name):
         ({"queue_size": 0}, 1, "queue_size=0 must be above 0"),
         ({"arch": "resnet19"}, 1, "arch='resnet19' is unknown; known are resnet10, resnet18"),
         ({"head": "none"}, 1, "head='none' is unknown; known are linear, mlp"),
-        ({"augment": "v5"}, 1, "augment='v5' is unknown; known are v1, v2"),
+        ({"augment": "v5"}, 1, "augment='v5' is unknown; known are v1, v2, v3"),
         ({"temperature": 0.0}, 1, "temperature=0.0 must be above 0"),
         (NCE | {"temperature": 0.01}, 1, "temperature=0.01 .*0.03"),
         ({"augment_on": "tpu"}, 1, "augment_on='tpu' is unknown; known are host, device, resident"),

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_jax.data import image_ops, resize
-from moco_jax.data.recipes import ATTEMPTS, COLOURS, ORDERS, UNIFORMS, Recipe, View
+from moco_jax.data.recipes import ATTEMPTS, COLOURS, EACH, ORDERS, UNIFORMS, Recipe, View
 from moco_jax.data.sources import decode
 
 SPARE = (
@@ -53,9 +53,15 @@ def draw_box(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: R
     return tf.concat([corner, [h, w]], 0)
 
 
-def draw_view(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: Recipe) -> View:
-    """The parameters of one view of an image of this height and width, from `uniforms` float32 `[32]`."""
-    crop, u = uniforms[: 2 * ATTEMPTS + 2], uniforms[2 * ATTEMPTS + 2 :]
+def draw_view(
+    uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: Recipe, number: int
+) -> View:
+    """The parameters of one view of an image of this height and width.
+
+    `uniforms`: float32 `[66]`, the example's; `number`: 0 is its query view, 1 its key view.
+    """
+    own, last = uniforms[EACH * number :][:EACH], uniforms[2 * EACH + number]
+    crop, u = own[: 2 * ATTEMPTS + 2], own[2 * ATTEMPTS + 2 :]
     strengths = np.asarray(recipe.jitter, np.float32)
     centers = np.asarray([1, 1, 1, 0], np.float32)
     low = np.where(centers > 0, np.maximum(centers - strengths, 0), -strengths)
@@ -65,8 +71,9 @@ def draw_view(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: 
         factors=low + (centers + strengths - low) * u[1:5],
         order=tf.gather(ORDERS, tf.cast(tf.minimum(u[5] * 24, 23), tf.int32)),
         grayscale=u[6] < recipe.grayscale_probability,
-        blur=u[7] < recipe.blur_probability,
+        blur=u[7] < recipe.blur_probability[number],
         sigma=_between(*recipe.blur_sigma, u[8]),
+        solarize=last < recipe.solarize_probability[number],
         flip=u[9] < recipe.flip_probability,
     )
 
@@ -107,6 +114,7 @@ def _compiled(recipe: Recipe) -> tuple[Callable, Callable | None]:
             chosen, operation = {
                 "color": (view.color, lambda x: _jitter(x, view, recipe)),
                 "grayscale": (view.grayscale, image_ops.grayscale),
+                "solarize": (view.solarize, image_ops.solarize),
                 "flip": (view.flip, image_ops.horizontal_flip),
             }[stage]
             x = tf.cond(chosen, lambda op=operation, x=x: op(x), lambda x=x: x)
@@ -155,10 +163,10 @@ def apply_view(
 
 @functools.cache
 def _compiled_draw(recipe: Recipe) -> Callable:
-    """Both views' parameters from `uniforms` float32 `[2, 32]`, height and width: one program, not ninety operations."""
+    """Both views' parameters from `uniforms` float32 `[66]`, height and width: one program, not ninety operations."""
 
     def draw(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple[View, View]:
-        query, key = (draw_view(uniforms[view], height, width, recipe) for view in (0, 1))
+        query, key = (draw_view(uniforms, height, width, recipe, number) for number in (0, 1))
         return query, key
 
     return tf.function(draw, jit_compile=True)
@@ -172,7 +180,7 @@ def draw_two_views(
     `size`: int32 `[2]`, height and width of the image. Both come from one draw of Philox keyed by (`seed`, `epoch`, `index`).
     """
     counter = tf.stack([tf.constant(seed, tf.int64), epoch * 2**31 + index])
-    uniforms = tf.random.stateless_uniform([2, UNIFORMS], counter, alg="philox")
+    uniforms = tf.random.stateless_uniform([UNIFORMS], counter, alg="philox")
     return _compiled_draw(recipe)(uniforms, size[0], size[1])
 
 

@@ -71,6 +71,11 @@ def grayscale(planes: jax.Array) -> jax.Array:
     return jnp.repeat(_luma(planes).astype(jnp.uint8), 3, axis=0)
 
 
+def solarize(planes: jax.Array) -> jax.Array:
+    """uint8 `[C, H, W]`, values from 128 on inverted."""
+    return jnp.where(planes < 128, planes, 255 - planes)
+
+
 def _box(planes: jax.Array, weights: tuple[jax.Array, ...], axis: int) -> jax.Array:
     """One box pass along `axis` of whole numbers in float32: five taps, edges repeated, rounded, ties down as in PIL."""
     pad = [(2, 2) if a == axis else (0, 0) for a in range(3)]
@@ -120,6 +125,7 @@ def _finish(planes: jax.Array, view: View, recipe: Recipe) -> jax.Array:
         "color": (view.color, lambda x: _jitter(x, view, recipe)),
         "grayscale": (view.grayscale, grayscale),
         "blur": (view.blur, lambda x: gaussian_blur(x, view.sigma)),
+        "solarize": (view.solarize, solarize),
         "flip": (view.flip, lambda x: x[:, :, ::-1]),
     }
     planes = planes.transpose(2, 0, 1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moco_jax.data import device_ops, philox
-from moco_jax.data.recipes import ATTEMPTS, HALF, ORDERS, UNIFORMS, Recipe, View
+from moco_jax.data.recipes import ATTEMPTS, EACH, HALF, ORDERS, UNIFORMS, Recipe, View
 
 
 def _between(low: float, high: float, uniform: jax.Array) -> jax.Array:
@@ -39,9 +39,10 @@ def draw_box(uniforms: jax.Array, height: int, width: int, recipe: Recipe) -> ja
     return jnp.concatenate([corner, jnp.stack([h, w])])
 
 
-def draw_view(uniforms: jax.Array, height: int, width: int, recipe: Recipe) -> View:
-    """What `augment.draw_view` draws for an image of this size from the same `uniforms` float32 `[32]`."""
-    crop, u = uniforms[: 2 * ATTEMPTS + 2], uniforms[2 * ATTEMPTS + 2 :]
+def draw_view(uniforms: jax.Array, height: int, width: int, recipe: Recipe, number: int) -> View:
+    """What `augment.draw_view` draws for view `number` of an image of this size from the same `uniforms` float32 `[66]`."""
+    own, last = uniforms[EACH * number :][:EACH], uniforms[2 * EACH + number]
+    crop, u = own[: 2 * ATTEMPTS + 2], own[2 * ATTEMPTS + 2 :]
     strengths = np.asarray(recipe.jitter, np.float32)
     centers = np.asarray([1, 1, 1, 0], np.float32)
     low = np.where(centers > 0, np.maximum(centers - strengths, 0), -strengths)
@@ -51,8 +52,9 @@ def draw_view(uniforms: jax.Array, height: int, width: int, recipe: Recipe) -> V
         factors=low + (centers + strengths - low) * u[1:5],
         order=jnp.asarray(ORDERS, jnp.int32)[jnp.minimum(u[5] * 24, 23).astype(jnp.int32)],
         grayscale=u[6] < recipe.grayscale_probability,
-        blur=u[7] < recipe.blur_probability,
+        blur=u[7] < recipe.blur_probability[number],
         sigma=_between(*recipe.blur_sigma, u[8]),
+        solarize=last < recipe.solarize_probability[number],
         flip=u[9] < recipe.flip_probability,
     )
 
@@ -63,12 +65,13 @@ def draw_two_views(
     """The parameters of query and key views, `[B, ...]` each, of the examples `index` in `epoch` (int32 `[B]`)."""
     # TensorFlow's second seed is epoch * 2**31 + index, in 64 bits.
     upper, lower = epoch.astype(jnp.uint32), index.astype(jnp.uint32)
-    drawn = philox.uniforms(seed, upper >> 1, (upper << 31) | lower, 2 * UNIFORMS)
+    drawn = philox.uniforms(seed, upper >> 1, (upper << 31) | lower, UNIFORMS)
 
-    def draw(uniforms: jax.Array) -> View:
-        return draw_view(uniforms, height, width, recipe)
+    def draw(uniforms: jax.Array) -> tuple[View, View]:
+        query, key = (draw_view(uniforms, height, width, recipe, number) for number in (0, 1))
+        return query, key
 
-    return jax.vmap(draw)(drawn[:, :UNIFORMS]), jax.vmap(draw)(drawn[:, UNIFORMS:])
+    return jax.vmap(draw)(drawn)
 
 
 def _weights(begin: jax.Array, extent: jax.Array, lines: int, size: int) -> jax.Array:

@@ -107,6 +107,13 @@ def adjust_hue(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     return _packed([channel(5), channel(3), channel(1)])
 
 
+def solarize(x: tf.Tensor) -> tf.Tensor:
+    """Values from 128 on inverted, in planes uint8 `[C, W, H]` or packed int32 `[W, H]`."""
+    one = tf.cast(0x010101, x.dtype)  # in every channel that a number holds
+    bright = tf.bitwise.right_shift(x, 7) & one
+    return tf.bitwise.bitwise_xor(x, bright * 255)
+
+
 def horizontal_flip(x: tf.Tensor) -> tf.Tensor:
     """Left and right exchanged, in planes or packed `[..., W, H]`."""
     return x[..., ::-1, :]

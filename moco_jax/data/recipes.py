@@ -9,7 +9,10 @@ import itertools
 from typing import Any, NamedTuple
 
 ATTEMPTS = 10  # at a crop that fits
-UNIFORMS = 2 * ATTEMPTS + 12  # random numbers that one view takes
+EACH = 2 * ATTEMPTS + 12  # random numbers that one view takes, solarization left out
+# Random numbers that an example takes: EACH of the query view, EACH of the key view, then one of each for solarization.
+# These stand last, so that recipes with and without solarization draw the same crops, colours and flips.
+UNIFORMS = 2 * EACH + 2
 ORDERS = tuple(itertools.permutations(range(4)))  # in which colour operations are applied
 # Added to a quotient before it is cut to a whole number: ties go up, also where a division is a little too small.
 HALF = 0.5 + 2**-14
@@ -21,11 +24,12 @@ class Recipe:
 
     Attributes:
         image_size: side of a view in pixels.
-        stages: the operations in order, of 'crop', 'color', 'grayscale', 'blur', 'flip'.
+        stages: the operations in order, of 'crop', 'color', 'grayscale', 'blur', 'solarize', 'flip'.
         crop_scale: smallest and largest crop as a share of the image's area.
         crop_ratio: narrowest and widest crop, width over height.
         jitter: strengths of brightness, contrast, saturation and hue; one of 0 is left out.
-        jitter_probability, grayscale_probability, blur_probability, flip_probability: of each operation.
+        jitter_probability, grayscale_probability, flip_probability: of each operation.
+        blur_probability, solarize_probability: of each operation in the query view, and in the key view.
         blur_sigma: least and greatest sigma in pixels.
         evaluation_resize: length of the shorter side before the centre crop; 0: no resize beyond the crop's need.
     """
@@ -37,8 +41,9 @@ class Recipe:
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     jitter_probability: float = 1.0
     grayscale_probability: float = 0.2
-    blur_probability: float = 0.5
+    blur_probability: tuple[float, float] = (0.5, 0.5)
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_probability: tuple[float, float] = (0.0, 0.0)
     flip_probability: float = 0.5
     evaluation_resize: int = 0
 
@@ -51,6 +56,14 @@ RECIPES: dict[str, Recipe] = {
         ("crop", "color", "grayscale", "blur", "flip"),
         jitter=(0.4, 0.4, 0.4, 0.1),
         jitter_probability=0.8,
+    ),
+    "v3": Recipe(  # BYOL's
+        224,
+        ("crop", "color", "grayscale", "blur", "solarize", "flip"),
+        jitter=(0.4, 0.4, 0.2, 0.1),
+        jitter_probability=0.8,
+        blur_probability=(1.0, 0.1),
+        solarize_probability=(0.0, 0.2),
     ),
     "cifar": Recipe(
         32,
@@ -72,13 +85,13 @@ def create(name: str, image_size: int, crop_min: float | None = None, channels: 
     """
     if name not in RECIPES:
         raise ValueError(f"augment={name!r} is unknown; known are {', '.join(RECIPES)}")
-    base = RECIPES[name]
+    base, resized = RECIPES[name], name in ("v1", "v2", "v3")
     return dataclasses.replace(
         base,
         image_size=image_size,
         stages=tuple(s for s in base.stages if channels == 3 or s not in COLOURS),
         crop_scale=(crop_min or base.crop_scale[0], base.crop_scale[1]),
-        evaluation_resize=round(image_size * 256 / 224) if name in ("v1", "v2") else image_size,
+        evaluation_resize=round(image_size * 256 / 224) if resized else image_size,
     )
 
 
@@ -96,7 +109,7 @@ class View(NamedTuple):
 
     Attributes:
         box: int32 `[4]`, top, left, height and width of the crop.
-        color, grayscale, blur, flip: bool, whether each is applied.
+        color, grayscale, blur, solarize, flip: bool, whether each is applied.
         factors: float32 `[4]`, of brightness, contrast, saturation and hue.
         order: int32 `[4]`, in which these four are applied.
         sigma: float32, of the blur.
@@ -109,10 +122,12 @@ class View(NamedTuple):
     grayscale: Any
     blur: Any
     sigma: Any
+    solarize: Any
     flip: Any
 
 
 # dtype and shape of each field of one View, in their order
 FIELDS: tuple[tuple, ...] = (
     ("int32", 4), ("bool",), ("float32", 4), ("int32", 4), ("bool",), ("bool",), ("float32",), ("bool",),
+    ("bool",),
 )  # fmt: skip

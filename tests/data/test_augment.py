@@ -4,12 +4,13 @@ import functools
 import io
 import os
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn.datasets import load_sample_images
 
-from moco_jax.data import augment, image_ops, recipes, resize
+from moco_jax.data import augment, device_ops, image_ops, recipes, resize
 from moco_jax.data.sources.decode import decode_image
 from moco_jax.data.sources.tfds import TFDSSource
 
@@ -31,6 +32,8 @@ from tests.data.torchvision_views import (
 
 TFDS = os.environ.get("MOCO_JAX_TFDS")
 IMAGENET = 40
+# recipe, side, and which view
+CHAINS = [("v1", 224, 0), ("v2", 224, 0), ("v3", 224, 0), ("v3", 224, 1), ("cifar", 32, 0)]
 
 
 def photographs():
@@ -88,6 +91,24 @@ def test_operation_equals_torchvision(name, pictures, tmp_path):
             hold(result, expected, within, 0.5, 0.999, (name, value, number), tmp_path)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_solarize_is_exactly_torchvisions(channels):
+    """Of every value in every channel, in planes and packed."""
+    values = np.stack([np.roll(np.arange(256), 50 * c) for c in range(channels)], -1)
+    image = values.astype(np.uint8).reshape(16, 16, channels)
+    layers = [F.solarize(Image.fromarray(image[..., c]), 128) for c in range(channels)]
+    expected = np.stack([np.asarray(layer) for layer in layers], -1)
+    assert (expected.max(), expected[image == 127].max(), expected[image == 128].max()) == (127,) * 3  # fmt: skip
+    planes = image_ops.solarize(image_ops.to_planes(tf.constant(image)))
+    np.testing.assert_array_equal(image_ops.to_pixels(planes), expected)
+    on_device = device_ops.solarize(jnp.asarray(image).transpose(2, 0, 1)).transpose(1, 2, 0)
+    np.testing.assert_array_equal(on_device, expected)
+    if channels == 3:
+        packed = on_planes(lambda x, _: image_ops.solarize(x), image, 0)
+        np.testing.assert_array_equal(packed, expected)
+        np.testing.assert_array_equal(packed, F.solarize(Image.fromarray(image), 128))
+
+
 def test_hue_of_a_million_colours(tmp_path):
     """And of all the grays; PIL cuts to whole numbers of float64, so a few colours lie one step of 255 off."""
     colours = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
@@ -120,9 +141,11 @@ def test_crop_and_resize_equals_torchvision(box, size, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (401, 300), (224, 224), (255, 257), (100, 120)])
-def test_evaluation_view_equals_torchvision(shape, tmp_path):
+@pytest.mark.parametrize("name", ["v1", "v2", "v3"])
+def test_evaluation_view_equals_torchvision(name, shape, tmp_path):
     image = photographs()[1][: shape[0], : shape[1]]
-    recipe = recipes.create("v2", 96)
+    recipe = recipes.create(name, 96)
+    assert recipe.evaluation_resize == 110
     chain = transforms.Compose(
         [transforms.Resize(recipe.evaluation_resize), transforms.CenterCrop(96)]
     )
@@ -131,57 +154,59 @@ def test_evaluation_view_equals_torchvision(shape, tmp_path):
 
 
 @pytest.mark.parametrize("pictures", PICTURES)
-@pytest.mark.parametrize(("name", "size"), [("v1", 224), ("v2", 224), ("cifar", 32)])
-def test_chain_equals_torchvision(name, size, pictures, tmp_path):
+@pytest.mark.parametrize(("name", "size", "number"), CHAINS)
+def test_chain_equals_torchvision(name, size, number, pictures, tmp_path):
     recipe = recipes.create(name, size)
     apply = tf.function(
         lambda image, view: augment.apply_view(resize.pad(image), view, recipe),
         reduce_retracing=True,
     )
-    for number in range(24):
-        image = pictures()[number % (len(pictures()) - 1)]
-        view = draw(recipe, image.shape, number)
+    for seed in range(24):
+        image = pictures()[seed % (len(pictures()) - 1)]
+        view = draw(recipe, image.shape, seed, number)
         expected = with_torchvision(image, view, recipe)
         hold(apply(tf.constant(image), view), expected, 6, 1, 0.99, (name, view), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["v1", "v2"])
-def test_statistics_of_whole_pipelines_equal_torchvisions(name):
+@pytest.mark.parametrize(("name", "number"), [("v1", 0), ("v2", 0), ("v3", 0), ("v3", 1)])
+def test_statistics_of_whole_pipelines_equal_torchvisions(name, number):
     """Each draws for itself; the means over all views differ by no more than chance makes them."""
-    recipe, number, size = recipes.create(name, 64), 1200, 64
+    recipe, times, size = recipes.create(name, 64), 1200, 64
     photos = photographs()[:2]
     apply = tf.function(
         lambda image, view: augment.apply_view(image, view, recipe), reduce_retracing=True
     )
     padded = [resize.pad(tf.constant(photo)) for photo in photos]
-    ours = [
-        statistics(apply(padded[seed % 2], draw(recipe, photos[seed % 2].shape, seed)).numpy())
-        for seed in range(number)
-    ]
+    drawn = [draw(recipe, photos[seed % 2].shape, seed, number) for seed in range(times)]
+    ours = [statistics(apply(padded[i % 2], view).numpy()) for i, view in enumerate(drawn)]
     torch.manual_seed(0)
-    transform = authors_transform(name, size)
+    transform = authors_transform(name, size, number)
     pictures = [Image.fromarray(photo) for photo in photos]
     theirs = [
-        statistics(transform(pictures[i % 2]).numpy().transpose(1, 2, 0)) for i in range(number)
+        statistics(transform(pictures[i % 2]).numpy().transpose(1, 2, 0)) for i in range(times)
     ]
     ours, theirs = np.asarray(ours), np.asarray(theirs)
-    error = np.sqrt((ours.var(0) + theirs.var(0)) / number)
+    error = np.sqrt((ours.var(0) + theirs.var(0)) / times)
     away = np.abs(ours.mean(0) - theirs.mean(0)) / error
     assert away.max() < 4, dict(zip(STATISTICS, away, strict=True))
+
+
+@tf.function
+def draw_many(recipe, number, shape, view):
+    """Parameters of `number` views of images of one shape: a View of arrays `[number, ...]`."""
+    uniforms = tf.random.stateless_uniform([number, recipes.UNIFORMS], [5, 7], alg="philox")
+    return tf.map_fn(
+        lambda u: augment.draw_view(u, tf.constant(shape[0]), tf.constant(shape[1]), recipe, view),
+        uniforms,
+        fn_output_signature=recipes.View(*(tf.as_dtype(dtype) for dtype, *_ in recipes.FIELDS)),
+    )
 
 
 def test_drawn_parameters_follow_torchvision():
     """Two-sample Kolmogorov-Smirnov tests of every continuous parameter; frequencies of the others."""
     stats = pytest.importorskip("scipy.stats")
     recipe, number, shape = recipes.create("v2", 224), 3000, (300, 200)
-    uniforms = tf.random.stateless_uniform([number, 64], [5, 7], alg="philox")
-    views = tf.map_fn(
-        lambda u: augment.draw_view(u, tf.constant(shape[0]), tf.constant(shape[1]), recipe),
-        uniforms,
-        fn_output_signature=recipes.View(
-            tf.int32, tf.bool, tf.float32, tf.int32, tf.bool, tf.bool, tf.float32, tf.bool
-        ),
-    )
+    views = draw_many(recipe, number, shape, 0)
     torch.manual_seed(0)
     canvas = Image.new("RGB", shape[::-1])
     boxes = np.asarray(
@@ -216,6 +241,43 @@ def test_drawn_parameters_follow_torchvision():
     for name, probability in (("color", 0.8), ("grayscale", 0.2), ("blur", 0.5), ("flip", 0.5)):
         hits = int(getattr(views, name).numpy().sum())
         assert stats.binomtest(hits, number, probability).pvalue > 1e-3, name
+
+
+@pytest.mark.parametrize(
+    ("number", "probabilities"),
+    [(0, dict(blur=1.0, solarize=0.0)), (1, dict(blur=0.1, solarize=0.2))],
+)
+def test_the_views_of_v3_differ(number, probabilities):
+    """Blur and solarization as often as BYOL has them in each view, and independent of each other."""
+    stats = pytest.importorskip("scipy.stats")
+    times = 3000
+    views = draw_many(recipes.create("v3", 224), times, (300, 200), number)
+    for name, probability in (probabilities | dict(color=0.8, grayscale=0.2, flip=0.5)).items():
+        drawn = getattr(views, name).numpy()
+        if probability in (0, 1):
+            assert (drawn == bool(probability)).all(), name
+        else:
+            assert stats.binomtest(int(drawn.sum()), times, probability).pvalue > 1e-3, name
+    strengths = np.asarray([0.4, 0.4, 0.2, 0.1])
+    away = np.abs(views.factors.numpy() - [1, 1, 1, 0]).max(0)
+    assert (away <= strengths + 1e-6).all()
+    assert (away > 0.99 * strengths).all()
+    if number:
+        for other in ("color", "grayscale", "blur", "flip"):
+            pair = views.solarize.numpy(), getattr(views, other).numpy()
+            assert stats.fisher_exact(np.histogram2d(*pair, bins=2)[0]).pvalue > 1e-3, other
+
+
+def test_what_an_example_draws_is_fixed():
+    """A run that goes on after an update of this code must see the views that it would have seen."""
+    numbers = tf.constant(5, tf.int64), tf.constant(7, tf.int64)
+    for name in ("v2", "v3"):
+        query, key = augment.draw_two_views(
+            tf.constant([300, 200]), 3, *numbers, recipes.create(name, 224)
+        )
+        np.testing.assert_array_equal(query.box, [103, 6, 178, 172])
+        np.testing.assert_array_equal(key.box, [57, 3, 203, 197])
+        np.testing.assert_allclose([query.sigma, key.sigma], [0.834202, 1.293635], rtol=1e-6)
 
 
 def test_a_crop_that_never_fits_falls_back_to_torchvisions():

@@ -14,10 +14,10 @@ SIZE = 32
 
 
 def views(recipe, number):
-    """Drawn parameters of `number` views, with and without blur and flip."""
+    """Drawn parameters of `number` key views, with and without blur, solarization and flip."""
     shape = tf.constant(IMAGE.shape[0]), tf.constant(IMAGE.shape[1])
-    uniforms = tf.random.stateless_uniform([number, 64], [1, 2], alg="philox")
-    return [augment.draw_view(u, *shape, recipe) for u in uniforms]
+    uniforms = tf.random.stateless_uniform([number, recipes.UNIFORMS], [1, 2], alg="philox")
+    return [augment.draw_view(u, *shape, recipe, 1) for u in uniforms]
 
 
 def apply(image, view, recipe, crop_only=False):
@@ -25,7 +25,11 @@ def apply(image, view, recipe, crop_only=False):
 
 
 def test_other_channels_than_three_leave_the_colours_out_and_say_so():
-    for name, kept in {"v1": ("crop", "flip"), "v2": ("crop", "blur", "flip"), "digits": ("crop",)}.items():  # fmt: skip
+    every = {
+        "v1": ("crop", "flip"), "v2": ("crop", "blur", "flip"), "v3": ("crop", "blur", "solarize", "flip"),
+        "digits": ("crop",),
+    }  # fmt: skip
+    for name, kept in every.items():
         for channels in (1, 4, 9):
             assert recipes.create(name, SIZE, channels=channels).stages == kept
         assert recipes.create(name, SIZE).stages == recipes.RECIPES[name].stages
@@ -34,10 +38,11 @@ def test_other_channels_than_three_leave_the_colours_out_and_say_so():
     assert recipes.without_colours("v2", 5) == (
         "channels=5: the colour operations of augment='v2' are left out; crop, blur and flip remain"
     )
+    assert recipes.without_colours("v3", 2).endswith("crop, blur, solarize and flip remain")
     assert recipes.without_colours("cifar", 1).endswith("are left out; crop and flip remain")
 
 
-@pytest.mark.parametrize("name", ["v1", "v2", "cifar", "digits"])
+@pytest.mark.parametrize("name", ["v1", "v2", "v3", "cifar", "digits"])
 def test_each_channel_is_that_of_a_gray_image(name):
     """And three channels are those of an RGB image whose colours are not changed."""
     recipe, plain = (recipes.create(name, SIZE, channels=c) for c in (5, 3))
@@ -54,6 +59,8 @@ def test_each_channel_is_that_of_a_gray_image(name):
         assert {bool(v.flip) for v in drawn} == {True, False}
     if "blur" in recipe.stages:
         assert {bool(v.blur) for v in drawn} == {True, False}
+    if "solarize" in recipe.stages:
+        assert {bool(v.solarize) for v in drawn} == {True, False}
 
 
 def test_evaluation_views_are_made_channel_by_channel():
@@ -66,12 +73,15 @@ def test_evaluation_views_are_made_channel_by_channel():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_the_device_makes_the_hosts_views(channels):
-    recipe = recipes.create("v2", SIZE, channels=channels)
+@pytest.mark.parametrize("name", ["v2", "v3"])
+def test_the_device_makes_the_hosts_views(name, channels):
+    recipe = recipes.create(name, SIZE, channels=channels)
     drawn = views(recipe, 12)
     image = IMAGE[..., :channels]
     crops = np.stack([apply(image, view, recipe, crop_only=True) for view in drawn])
     expected = np.stack([apply(image, view, recipe) for view in drawn])
+    if "solarize" in recipe.stages:
+        assert any(v.solarize and v.blur for v in drawn)
     stacked = recipes.View(*(np.stack(field) for field in zip(*drawn, strict=True)))
     made = np.asarray(jax.jit(device_ops.finish, static_argnums=2)(crops, stacked, recipe))
     assert made.shape == (12, SIZE, SIZE, channels)

@@ -20,6 +20,7 @@ def test_operation_equals_torchvision(name, tmp_path):
     names = {"brightness", "contrast", "saturation", "hue"}
     operation = {
         "grayscale": lambda x, _: device_ops.grayscale(x),
+        "solarize": lambda x, _: device_ops.solarize(x),
         "flip": lambda x, _: x[:, :, ::-1],
         "blur": device_ops.gaussian_blur,
     }.get(name) or getattr(device_ops, f"adjust_{name}" if name in names else name)
@@ -32,12 +33,12 @@ def test_operation_equals_torchvision(name, tmp_path):
             test_augment.hold(result, expected, within, 0.5, 0.999, (name, value), tmp_path)
 
 
-def crops_and_views(recipe, number):
-    """Crops, their drawn parameters, and the views that the host makes of them."""
+def crops_and_views(recipe, times, number):
+    """Crops, their drawn parameters, and the views that the host makes of them; of query (0) or key view (1)."""
     crops, drawn, finished = [], [], []
     pictures = test_augment.photographs()[:2]
-    for seed in range(number):
-        view = torchvision_views.draw(recipe, pictures[seed % 2].shape, seed)
+    for seed in range(times):
+        view = torchvision_views.draw(recipe, pictures[seed % 2].shape, seed, number)
         image = resize.pad(tf.constant(pictures[seed % 2]))
         crops.append(augment.apply_view(image, view, recipe, crop_only=True))
         finished.append(augment.apply_view(image, view, recipe))
@@ -46,15 +47,15 @@ def crops_and_views(recipe, number):
     return np.stack(crops), views, np.stack(finished), drawn
 
 
-@pytest.mark.parametrize(("name", "size"), [("v1", 224), ("v2", 224), ("cifar", 32)])
-def test_chain_equals_torchvision(name, size, tmp_path):
+@pytest.mark.parametrize(("name", "size", "number"), test_augment.CHAINS)
+def test_chain_equals_torchvision(name, size, number, tmp_path):
     recipe = recipes.create(name, size)
-    crops, views, _, drawn = crops_and_views(recipe, 8)
+    crops, views, _, drawn = crops_and_views(recipe, 8, number)
     results = jax.jit(device_ops.finish, static_argnums=2)(crops, views, recipe)
     pictures = test_augment.photographs()[:2]
-    for number, view in enumerate(drawn):
-        expected = torchvision_views.with_torchvision(pictures[number % 2], view, recipe)
-        test_augment.hold(results[number], expected, 6, 1, 0.99, (name, view), tmp_path)
+    for seed, view in enumerate(drawn):
+        expected = torchvision_views.with_torchvision(pictures[seed % 2], view, recipe)
+        test_augment.hold(results[seed], expected, 6, 1, 0.99, (name, view), tmp_path)
 
 
 def test_batches_for_the_device_hold_the_hosts_parameters():
@@ -90,7 +91,7 @@ def test_jitter_applies_each_operation_once_in_the_drawn_order():
     factors = np.asarray([0.7, 1.3, 0.6, 0.2], np.float32)
     seen = set()
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
-        view = recipes.View(None, True, factors, np.asarray(order), False, False, 1.0, False)
+        view = recipes.View(None, True, factors, np.asarray(order), False, False, 1.0, False, False)
         view = jax.tree.map(lambda x: jnp.asarray(x)[None], view._replace(box=np.zeros(4)))
         expected = image.transpose(2, 0, 1)
         for number in order:

@@ -17,7 +17,7 @@ SEED = 3
 
 @pytest.mark.parametrize(
     ("name", "height", "width"),
-    [("digits", 32, 32), ("cifar", 32, 32), ("v2", 48, 75), ("v1", 200, 31)],
+    [("digits", 32, 32), ("cifar", 32, 32), ("v2", 48, 75), ("v1", 200, 31), ("v3", 64, 48)],
 )
 def test_parameters_are_those_drawn_on_the_host(name, height, width):
     """Thousands of views, of all examples and epochs that there can be; on a CPU not one number differs."""
@@ -63,6 +63,7 @@ CASES = [
     ("cifar", 32, (32, 32)),
     ("v2", 32, (32, 32)),
     ("v2", 40, (48, 75)),
+    ("v3", 32, (48, 75)),
     ("cifar", 24, (130, 37)),
 ]
 

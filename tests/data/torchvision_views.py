@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch  # before TensorFlow: the other way round a process of scripts crashes
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
@@ -27,6 +27,7 @@ OPERATIONS: dict[str, tuple] = {
     "hue": (image_ops.adjust_hue, F.adjust_hue, (-0.4, -0.1, -0.003, 0.0, 0.05, 0.4)),
     "blur": (image_ops.gaussian_blur, blur, (0.1, 0.5, 1.0, 1.4, 1.45, 2.0)),
     "grayscale": (lambda x, _: image_ops.grayscale(x), lambda x, _: F.rgb_to_grayscale(x, 3), (0,)),
+    "solarize": (lambda x, _: image_ops.solarize(x), lambda x, _: F.solarize(x, 128), (0,)),
     "flip": (lambda x, _: image_ops.horizontal_flip(x), lambda x, _: F.hflip(x), (0,)),
 }
 
@@ -66,15 +67,17 @@ def with_torchvision(image: np.ndarray, view: recipes.View, recipe: recipes.Reci
             image = F.rgb_to_grayscale(image, 3)
         elif stage == "blur" and view.blur:
             image = blur(image, float(view.sigma))
+        elif stage == "solarize" and view.solarize:
+            image = F.solarize(image, 128)
         elif stage == "flip" and view.flip:
             image = F.hflip(image)
     return np.asarray(image)
 
 
-def draw(recipe: recipes.Recipe, shape: tuple, seed: int) -> recipes.View:
-    """One view's parameters."""
-    uniforms = tf.random.stateless_uniform([64], [seed, 1], alg="philox")
-    return augment.draw_view(uniforms, tf.constant(shape[0]), tf.constant(shape[1]), recipe)
+def draw(recipe: recipes.Recipe, shape: tuple, seed: int, number: int = 0) -> recipes.View:
+    """The parameters of one view, the query view (0) or the key view (1)."""
+    uniforms = tf.random.stateless_uniform([recipes.UNIFORMS], [seed, 1], alg="philox")
+    return augment.draw_view(uniforms, tf.constant(shape[0]), tf.constant(shape[1]), recipe, number)
 
 
 class Blur:
@@ -85,13 +88,25 @@ class Blur:
         return blur(image, float(torch.empty(1).uniform_(0.1, 2.0)))
 
 
-def authors_transform(name: str, size: int) -> transforms.Compose:
-    """The augmentation of main_moco.py, which draws for itself, to a uint8 tensor."""
+class Solarize:
+    """BYOL's solarize, as in MoCo v3 (moco/loader.py)."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """PIL's, values from 128 on inverted."""
+        return ImageOps.solarize(image)
+
+
+def authors_transform(name: str, size: int, number: int = 0) -> transforms.Compose:
+    """The augmentation of main_moco.py, which draws for itself, to a uint8 tensor; of view `number` where they differ."""
     crop = transforms.RandomResizedCrop(size, scale=(0.2, 1.0))
     flip = transforms.RandomHorizontalFlip()
     if name == "v1":
         jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.4)
         steps = [crop, transforms.RandomGrayscale(0.2), jitter, flip]
+    elif name == "v3":
+        jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8)
+        steps = [crop, jitter, transforms.RandomGrayscale(0.2), transforms.RandomApply([Blur()], (1.0, 0.1)[number])]  # fmt: skip
+        steps += [transforms.RandomApply([Solarize()], 0.2), flip] if number else [flip]
     else:
         jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)
         steps = [crop, jitter, transforms.RandomGrayscale(0.2), transforms.RandomApply([Blur()], 0.5), flip]  # fmt: skip
