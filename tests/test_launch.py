@@ -496,6 +496,8 @@ def local(tmp_path):
             subprocess.Popen(
                 ["bash", str(LAUNCH / "local.sh"), f"--processes={len(behaviour)}", *options, "--", *words],
                 cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                # Tests that run in a shell's background would hand on that SIGINT is ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         )  # fmt: skip
         return started[-1]

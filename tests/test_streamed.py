@@ -53,8 +53,8 @@ def same(found, expected, rtol=1e-11):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=1e-13)
 
 
-@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
-@pytest.mark.parametrize("masks", ["", "counts", "index", "counts and index"])
+@pytest.mark.parametrize("temperature", [0.01, 1.0])
+@pytest.mark.parametrize("masks", ["", "counts", "counts and index"])
 @pytest.mark.parametrize(("slots", "width", "logits"), SHAPES)
 def test_equals_the_plain_form(float64, monkeypatch, slots, width, logits, masks, temperature):
     in_blocks(monkeypatch, logits)
