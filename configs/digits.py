@@ -15,6 +15,8 @@ METHODS = {
         warmup_epochs=5, momentum_schedule="cosine",
     ),
 }  # fmt: skip
+# times the learning rate of MoCo
+RATES = {"v3": 5.0, "memory_bank_nce": 0.5}
 
 
 def get_config(variant: str = ""):
@@ -34,4 +36,5 @@ def get_config(variant: str = ""):
     config.log_every, config.monitor_every, config.knn_k = 110, 25, 20
     config.checkpoint_every = 110
     config.update(METHODS[variant])
+    config.lr *= RATES.get(variant, 1.0)
     return config

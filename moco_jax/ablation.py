@@ -2,8 +2,8 @@
 
     python -m moco_jax.ablation --config=configs/ablation.py:digits --workdir=DIR [--config.seeds=N] [--only=TABLE]
 
-Each row is a run in a folder of its own below DIR; the same command goes on where it was stopped, and rows that
-are done are not run again.
+Each row is a run in a folder of its own below DIR, which rows of equal settings share; the same command goes on where
+it was stopped, and rows that are done are not run again.
 """
 
 import json
@@ -19,6 +19,7 @@ from absl import app, flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from moco_jax import config as config_lib
 from moco_jax import files, train
 from moco_jax.command_line import fail, refuse_words, set_up
 from moco_jax.errors import UserError
@@ -29,7 +30,9 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Rows: configs/ablation.py or configs/ablation.py:VARIANT."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all rows, their table and figure.")
-ONLY = flags.DEFINE_string("only", "", "One table: 'negatives', 'momentum' or 'shuffled BN'.")
+ONLY = flags.DEFINE_string(
+    "only", "", "One table: 'negatives', 'momentum', 'shuffled BN' or 'methods'."
+)
 
 Row = dict[str, Any]
 
@@ -46,6 +49,12 @@ def folder_name(row: Row, seed: int) -> str:
     """Where one run of `row` is kept."""
     words = f"{row['table']} {row['line']} {row['x']} seed {seed}"
     return re.sub(r"[^\w.]+", "_", words)
+
+
+def shared_run(base: ConfigDict, rows: list[Row], row: Row) -> Row:
+    """The first of `rows` that has the settings of `row`: its run serves both."""
+    wanted = row_config(base, row, 0).to_dict()
+    return next(other for other in rows if row_config(base, other, 0).to_dict() == wanted)
 
 
 def result_of(folder: epath.Path) -> dict[str, float] | None:
@@ -71,11 +80,12 @@ def run_row(base: ConfigDict, row: Row, seed: int, folder: epath.Path) -> int:
     return stopped
 
 
-def summary(rows: list[Row], place: epath.Path, seeds: int) -> list[Row]:
-    """Of every row that has results: their mean and standard deviation over seeds."""
+def summary(base: ConfigDict, rows: list[Row], place: epath.Path, seeds: int) -> list[Row]:
+    """Of every row that has results: their mean and standard deviation over seeds, and the loss of chance."""
     found = []
     for row in rows:
-        results = [result_of(place / folder_name(row, seed)) for seed in range(seeds)]
+        ran = shared_run(base, rows, row)
+        results = [result_of(place / folder_name(ran, seed)) for seed in range(seeds)]
         done = [r for r in results if r is not None]
         if not done:
             continue
@@ -85,7 +95,11 @@ def summary(rows: list[Row], place: epath.Path, seeds: int) -> list[Row]:
         }
         mean = {name: float(np.mean(v)) for name, v in values.items()}
         identity = {name: row[name] for name in ("table", "line", "x")}
-        found.append({**identity, "seeds": len(done), "mean": mean, "deviation": spread})
+        config = row_config(base, row, 0)
+        chance = config_lib.method_of(config).chance_level(config.batch_size)
+        found.append(
+            {**identity, "seeds": len(done), "mean": mean, "deviation": spread, "chance": chance}
+        )
     return found
 
 
@@ -97,13 +111,16 @@ def show(found: list[Row], place: epath.Path, console: Console) -> None:
         text = f"{100 * row['mean'][name]:.2f}"
         return text if deviation is None else f"{text} +- {100 * deviation:.2f}"
 
+    def level(row: Row) -> str:
+        return "-" if row["chance"] is None else f"{row['chance']:.3f}"
+
     for name in dict.fromkeys(row["table"] for row in found):
         lines = [
-            [row["line"], str(row["x"]), share(row, "knn"), share(row, "top1"), f"{row['mean']['loss']:.3f}", str(row["seeds"])]
+            [row["line"], str(row["x"]), share(row, "knn"), share(row, "top1"), f"{row['mean']['loss']:.3f}", level(row), str(row["seeds"])]
             for row in found
             if row["table"] == name
         ]  # fmt: skip
-        heads = [name, "", "kNN %", "contrastive top-1 %", "loss", "seeds"]
+        heads = [name, "", "kNN %", "contrastive top-1 %", "loss", "chance", "seeds"]
         console.line("\n" + table(heads, lines))
     files.write(place / "ablation.json", (json.dumps(found, indent=2) + "\n").encode())
     figures.ablation(place / "ablation.png", found)
@@ -120,7 +137,11 @@ def main(argv: list[str]) -> None:
     tables = list(dict.fromkeys(row["table"] for row in rows))
     if ONLY.value and ONLY.value not in tables:
         fail(f"--only={ONLY.value} is no table; there are {', '.join(tables)}")
-    wanted = [row for row in rows if ONLY.value in ("", row["table"])]
+    wanted: list[Row] = []
+    for row in rows:
+        ran = shared_run(config.base, rows, row)
+        if ONLY.value in ("", row["table"]) and ran not in wanted:
+            wanted.append(ran)
     set_up(config.base)
     runs = [(row, seed) for seed in range(config.seeds) for row in wanted]
     for number, (row, seed) in enumerate(runs, start=1):
@@ -134,7 +155,7 @@ def main(argv: list[str]) -> None:
             fail(error)
         if stopped:
             sys.exit(128 + stopped)
-    show(summary(rows, place, config.seeds), place, console)
+    show(summary(config.base, rows, place, config.seeds), place, console)
 
 
 def run() -> None:

@@ -10,7 +10,7 @@ from moco_jax import ablation
 from moco_jax import config as config_lib
 
 
-@pytest.mark.parametrize("variant", ["cifar10", "digits"])
+@pytest.mark.parametrize("variant", ["cifar10", "cifar10_cpu", "digits"])
 def test_every_row_is_a_sound_run_of_a_folder_of_its_own(variant):
     config = recipe.get_config(variant)
     names = set()
@@ -40,8 +40,13 @@ def test_rows_run_resume_and_are_summed_up(tmp_path, capsys):
         assert ablation.run_row(config.base, rows[0], seed, folder) == 0
         assert 0 < ablation.result_of(folder)["knn"] <= 1
     assert ablation.result_of(place / ablation.folder_name(rows[1], 0)) is None
-    found = ablation.summary(rows, place, 2)
-    assert len(found) == 1
+    # The same settings in another table: the run that is there serves it too.
+    again = dict(
+        table="momentum", line="MoCo", x=0.99, settings=dict(queue_size=512, momentum=0.99)
+    )
+    found = ablation.summary(config.base, [*rows, again], place, 2)
+    assert [row["table"] for row in found] == ["negatives", "momentum"]
+    assert found[1]["mean"] == found[0]["mean"]
     results = [ablation.result_of(place / ablation.folder_name(rows[0], s))["knn"] for s in (0, 1)]
     assert found[0]["mean"]["knn"] == pytest.approx(sum(results) / 2)
     assert found[0]["deviation"]["knn"] == pytest.approx(abs(results[0] - results[1]) / 2**0.5)

@@ -99,7 +99,7 @@ def ablation(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
             `x` is a name, the contrastive accuracy stands beside: a leak shows in it.
     """
     tables = list(dict.fromkeys(row["table"] for row in rows))
-    figure = Figure(figsize=(4.6 * len(tables), 3.8), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(tables), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True):
         panel = [row for row in rows if row["table"] == name]
@@ -109,18 +109,18 @@ def ablation(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
             chosen = [row for row in panel if row["line"] == line]
             x = [row["x"] if counts else ticks.index(row["x"]) for row in chosen]
             named = isinstance(ticks[0], str)
-            for score, style in (("knn", "-"), ("top1", ":")) if named else (("knn", "-"),):
+            for score, style in (("knn", "o"), ("top1", "x")) if named else (("knn", "o-"),):
                 axes.errorbar(
                     x, [100 * row["mean"][score] for row in chosen],
                     [100 * (row["deviation"][score] or 0) for row in chosen],
-                    marker="o", capsize=3, linestyle=style,
+                    fmt=style, capsize=3,
                     label=f"{line}, contrastive top-1" if score == "top1" else line,
                 )  # fmt: skip
         if counts:
             axes.set_xscale("log", base=2)
             axes.set_xlabel("negatives (K)")
         else:
-            axes.set_xticks(range(len(ticks)), [str(t) for t in ticks])
+            axes.set_xticks(range(len(ticks)), [str(t).replace(" ", "\n", 1) for t in ticks])
             axes.set_xlabel(name)
         axes.set_ylabel("accuracy (%)" if isinstance(ticks[0], str) else "kNN accuracy (%)")
         axes.set_title(name, loc="left", fontsize=10)
