@@ -1,9 +1,11 @@
 """The embedded default: 1,797 handwritten digits at random places on a 32 x 32 canvas; minutes on a CPU."""
 
+from typing import Any
+
 from moco_jax.config import default_config, pick_variant
 
 BANK = dict(key_encoder="none", dictionary="memory_bank", bank_negatives=1024, shuffle="none")
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "moco": {},
     "symmetric": dict(symmetric=True),
     "end_to_end": dict(key_encoder="query", dictionary="batch"),
@@ -16,7 +18,7 @@ METHODS = {
     ),
 }  # fmt: skip
 # times the learning rate of MoCo
-RATES = {"v3": 5.0, "memory_bank_nce": 0.5}
+RATES = {"v3": 5.0, "memory_bank_nce": 1 / 6}
 
 
 def get_config(variant: str = ""):
