@@ -208,6 +208,10 @@ def check_values(config: ConfigDict) -> None:
         raise UserError(
             f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's"
         )
+    if config.scaled_decoding and config.channels != 3:
+        raise UserError(
+            f"scaled_decoding=True is of JPEGs in colour, and channels={config.channels}; scaled_decoding=False works"
+        )
     if config.augment_on == "resident" and config.scaled_decoding:
         raise UserError(
             "scaled_decoding=True shrinks images for the views of an epoch, and augment_on='resident' decodes each once "

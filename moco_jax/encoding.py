@@ -19,7 +19,7 @@ from moco_jax.encoders import Encoder
 def to_network_input(
     images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype
 ) -> jax.Array:
-    """uint8 images `[B, H, W, 3]` -> `(x / 255 - mean) / std` per channel, worked out in at least float32."""
+    """uint8 images `[B, H, W, channels]` -> `(x / 255 - mean) / std` per channel, worked out in at least float32."""
     exact = jnp.promote_types(dtype, jnp.float32)
     center, scale = jnp.asarray(mean, exact), jnp.asarray(std, exact)
     return ((images.astype(exact) / 255 - center) / scale).astype(dtype)
@@ -66,11 +66,11 @@ class Encoding:
         self._input = lambda images: to_network_input(images, mean, std, dtype)
 
     def query(self, params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        """uint8 `[B, H, W, 3]` -> unit vectors `[B, C]` (with the predictor), and the new statistics."""
+        """uint8 `[B, H, W, channels]` -> unit vectors `[B, C]` (with the predictor), and the new statistics."""
         return self._encode(self.encoder.query, params, stats, images)
 
     def key(self, params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        """uint8 `[B, H, W, 3]` -> unit vectors `[B, C]` (without the predictor), and the new statistics."""
+        """uint8 `[B, H, W, channels]` -> unit vectors `[B, C]` (without the predictor), and the new statistics."""
         return self._encode(self.encoder.project, params, stats, images)
 
     def _encode(

@@ -59,7 +59,7 @@ class Parts:
         program: what the devices compute.
         source: the images that are trained on.
         recipe: the views drawn of them.
-        held: shape `[N, H, W, 3]` of those that the devices hold; None where they hold none.
+        held: shape `[N, H, W, C]` of those that the devices hold; None where they hold none.
         monitor: scores an encoder.
         steps_per_epoch, total_steps: how long the run is.
     """

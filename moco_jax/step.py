@@ -120,7 +120,7 @@ def make_train_step(
         backbone_groups: BatchNorm groups of the backbone in a batch, None without BatchNorm.
         dtype: the encoder's compute dtype.
         mesh: the device mesh, or None on one device.
-        views: makes query and key view, uint8 `[B, H, W, 3]` each, of a batch.
+        views: makes query and key view, uint8 `[B, H, W, channels]` each, of a batch.
 
     Returns:
         A function of state and batch. Its metrics are scalars: `loss`, those of `contrastive.info_nce`, `spread`,

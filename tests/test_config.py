@@ -106,6 +106,10 @@ def test_views_of_v3_are_as_published():
         (NCE | {"temperature": 0.01}, 1, "temperature=0.01 .*0.03"),
         ({"augment_on": "tpu"}, 1, "augment_on='tpu' is unknown; known are host, device, resident"),
         (
+            {"channels": 1, "mean": (0.5,), "std": (0.2,), "scaled_decoding": True}, 1,
+            "scaled_decoding=True .*channels=1; scaled_decoding=False works",
+        ),
+        (
             {"augment_on": "resident", "scaled_decoding": True},
             1,
             "scaled_decoding=True .*augment_on='resident'.*scaled_decoding=False works",

@@ -1,7 +1,7 @@
 """Encoders by name: a backbone that pools an image to features, and a head that projects them.
 
 To add one, write a Linen module with the fields `width`, `bn_groups`, `dtype` and `reduce`, and those of `OPTIONS` that
-mean something to it, that maps images `[B, H, W, 3]` and `train` to features `[B, D]`, and name it in `BACKBONES`. It may
+mean something to it, that maps images `[B, H, W, channels]` and `train` to features `[B, D]`, and name it in `BACKBONES`. It may
 have a property `frozen` and a method `require`, see `frozen` and `check` here. To add a head, write a module
 with the fields of those in `heads.py` that maps `[B, D]` and `train` to `[B, dim]`, and name it in `HEADS`.
 """
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
     predictor: nn.Module | None = None
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, 3]` -> projections `[B, dim]`, not normalised, at least float32."""
+        """Images `[B, H, W, channels]` -> projections `[B, dim]`, not normalised, at least float32."""
         return self.project(self.backbone(images, train), train)
 
     def predict(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         return projected if self.predictor is None else self.predictor(projected, train)
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, 3]` -> pooled features `[B, D]` before the head, at least float32."""
+        """Images `[B, H, W, channels]` -> pooled features `[B, D]` before the head, at least float32."""
         return self.backbone(images, train)
 
 

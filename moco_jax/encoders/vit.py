@@ -57,7 +57,7 @@ class PatchProjection(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """`[B, H, W, 3]` -> `[B, H / patch, W / patch, width]`."""
+        """`[B, H, W, channels]` -> `[B, H / patch, W / patch, width]`."""
         (batch, height, width, channels), side = images.shape, self.patch
         exact = jnp.promote_types(self.dtype, jnp.float32)
         init = xavier(channels * side**2, self.width)
@@ -78,7 +78,7 @@ class ConvStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[B, H, W, 3]` -> `[B, H / 16, W / 16, width]`."""
+        """`[B, H, W, channels]` -> `[B, H / 16, W / 16, width]`."""
         for i, part in enumerate((8, 4, 2, 1), start=1):
             # U(+-1/sqrt(fan_in)) has the variance 1 / (3 fan_in).
             init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -175,7 +175,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, 3]`, floating, normalised -> features `[B, width]`, at least float32."""
+        """Images `[B, H, W, channels]`, floating, normalised -> features `[B, width]`, at least float32."""
         self.require(*images.shape[1:3])
         exact = jnp.promote_types(self.dtype, jnp.float32)
         if self.conv_stem:
