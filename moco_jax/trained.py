@@ -72,6 +72,17 @@ def load(place: str, which: str = "query", step: int | None = None) -> Trained:
     return Trained(encoder, {"params": params, "batch_stats": batch_stats}, config, step)
 
 
+def queue(place: str, step: int) -> np.ndarray | None:
+    """The keys in the queue of the run in the workdir `place` after `step`: `[K, dim]`, oldest first; None without one."""
+    workdir = files.absolute(place)
+    saved = checkpoint.read_config(workdir / "config.json")
+    if saved.get("dictionary", "queue") != "queue":
+        return None
+    (found,) = _restore(workdir / "checkpoints" / str(step) / "state", ("dictionary",))
+    oldest_first = np.roll(found["keys"], -int(found["pointer"]), axis=0)
+    return oldest_first.reshape(-1, oldest_first.shape[-1])[-saved["queue_size"] :]
+
+
 def _restore(folder: Any, names: tuple[str, ...]) -> list[Any]:
     """These fields of the state in `folder`, as NumPy arrays; nothing else is read."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

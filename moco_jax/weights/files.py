@@ -38,10 +38,11 @@ def torch() -> Any:
         raise UserError(
             "PyTorch and TensorFlow work in one process only if torch comes first: import it before moco_jax"
         )
-    return _library("torch", "torch")
+    return library("torch", "torch")
 
 
-def _library(module: str, extra: str) -> Any:
+def library(module: str, extra: str) -> Any:
+    """The module `module`; UserError with how to get it, as the extra `extra`, where it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -62,9 +63,9 @@ def read(path: str) -> Arrays:
     """
     kind, content = ending(path), _content(path)
     if kind == ".safetensors":
-        library = _library("safetensors.numpy", "safetensors")
+        load = library("safetensors.numpy", "safetensors").load
         try:
-            return {name: _array(value) for name, value in library.load(content).items()}
+            return {name: _array(value) for name, value in load(content).items()}
         except Exception as error:  # the library has exceptions of its own, and the format's names
             raise UserError(f"{path} is damaged: {_line(error)}") from error
     tree = _read_pickle(path, content) if kind == ".pkl" else _read_torch(path, content)
@@ -107,9 +108,9 @@ def _refused(path: str, what: str) -> UserError:
 
 
 def _read_torch(path: str, content: bytes) -> Any:
-    library = torch()
+    own = torch()
     try:
-        return library.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return own.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # of the zip reader, the unpickler, or a tensor that does not fit
         asked = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class) (\S+)", str(error))
         if asked:
@@ -185,13 +186,13 @@ def write(path: str, arrays: Mapping[str, np.ndarray], around: Mapping[str, Any]
     kind, out = ending(path), io.BytesIO()
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     if kind == ".safetensors":
-        out.write(_library("safetensors.numpy", "safetensors").save(arrays, {"format": "pt"}))
+        out.write(library("safetensors.numpy", "safetensors").save(arrays, {"format": "pt"}))
     elif kind == ".pkl":
         _Pickler(out, 4).dump(_within(around, arrays))
     else:
-        library = torch()
-        tensors = {name: library.tensor(array) for name, array in arrays.items()}
-        library.save(_within(around, tensors), out)
+        own = torch()
+        tensors = {name: own.tensor(array) for name, array in arrays.items()}
+        own.save(_within(around, tensors), out)
     try:
         files.write(files.absolute(path), out.getvalue())
     except OSError as error:
