@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

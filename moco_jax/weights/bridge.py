@@ -58,7 +58,8 @@ def describe(pretrained: Pretrained) -> str:
     """What is there, in a few words."""
     options = pretrained.options
     words = [options["name"]]
-    words += [f"{key} {options[key]}" for key in ("width", "stem") if options.get(key)]
+    words += [f"width {options['width']}"] if options.get("width") else []
+    words += [] if pretrained.is_vit else [f"stem {options['stem']}"]
     words += [f"head {options['head']} to {options['dim']}"] if "head" in options else []
     words += ["predictor"] if options.get("predictor", "none") != "none" else []
     words += ["momentum encoder"] if pretrained.key else []

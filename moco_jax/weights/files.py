@@ -128,6 +128,7 @@ class _Unpickler(pickle.Unpickler):
         root = module.replace("numpy._core", "numpy.core")
         known = {
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: np.empty(0),
+            ("numpy.core.numeric", "_frombuffer"): _from_bytes,
             ("numpy", "ndarray"): _from_buffer,
             ("numpy", "dtype"): _dtype,
             ("builtins", "bytearray"): bytearray,
@@ -144,6 +145,10 @@ def _dtype(text: str, *flags: bool) -> np.dtype:
     if found.kind not in "fiub":
         raise ValueError(f"{found} is no type of weights")
     return found
+
+
+def _from_bytes(content: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    return np.frombuffer(content, _dtype(dtype.str)).reshape(shape, order="F" if order == "F" else "C")  # fmt: skip
 
 
 def _from_buffer(shape: tuple[int, ...], dtype: str, content: bytes) -> np.ndarray:

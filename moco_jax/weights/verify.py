@@ -14,7 +14,7 @@ from moco_jax.encoders.resnet import STEMS
 from moco_jax.errors import UserError
 from moco_jax.weights import files as weight_files
 from moco_jax.weights import layouts
-from moco_jax.weights.pretrained import Pretrained
+from moco_jax.weights.pretrained import Pretrained, joined, part
 
 Arrays = Mapping[str, np.ndarray]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -89,6 +89,7 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
     arrays = layouts.bare(weight_files.read(path))
     layout = layouts.recognise(arrays)
     both = layout.name.startswith("MoCo") and pretrained.key is not None
+    features = jax.jit(partial(pretrained.encoder.apply, method="features"))
     found = []
     for name in ("query", "key") if both else (which,):
         prefix = (layout.key or "") if both and name == "key" else layout.query
@@ -97,23 +98,19 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
         if name == "query" and on_top:
             on_top["predictor"] = layouts.under(arrays, "predictor.")
         theirs = _their_outputs(pretrained, entries, {k: v for k, v in on_top.items() if v}, pictures)  # fmt: skip
+        with jax.default_matmul_precision("highest"):
+            variables: Any = pretrained.chosen(name)
+            backbone = joined(backbone=part(variables, "backbone"))
+            ours = {"features": features(backbone, pictures)}
+            for output, method in (("head", "project"), ("predictor", "query")):
+                if output in theirs:
+                    ours[output] = pretrained.encoder.apply(
+                        variables, ours["features"], method=method
+                    )
         for output, value in theirs.items():
-            ours = _our_output(pretrained, name, output, pictures)
-            apart, size = np.abs(ours - value).max(), np.abs(value).max()
+            apart, size = np.abs(np.asarray(ours[output]) - value).max(), np.abs(value).max()
             found.append(Difference(f"{name} {output}", float(apart), float(size)))
     return found
-
-
-def _our_output(pretrained: Pretrained, which: str, output: str, pictures: np.ndarray) -> np.ndarray:  # fmt: skip
-    encoder = pretrained.encoder
-    method = {
-        "features": encoder.features,
-        "head": encoder.__call__,
-        "predictor": encoder.predict,
-    }[output]
-    with jax.default_matmul_precision("highest"):
-        apply = jax.jit(partial(encoder.apply, method=method))
-        return np.asarray(apply(pretrained.chosen(which), pictures))
 
 
 def _under_head(entries: Arrays) -> dict[str, np.ndarray]:
@@ -148,7 +145,7 @@ def _without_classifier(entries: Arrays) -> dict[str, np.ndarray]:
 
 def _resnet(torch: Any, pretrained: Pretrained, entries: Arrays) -> Any:
     """torchvision's ResNet with as many channels and with the stem that ours has."""
-    resnet = weight_files.library("torchvision.models.resnet", "torch")
+    resnet: Any = weight_files.library("torchvision.models.resnet", "torch")
     backbone: Any = pretrained.encoder.backbone
     kernel, stride, pool = STEMS[backbone.stem]
 
