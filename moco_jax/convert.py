@@ -5,8 +5,9 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-with contextlib.suppress(ImportError):  # where it is installed, it must come before TensorFlow
+with contextlib.suppress(ImportError):  # where they are installed, they must come before TensorFlow
     import torch  # noqa: F401
+    import torchvision  # noqa: F401
 
 import tensorflow as tf
 from absl import app, flags, logging
@@ -34,7 +35,7 @@ BOUND = 1e-4  # largest difference that counts as equal, as a share of the large
 
 def main(argv: list[str]) -> None:
     """Convert, and turn what the user can mend into one line."""
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what does not matter here
     tf.config.set_visible_devices([], "GPU")
     console = Console()
     try:

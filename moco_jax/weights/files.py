@@ -1,6 +1,7 @@
 """Files of weights: read without running what a pickle asks for, and written whole; names and NumPy arrays on this side."""
 
 import importlib
+import importlib.util
 import io
 import pickle
 import re
@@ -29,26 +30,29 @@ def ending(path: str) -> str:
 
 
 def torch() -> Any:
-    """PyTorch, which these files need.
-
-    Raises:
-        UserError: it is not installed, or would crash because TensorFlow came into the process first.
-    """
-    if "torch" not in sys.modules and "tensorflow" in sys.modules:
-        raise UserError(
-            "PyTorch and TensorFlow work in one process only if torch comes first: import it before moco_jax"
-        )
+    """PyTorch; raises as `library` does."""
     return library("torch", "torch")
 
 
 def library(module: str, extra: str) -> Any:
-    """The module `module`; UserError with how to get it, as the extra `extra`, where it is not installed."""
+    """The module `module`, which the extra `extra` brings.
+
+    Raises:
+        UserError: it is not installed, or is PyTorch's and would crash because TensorFlow came into the process first.
+    """
+    package = module.partition(".")[0]
+    # What torchvision brings along crashes after TensorFlow; timm brings the same.
+    first = package if package == "torch" else "torchvision"
+    late = extra == "torch" and first not in sys.modules and "tensorflow" in sys.modules
+    if late and importlib.util.find_spec(first):
+        raise UserError(
+            f"{first} and TensorFlow work in one process only in this order: import {first} before moco_jax"
+        )
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
         raise UserError(
-            f"files of this kind need the package {package}: pip install 'moco_jax[{extra}]'"
+            f"the package {package} is needed for this: pip install 'moco_jax[{extra}]'"
         ) from error
 
 

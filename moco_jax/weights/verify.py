@@ -89,7 +89,6 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
     arrays = layouts.bare(weight_files.read(path))
     layout = layouts.recognise(arrays)
     both = layout.name.startswith("MoCo") and pretrained.key is not None
-    features = jax.jit(partial(pretrained.encoder.apply, method="features"))
     found = []
     for name in ("query", "key") if both else (which,):
         prefix = (layout.key or "") if both and name == "key" else layout.query
@@ -101,7 +100,7 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
         with jax.default_matmul_precision("highest"):
             variables: Any = pretrained.chosen(name)
             backbone = joined(backbone=part(variables, "backbone"))
-            ours = {"features": features(backbone, pictures)}
+            ours = {"features": _features(pretrained.encoder, backbone, pictures)}
             for output, method in (("head", "project"), ("predictor", "query")):
                 if output in theirs:
                     ours[output] = pretrained.encoder.apply(
@@ -111,6 +110,11 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
             apart, size = np.abs(np.asarray(ours[output]) - value).max(), np.abs(value).max()
             found.append(Difference(f"{name} {output}", float(apart), float(size)))
     return found
+
+
+@partial(jax.jit, static_argnums=0)
+def _features(encoder: Any, variables: Any, pictures: jax.Array) -> jax.Array:
+    return encoder.apply(variables, pictures, method="features")
 
 
 def _under_head(entries: Arrays) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from moco_jax import encoders
 from moco_jax.encoders.vit import sincos_positions
 from moco_jax.errors import UserError
 from moco_jax.weights import bridge, files, verify
@@ -59,6 +60,18 @@ def assert_same_bits(ours, theirs):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+@partial(jax.jit, static_argnums=0)
+def pooled(backbone, variables, images):
+    return backbone.apply(variables, images)
+
+
+def features(pretrained, variables, images):
+    """Ours; tests of the same architecture share the program."""
+    options = {k: v for k, v in pretrained.options.items() if k in ("name", "width", "stem")}
+    backbone = {k: v["backbone"] for k, v in variables.items() if "backbone" in v}
+    return pooled(encoders.create(**options).backbone, backbone, images)
 
 
 def worst(ours, theirs):
@@ -223,11 +236,9 @@ def test_a_checkpoint_of_the_authors_gives_their_outputs(tmp_path, kind):
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     inputs = torch.tensor(images).permute(0, 3, 1, 2)
     encoder = found.encoder
-    features = jax.jit(partial(encoder.apply, method="features"))
 
     def ours(variables, method):
-        backbone = joined(backbone=part(variables, "backbone"))
-        return encoder.apply(variables, features(backbone, images), method=method)
+        return encoder.apply(variables, features(found, variables, images), method=method)
 
     query, key = (
         (theirs.base_encoder, theirs.momentum_encoder)
@@ -302,11 +313,10 @@ def test_state_dicts_of_other_libraries_give_their_features(tmp_path, library, l
     found = bridge.load(path)
     assert found.left_out == left_out
     assert (found.key is None) == (library in ("torchvision", "lightly's own"))
-    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     net.fc = nn.Identity()
     expected = run(net, torch.tensor(images).permute(0, 3, 1, 2))
-    features = partial(found.encoder.apply, method="features")
-    assert worst(jax.jit(features)(found.query, images), expected) <= 1e-4
+    assert worst(features(found, found.query, images), expected) <= 1e-4
     if found.key is not None:
         assert_same_bits(found.key, found.query)
 
@@ -326,11 +336,10 @@ def test_torchvisions_vit_loads_and_gives_its_features(tmp_path):
         net.encoder.pos_embedding.copy_(torch.tensor(table))
     torch.save(net.state_dict(), path)
     found = bridge.load(path)
-    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     net.heads = nn.Identity()
     expected = run(net, torch.tensor(images).permute(0, 3, 1, 2))
-    features = partial(found.encoder.apply, method="features")
-    assert worst(jax.jit(features)(found.query, images), expected) <= 1e-4
+    assert worst(features(found, found.query, images), expected) <= 1e-4
 
 
 def test_faults_are_listed_and_a_wrong_architecture_is_named(tmp_path):

@@ -28,7 +28,7 @@ def written(tmp_path, ending):
 @pytest.mark.parametrize("ending", ["pth", "pth.tar", "pt", "bin", "safetensors", "pkl"])
 def test_what_is_written_is_read(tmp_path, ending):
     found = files.read(written(tmp_path, ending))
-    assert list(found) == list(ARRAYS)
+    assert found.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         assert found[name].shape == array.shape
         assert found[name].dtype == array.dtype
@@ -128,4 +128,7 @@ except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f"need the package {package}: pip install 'moco_jax[{package}]'" in done.stdout
+    assert (
+        f"the package {package} is needed for this: pip install 'moco_jax[{package}]'"
+        in done.stdout
+    )
