@@ -386,3 +386,47 @@ def test_what_a_format_cannot_hold_is_said(tmp_path, name, path, kind, which, sa
     with pytest.raises(UserError, match=says):
         bridge.save(made(name), str(tmp_path / path), kind, which)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["v1", "v3 vit"])
+def test_the_authors_linear_scripts_read_it(tmp_path, kind):
+    """Their rule: entries of the query encoder without the head; only the classifier may be missing."""
+    options = MADE[kind] | ({"width": 64} if kind == "v1" else {})
+    path = str(tmp_path / "moco.pth.tar")
+    bridge.save(Pretrained(options, drawn(options, 0), image_size=32), path, "moco")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if kind == "v1":
+        net, prefix, last = resnet10(nn.Linear(512, 3)), "module.encoder_q.", "fc"
+    else:
+        net, prefix, last = vit(nn.Linear(24, 3), False), "module.base_encoder.", "head"
+    entries = {
+        name[len(prefix) :]: value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(prefix) and not name.startswith(prefix + last)
+    }
+    missing, unexpected = net.load_state_dict(entries, strict=False)
+    assert set(missing) == {f"{last}.weight", f"{last}.bias"}
+    assert unexpected == []
+
+
+def test_solo_learns_stem_is_not_taken_for_ours_in_silence(tmp_path):
+    entries, _ = bridge.entries(made("v2"), "torchvision")
+    path = str(tmp_path / "weights.pth")
+    files.write(path, under("backbone.", entries) | {"classifier.weight": np.zeros((2, 2))}, {})
+    with pytest.raises(UserError, match="pads its 3x3 stem by two pixels"):
+        bridge.load(path)
+    assert bridge.load(path, stem="cifar").options["stem"] == "cifar"
+
+
+def test_pictures_of_a_folder_are_resized_and_normalised(tmp_path):
+    from PIL import Image
+
+    pretrained = made("v1")
+    with pytest.raises(UserError, match="holds no pictures"):
+        verify.read_pictures(str(tmp_path), pretrained)
+    (tmp_path / "a.txt").write_text("no picture")
+    Image.new("RGB", (50, 40), (255, 0, 0)).save(tmp_path / "b.png")
+    pictures = verify.read_pictures(str(tmp_path), pretrained)
+    assert pictures.shape == (1, 32, 32, 3)
+    expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225]
+    np.testing.assert_allclose(pictures, np.broadcast_to(expected, pictures.shape), rtol=1e-6)
