@@ -73,7 +73,7 @@ def recipe_changes(
             "moco_jax/config.py, and others may always change"
         )
     path = workdir / "config.json"
-    changed = config_lib.recipe_differences(_read_config(path), config) if path.exists() else {}
+    changed = config_lib.recipe_differences(read_config(path), config) if path.exists() else {}
     refused = {k: v for k, v in changed.items() if k not in allow_change}
     if refused:
         listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
@@ -84,7 +84,8 @@ def recipe_changes(
     return changed
 
 
-def _read_config(path: epath.Path) -> dict[str, Any]:
+def read_config(path: epath.Path) -> dict[str, Any]:
+    """The settings in a workdir's config.json; UserError where it is damaged."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:

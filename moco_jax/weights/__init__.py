@@ -1,1 +1,1 @@
-"""Weights of other libraries, one file a format, each with `load` and `save`; arrays in, arrays out."""
+"""Weights of other libraries: one file a format, with `load` and `save`, and `bridge.py` from any to any; see docs/weights.md."""

@@ -1,0 +1,83 @@
+"""Command line of the bridge: `python -m moco_jax.convert IN OUT --format=torchvision`, weights from one kind to another."""
+
+import contextlib
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+with contextlib.suppress(ImportError):  # where they are installed, they must come before TensorFlow
+    import torch  # noqa: F401
+    import torchvision  # noqa: F401
+
+import tensorflow as tf
+from absl import app, flags, logging
+
+from moco_jax.command_line import fail, parse
+from moco_jax.errors import UserError
+from moco_jax.report.console import Console
+from moco_jax.trained import PARTS
+from moco_jax.weights import bridge, verify
+
+FORMAT = flags.DEFINE_string("format", "", f"Of OUT: {', '.join(bridge.FORMATS)}.")
+WHICH = flags.DEFINE_string(
+    "which", "query", f"Encoder to write, unless the format holds both: {' or '.join(PARTS)}."
+)
+ARCH = flags.DEFINE_string("arch", "", "What IN must be; empty: as its weights say.")
+STEM = flags.DEFINE_string(
+    "stem", "", "Of a ResNet in a file; empty: 'imagenet' or 'cifar', by its kernel."
+)
+VERIFY = flags.DEFINE_bool(
+    "verify", False, "Run OUT in PyTorch beside ours and print how far they are apart."
+)
+PICTURES = flags.DEFINE_string("pictures", "", "Folder of images for --verify; empty: random ones.")
+BOUND = 1e-4  # largest difference that counts as equal, as a share of the largest value
+
+
+def main(argv: list[str]) -> None:
+    """Convert, and turn what the user can mend into one line."""
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what does not matter here
+    tf.config.set_visible_devices([], "GPU")
+    console = Console()
+    try:
+        if len(argv) != 3:
+            raise UserError(
+                "two names are wanted: a workdir or file of weights, and the file to write"
+            )
+        if PICTURES.value and not VERIFY.value:
+            raise UserError("--pictures means something only with --verify")
+        _convert(argv[1], argv[2], console)
+    except UserError as error:
+        fail(error)
+
+
+def _convert(place: str, out: str, console: Console) -> None:
+    pretrained = bridge.load(place, ARCH.value, STEM.value)
+    console.line(f"{place}: {bridge.describe(pretrained)}")
+    if pretrained.left_out:
+        console.line(f"left out: {', '.join(pretrained.left_out)}")
+    bridge.save(pretrained, out, FORMAT.value, WHICH.value)
+    console.line(f"{out} is written")
+    if not VERIFY.value:
+        return
+    pictures = (
+        verify.read_pictures(PICTURES.value, pretrained)
+        if PICTURES.value
+        else verify.random_pictures(pretrained)
+    )
+    far = False
+    for found in verify.compare(pretrained, out, pictures, WHICH.value):
+        console.line(
+            f"{found.of}: largest difference {found.largest:.1e}, of values up to {found.size:.3g}"
+        )
+        far |= not found.largest <= BOUND * found.size
+    if far:
+        raise UserError(f"{out} does not give in PyTorch what the encoder gives here")
+
+
+def run() -> None:
+    """Entry point of the console script `moco-jax-convert`."""
+    app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    run()

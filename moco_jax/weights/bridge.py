@@ -1,0 +1,133 @@
+"""From a workdir or any file of weights that is known to `Pretrained`, and from there to any kind of file."""
+
+from typing import Any
+
+import numpy as np
+
+from moco_jax import files, trained
+from moco_jax.errors import UserError
+from moco_jax.weights import detectron2, layouts, moco, timm, torchvision, torchvision_vit
+from moco_jax.weights import files as weight_files
+from moco_jax.weights.pretrained import Pretrained, Variables, joined, part, template
+
+FORMATS = ("torchvision", "timm", "moco", "detectron2")
+
+
+def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
+    """The encoders in `place`.
+
+    Args:
+        place: a workdir, or a file of weights in any layout of `layouts.LAYOUTS`.
+        arch: a key of `BACKBONES` that it must be; '': as the weights say.
+        stem: of a ResNet in a file, where the size of its kernel does not say it.
+
+    Raises:
+        UserError: nothing readable there, another architecture, or entries missing, unexpected or misshapen.
+    """
+    if files.absolute(place).is_dir():
+        return _from_workdir(place, arch, stem)
+    arrays = layouts.bare(weight_files.read(place))
+    layout = layouts.recognise(arrays)
+    if layout.name.startswith("MoCo"):
+        return moco.load(arrays, arch, stem)
+    query = layouts.plain(layouts.under(arrays, layout.query))
+    options = layouts.architecture(query, arch, stem)
+    if layout.name == "solo-learn" and options.get("stem") == "cifar" and not stem:
+        raise UserError(
+            "solo-learn pads its 3x3 stem by two pixels, and none here does; --stem=cifar takes it with one"
+        )
+    first = query.get("conv1.weight", query.get("patch_embed.proj.weight"))
+    channels = 3 if first is None else first.shape[1]
+    size = moco.image_size_of(query)
+    shapes = part(template(options, size, channels), "backbone")
+    key = layouts.plain(layouts.under(arrays, layout.key)) if layout.key else {}
+    taken = tuple(filter(None, (layout.query, layout.key)))
+    beside = [name for name in arrays if taken and not name.startswith(taken)]
+    classifier = [layout.query + n for n in query if n.startswith(("fc.", "head.", "heads."))]
+    return Pretrained(
+        options=options,
+        query=joined(backbone=moco.load_backbone(query, shapes)),
+        key=joined(backbone=moco.load_backbone(key, shapes)) if key else None,
+        image_size=size,
+        channels=channels,
+        left_out=(*classifier, *beside),
+    )
+
+
+def describe(pretrained: Pretrained) -> str:
+    """What is there, in a few words."""
+    options = pretrained.options
+    words = [options["name"]]
+    words += [f"width {options['width']}"] if options.get("width") else []
+    words += [] if pretrained.is_vit else [f"stem {options['stem']}"]
+    words += [f"head {options['head']} to {options['dim']}"] if "head" in options else []
+    words += ["predictor"] if options.get("predictor", "none") != "none" else []
+    words += ["momentum encoder"] if pretrained.key else []
+    words += [f"queue of {len(pretrained.queue):,}"] if pretrained.queue is not None else []
+    return ", ".join(words)
+
+
+def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
+    run = trained.load(place)
+    config = run.config
+    for name, wanted in (("arch", arch), ("stem", stem)):
+        if wanted not in ("", config[name]):
+            raise UserError(f"{place} was trained with {name}={config[name]!r}, not {wanted!r}")
+    options = dict(
+        name=config.arch, head=config.head, head_width=config.head_width, dim=config.dim,
+        predictor=config.predictor, width=config.width or None, stem=config.stem,
+    )  # fmt: skip
+    has_key = config.key_encoder == "momentum"
+    return Pretrained(
+        options=options,
+        query=run.variables,
+        key=trained.load(place, "key", run.step).variables if has_key else None,
+        queue=trained.queue(place, run.step),
+        image_size=config.image_size,
+        channels=config.channels,
+    )
+
+
+def save(pretrained: Pretrained, path: str, kind: str, which: str = "query") -> None:
+    """Write the file `path`, whose name's ending says how it is packed.
+
+    Args:
+        pretrained: what to write.
+        path: .pth, .pth.tar, .pt, .bin or .safetensors; .pkl for Detectron2.
+        kind: the layout, one of `FORMATS`; 'moco' holds all there is, the others the backbone of one encoder.
+        which: 'query' or 'key'; 'query' for 'moco'.
+
+    Raises:
+        UserError: the format does not know such an encoder, or the ending is another format's.
+    """
+    arrays, around = entries(pretrained, kind, which)
+    pickled = weight_files.ending(path) == ".pkl"
+    if pickled != (kind == "detectron2"):
+        wanted = "is read from .pkl" if kind == "detectron2" else "is not kept in .pkl"
+        raise UserError(f"format={kind} {wanted}; {path} has another ending")
+    packed = weight_files.ending(path) == ".safetensors"
+    weight_files.write(path, arrays, {} if packed else around)
+
+
+def entries(
+    pretrained: Pretrained, kind: str, which: str = "query"
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `save` writes: names to arrays, and what is around them in the file."""
+    if kind not in FORMATS:
+        raise UserError(f"format={kind!r} is unknown; known are {', '.join(FORMATS)}")
+    if which not in trained.PARTS:
+        raise UserError(f"which={which!r} is no encoder; known are {', '.join(trained.PARTS)}")
+    if kind == "moco":
+        if which != "query":
+            raise UserError("format=moco holds both encoders; leave which out")
+        return moco.save(pretrained), moco.around(pretrained)
+    variables = pretrained.query if which == "query" else pretrained.key
+    if variables is None:
+        raise UserError("there is no momentum encoder among these weights; which=query is there")
+    backbone: Variables = {"batch_stats": {}} | part(variables, "backbone")
+    if kind == "detectron2":
+        return detectron2.save(backbone), detectron2.AROUND
+    if not pretrained.is_vit:
+        return torchvision.save(backbone), {}  # timm's names are the same
+    found = timm.save(backbone, pretrained.image_size)
+    return (torchvision_vit.from_timm(found) if kind == "torchvision" else found), {}

@@ -1,0 +1,167 @@
+"""What the names in a file of weights say: whose layout it is, which encoders it holds, and of which architecture."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moco_jax.encoders import BACKBONES
+from moco_jax.encoders.resnet import STEMS, ResNet
+from moco_jax.errors import UserError
+from moco_jax.weights import detectron2, torchvision_vit
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a kind of file keeps its encoders.
+
+    Attributes:
+        name: whose it is.
+        query, key: what the names of the two encoders begin with; None: there is no momentum encoder.
+        mark: an expression that some name matches from its start, in this layout and none above it.
+    """
+
+    name: str
+    query: str
+    key: str | None
+    mark: str
+
+
+# The first that fits is taken.
+LAYOUTS = (
+    Layout("MoCo", "encoder_q.", "encoder_k.", r"encoder_q\."),
+    Layout("MoCo v3", "base_encoder.", "momentum_encoder.", r"base_encoder\."),
+    Layout("Detectron2", "", None, r"stem\.conv1\."),
+    Layout("torchvision", "", None, r"conv_proj\."),
+    Layout("solo-learn", "backbone.", "momentum_backbone.", r"momentum_backbone\."),
+    Layout("lightly", "backbone.", "backbone_momentum.", r"(backbone_momentum|projection_head)\."),
+    Layout("solo-learn", "backbone.", None, r"backbone\."),
+    Layout("solo-learn", "encoder.", "momentum_encoder.", r"encoder\."),
+    Layout("torchvision or timm", "", None, r"(conv1\.weight$|cls_token$|[01]\.weight$)"),
+)
+
+
+def bare(arrays: Arrays) -> dict[str, np.ndarray]:
+    """The entries without what wrappers of whole networks put before every name."""
+    for wrapper in ("module.", "_orig_mod.", "model."):
+        if arrays and all(name.startswith(wrapper) for name in arrays):
+            arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
+    return dict(arrays)
+
+
+def recognise(arrays: Arrays) -> Layout:
+    """The layout of a file with these entries (see `bare`); UserError where it is none that is known."""
+    for layout in LAYOUTS:
+        if any(re.match(layout.mark, name) for name in arrays):
+            return layout
+    some = ", ".join(list(arrays)[:3])
+    raise UserError(f"these names are of no layout that is known here: {some}, ...")
+
+
+def under(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
+    """The entries whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def plain(arrays: Arrays) -> dict[str, np.ndarray]:
+    """The entries of one encoder under torchvision's names for a ResNet, or timm's for a ViT, whichever it had."""
+    if "class_token" in arrays:
+        return torchvision_vit.to_timm(arrays)
+    if "stem.conv1.weight" in arrays:
+        return detectron2.to_torchvision(arrays)
+    if "0.weight" in arrays:
+        return _named(arrays)
+    return {name.replace(".shortcut.", ".downsample."): array for name, array in arrays.items()}
+
+
+def _named(arrays: Arrays) -> dict[str, np.ndarray]:
+    """The parts of a ResNet put into a torch Sequential by number, by name again.
+
+    torchvision's own children are conv1, bn1, relu, maxpool, layer1, ...; lightly's are conv1, bn1, layer1, ...
+    """
+    first = 2 if any(name.startswith("2.") for name in arrays) else 4
+    parts = {0: "conv1", 1: "bn1"} | {first + stage: f"layer{stage + 1}" for stage in range(4)}
+
+    def renamed(found: re.Match) -> str:
+        return parts.get(int(found[1]), found[1]) + "."
+
+    return {
+        re.sub(r"^(\d+)\.", renamed, name).replace(".shortcut.", ".downsample."): array
+        for name, array in arrays.items()
+    }
+
+
+def architecture(arrays: Arrays, name: str = "", stem: str = "") -> dict[str, Any]:
+    """The arguments of `encoders.create` for the backbone in `arrays`, which are as `plain` gives them.
+
+    How a ViT's heads divide its width is not in the file: the architecture says it.
+
+    Args:
+        arrays: names to arrays.
+        name: a key of `BACKBONES` that it must be; '': found from the shapes.
+        stem: of a ResNet; '': 'imagenet' or 'cifar', by its kernel.
+
+    Raises:
+        UserError: no known architecture, or another one than `name`.
+    """
+    if name and name not in BACKBONES:
+        raise UserError(f"arch={name!r} is unknown; known are {', '.join(BACKBONES)}")
+    if stem and stem not in STEMS:
+        raise UserError(f"stem={stem!r} is unknown; known are {', '.join(STEMS)}")
+    try:
+        looks, width = _looks(arrays)
+    except (KeyError, IndexError) as error:
+        raise UserError(f"weights do not fit any encoder: no usable entry {error}") from error
+    same = [known for known in BACKBONES if _shape(known)[0] == looks]
+    if not same:
+        raise UserError(f"no encoder here is {_words(looks)}; known are {', '.join(BACKBONES)}")
+    exact = [known for known in same if _shape(known)[1] == width]
+    if name and name not in same:
+        raise UserError(f"these are weights of {(exact or same)[0]}, not of {name}")
+    found = name or (exact or same)[0]
+    options: dict[str, Any] = {"name": found}
+    if _shape(found)[1] != width:
+        options["width"] = width
+    if looks[0] == "ResNet":
+        kernel = arrays["conv1.weight"].shape[-1]
+        options["stem"] = stem or ("imagenet" if kernel == STEMS["imagenet"][0] else "cifar")
+    elif stem:
+        raise UserError(f"stem={stem!r} means nothing to a ViT; leave it out")
+    return options
+
+
+def _looks(arrays: Arrays) -> tuple[tuple[Any, ...], int]:
+    """What tells architectures apart, and the width."""
+    if "cls_token" in arrays:
+        depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
+        conv_stem = "patch_embed.proj.0.weight" in arrays
+        patch = 16 if conv_stem else arrays["patch_embed.proj.weight"].shape[-1]
+        return ("ViT", depth, patch, conv_stem), arrays["cls_token"].shape[-1]
+    blocks = {tuple(name.split(".")[:2]) for name in arrays if re.match(r"layer\d+\.\d+\.", name)}
+    stages = sorted({stage for stage, _ in blocks})
+    sizes = tuple(sum(stage == other for other, _ in blocks) for stage in stages)
+    bottleneck = any(name.startswith("layer1.0.conv3.") for name in arrays)
+    return ("ResNet", sizes, bottleneck), arrays["conv1.weight"].shape[0]
+
+
+def _shape(name: str) -> tuple[tuple[Any, ...], int]:
+    """The same of the architecture `name`."""
+    made = BACKBONES[name]()
+    if isinstance(made, ResNet):
+        return ("ResNet", tuple(made.stage_sizes), made.bottleneck), made.width
+    return ("ViT", made.depth, made.patch, made.conv_stem), made.width
+
+
+def _words(looks: tuple[Any, ...]) -> str:
+    if looks[0] == "ResNet":
+        return f"a ResNet with {looks[1]} {'bottleneck' if looks[2] else 'basic'} blocks"
+    stem = ", with a convolutional stem" if looks[3] else ""
+    return f"a ViT of {looks[1]} blocks on patches of {looks[2]} pixels{stem}"

@@ -1,0 +1,74 @@
+"""What every kind of file of weights is read to and written from: the encoders of one pretraining, and its queue."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moco_jax import encoders
+from moco_jax.encoders.vit import ViT
+
+Variables = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Encoders with their weights.
+
+    Attributes:
+        options: arguments of `encoders.create`, `name` among them; `head` only where the weights of one are there.
+        query: `{'params', 'batch_stats'}` of NumPy arrays, each with the entry 'backbone', and 'head' and 'predictor'
+            where there are such weights.
+        key: of the momentum encoder, which has no predictor; None: there is none.
+        queue: keys `[K, dim]`, the oldest first; None: there is none.
+        image_size: side in pixels of the images that it was trained on; 224 where nothing says it.
+        channels: of these images.
+        left_out: names of entries of a file that have no place here.
+    """
+
+    options: dict[str, Any]
+    query: Variables
+    key: Variables | None = None
+    queue: np.ndarray | None = None
+    image_size: int = 224
+    channels: int = 3
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether the backbone is a ViT, and no ResNet."""
+        return isinstance(self.encoder.backbone, ViT)
+
+    @property
+    def encoder(self) -> encoders.Encoder:
+        """The query encoder's module; it has a head in any case, for which there may be no weights."""
+        return encoders.create(**self.options)
+
+    def chosen(self, which: str) -> Variables | None:
+        """Variables of the 'query' or 'key' encoder."""
+        return self.query if which == "query" else self.key
+
+
+def template(options: dict[str, Any], image_size: int, channels: int = 3) -> Variables:
+    """Shapes and dtypes of the variables of the encoder with these `options`, as `jax.eval_shape` gives them."""
+    encoder = encoders.create(**options)
+    images = jnp.zeros((1, image_size, image_size, channels), jnp.float32)
+    init = partial(encoder.init, method=encoder.predict)
+    return dict(jax.eval_shape(init, jax.random.key(0), images))
+
+
+def part(variables: Variables, name: str) -> Variables:
+    """The variables of the part `name` ('backbone', 'head', 'predictor') alone; empty collections are left out."""
+    found = {collection: tree.get(name) for collection, tree in variables.items()}
+    return {collection: tree for collection, tree in found.items() if tree}
+
+
+def joined(**parts: Variables) -> Variables:
+    """`{'params', 'batch_stats'}` of these parts, the opposite of `part`."""
+    return {
+        collection: {name: tree[collection] for name, tree in parts.items() if tree.get(collection)}
+        for collection in ("params", "batch_stats")
+    }

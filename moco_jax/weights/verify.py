@@ -1,0 +1,234 @@
+"""A written file of weights put to the test: PyTorch's network with what it holds, beside ours, on the same pictures."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from moco_jax import files
+from moco_jax.encoders.resnet import STEMS
+from moco_jax.errors import UserError
+from moco_jax.weights import files as weight_files
+from moco_jax.weights import layouts
+from moco_jax.weights.pretrained import Pretrained, joined, part
+
+Arrays = Mapping[str, np.ndarray]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PICTURES = 8  # of a folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far two networks are apart.
+
+    Attributes:
+        of: which encoder and which of its outputs.
+        largest: difference of two values.
+        size: of the largest value.
+    """
+
+    of: str
+    largest: float
+    size: float
+
+
+def random_pictures(pretrained: Pretrained) -> np.ndarray:
+    """Two pictures of standard normal noise, float32 `[2, H, W, C]`."""
+    side = pretrained.image_size
+    shape = (2, side, side, pretrained.channels)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def read_pictures(folder: str, pretrained: Pretrained) -> np.ndarray:
+    """The first `PICTURES` images in `folder`, resized and normalised with ImageNet's statistics, float32 `[B, H, W, 3]`.
+
+    Raises:
+        UserError: none there, or the encoder is not one of three channels.
+    """
+    if pretrained.channels != 3:
+        raise UserError(
+            f"pictures have three channels, the encoder {pretrained.channels}; leave them out"
+        )
+    side, found = pretrained.image_size, []
+    try:
+        paths = sorted(files.absolute(folder).iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror or error}") from error
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                found.append(np.asarray(image.convert("RGB").resize((side, side))))
+        except OSError:
+            continue  # no image
+        if len(found) == PICTURES:
+            break
+    if not found:
+        raise UserError(f"{folder} holds no pictures")
+    return ((np.stack(found) / 255 - MEAN) / STD).astype(np.float32)
+
+
+def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str = "query") -> list[Difference]:  # fmt: skip
+    """PyTorch's outputs with the weights in the file `path` beside ours.
+
+    Args:
+        pretrained: what was written there.
+        path: any file that `bridge.save` writes.
+        pictures: float32 `[B, H, W, C]`, normalised.
+        which: the encoder in the file, where it holds only one.
+
+    Returns:
+        For each encoder in the file the difference of the features, and of head and predictor if they are there.
+
+    Raises:
+        UserError: PyTorch, torchvision or timm is not installed.
+    """
+    arrays = layouts.bare(weight_files.read(path))
+    layout = layouts.recognise(arrays)
+    both = layout.name.startswith("MoCo") and pretrained.key is not None
+    found = []
+    for name in ("query", "key") if both else (which,):
+        prefix = (layout.key or "") if both and name == "key" else layout.query
+        entries = layouts.under(arrays, prefix)
+        on_top = {"head": _under_head(entries)} if layout.name.startswith("MoCo") else {}
+        if name == "query" and on_top:
+            on_top["predictor"] = layouts.under(arrays, "predictor.")
+        theirs = _their_outputs(pretrained, entries, {k: v for k, v in on_top.items() if v}, pictures)  # fmt: skip
+        with jax.default_matmul_precision("highest"):
+            variables: Any = pretrained.chosen(name)
+            backbone = joined(backbone=part(variables, "backbone"))
+            ours = {"features": _features(pretrained.encoder, backbone, pictures)}
+            for output, method in (("head", "project"), ("predictor", "query")):
+                if output in theirs:
+                    ours[output] = pretrained.encoder.apply(
+                        variables, ours["features"], method=method
+                    )
+        for output, value in theirs.items():
+            apart, size = np.abs(np.asarray(ours[output]) - value).max(), np.abs(value).max()
+            found.append(Difference(f"{name} {output}", float(apart), float(size)))
+    return found
+
+
+@partial(jax.jit, static_argnums=0)
+def _features(encoder: Any, variables: Any, pictures: jax.Array) -> jax.Array:
+    return encoder.apply(variables, pictures, method="features")
+
+
+def _under_head(entries: Arrays) -> dict[str, np.ndarray]:
+    return layouts.under(entries, "head.") or layouts.under(entries, "fc.")
+
+
+def _their_outputs(
+    pretrained: Pretrained, entries: Arrays, on_top: Mapping[str, Arrays], pictures: np.ndarray
+) -> dict[str, np.ndarray]:
+    torch = weight_files.torch()
+    network = _vit if pretrained.is_vit else _resnet
+    outputs = {}
+    with torch.no_grad():
+        x = torch.tensor(pictures).permute(0, 3, 1, 2).contiguous()
+        x = network(torch, pretrained, entries).eval()(x)
+        outputs["features"] = x.numpy()
+        for name, layers in on_top.items():
+            x = _mlp(torch, layers).eval()(x)
+            outputs[name] = x.numpy()
+    return outputs
+
+
+def _filled(torch: Any, network: Any, entries: Arrays) -> Any:
+    state_dict = {name: torch.tensor(array) for name, array in entries.items()}
+    network.load_state_dict(state_dict, strict=True)
+    return network
+
+
+def _without_classifier(entries: Arrays) -> dict[str, np.ndarray]:
+    return {k: v for k, v in entries.items() if not k.startswith(("fc.", "head.", "heads."))}
+
+
+def _resnet(torch: Any, pretrained: Pretrained, entries: Arrays) -> Any:
+    """torchvision's ResNet with as many channels and with the stem that ours has."""
+    resnet: Any = weight_files.library("torchvision.models.resnet", "torch")
+    backbone: Any = pretrained.encoder.backbone
+    kernel, stride, pool = STEMS[backbone.stem]
+
+    class Network(resnet.ResNet):
+        def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> Any:
+            if planes == 64:
+                self.inplanes = backbone.width
+            return super()._make_layer(block, planes * backbone.width // 64, *args, **kwargs)
+
+    block = resnet.Bottleneck if backbone.bottleneck else resnet.BasicBlock
+    network = Network(block, list(backbone.stage_sizes))
+    network.conv1 = torch.nn.Conv2d(
+        pretrained.channels, backbone.width, kernel, stride, kernel // 2, bias=False
+    )
+    network.bn1 = torch.nn.BatchNorm2d(backbone.width)
+    network.maxpool = network.maxpool if pool else torch.nn.Identity()
+    network.fc = torch.nn.Identity()
+    return _filled(torch, network, _without_classifier(layouts.plain(entries)))
+
+
+def _vit(torch: Any, pretrained: Pretrained, entries: Arrays) -> Any:
+    """torchvision's or timm's ViT, by the names of the entries."""
+    backbone: Any = pretrained.encoder.backbone
+    stem = [backbone.width // part for part in (8, 4, 2, 1)] if backbone.conv_stem else []
+    norm = partial(torch.nn.LayerNorm, eps=1e-6)
+    if "class_token" in entries:
+        library = weight_files.library("torchvision.models.vision_transformer", "torch")
+        network = library.VisionTransformer(
+            pretrained.image_size, backbone.patch, backbone.depth, backbone.heads, backbone.width,
+            4 * backbone.width, norm_layer=norm,
+            conv_stem_configs=[library.ConvStemConfig(width, 3, 2) for width in stem] or None,
+        )  # fmt: skip
+        network.heads = torch.nn.Identity()
+    else:
+        library = weight_files.library("timm.models.vision_transformer", "torch")
+        own_stem = {"embed_layer": partial(_conv_stem, torch, stem)} if stem else {}
+        network = library.VisionTransformer(
+            img_size=pretrained.image_size, patch_size=backbone.patch, embed_dim=backbone.width,
+            depth=backbone.depth, num_heads=backbone.heads, num_classes=0, norm_layer=norm,
+            in_chans=pretrained.channels, **own_stem,
+        )  # fmt: skip
+    return _filled(torch, network, _without_classifier(entries))
+
+
+def _conv_stem(torch: Any, widths: list[int], img_size: int, patch_size: int, in_chans: int, **_: Any) -> Any:  # fmt: skip
+    """The convolutional stem as timm wants it: images to tokens, with the number of them."""
+    layers, inside = [], in_chans
+    for width in widths:
+        layers += [
+            torch.nn.Conv2d(inside, width, 3, 2, 1, bias=False),
+            torch.nn.BatchNorm2d(width),
+            torch.nn.ReLU(),
+        ]
+        inside = width
+
+    class Stem(torch.nn.Module):
+        def forward(self, images: Any) -> Any:
+            return self.proj(images).flatten(2).transpose(1, 2)
+
+    stem = Stem()
+    stem.proj = torch.nn.Sequential(*layers, torch.nn.Conv2d(inside, inside, 1))
+    stem.num_patches = (img_size // patch_size) ** 2
+    return stem
+
+
+def _mlp(torch: Any, entries: Arrays) -> Any:
+    """The Linear, or the Sequential, that these entries are of; places without any are ReLU's."""
+    if "weight" in entries:
+        dim, width = entries["weight"].shape
+        return _filled(torch, torch.nn.Linear(width, dim), entries)
+    layers = []
+    for place in range(max(int(name.split(".")[0]) for name in entries) + 1):
+        of_place = layouts.under(entries, f"{place}.")
+        if "running_mean" in of_place:
+            size = len(of_place["running_mean"])
+            layers.append(torch.nn.BatchNorm1d(size, affine="weight" in of_place))
+        elif of_place:
+            dim, width = of_place["weight"].shape
+            layers.append(torch.nn.Linear(width, dim, bias="bias" in of_place))
+        else:
+            layers.append(torch.nn.ReLU())
+    return _filled(torch, torch.nn.Sequential(*layers), entries)
