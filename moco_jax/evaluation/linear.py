@@ -103,7 +103,7 @@ class Protocol:
 
     def rate_at(self, steps_per_epoch: int) -> Callable[[jax.Array], jax.Array]:
         """The learning rate of a step."""
-        drops = (0.6 * self.epochs, 0.8 * self.epochs)
+        drops = (round(0.6 * self.epochs), round(0.8 * self.epochs))
         return optim.learning_rate(self.rate, self.schedule, self.epochs, steps_per_epoch, drops)
 
 
@@ -232,21 +232,18 @@ class Fitted:
         self, features: np.ndarray, classes: np.ndarray, block: int = 1024
     ) -> tuple[np.ndarray, np.ndarray]:
         """Share of rows classified rightly, and mean cross-entropy, of every classifier: float64 `[V, R, W]` each."""
-        right, loss = 0.0, 0.0
-        block = min(block, len(features))
+        shape = (len(self.grid.norms), len(self.grid.rates), len(self.grid.decays))
+        sums, block = np.zeros((2, *shape)), min(block, len(features))
         for some in _blocks(len(features), block):
             rows = len(features[some])
             counted = _count(
                 self.classifiers, self.mean, self.scale, _fill(features[some], block), _fill(classes[some], block),
                 np.arange(block) < rows,
             )  # fmt: skip
-            more, lost = jax.device_get(counted)
-            right, loss = right + more.astype(np.float64), loss + lost.astype(np.float64)
-        shape = (len(self.grid.norms), len(self.grid.rates), len(self.grid.decays))
-        right, loss = (
-            np.asarray(x)[:, : shape[1] * shape[2]].reshape(shape) for x in (right, loss)
-        )
-        return right / len(features), loss / len(features)
+            found = np.asarray(jax.device_get(counted), np.float64)
+            sums += found[:, :, : shape[1] * shape[2]].reshape(sums.shape)
+        right, loss = sums / len(features)
+        return right, loss
 
 
 @jax.jit
