@@ -10,7 +10,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from moco_jax import files, trained
 from moco_jax.command_line import fail, parse, set_up
@@ -102,7 +102,8 @@ def run_knn(
         cut = ", ".join(str(k) for k in ks if k > bank)
         console.line(f"k={cut} is cut to {bank}, the number of training images")
         ks = sorted({min(k, bank) for k in ks})
-    results, rows = [], []
+    results: list[dict[str, Any]] = []
+    rows = []
     for name, found in encoders.items():
         encode = subject.encoder(found, features)
         queries, truth = subject.extract(subject.test, encode, report)
@@ -118,6 +119,14 @@ def run_knn(
         ]
         rows += [[name, str(k), *(percent(scores[k, t]) for t in temperatures)] for k in ks]
     console.line("\n" + table(["encoder", "k", *(f"T {t:g}" for t in temperatures)], rows))
+    own = [
+        r for r in results if (r["k"], r["temperature"]) == (config.knn_k, config.knn_temperature)
+    ]
+    if own:
+        console.line(
+            f"as the run's monitor votes (k {config.knn_k}, T {config.knn_temperature:g}): "
+            + ", ".join(f"{r['encoder']} {percent(r['accuracy'])}" for r in own)
+        )
     return {"results": results}
 
 
@@ -207,6 +216,7 @@ def evaluate(name: str, console: Console) -> None:
         raise UserError("--workdir=FOLDER of a run is needed; --help lists all flags")
     config = trained.read_config(place)
     set_up(config)
+    logging.set_verbosity(logging.ERROR)
     workdir = files.absolute(place)
     found = trained.load(place, WHICH.value, STEP.value)
     subject = open_subject(

@@ -319,7 +319,7 @@ def fit(
                 np.arange(batch) < len(places[some]), rates * np.float32(factor), decays,
             )  # fmt: skip
         jax.block_until_ready(classifiers)
-        report(f"{shape[0] * len(members)} classifiers: epoch {epoch + 1}/{epochs}")
+        report(f"classifiers at once: {shape[0] * len(members)}  epoch {epoch + 1}/{epochs}")
     return Fitted(grid, classifiers, mean, scale)
 
 

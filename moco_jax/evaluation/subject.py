@@ -158,7 +158,8 @@ def open_subject(
         changed.data_dir = test_data_dir or changed.data_dir
         queries = parts.open_images(changed, test_split, index_dir)
         test_called = f"{changed.dataset} ({test_split})" if has_splits else test_data_dir
-        _require_same_classes(source, queries, called, test_called)
+        if not has_splits:
+            _require_same_classes(source, queries, called, test_called)
     train, test = choose(source, queries, 0, config.seed)
     return Subject(
         train=_labelled(source, train, called),
