@@ -1,6 +1,7 @@
 """What an evaluation works on: labelled images to learn from and to be tested on, and features of them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,12 +13,20 @@ from moco_jax import mesh as mesh_lib
 from moco_jax import parts
 from moco_jax.data import recipes
 from moco_jax.data.sources import Source
+from moco_jax.encoders import Encoder
 from moco_jax.errors import UserError
 from moco_jax.evaluation import features
 from moco_jax.evaluation.monitor import choose
 from moco_jax.trained import Trained
 
 Report = Callable[[str], None]
+
+
+@functools.cache
+def _make_encode(
+    encoder: Encoder, kind: str, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
+) -> features.Encode:
+    return features.make_encode(encoder, kind, mean, std, np.dtype("float32"), mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +77,7 @@ class Subject:
     def encoder(self, found: Trained, kind: str) -> Callable[[Any], Any]:
         """From uint8 images `[B, S, S, C]` to features `[B, D]` on every device; `kind` as in `make_encode`."""
         config = self.config
-        encode = features.make_encode(
-            found.encoder, kind, config.mean, config.std, np.dtype("float32"), self.mesh
-        )
+        encode = _make_encode(found.encoder, kind, tuple(config.mean), tuple(config.std), self.mesh)
         return lambda images: encode(found.variables, images)
 
     def stream(
