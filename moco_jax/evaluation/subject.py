@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -78,7 +79,8 @@ class Subject:
         """From uint8 images `[B, S, S, C]` to features `[B, D]` on every device; `kind` as in `make_encode`."""
         config = self.config
         encode = _make_encode(found.encoder, kind, tuple(config.mean), tuple(config.std), self.mesh)
-        return lambda images: encode(found.variables, images)
+        variables = jax.device_put(found.variables, mesh_lib.replicated(self.mesh))
+        return lambda images: encode(variables, images)
 
     def stream(
         self,
