@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
@@ -33,6 +34,17 @@ class Trained:
     step: int
 
 
+def read_config(place: str) -> ConfigDict:
+    """The settings of the run in the workdir `place`; UserError where there is none."""
+    workdir = files.absolute(place)
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{place} is no workdir: it has no config.json")
+    config = config_lib.default_config()
+    saved = checkpoint.read_config(workdir / "config.json")
+    config.update({key: value for key, value in saved.items() if key in config})
+    return config
+
+
 def load(place: str, which: str = "query", step: int | None = None) -> Trained:
     """The encoder of the run in the workdir `place`.
 
@@ -46,9 +58,7 @@ def load(place: str, which: str = "query", step: int | None = None) -> Trained:
     """
     if which not in PARTS:
         raise UserError(f"which={which!r} is no encoder of a run; known are {', '.join(PARTS)}")
-    workdir = files.absolute(place)
-    if not (workdir / "config.json").exists():
-        raise UserError(f"{place} is no workdir: it has no config.json")
+    config, workdir = read_config(place), files.absolute(place)
     if step is None:
         sound = [found.step for found in checkpoint.examine(workdir) if not found.wrong]
         if not sound:
@@ -57,9 +67,6 @@ def load(place: str, which: str = "query", step: int | None = None) -> Trained:
     folder = workdir / "checkpoints" / str(step)
     if not folder.exists():
         raise UserError(f"{place} has no checkpoint of step {step}")
-    config = config_lib.default_config()
-    saved = checkpoint.read_config(workdir / "config.json")
-    config.update({key: value for key, value in saved.items() if key in config})
     params, batch_stats = _restore(folder / "state", PARTS[which])
     if not params:
         raise UserError(f"{place} has no momentum encoder (key_encoder={config.key_encoder!r})")
@@ -81,6 +88,20 @@ def queue(place: str, step: int) -> np.ndarray | None:
     (found,) = _restore(workdir / "checkpoints" / str(step) / "state", ("dictionary",))
     oldest_first = np.roll(found["keys"], -int(found["pointer"]), axis=0)
     return oldest_first.reshape(-1, oldest_first.shape[-1])[-saved["queue_size"] :]
+
+
+def untrained(found: Trained) -> Trained:
+    """The encoder of the same run before its first step."""
+    config = found.config
+    rng, _ = jax.random.split(jax.random.key(config.seed))
+    images = jnp.zeros((1, config.image_size, config.image_size, config.channels))
+
+    def create() -> Any:
+        return found.encoder.init(rng, images, train=False, method=found.encoder.predict)
+
+    made = jax.device_get(jax.jit(create)())
+    variables = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
+    return dataclasses.replace(found, variables=variables, step=0)
 
 
 def _restore(folder: Any, names: tuple[str, ...]) -> list[Any]:

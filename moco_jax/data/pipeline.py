@@ -6,7 +6,7 @@ threads and hosts share the work, changes nothing.
 
 import itertools
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import numpy as np
@@ -145,4 +145,37 @@ def evaluation_batches(
 
     records = ((source.read(some),) for some in indices)
     with running(records, (_many(source, indices.shape[1]),), view, workers) as batches:
+        yield from batches
+
+
+def view_batches(
+    source: Source,
+    recipe: recipes.Recipe,
+    reads: Iterable[tuple[int, np.ndarray]],
+    rows: int,
+    seed: int,
+    workers: int,
+) -> Generator[Rows, None, None]:
+    """One drawn view of each image, for what trains on labels: the query view of pretraining with this recipe and seed.
+
+    `reads`: for each step the epoch and which images, int64 `[rows]`.
+
+    Yields:
+        for each step `image` uint8 `[rows, S, S, C]` and `ok` bool `[rows]`, false where an image is damaged.
+    """
+
+    def view(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
+        image = decode_or_flag(source, record)
+        drawn, _ = augment.draw_two_views(image.size, seed, epoch, index, recipe)
+        return {
+            "image": augment.apply_view(resize.pad(image.pixels), drawn, recipe),
+            "ok": image.ok,
+        }
+
+    records = (
+        (np.asarray(some, np.int64), np.full(rows, epoch, np.int64), source.read(some))
+        for epoch, some in reads
+    )
+    numbers = tf.TensorSpec([rows], tf.int64)
+    with running(records, (numbers, numbers, _many(source, rows)), view, workers) as batches:
         yield from batches

@@ -73,6 +73,7 @@ RECIPES: dict[str, Recipe] = {
         jitter_probability=0.8,
     ),
     "digits": Recipe(32, ("crop",), crop_scale=(0.3, 1.0)),
+    "linear": Recipe(224, ("crop", "flip"), crop_scale=(0.08, 1.0)),  # of classifiers
 }
 
 
@@ -85,7 +86,7 @@ def create(name: str, image_size: int, crop_min: float | None = None, channels: 
     """
     if name not in RECIPES:
         raise ValueError(f"augment={name!r} is unknown; known are {', '.join(RECIPES)}")
-    base, resized = RECIPES[name], name in ("v1", "v2", "v3")
+    base, resized = RECIPES[name], name in ("v1", "v2", "v3", "linear")
     return dataclasses.replace(
         base,
         image_size=image_size,

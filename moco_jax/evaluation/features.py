@@ -1,6 +1,6 @@
 """Features of images under a frozen encoder, computed over all devices of the mesh."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ def make_encode(
     return jax.jit(encode, out_shardings=mesh_lib.replicated(mesh))
 
 
-def extract(
+def stream(
     source: Source,
     recipe: recipes.Recipe,
     indices: np.ndarray,
@@ -40,31 +40,45 @@ def extract(
     workers: int,
     mesh: Mesh,
     encode: Callable[[jax.Array], jax.Array],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features of the images `indices` int `[N]`, damaged ones left out.
+    crops: tuple[int, int] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features of the images `indices` int `[N]`, a batch at a time, damaged ones left out.
 
     Each host reads only the images that its devices encode.
 
     Args:
         source: the images.
-        recipe: for its evaluation view.
+        recipe: for its evaluation view, or its crops.
         indices: which images.
         batch_size: images at once, a multiple of the device count.
         workers: threads, as in `train_batches`.
         mesh: the device mesh.
         encode: from uint8 images `[B, S, S, C]` to features `[B, D]` on every device.
+        crops: seed and epoch of the views that are drawn; None: the evaluation view.
 
-    Returns:
-        features float32 `[M, D]` and the indices int64 `[M]` they belong to, in the order given; M <= N.
+    Yields:
+        features float32 `[m, D]` and the indices int64 `[m]` they belong to, in the order given; m <= `batch_size`.
     """
+    if not len(indices):
+        return
     steps = -(-len(indices) // batch_size)
     padded = np.resize(np.asarray(indices, np.int64), (steps, batch_size))
     rows = mesh_lib.local_rows(mesh, batch_size)
     everywhere = jax.jit(lambda x: x, out_shardings=mesh_lib.replicated(mesh))
-    features, kept = [], []
-    for batch in pipeline.evaluation_batches(source, recipe, padded[:, rows], workers):
-        arrays = mesh_lib.to_devices(mesh, batch)
-        features.append(np.asarray(encode(arrays["image"]), np.float32))
-        kept.append(np.asarray(everywhere(arrays["ok"])))
-    flat = np.concatenate(kept)[: len(indices)]
-    return np.concatenate(features)[: len(indices)][flat], np.asarray(indices)[flat]
+    if crops is None:
+        batches = pipeline.evaluation_batches(source, recipe, padded[:, rows], workers)
+    else:
+        seed, epoch = crops
+        reads = ((epoch, some) for some in padded[:, rows])
+        batches = pipeline.view_batches(source, recipe, reads, len(rows), seed, workers)
+    for step, batch in enumerate(batches):
+        arrays = mesh_lib.to_devices(mesh, {name: batch[name] for name in ("image", "ok")})
+        ok = np.asarray(everywhere(arrays["ok"]))
+        ok = ok & (np.arange(step * batch_size, (step + 1) * batch_size) < len(indices))
+        yield np.asarray(encode(arrays["image"]), np.float32)[ok], padded[step][ok]
+
+
+def extract(*arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What `stream` yields for these arguments, whole: features float32 `[M, D]` and indices int64 `[M]`; M <= N."""
+    features, kept = zip(*stream(*arguments, **named), strict=True)
+    return np.concatenate(features), np.concatenate(kept)

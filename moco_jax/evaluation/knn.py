@@ -1,15 +1,23 @@
-"""Weighted nearest-neighbour classification of features, the score that needs no training (InstDisc, section 3.4)."""
+"""Weighted nearest-neighbour classification of features, the score that needs no training (InstDisc, section 3.4).
+
+The bank is gone through in blocks while each query keeps the best it has seen: memory does not grow with the bank, and
+votes of fewer neighbours, or at another temperature, are read off the same neighbours.
+"""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from moco_jax import mesh as mesh_lib
 
-@functools.partial(jax.jit, static_argnames=("k",))
-def _nearest(bank: jax.Array, queries: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    return jax.lax.top_k(jnp.matmul(queries, bank.T, precision="highest"), k)
+QUERIES = 512  # that a device compares at once
+BANK = 8192  # rows of the bank they are compared with at once
+VOTES = 1024  # queries whose votes are counted at once
 
 
 def unit(features: np.ndarray) -> np.ndarray:
@@ -18,18 +26,150 @@ def unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
+@functools.cache
+def _compiled(mesh: Mesh, k: int):
+    """The program that shows each query one more block of the bank; queries are divided over the devices."""
+
+    def update(best, rows, queries, bank, start, count):
+        present = jnp.arange(len(bank)) < count
+
+        def one(block):
+            queries, best, rows = block
+            cosines = jnp.matmul(queries, bank.T, precision="highest")
+            cosines = jnp.where(present, cosines, -jnp.inf)
+            new, places = jax.lax.top_k(cosines, min(k, len(bank)))
+            # Of equal cosines top_k takes the first, and what was seen before stands first.
+            merged, chosen = jax.lax.top_k(jnp.concatenate([best, new], -1), k)
+            known = jnp.concatenate([rows, places + start], -1)
+            return merged, jnp.take_along_axis(known, chosen, -1)
+
+        return jax.lax.map(one, (queries, best, rows))
+
+    by_query, whole = P(None, mesh_lib.AXIS), P()
+    local = jax.shard_map(
+        update, mesh=mesh, in_specs=(by_query, by_query, by_query, whole, whole, whole), out_specs=(by_query, by_query),
+    )  # fmt: skip
+    return jax.jit(local, donate_argnums=(0, 1))
+
+
+class Search:
+    """The k nearest of a bank that passes by in parts; it is not kept.
+
+    Ties go to the earlier row, as in one sort of the whole bank.
+    """
+
+    def __init__(
+        self,
+        queries: np.ndarray,
+        k: int,
+        mesh: Mesh | None = None,
+        block: int = QUERIES,
+        bank_block: int = BANK,
+    ):
+        """`queries` `[M, D]`, of any length; `mesh`: the devices that share them, None: this host's first.
+
+        `block` queries (on each device) and `bank_block` rows are compared at once.
+        """
+        self.mesh = mesh_lib.create_mesh(jax.local_devices()[:1]) if mesh is None else mesh
+        self.k, self.count, self.number = k, len(queries), 0
+        width = queries.shape[1]
+        block = min(block, -(-self.count // self.mesh.size)) * self.mesh.size
+        steps = -(-self.count // block)
+        padded = np.zeros((steps * block, width), np.float32)
+        padded[: self.count] = unit(queries)
+        self.queries = self._divide(padded.reshape(steps, block, width))
+        self._best = self._divide(np.full((steps, block, k), -np.inf, np.float32))
+        self._rows = self._divide(np.zeros((steps, block, k), np.int32))
+        self._waiting, self._filled = np.zeros((bank_block, width), np.float32), 0
+        self._update = _compiled(self.mesh, k)
+
+    def _divide(self, x: np.ndarray) -> jax.Array:
+        layout = mesh_lib.sharded(self.mesh, axis=1)
+        return jax.make_array_from_callback(x.shape, layout, lambda place: x[place])
+
+    def add(self, features: np.ndarray) -> None:
+        """The bank's next rows `[n, D]`, of any length."""
+        while len(features):
+            taken = features[: len(self._waiting) - self._filled]
+            self._waiting[self._filled :][: len(taken)] = unit(taken)
+            self._filled += len(taken)
+            features = features[len(taken) :]
+            if self._filled == len(self._waiting):
+                self._compare()
+
+    def _compare(self) -> None:
+        # A copy, because the block may still be read when the next rows arrive.
+        bank = mesh_lib.to_every_device(self.mesh, self._waiting.copy())
+        start, count = np.int32(self.number), np.int32(self._filled)
+        self._best, self._rows = self._update(
+            self._best, self._rows, self.queries, bank, start, count
+        )
+        jax.block_until_ready(self._best)  # or blocks would pile up
+        self.number, self._filled = self.number + self._filled, 0
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines float32 `[M, k]`, descending, and rows int32 `[M, k]`, counted in the order of `add`.
+
+        k is the bank's size where that is smaller.
+        """
+        if self._filled:
+            self._compare()
+        together = jax.jit(lambda *x: x, out_shardings=mesh_lib.replicated(self.mesh))
+        found = jax.device_get(together(self._best, self._rows))
+        k = min(self.k, self.number)
+        cosines, rows = (x.reshape(-1, self.k)[: self.count, :k] for x in found)
+        return cosines, rows
+
+
 def nearest(
-    bank: np.ndarray, queries: np.ndarray, k: int, block: int = 512
+    bank: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    block: int = QUERIES,
+    bank_block: int = BANK,
+    mesh: Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows of `bank` `[N, D]` nearest by cosine to each row of `queries` `[M, D]`, `block` queries at once.
+    """The k rows of `bank` `[N, D]` nearest by cosine to each row of `queries` `[M, D]`.
+
+    `block`, `bank_block` and `mesh` as in `Search`.
 
     Returns:
-        cosines float32 `[M, k]`, descending, and rows int32 `[M, k]`.
+        cosines float32 `[M, k]`, descending, and rows int32 `[M, k]`; of equal cosines the smaller row first.
     """
-    keys = jnp.asarray(unit(bank))
-    parts = [_nearest(keys, unit(queries[i : i + block]), k) for i in range(0, len(queries), block)]
-    cosines, rows = zip(*jax.device_get(parts), strict=True)
-    return np.concatenate(cosines), np.concatenate(rows)
+    search = Search(queries, k, mesh, block, min(bank_block, max(len(bank), 1)))
+    search.add(bank)
+    return search.result()
+
+
+def votes(
+    cosines: np.ndarray, classes: np.ndarray, ks: Sequence[int], temperatures: Sequence[float]
+) -> dict[tuple[int, float], np.ndarray]:
+    """Each query's class by votes of its nearest, each weighing `exp(cosine / temperature)`, for a grid of both.
+
+    Args:
+        cosines: float `[M, K]`, descending.
+        classes: int `[M, K]`, of these neighbours.
+        ks: numbers of neighbours that vote; K where larger.
+        temperatures: tau of the weights.
+
+    Returns:
+        int64 `[M]` for every (k, temperature).
+    """
+    number = int(classes.max()) + 1
+    found = {(k, t): np.zeros(len(cosines), np.int64) for k in ks for t in temperatures}
+    for start in range(0, len(cosines), VOTES):
+        some = slice(start, start + VOTES)
+        near, named = cosines[some], classes[some]
+        rows = np.arange(len(near))[:, None]
+        for t in temperatures:
+            weights = np.exp((near - near[:, :1]).astype(np.float64) / t)
+            sums, counted = np.zeros((len(near), number)), 0
+            for k in sorted(ks):
+                new = slice(counted, k)
+                np.add.at(sums, (rows, named[:, new]), weights[:, new])
+                counted = k
+                found[k, t][some] = sums.argmax(1)
+    return found
 
 
 def classify(
@@ -47,8 +187,5 @@ def classify(
     Returns:
         int `[M]`.
     """
-    cosines, rows = nearest(bank, queries, min(k, len(bank)))
-    weights = np.exp((cosines - cosines[:, :1]) / temperature)
-    votes = np.zeros((len(queries), int(labels.max()) + 1), np.float64)
-    np.add.at(votes, (np.arange(len(queries))[:, None], labels[rows]), weights)
-    return votes.argmax(1)
+    cosines, rows = nearest(bank, queries, k)
+    return votes(cosines, np.asarray(labels)[rows], [k], [temperature])[k, temperature]

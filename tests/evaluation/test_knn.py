@@ -1,23 +1,31 @@
-"""Weighted kNN against scikit-learn's with the same weights."""
+"""Weighted kNN against scikit-learn's with the same weights; in blocks, on many devices and in a grid."""
 
+import jax
 import numpy as np
+import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from moco_jax import mesh
 from moco_jax.evaluation import knn
 
 
-def test_predictions_equal_scikit_learns():
+def made_up(number=700, classes=5, width=12):
     rng = np.random.default_rng(0)
-    centers = rng.normal(size=(5, 12))
-    labels = rng.integers(0, 5, 700)
-    features = centers[labels] + 1.5 * rng.normal(size=(700, 12))
+    labels = rng.integers(0, classes, number)
+    features = rng.normal(size=(classes, width))[labels] + 1.5 * rng.normal(size=(number, width))
+    return features, labels
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(30, 0.1), (1, 0.07), (200, 0.5)])
+def test_predictions_equal_scikit_learns(k, temperature):
+    features, labels = made_up()
     bank, queries = features[:500], features[500:]
     # On unit vectors the squared distance is 2 - 2 cos, so exp(cos / T) is a weight by distance.
     reference = KNeighborsClassifier(
-        30, weights=lambda d: np.exp((1 - d**2 / 2) / 0.1), algorithm="brute"
+        k, weights=lambda d: np.exp((1 - d**2 / 2) / temperature), algorithm="brute"
     )
     reference.fit(knn.unit(bank), labels[:500])
-    ours = knn.classify(bank, labels[:500], queries, 30, 0.1)
+    ours = knn.classify(bank, labels[:500], queries, k, temperature)
     np.testing.assert_array_equal(ours, reference.predict(knn.unit(queries)))
     assert 0.3 < np.mean(ours == labels[500:]) < 1
 
@@ -29,9 +37,51 @@ def test_more_neighbours_than_images_means_all():
     )
 
 
-def test_blocks_change_nothing():
-    rng = np.random.default_rng(0)
-    bank, queries = rng.normal(size=(60, 4)), rng.normal(size=(50, 4))
-    np.testing.assert_array_equal(
-        knn.nearest(bank, queries, 5)[1], knn.nearest(bank, queries, 5, block=7)[1]
-    )
+def unstreamed(bank, queries, k):
+    cosines = knn.unit(queries) @ knn.unit(bank).T
+    rows = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(cosines, rows, 1), rows
+
+
+@pytest.mark.parametrize(
+    ("block", "bank_block", "devices"), [(512, 8192, 1), (7, 64, 1), (16, 33, 8), (7, 5, 8)]
+)
+def test_blocks_and_devices_change_nothing(block, bank_block, devices):
+    features, _ = made_up()
+    bank, queries = features[:500], features[500:]
+    the_mesh = mesh.create_mesh(jax.devices()[:devices])
+    cosines, rows = knn.nearest(bank, queries, 20, block, bank_block, the_mesh)
+    expected, expected_rows = unstreamed(bank, queries, 20)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_allclose(cosines, expected, atol=1e-6)
+
+
+def test_of_equal_rows_the_earlier_comes_first():
+    """Whole numbers, so that cosines are equal to the bit; each row is in the bank six times."""
+    distinct = np.eye(8)[:, ::-1]
+    bank = np.tile(distinct, (6, 1))
+    for bank_block in (5, 16, 48):
+        rows = knn.nearest(bank, distinct, 10, bank_block=bank_block)[1]
+        np.testing.assert_array_equal(rows, unstreamed(bank, distinct, 10)[1])
+
+
+def test_a_bank_that_arrives_in_odd_parts_is_the_same_bank():
+    features, _ = made_up()
+    bank, queries = features[:500], features[500:]
+    search = knn.Search(queries, 9, bank_block=100)
+    for start, stop in ((0, 3), (3, 3), (3, 250), (250, 500)):
+        search.add(bank[start:stop])
+    np.testing.assert_array_equal(search.result()[1], knn.nearest(bank, queries, 9)[1])
+
+
+def test_a_grid_equals_single_calls():
+    features, labels = made_up()
+    bank, queries = features[:500], features[500:]
+    ks, temperatures = (50, 1, 10), (0.03, 0.2)
+    cosines, rows = knn.nearest(bank, queries, max(ks))
+    grid = knn.votes(cosines, labels[rows], ks, temperatures)
+    assert len(grid) == 6
+    for (k, temperature), found in grid.items():
+        np.testing.assert_array_equal(
+            found, knn.classify(bank, labels[:500], queries, k, temperature)
+        )

@@ -1,0 +1,61 @@
+"""Published numbers, each beside the settings of the run that it belongs to."""
+
+from collections.abc import Mapping
+from typing import Any
+
+V1, V2 = "MoCo v1, arXiv 1911.05722", "MoCo v2, arXiv 2003.04297"
+V3, DEMO = "MoCo v3, arXiv 2104.02057", "the authors' CIFAR-10 demo"
+_IMAGENET = dict(dataset="tfds:imagenet2012", image_size=224)
+_R50 = _IMAGENET | dict(arch="resnet50", width=0)
+_QUEUE = _R50 | dict(
+    key_encoder="momentum", dictionary="queue", batch_size=256, queue_size=65536, momentum=0.999,
+    dim=128,
+)  # fmt: skip
+_V1 = _QUEUE | dict(augment="v1", head="linear", lr_schedule="steps", temperature=0.07, epochs=200)
+_V1_VIEWS = _QUEUE | dict(augment="v2", head="linear", lr_schedule="steps", epochs=200)
+_V2 = _QUEUE | dict(augment="v2", head="mlp", lr_schedule="cosine", temperature=0.2)
+_BATCH = dict(augment="v3", key_encoder="momentum", dictionary="batch", batch_size=4096)
+_BANK = dict(key_encoder="none", dictionary="memory_bank", bank_negatives=65536)
+_DEMO = dict(
+    dataset="tfds:cifar10", arch="resnet18", width=0, stem="cifar", augment="cifar", head="linear",
+    batch_size=512, queue_size=4096, momentum=0.99, key_encoder="momentum", dictionary="queue",
+)  # fmt: skip
+
+# which evaluation, settings of the run, per cent top-1, source
+NUMBERS: tuple[tuple[str, Mapping[str, Any], str, str], ...] = (
+    ("linear", _V1, "60.8 +- 0.2", V1),
+    ("linear", _V1 | dict(head="mlp", temperature=0.2), "66.2", f"{V2}, v1 with the MLP head"),
+    ("linear", _V1_VIEWS, "63.4", f"{V2}, v1 with v2's views"),
+    ("linear", _V2 | dict(lr_schedule="steps", epochs=200), "67.3", f"{V2}, without cosine"),
+    ("linear", _V2 | dict(epochs=200), "67.5 +- 0.1", V2),
+    ("linear", _V2 | dict(epochs=800), "71.1", V2),
+    *(
+        ("linear", _V1 | dict(queue_size=4096, momentum=m), number, f"{V1}, K 4096")
+        for m, number in ((0.9, "55.2"), (0.99, "57.8"), (0.999, "59.0"), (0.9999, "58.9"))
+    ),
+    ("linear", _R50 | _BANK | dict(loss="info_nce", temperature=0.07, epochs=200), "58.0", V1),
+    *(
+        ("linear", _R50 | _BATCH | dict(epochs=epochs), number, V3)
+        for epochs, number in ((100, "68.9"), (300, "72.8"), (1000, "74.6"))
+    ),
+    *(
+        ("linear", _IMAGENET | _BATCH | dict(arch=arch, width=0, epochs=300), number, V3)
+        for arch, number in (("vit_small", "73.2"), ("vit_base", "76.7"))
+    ),
+    *(
+        ("knn", _DEMO | dict(symmetric=symmetric, epochs=epochs), number, DEMO)
+        for symmetric, numbers in ((False, ("82.6", "86.3", "88.7")), (True, ("85.3", "88.5", "89.7")))
+        for epochs, number in zip((200, 400, 800), numbers, strict=True)
+    ),
+)  # fmt: skip
+
+
+def of(evaluation: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The published top-1 in per cent of this `evaluation` ('knn' or 'linear') of a run with these settings, and its source.
+
+    None where none of the papers has such a run.
+    """
+    for kind, settings, number, source in NUMBERS:
+        if kind == evaluation and all(config[key] == value for key, value in settings.items()):
+            return number, source
+    return None

@@ -1,0 +1,187 @@
+"""What an evaluation works on: labelled images to learn from and to be tested on, and features of them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from moco_jax import mesh as mesh_lib
+from moco_jax import parts
+from moco_jax.data import recipes
+from moco_jax.data.sources import Source
+from moco_jax.encoders import Encoder
+from moco_jax.errors import UserError
+from moco_jax.evaluation import features
+from moco_jax.evaluation.monitor import choose
+from moco_jax.trained import Trained
+
+Report = Callable[[str], None]
+
+
+@functools.cache
+def _make_encode(
+    encoder: Encoder, kind: str, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
+) -> features.Encode:
+    return features.make_encode(encoder, kind, mean, std, np.dtype("float32"), mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Images of known class.
+
+    Attributes:
+        source: where they are.
+        indices: int64 `[N]`, which.
+        classes: int64 `[N]`.
+        about: their name, for a person.
+    """
+
+    source: Source
+    indices: np.ndarray
+    classes: np.ndarray
+    about: str
+
+    def classes_of(self, indices: np.ndarray) -> np.ndarray:
+        """The classes int64 `[m]` of some of `indices`."""
+        return self.classes[np.searchsorted(self.indices, indices)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """Images for an encoder, and how to go through them.
+
+    Attributes:
+        train, test: what is learnt from, and what is tested on.
+        own: whether they are those that the run itself names.
+        config: the settings of the run.
+        recipe: for the evaluation view.
+        mesh: the devices.
+    """
+
+    train: Labelled
+    test: Labelled
+    own: bool
+    config: ConfigDict
+    recipe: recipes.Recipe
+    mesh: Mesh
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return int(max(self.train.classes.max(), self.test.classes.max())) + 1
+
+    def encoder(self, found: Trained, kind: str) -> Callable[[Any], Any]:
+        """From uint8 images `[B, S, S, C]` to features `[B, D]` on every device; `kind` as in `make_encode`."""
+        config = self.config
+        encode = _make_encode(found.encoder, kind, tuple(config.mean), tuple(config.std), self.mesh)
+        variables = jax.device_put(found.variables, mesh_lib.replicated(self.mesh))
+        return lambda images: encode(variables, images)
+
+    def stream(
+        self,
+        images: Labelled,
+        encode: Callable[[Any], Any],
+        report: Report,
+        recipe: recipes.Recipe | None = None,
+        crops: tuple[int, int] | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Features float32 `[m, D]` and classes int64 `[m]` of `images`, a batch at a time, damaged ones left out.
+
+        `recipe` and `crops`: views that are drawn, as in `features.stream`; None: the evaluation view.
+        """
+        config, done = self.config, 0
+        for found, indices in features.stream(
+            images.source, recipe or self.recipe, images.indices, config.eval_batch_size,
+            config.workers, self.mesh, encode, crops,
+        ):  # fmt: skip
+            done += len(found)
+            report(f"features of {images.about}: {done:,} of {len(images.indices):,}")
+            yield found, images.classes_of(indices)
+
+    def extract(self, *arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
+        """What `stream` yields for these arguments, whole: float32 `[M, D]` and int64 `[M]`."""
+        found, classes = zip(*self.stream(*arguments, **named), strict=True)
+        return np.concatenate(found), np.concatenate(classes)
+
+
+def _labelled(source: Source, indices: np.ndarray, about: str) -> Labelled:
+    classes = source.labels(indices)
+    if classes is None:
+        raise UserError(
+            f"{about} has no labels, which an evaluation needs; a folder with one folder a class has them (docs/data.md)"
+        )
+    return Labelled(source, indices, np.asarray(classes, np.int64), about)
+
+
+def open_subject(
+    config: ConfigDict,
+    index_dir: str,
+    *,
+    dataset: str = "",
+    data_dir: str = "",
+    train_split: str = "",
+    test_split: str = "",
+    test_data_dir: str = "",
+) -> Subject:
+    """The images that these words name, the run's own where they are empty.
+
+    Where nothing names images to be tested on, a tenth of the others is set apart, as the monitor does.
+
+    Args:
+        config: of the run.
+        index_dir: where an index of records may be kept.
+        dataset, data_dir, train_split: what is learnt from.
+        test_split, test_data_dir: what is tested on.
+
+    Raises:
+        UserError: there are no such images, they have no labels, or a batch does not divide over the devices.
+    """
+    the_mesh, changed = mesh_lib.create_mesh(), config.copy_and_resolve_references()
+    own = not any((dataset, data_dir, train_split, test_split, test_data_dir))
+    if config.eval_batch_size % the_mesh.size:
+        raise UserError(
+            f"eval_batch_size={config.eval_batch_size} of this run does not divide over {the_mesh.size} devices"
+        )
+    same = dataset in ("", config.dataset)
+    if not same:
+        changed.dataset, changed.data_dir = dataset, ""
+    changed.data_dir = data_dir or changed.data_dir
+    has_splits = changed.dataset == "digits" or changed.dataset.startswith("tfds:")
+    if not has_splits and (train_split or test_split):
+        raise UserError(
+            f"dataset={changed.dataset!r} has no splits; --data_dir and --test_data_dir tell its images apart"
+        )
+    train_split = train_split or (config.split if same else "train")
+    if has_splits:
+        test_split = test_split or (config.eval_split if same else "")
+    source = parts.open_images(changed, train_split, index_dir)
+    place = changed.data_dir or changed.dataset
+    called = f"{changed.dataset} ({train_split})" if has_splits else place
+    queries, test_called = None, f"a tenth of {called}, set apart"
+    if test_split or test_data_dir:
+        changed.data_dir = test_data_dir or changed.data_dir
+        queries = parts.open_images(changed, test_split, index_dir)
+        test_called = f"{changed.dataset} ({test_split})" if has_splits else test_data_dir
+        if not has_splits:
+            _require_same_classes(source, queries, called, test_called)
+    train, test = choose(source, queries, 0, config.seed)
+    return Subject(
+        train=_labelled(source, train, called),
+        test=_labelled(source if queries is None else queries, test, test_called),
+        own=own, config=config, recipe=parts.recipe_of(config), mesh=the_mesh,
+    )  # fmt: skip
+
+
+def _require_same_classes(train: Source, test: Source, called: str, test_called: str) -> None:
+    ours, theirs = (list(getattr(source, "classes", ())) for source in (train, test))
+    if ours != theirs:
+        odd = sorted(map(str, set(ours) ^ set(theirs)))
+        raise UserError(
+            f"{called} and {test_called} have different classes, numbered differently: {', '.join(odd[:5])} "
+            "are in one alone"
+        )

@@ -1,0 +1,177 @@
+"""The command line of evaluation on the workdir of a run, the published numbers, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from moco_jax import checkpoint, mesh, parts
+from moco_jax.errors import UserError
+from moco_jax.evaluation import published
+from moco_jax.evaluation.subject import open_subject
+from tests.data.pictures import encoded, write
+from tests.test_config import load
+
+# Several command lines in one process, because the imports take longer than the evaluations.
+DRIVER = """
+import json, sys
+from absl import flags
+from moco_jax import evaluate
+from moco_jax.command_line import parse
+for words in json.loads(sys.argv[1]):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    print("BEGIN", file=sys.stderr)
+    print("BEGIN")
+    try:
+        evaluate.main(parse(["evaluate", *words]))
+    except SystemExit as error:
+        print("ended with", error.code)
+"""
+
+
+def command_lines(*lines):
+    """Of each command line what it printed, and its errors."""
+    command = [sys.executable, "-c", DRIVER, json.dumps(lines)]
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | devices)
+    assert not ended.returncode, ended.stderr
+    printed, errors = (out.split("BEGIN\n")[1:] for out in (ended.stdout, ended.stderr))
+    return list(zip(printed, errors, strict=True))
+
+
+def tiny(**changes):
+    config = load("digits")
+    config.update(dict(
+        width=8, bn_groups=1, shuffle="none", queue_size=256, workers=2, eval_batch_size=480,
+    ))  # fmt: skip
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Of a run that has not moved its weights: query and momentum encoder are the untrained one."""
+    place, config = epath.Path(tmp_path_factory.mktemp("run")), tiny()
+    one = mesh.create_mesh(jax.devices()[:1])
+    lowered = parts.program(config, one, 1437).initial.lower()
+    state = lowered.compile(
+        {"xla_backend_optimization_level": 0}
+    )()  # compiled in a fourth of the time
+    checkpoint.claim_workdir(place, config.to_dict(), set())
+    checkpoints = checkpoint.Checkpoints(place, 2)
+    checkpoints.save(4, state, config.to_dict(), {})
+    checkpoints.close()
+    return place
+
+
+def test_command_lines(workdir, tmp_path):
+    at = f"--workdir={workdir}"
+    (tmp_path / "empty").mkdir()
+    knn, linear, paper, *refused = command_lines(
+        ["knn", at, "--untrained", "--k=20,2000", "--temperature=0.1"],
+        ["linear", at, "--epochs=2", "--rates=0.1,1", "--decays=0", "--which=key", "--augment=digits"],
+        ["linear", at, "--protocol=paper", "--epochs=1", "--batch_size=480", "--augment=digits"],
+        ["knn"],
+        ["knn", f"--workdir={tmp_path}/empty"],
+        ["nearest", at],
+        ["knn", at, "--k=0"],
+        ["knn", at, "--which=both"],
+        ["knn", at, "--dataset=folder", f"--data_dir={tmp_path}/none"],
+        ["linear", at, "--protocol=paper", "--batch_size=3"],
+        ["knn", at, "--step=99"],
+    )  # fmt: skip
+    assert "k=2000 is cut to 1437" in knn[0]
+    assert "untrained  20" in knn[0]
+    assert "published" not in knn[0]
+    written = json.loads((workdir / "evaluate_knn.json").read_text())
+    assert {(r["encoder"], r["k"]) for r in written["results"]} == {
+        (encoder, k) for encoder in ("trained", "untrained") for k in (20, 1437)
+    }
+    assert (written["step"], written["features"]) == (4, "backbone")
+    of = {(r["encoder"], r["k"]): r["accuracy"] for r in written["results"]}
+    assert of["trained", 20] == pytest.approx(of["untrained", 20], abs=0.003)  # but for rounding
+    assert of["trained", 1437] == pytest.approx(of["untrained", 1437], abs=0.003)
+    assert of["trained", 20] > 0.3
+
+    assert "key, step 4" in linear[0]
+    assert "untrained" not in linear[0]
+    assert "the best learning rate" in linear[0]
+    assert "not the protocol itself: 1 epochs with batches of 480 instead of 100 with 256" in paper[0]  # fmt: skip
+    written = json.loads((workdir / "evaluate_linear.json").read_text())
+    assert (written["protocol"], written["features"], written["rate"]) == (
+        "paper",
+        "backbone",
+        30.0,
+    )
+    assert 0.05 < written["results"][0]["accuracy"] < 1
+
+    words = (
+        "--workdir=FOLDER of a run is needed", "is no workdir", "one of knn, linear is needed",
+        "--k=0 is no list of numbers of at least 1", "--which", "none is no folder",
+        "--batch_size=3 does not divide over 2 devices", "has no checkpoint of step 99",
+    )  # fmt: skip
+    for (printed, errors), expected in zip(refused, words, strict=True):
+        assert printed.endswith("ended with 2\n")
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, errors
+        assert expected in lines[0]
+        assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "recipe", "number"),
+    [
+        ("linear", "imagenet:v1", "60.8 +- 0.2"),
+        ("linear", "imagenet:v2", "67.5 +- 0.1"),
+        ("linear", "imagenet:v2_800ep", "71.1"),
+        ("linear", "imagenet_v3:resnet50", "68.9"),
+        ("linear", "imagenet_v3:resnet50_1000ep", "74.6"),
+        ("linear", "imagenet_v3:vit_small", "73.2"),
+        ("knn", "cifar10:demo", "82.6"),
+        ("knn", "cifar10:symmetric", "85.3"),
+        ("knn", "cifar10:cpu", None),
+        ("knn", "imagenet:v1", None),
+        ("linear", "digits", None),
+    ],
+)
+def test_published_numbers_stand_beside_their_recipes(evaluation, recipe, number):
+    found = published.of(evaluation, load(recipe))
+    assert (found and found[0]) == number
+
+
+def folder(place, classes):
+    rng = np.random.default_rng(0)
+    images = {
+        f"{name}/{n}.png": encoded("PNG", pixels=rng.integers(0, 256, (8, 8, 3), np.uint8))
+        for name in classes
+        for n in range(4)
+    }
+    return write(place, images)
+
+
+def test_folders_of_other_images(tmp_path):
+    train_dir = folder(tmp_path / "train", ["cat", "dog"])
+    same = folder(tmp_path / "test", ["cat", "dog"])
+    other = folder(tmp_path / "other", ["cat", "emu"])
+    plain = folder(tmp_path / "plain", ["all"])
+    config = tiny()
+    two = open_subject(config, "", dataset="folder", data_dir=train_dir, test_data_dir=same)
+    assert (len(two.train.indices), len(two.test.indices), two.classes) == (8, 8, 2)
+    assert not two.own
+    one = open_subject(config, "", dataset="folder", data_dir=train_dir)
+    assert (len(one.train.indices), len(one.test.indices)) == (7, 1)
+    assert "a tenth of" in one.test.about
+    assert list(one.train.classes_of(one.train.indices[2:4])) == list(one.train.classes[2:4])
+    for message, words in {
+        "have different classes.*dog, emu": dict(data_dir=train_dir, test_data_dir=other),
+        "has no labels": dict(data_dir=plain),
+        "has no splits": dict(data_dir=train_dir, test_split="test"),
+    }.items():
+        with pytest.raises(UserError, match=message):
+            open_subject(config, "", dataset="folder", **words)

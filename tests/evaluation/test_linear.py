@@ -1,0 +1,192 @@
+"""Linear classifiers: the protocol's steps against PyTorch, the fast search against scikit-learn."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from moco_jax import mesh, parts
+from moco_jax.errors import UserError
+from moco_jax.evaluation import linear
+from moco_jax.evaluation.subject import Labelled, open_subject
+from tests.test_config import load
+
+
+def silent(_):
+    pass
+
+
+def digits():
+    """Training and test features float32 `[N, 64]`, small as a contrastive encoder's are, and classes."""
+    features, classes = load_digits(return_X_y=True)
+    features = (features / 160).astype(np.float32)
+    return features[:1400], classes[:1400], features[1400:], classes[1400:]
+
+
+def torch_run(features, classes, rates, batch, decay=0.0):
+    """Weights and losses of the authors' loop, `main_lincls.py`, on fixed features in the order they come."""
+    torch = pytest.importorskip("torch")
+    start = linear.initial(3, features.shape[1], 10)
+    fc = torch.nn.Linear(features.shape[1], 10).double()
+    with torch.no_grad():
+        fc.weight.copy_(torch.from_numpy(np.asarray(start.kernel, np.float64).T))
+        fc.bias.zero_()
+    sgd = torch.optim.SGD(fc.parameters(), 0.0, momentum=0.9, weight_decay=decay)
+    losses = []
+    for n, rate in enumerate(rates):
+        some = slice(n * batch, (n + 1) * batch)
+        sgd.param_groups[0]["lr"] = rate
+        out = fc(torch.from_numpy(features[some]).double())
+        loss = torch.nn.functional.cross_entropy(out, torch.from_numpy(classes[some]))
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        losses.append(loss.item())
+    return fc.weight.detach().numpy().T, fc.bias.detach().numpy(), losses
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-3])
+def test_steps_are_those_of_pytorch_and_absent_rows_do_not_count(decay):
+    """A rate of 30 and its drops; the last batch is half empty."""
+    features, classes, *_ = digits()
+    features, classes = features[:1184], classes[:1184]
+    rates = [30.0, 30.0, 3.0, 3.0, 0.3]
+    kernel, bias, expected = torch_run(features, classes, rates, 256, decay)
+    classifier = linear.initial(3, 64, 10)
+    buffer, losses = jax.tree.map(jnp.zeros_like, classifier), []
+    step = jax.jit(linear.sgd_step)
+    for n, rate in enumerate(rates):
+        some = np.arange(n * 256, (n + 1) * 256)
+        present, some = some < 1184, some % 1184
+        classifier, buffer, loss = step(
+            classifier, buffer, features[some], classes[some], present, rate, decay
+        )
+        losses.append(float(loss))
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    np.testing.assert_allclose(classifier.kernel, kernel, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(classifier.bias, bias, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_start_as_in_the_authors_script():
+    start = linear.initial(0, 2048, 1000)
+    assert np.std(start.kernel) == pytest.approx(0.01, rel=0.01)
+    assert not np.any(start.bias)
+
+
+def rates_of(chosen, steps_per_epoch=2):
+    rate = chosen.rate_at(steps_per_epoch)
+    return [float(rate(jnp.asarray(e * steps_per_epoch + 1))) for e in range(chosen.epochs)]
+
+
+def test_protocols_are_as_published():
+    paper = linear.protocol("paper", "resnet50")
+    expected = [30.0] * 60 + [3.0] * 20 + [0.3] * 20
+    np.testing.assert_allclose(rates_of(paper), expected, rtol=1e-5)
+    assert (paper.epochs, paper.batch_size) == (100, 256)
+    for arch, base in (("resnet50", 0.1), ("vit_small", 3.0)):
+        v3 = linear.protocol("v3", arch)
+        assert (v3.epochs, v3.batch_size) == (90, 1024)
+        cosine = 4 * base * 0.5 * (1 + np.cos(np.pi * np.arange(90) / 90))
+        np.testing.assert_allclose(rates_of(v3), cosine, rtol=1e-4, atol=1e-6)
+    short = linear.protocol("paper", "resnet50", 5)
+    np.testing.assert_allclose(rates_of(short), [30, 30, 30, 3, 0.3], rtol=1e-5)
+    assert linear.protocol("v3", "vit_base", 0, 256).rate == 3.0
+
+
+def test_a_classifier_of_the_grid_is_that_trained_alone():
+    features, classes, *_ = digits()
+    grid, how = linear.Grid([0.3, 3.0, 30.0], [0.0, 1e-3]), {"epochs": 2, "batch_size": 256}
+    common = dict(seed=0, report=silent, **how)
+    whole = linear.fit([features], classes, 10, grid, mesh.create_mesh(), **common)
+    one = mesh.create_mesh(jax.devices()[:1])
+    single = linear.Grid([3.0], [1e-3], [True])
+    alone = linear.fit([features], classes, 10, single, one, **common)
+    for ours, expected in zip(whole.classifiers, alone.classifiers, strict=True):
+        np.testing.assert_allclose(ours[1, 3], expected[0, 0], rtol=1e-4, atol=1e-5)
+    right, loss = whole.scores(features, classes, block=300)
+    assert right.shape == loss.shape == (2, 3, 2)
+    expected = linear.predict(linear.Classifier(*(x[0, 4] for x in whole.classifiers)), features)
+    assert right[0, 2, 0] == pytest.approx(np.mean(expected == classes))
+
+
+def test_the_search_is_as_good_as_logistic_regression_and_says_where_the_grid_ends():
+    features, classes, test, truth = digits()
+    run = dict(epochs=30, report=silent)
+    the_mesh = mesh.create_mesh(jax.devices()[:2])
+    found = linear.search(
+        [features], classes, test, truth, 10, linear.Grid([0.03, 0.3, 3.0, 30.0], [0.0, 1e-4]), the_mesh, **run
+    )  # fmt: skip
+    best = max(
+        LogisticRegression(C=c, max_iter=1000).fit(features, classes).score(test, truth)
+        for c in (10, 1000, 100_000)
+    )
+    assert best > 0.88
+    assert abs(found.test - best) < 3 * np.sqrt(best * (1 - best) / len(test))
+    assert found.best == found.held_out.max() > 0.93
+    slow = linear.search(
+        [features], classes, test, truth, 10, linear.Grid([1e-4, 1e-3], [0.0], [False]), the_mesh,
+        epochs=3, report=silent,
+    )  # fmt: skip
+    assert slow.edges == ["the best learning rate, 0.001, is the largest that was tried"]
+
+
+def test_a_rate_that_overflows_is_not_chosen():
+    features, classes, test, truth = digits()
+    grid = linear.Grid([1.0, 1e38], [0.0], [False])
+    found = linear.search(
+        [features], classes, test, truth, 10, grid, mesh.create_mesh(jax.devices()[:2]), epochs=3, report=silent
+    )  # fmt: skip
+    assert found.rate == 1.0
+    assert found.held_out[0, 1, 0] == 0
+
+
+def subject_of(number=300):
+    """Digits at 32 x 32: `number` to learn from; features are their pixels in 8 x 8."""
+    config = load("digits")
+    config.eval_batch_size, config.workers = 120, 2
+    found = open_subject(config, "")
+    train = found.train
+    few = Labelled(train.source, train.indices[:number], train.classes[:number], "few")
+    return dataclasses.replace(found, train=few)
+
+
+@jax.jit
+def spectrum(images):
+    """Unit features that do not mind where a digit stands: `[B, 32, 32, 3]` -> `[B, 64]`."""
+    found = jnp.abs(jnp.fft.fft2(images[..., 0].astype(jnp.float32)))[:, :8, :8]
+    found = found.reshape(len(images), -1).at[:, 0].set(0)
+    return found / jnp.linalg.norm(found, axis=1, keepdims=True)
+
+
+def test_training_on_crops_learns_and_is_the_same_each_time():
+    subject = subject_of()
+    chosen = linear.Protocol(5, 64, 3.0, "steps")
+    recipe = linear.crop_recipe("digits", subject)
+    last, scores = linear.train_on_crops(subject, spectrum, chosen, recipe, silent)
+    assert last == scores[-1]
+    assert len(scores) == 5
+    assert last > 0.3
+    assert linear.train_on_crops(subject, spectrum, chosen, recipe, silent)[1] == scores
+
+
+def test_crops_of_each_set_differ_and_the_first_set_is_the_centre():
+    subject = subject_of(100)
+    recipe = linear.crop_recipe("linear", subject)
+    assert (recipe.stages, recipe.crop_scale) == (("crop", "flip"), (0.08, 1.0))
+    sets, classes = linear.feature_sets(subject, spectrum, recipe, 2, silent)
+    np.testing.assert_array_equal(classes, subject.train.classes)
+    center, _ = subject.extract(subject.train, spectrum, silent)
+    np.testing.assert_array_equal(sets[0], center)
+    assert not np.any(np.all(sets[0] == sets[1], 1))
+    assert not np.any(np.all(sets[1] == sets[2], 1))
+
+
+def test_images_without_labels_are_refused(monkeypatch):
+    source = parts.open_images(load("digits"), "train", None)
+    monkeypatch.setattr(type(source), "labels", lambda *_: None)
+    with pytest.raises(UserError, match=r"^digits \(train\) has no labels"):
+        open_subject(load("digits"), "")
