@@ -99,13 +99,18 @@ def ablation(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
             `x` is a name, the contrastive accuracy stands beside: a leak shows in it.
     """
     tables = list(dict.fromkeys(row["table"] for row in rows))
-    figure = Figure(figsize=(5.2 * len(tables), 3.8), layout="constrained")
+    columns = min(len(tables), 2)
+    rows_of_panels = -(-len(tables) // columns)
+    figure = Figure(figsize=(5.6 * columns, 3.8 * rows_of_panels), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, name in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True):
+    panels = figure.subplots(rows_of_panels, columns, squeeze=False).ravel()
+    for axes in panels[len(tables) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, tables, strict=False):
         panel = [row for row in rows if row["table"] == name]
         ticks = list(dict.fromkeys(row["x"] for row in panel))
         counts = all(isinstance(x, int) for x in ticks)
-        for line in dict.fromkeys(row["line"] for row in panel):
+        for number, line in enumerate(dict.fromkeys(row["line"] for row in panel)):
             chosen = [row for row in panel if row["line"] == line]
             x = [row["x"] if counts else ticks.index(row["x"]) for row in chosen]
             named = isinstance(ticks[0], str)
@@ -113,14 +118,14 @@ def ablation(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
                 axes.errorbar(
                     x, [100 * row["mean"][score] for row in chosen],
                     [100 * (row["deviation"][score] or 0) for row in chosen],
-                    fmt=style, capsize=3,
+                    fmt=style, capsize=3, color=f"C{number}",
                     label=f"{line}, contrastive top-1" if score == "top1" else line,
                 )  # fmt: skip
         if counts:
             axes.set_xscale("log", base=2)
             axes.set_xlabel("negatives (K)")
         else:
-            axes.set_xticks(range(len(ticks)), [str(t).replace(" ", "\n", 1) for t in ticks])
+            axes.set_xticks(range(len(ticks)), [str(t).replace("_", "\n") for t in ticks])
             axes.set_xlabel(name)
         axes.set_ylabel("accuracy (%)" if isinstance(ticks[0], str) else "kNN accuracy (%)")
         axes.set_title(name, loc="left", fontsize=10)
