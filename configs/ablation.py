@@ -53,5 +53,5 @@ def get_config(variant: str = "") -> ConfigDict:
         settings = settings | {"lr": base.lr * digits.RATES.get(name, 1.0), "queue_size": most}
         if "bank_negatives" in settings:
             settings["bank_negatives"] = most
-        add("methods", "kNN", name, **settings)
+        add("methods", "each method", name, **settings)
     return ConfigDict(dict(base=base, seeds=3, rows=tuple(rows)))
