@@ -483,6 +483,8 @@ def local(tmp_path):
     folder = tmp_path / "a folder"
     python = stand_in(folder, "python", PROCESS)
     started = []
+    # Tests that run in a shell's background would hand on that SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(behaviour, *options, words=PROGRAM, **settings):
         env = environment(
@@ -496,13 +498,12 @@ def local(tmp_path):
             subprocess.Popen(
                 ["bash", str(LAUNCH / "local.sh"), f"--processes={len(behaviour)}", *options, "--", *words],
                 cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                # Tests that run in a shell's background would hand on that SIGINT is ignored.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         )  # fmt: skip
         return started[-1]
 
     yield folder, start
+    signal.signal(signal.SIGINT, before)
     for process in started:
         if process.poll() is None:
             process.kill()
