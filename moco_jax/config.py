@@ -305,6 +305,16 @@ def method_of(config: ConfigDict) -> Method:
     )  # fmt: skip
 
 
+def encoder_options(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of `encoders.create` for the query encoder of `config`, undivided and in its default dtype."""
+    return dict(
+        name=config.arch, head=config.head, head_width=config.head_width, predictor=config.predictor,
+        dim=config.dim, width=config.width or None, stem=config.stem, bn_groups=config.bn_groups,
+        zero_init_residual=config.zero_init_residual, remat=config.remat, attention=config.attention,
+        reduce=config.reduce,
+    )  # fmt: skip
+
+
 def peak_learning_rate(config: ConfigDict) -> float:
     """The rate at the start of the schedule, scaled to the batch only where the config says so."""
     scale = config.batch_size / config.lr_reference_batch if config.lr_reference_batch else 1

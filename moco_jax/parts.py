@@ -159,11 +159,8 @@ def program(
     bank = config.dictionary == "memory_bank"
     dtype = compute_dtype(config.compute_dtype)
     encoder = encoders.create(
-        config.arch, head=config.head, head_width=config.head_width, predictor=config.predictor,
-        dim=config.dim, width=config.width or None, stem=config.stem, bn_groups=config.bn_groups,
-        accumulate=config.accumulate, zero_init_residual=config.zero_init_residual,
-        remat=config.remat, attention=config.attention, dtype=dtype, reduce=config.reduce,
-    )  # fmt: skip
+        **config_lib.encoder_options(config), accumulate=config.accumulate, dtype=dtype
+    )
     optimizer = optim.create(
         config.optimizer, config.sgd_momentum, config.weight_decay, encoders.frozen_in(encoder)
     )

@@ -70,12 +70,10 @@ def load(place: str, which: str = "query", step: int | None = None) -> Trained:
     params, batch_stats = _restore(folder / "state", PARTS[which])
     if not params:
         raise UserError(f"{place} has no momentum encoder (key_encoder={config.key_encoder!r})")
-    encoder = encoders.create(
-        config.arch, head=config.head, head_width=config.head_width,
-        predictor=config.predictor if which == "query" else "none", dim=config.dim,
-        width=config.width or None, stem=config.stem, bn_groups=config.bn_groups,
-        zero_init_residual=config.zero_init_residual, attention=config.attention,
-    )  # fmt: skip
+    options = config_lib.encoder_options(config)
+    if which == "key":
+        options["predictor"] = "none"
+    encoder = encoders.create(**options)
     return Trained(encoder, {"params": params, "batch_stats": batch_stats}, config, step)
 
 
