@@ -17,6 +17,8 @@ torch = pytest.importorskip("torch", reason="these files are PyTorch's: pip inst
 torchvision = pytest.importorskip("torchvision", reason="pip install '.[torch]'")
 nn = torch.nn
 
+from tests.torch_moco_v3 import batch_norm_mlp
+
 RESNET = dict(name="resnet10", width=8, stem="imagenet")
 VIT = dict(name="vit_small", width=24)
 CONV_VIT = dict(name="vit_conv_small", width=24)
@@ -156,21 +158,6 @@ def test_verification_sees_another_encoder(tmp_path):
 # The authors' networks, built here as their code builds them.
 
 
-def mlp(layers, fan_in, hidden, dim, last_norm=True):
-    """`_build_mlp` of MoCo v3."""
-    parts = []
-    for number in range(layers):
-        last = number == layers - 1
-        width = dim if last else hidden
-        parts.append(nn.Linear(fan_in, width, bias=False))
-        if not last:
-            parts += [nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-        elif last_norm:
-            parts.append(nn.BatchNorm1d(width, affine=False))
-        fan_in = width
-    return nn.Sequential(*parts)
-
-
 def resnet10(head):
     net = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
     net.fc = head
@@ -206,11 +193,13 @@ class MoCo(nn.Module):
         else:
             on_vit = kind != "v3 resnet"
             if on_vit:
-                self.base_encoder = vit(mlp(3, 24, 10, 6), conv_stem="conv" in kind)
+                self.base_encoder = vit(
+                    batch_norm_mlp(3, 24, 10, 6, True), conv_stem="conv" in kind
+                )
             else:
-                self.base_encoder = resnet10(mlp(2, 512, 10, 6))
+                self.base_encoder = resnet10(batch_norm_mlp(2, 512, 10, 6, True))
             self.momentum_encoder = copy.deepcopy(self.base_encoder)
-            self.predictor = mlp(2, 6, 10, 6, last_norm=on_vit)
+            self.predictor = batch_norm_mlp(2, 6, 10, 6, on_vit)
         with torch.no_grad():
             for name, value in self.state_dict().items():
                 if value.is_floating_point() and not name.endswith(("queue", "pos_embed")):
