@@ -156,7 +156,7 @@ def _forward(whole: Whole, negatives: Dictionary, temperature: float, mesh: Mesh
         added = jax.lax.psum(
             sums._replace(
                 total=sums.total * shrink, squares=sums.squares * shrink**2,
-                pull=sums.pull * shrink[:, None] if with_pull else sums.pull,
+                pull=sums.pull * shrink[:, None],
             ),
             AXIS,
         )  # fmt: skip
