@@ -53,5 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
         settings = settings | {"lr": base.lr * digits.RATES.get(name, 1.0), "queue_size": most}
         if "bank_negatives" in settings:
             settings["bank_negatives"] = most
+        if "warmup_epochs" in settings:
+            settings["warmup_epochs"] = min(settings["warmup_epochs"], max(base.epochs // 6, 1))
         add("methods", "each method", name, **settings)
     return ConfigDict(dict(base=base, seeds=3, rows=tuple(rows)))
