@@ -55,15 +55,15 @@ def configure(args: Any) -> Any:
 
 
 def check_weights(cfg: Any, args: Any) -> None:
-    """End with one line unless training has a start: Detectron2 itself draws at random what a file does not fill."""
-    if args.resume or args.eval_only:
+    """End with one line unless the network has a start: Detectron2 itself draws at random what a file does not fill."""
+    if args.resume:
         return
     if "MODEL.WEIGHTS" not in args.opts:
         fail("MODEL.WEIGHTS is not given; add MODEL.WEIGHTS FILE.pkl, or MODEL.WEIGHTS '' to start at random")  # fmt: skip
     path = cfg.MODEL.WEIGHTS
     if path and "://" not in path and not os.path.isfile(path):
         fail(f"MODEL.WEIGHTS={path!r} is no file")
-    if path.endswith(".pkl") and "://" not in path:
+    if path.endswith(".pkl") and "://" not in path and not args.eval_only:
         with open(path, "rb") as file:
             content = pickle.load(file, encoding="latin1")  # as Detectron2 does a moment later
         wrong = misfit(content.get("model", content), cfg)
