@@ -328,16 +328,21 @@ def test_a_file_that_would_be_left_half_unused_is_known(name, width, words, faul
 
 
 @pytest.mark.parametrize(
-    ("rename", "fault"),
+    ("rename", "words", "fault"),
     [
-        (lambda model: model, "is of depth 18, and MODEL.RESNETS.DEPTH is 50"),
-        (detectron2.to_torchvision, "has no ResNet under Detectron2's names; moco_jax.convert --format=detectron2 writes them"),
+        (lambda model: model, [], "is of depth 18, and MODEL.RESNETS.DEPTH is 50"),
+        (
+            lambda model: model,
+            ["MODEL.RESNETS.DEPTH", "18"],
+            "is of depth 18, and a C4 head is made of bottlenecks; an FPN config takes it",
+        ),
+        (detectron2.to_torchvision, [], "has no ResNet under Detectron2's names; moco_jax.convert --format=detectron2 writes them"),
     ],
 )  # fmt: skip
-def test_and_refused_in_one_line(rename, fault, command, installed, tmp_path):
+def test_and_refused_in_one_line(rename, words, fault, command, installed, tmp_path):
     path = tmp_path / "x.pkl"
     files.write(str(path), rename(entries("resnet18", 8)), detectron2.AROUND)
-    status, said = command("--config-file", FOLDER / "voc_c4.yaml", "MODEL.WEIGHTS", path)
+    status, said = command("--config-file", FOLDER / "voc_c4.yaml", "MODEL.WEIGHTS", path, *words)
     assert (status, said) == (2, f"error: MODEL.WEIGHTS='{path}' {fault}\n")
     assert installed == []
 

@@ -83,9 +83,11 @@ def misfit(model: Mapping[str, Any], cfg: Any) -> str:
         sum(1 for name in names if re.fullmatch(rf"res{stage}\.\d+\.conv1\.weight", name))
         for stage in (2, 3, 4, 5)
     )
-    if blocks != BLOCKS[depth] or (kind == "conv3") != (depth >= 50):
+    if blocks != BLOCKS.get(depth) or (kind == "conv3") != (depth >= 50):
         found = [d for d, b in BLOCKS.items() if b == blocks and (kind == "conv3") == (d >= 50)]
         return f"is of depth {found[0] if found else 'unknown'}, and MODEL.RESNETS.DEPTH is {depth}"
+    if depth < 50 and cfg.MODEL.ROI_HEADS.NAME.startswith("Res5"):
+        return f"is of depth {depth}, and a C4 head is made of bottlenecks; an FPN config takes it"
     stem = model[names["stem.conv1.weight"]].shape
     channels = (stem[0], model[names[f"res2.0.{kind}.weight"]].shape[0])
     if channels != wanted or stem[1] != len(cfg.MODEL.PIXEL_MEAN):
