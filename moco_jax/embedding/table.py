@@ -7,6 +7,7 @@
 
 import contextlib
 import json
+import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,10 @@ FORMAT = 1
 BLOCK = 8192  # rows that are held at once
 # How the columns are called in a .parquet, where each belongs to one image.
 PARQUET = {"features": "features", "names": "name", "indices": "index", "labels": "label"}
+_HEADERS: dict[tuple[int, int], Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 class Rows(NamedTuple):
@@ -105,7 +110,7 @@ def _write_npz(draft: epath.Path, facts: Mapping[str, Any]) -> Iterator[Write]:
             indices.append(rows.indices)
             if rows.labels is not None:
                 labels.append(rows.labels)
-            width, longest = rows.features.shape[1], max(longest, *map(len, named))
+            width, longest = rows.features.shape[1], max([longest, *map(len, named)])
             spilled.write(np.ascontiguousarray(rows.features, "<f4").data)
 
         yield write
@@ -240,17 +245,10 @@ def _places(path: str) -> dict[str, _Place]:
                 raise UserError(
                     f"{path} is compressed and cannot be searched; np.savez writes one that can"
                 )
-            file.seek(
-                member.header_offset + 26
-            )  # the lengths of name and extra field, the last of 30 bytes
-            file.seek(int(np.frombuffer(file.read(4), "<u2").sum()), 1)
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, by_columns, kind = read(file)
+            # Thirty bytes, of which the last four are the lengths of the name and of what else stands before the array.
+            file.seek(member.header_offset + 26)
+            file.seek(int(np.frombuffer(file.read(4), "<u2").sum()), os.SEEK_CUR)
+            shape, by_columns, kind = _HEADERS[np.lib.format.read_magic(file)](file)
             if by_columns and len(shape) > 1:
                 raise UserError(
                     f"{path}: {member.filename} is laid out by columns; np.ascontiguousarray mends it"
