@@ -88,13 +88,25 @@ def start(place: str | None) -> None:
     logging.set_verbosity(logging.ERROR)
 
 
+def has_splits(dataset: str) -> bool:
+    """Whether the data set is divided into named parts."""
+    return dataset == "digits" or dataset.startswith("tfds:")
+
+
 def open_images(config: Any, place: str) -> tuple[Source, dict[str, Any]]:
     """The images that the flags name, and the facts on them; those of the run in `place` where they name none."""
-    dataset, data_dir, split = DATASET.value, DATA_DIR.value, SPLIT.value
-    changed = config.copy_and_resolve_references()
-    if dataset or data_dir:
-        changed.dataset, changed.data_dir = dataset or "folder", data_dir
-    split = split or ("train" if dataset or data_dir else config.split)
+    changed, split = config.copy_and_resolve_references(), SPLIT.value
+    if DATASET.value or DATA_DIR.value:
+        changed.dataset = DATASET.value or "folder"
+        if DATA_DIR.value or changed.dataset != config.dataset:
+            changed.data_dir = DATA_DIR.value
+    if not has_splits(changed.dataset):
+        if split:
+            raise UserError(
+                f"--split={split} is of digits and tfds:NAME, and dataset={changed.dataset!r} has none"
+            )
+    elif not split:
+        split = config.split if changed.dataset == config.dataset else "train"
     folder = files.absolute(place)
     index = str(folder / "index") if folder.is_dir() else None
     source = parts.open_images(changed, split, index)
@@ -110,7 +122,7 @@ def open_images(config: Any, place: str) -> tuple[Source, dict[str, Any]]:
 
 def about(images: dict[str, Any]) -> str:
     """Which images these facts tell of."""
-    if images["dataset"] == "digits" or images["dataset"].startswith("tfds:"):
+    if has_splits(images["dataset"]):
         return f"{images['dataset']} ({images['split']})"
     return images["data_dir"]
 
@@ -139,6 +151,8 @@ def embed(console: Console) -> None:
     progress = Progress(console, "images", len(source))
     with table.writing(out, facts) as write:
         for some in rows(embedder, source, damaged):
+            if not count:
+                table.require_room(out, len(source), some.features.shape[1])
             write(some)
             count, width = count + len(some.indices), some.features.shape[1]
             progress(int(some.indices[-1]) + 1)

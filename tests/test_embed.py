@@ -17,7 +17,7 @@ from moco_jax import checkpoint, mesh, parts, trained
 from moco_jax.data.packing import example
 from moco_jax.data.sources import open_source
 from moco_jax.embedding import search, table
-from moco_jax.embedding.encode import Damaged, Embedder, rows
+from moco_jax.embedding.encode import Damaged, Embedder, labels_of, rows
 from moco_jax.embedding.table import Rows
 from moco_jax.errors import UserError
 from tests.data.pictures import encoded, write
@@ -194,6 +194,13 @@ def test_writing_that_is_stopped_leaves_the_old_file(tmp_path, kind):
     assert (tmp_path / f"x.{kind}").read_bytes() == before
 
 
+def test_a_disk_that_is_too_small_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"x.npz needs 1\.64e\+04 TB while it is written, and its disk has"
+    ):
+        table.require_room(str(tmp_path / "x.npz"), 10**12, 2048)
+
+
 def test_a_search_equals_scikit_learns(tmp_path, small_blocks):
     whole = made_up()
     whole.features[[5, 20, 21, 40]] = whole.features[33]  # equal images: any of them may come first
@@ -218,12 +225,15 @@ def test_a_search_equals_scikit_learns(tmp_path, small_blocks):
     assert near.shape == (4, 49)
 
 
-def test_names_are_short_and_the_examples_own(tmp_path):
+def test_names_are_short_and_labels_may_lack(tmp_path):
     image = encoded()
     tar(tmp_path / "a.tar", [("cat/0.jpg", image), ("dog/1.jpg", image)])
     records_to(tmp_path / "named.tfrecord", [example(image, "cat/0.jpg", None)] * 2)
     listed = write(tmp_path, {"list.txt": b"cat/0.jpg\n/x/1.jpg\n"})
     both = np.asarray([1, 0])
+    records_to(tmp_path / "x.tfrecord", [example(image, "x", 3), example(image, "x", None)])
+    some = open_source("tfrecord", "", f"{tmp_path}/x.tfrecord")
+    assert labels_of(some, both).tolist() == [-1, 3]
     for expected, arguments in {
         ("a.tar/dog/1.jpg", "a.tar/cat/0.jpg"): ("tar", "", f"{tmp_path}/a.tar"),
         ("cat/0.jpg", "cat/0.jpg"): ("tfrecord", "", f"{tmp_path}/named.tfrecord"),
@@ -261,6 +271,7 @@ def test_command_lines(place, alone):
         [run, "--out=f.txt", "--data_dir=photos"],
         [run, "--out=photos/cat/1.png/f.npz", "--data_dir=photos"],
         [run, "--out=bad.npz", "--data_dir=bad"],
+        [run, "--out=bad.npz", "--data_dir=photos", "--split=test"],
         ["--workdir=none", "--out=f.npz", "--data_dir=photos"],
         [run, "--data_dir=photos"],
         ["search", "f.npz"],
@@ -310,7 +321,7 @@ def test_command_lines(place, alone):
 
     words = (
         "data_dir=none is no folder", "out='f.txt' is no file here that ends in .npz or .parquet", "cannot be written",
-        "none of the 1 images can be decoded; bad/x.png", "none is no workdir", "--out=FILE are needed", "one of these is wanted",
+        "none of the 1 images can be decoded; bad/x.png", "dataset='folder' has none", "none is no workdir", "--out=FILE are needed", "one of these is wanted",
         "'nothing.png' is neither a file nor a name in f.npz, as 'cat/1.png' is", "the query bad.jpg cannot be decoded",
         "other is not the one that made these features: its weights differ", "gone is no workdir", "small.npz is compressed",
         "foreign.npz is damaged, or not written by", "none.npz cannot be read (No such file", "'new.png' is no features file", "--k",

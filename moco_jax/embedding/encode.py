@@ -103,6 +103,17 @@ class Damaged:
         self.before(np.asarray([len(self.source)]))
 
 
+def labels_of(source: Source, indices: np.ndarray) -> np.ndarray | None:
+    """Classes int64 `[n]`, -1 for an image that has none though others have; None where the source knows none."""
+    try:
+        found = source.labels(indices)
+    except UserError:
+        if len(indices) == 1:
+            return np.asarray([-1])
+        found = np.concatenate([labels_of(source, one) for one in indices[:, None]])
+    return None if found is None else np.asarray(found, np.int64)
+
+
 def rows(embedder: Embedder, source: Source, damaged: Damaged) -> Iterator[Rows]:
     """All images of `source`, a batch at a time; `damaged` is told of those that are left out.
 
@@ -114,9 +125,7 @@ def rows(embedder: Embedder, source: Source, damaged: Damaged) -> Iterator[Rows]
         damaged.before(indices)
         count += len(indices)
         if len(indices):
-            labels = source.labels(indices)
-            known = None if labels is None else np.asarray(labels, np.int64)
-            yield Rows(found, source.names(indices), indices, known)
+            yield Rows(found, source.names(indices), indices, labels_of(source, indices))
     damaged.rest()
     if not count:
         raise UserError(

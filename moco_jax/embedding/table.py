@@ -8,6 +8,7 @@
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from etils import epath
 from moco_jax import files
 from moco_jax.data.sources.names import Names
 from moco_jax.errors import UserError
+from moco_jax.report.console import size
 
 FORMAT = 1
 BLOCK = 8192  # rows that are held at once
@@ -90,6 +92,19 @@ def writing(path: str, facts: Mapping[str, Any]) -> Iterator[Write]:
         ) from error
 
 
+def require_room(path: str, number: int, width: int) -> None:
+    """UserError where the disk of `path` has no room for so many features of this width, and for what is in between."""
+    place = files.absolute(path)
+    # The shape stands before the features in an .npz, and is known after them: they are kept apart meanwhile.
+    needed = 4 * number * width * (2 if place.suffix == ".npz" else 1)
+    free = shutil.disk_usage(place.parent).free
+    if needed > free:
+        raise UserError(
+            f"out={path} needs {size(needed)} while it is written, and its disk has {size(free)}; make room, or give "
+            "another place"
+        )
+
+
 def _content(facts: Mapping[str, Any]) -> str:
     return json.dumps({"format": FORMAT, **facts})
 
@@ -116,9 +131,9 @@ def _write_npz(draft: epath.Path, facts: Mapping[str, Any]) -> Iterator[Write]:
         yield write
         number = sum(map(len, indices))
         spilled.seek(0)
-        size = 4 * width * BLOCK
+        at_once = 4 * width * BLOCK
         with zipfile.ZipFile(draft, "w") as out:
-            blocks = iter(lambda: spilled.read(size), b"")
+            blocks = iter(lambda: spilled.read(at_once), b"")
             _member(out, "features", "<f4", (number, width), blocks)
             text = np.dtype(f"<U{longest}")
             spelt = (np.asarray([n[i] for i in range(len(n))], text).tobytes() for n in names)
