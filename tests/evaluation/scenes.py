@@ -35,7 +35,7 @@ def write_voc(folder, train=12, test=4, seed=0):
         names = [f"{split}_{n}" for n in range(number)]
         (places[2] / f"{split}.txt").write_text("\n".join(names) + "\n")
         for name in names:
-            image, label = scene(rng, *rng.integers(40, 70, 2))
+            image, label = scene(rng, *rng.integers(40, 65, 2))
             Image.fromarray(image).save(places[0] / f"{name}.jpg", quality=95)
             picture = Image.fromarray(label, "P")
             picture.putpalette(palette)

@@ -1,5 +1,6 @@
 """Intersection over union of an FCN at the full size of each image."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -40,7 +41,10 @@ def _groups(sizes: np.ndarray, unit: int, rows: int) -> Iterator[tuple[tuple[int
             yield (int(shape[0]), int(shape[1])), some[start : start + rows]
 
 
-def make_predict(network: fcn.FCN, mean: Sequence[float], std: Sequence[float]) -> Callable:
+@functools.cache
+def _make_predict(
+    network: fcn.FCN, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
+) -> Callable:
     """From variables, padded uint8 images `[B, H, W, C]` and sizes int32 `[B, 2]` to classes uint8 `[B, H, W]`."""
 
     def predict(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -48,7 +52,8 @@ def make_predict(network: fcn.FCN, mean: Sequence[float], std: Sequence[float]) 
         logits = fcn.apply_padded(network, variables, inputs, sizes)
         return fcn.resize(logits, images.shape[1:3], sizes).argmax(-1).astype(np.uint8)
 
-    return predict
+    everywhere, divided = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
+    return jax.jit(predict, in_shardings=(everywhere, divided, divided), out_shardings=everywhere)
 
 
 def score(
@@ -75,12 +80,8 @@ def score(
         unit: sides are padded to multiples of it; itself a multiple of all strides together.
     """
     classes, rows = len(scenes.classes), mesh.size
-    everywhere, divided = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
-    predict = jax.jit(
-        make_predict(network, mean, std),
-        in_shardings=(everywhere, divided, divided), out_shardings=everywhere,
-    )  # fmt: skip
-    variables = jax.device_put(variables, everywhere)
+    predict = _make_predict(network, tuple(mean), tuple(std), mesh)
+    variables = jax.device_put(variables, mesh_lib.replicated(mesh))
 
     def read(group: tuple[tuple[int, int], list[int]]) -> tuple[np.ndarray, np.ndarray, list]:
         shape, indices = group

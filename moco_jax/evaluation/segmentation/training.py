@@ -1,6 +1,7 @@
 """Fine-tuning an FCN: the protocol, the pure step, and the loop over views."""
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -117,6 +118,18 @@ def make_step(
     return step
 
 
+@functools.cache
+def _compiled_step(
+    network: fcn.FCN, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
+) -> Callable:
+    """`make_step`'s, once for all encoders that are compared; the state is donated."""
+    everywhere, divided = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
+    return jax.jit(
+        make_step(network, mean, std), donate_argnums=0,
+        in_shardings=(everywhere, divided, divided, everywhere), out_shardings=everywhere,
+    )  # fmt: skip
+
+
 def views(
     scenes: Scenes, chosen: Protocol, rows: np.ndarray, fill: Sequence[int], seed: int, workers: int
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -175,12 +188,8 @@ def fine_tune(
         seed, workers: as in `views`.
         report: told how far it is.
     """
-    everywhere, divided = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
-    step = jax.jit(
-        make_step(network, mean, std), donate_argnums=0,
-        in_shardings=(everywhere, divided, divided, everywhere), out_shardings=everywhere,
-    )  # fmt: skip
-    state = jax.device_put(state, everywhere)
+    step = _compiled_step(network, tuple(mean), tuple(std), mesh)
+    state = jax.device_put(state, mesh_lib.replicated(mesh))
     rate_at, rows = chosen.rate_at(), mesh_lib.local_rows(mesh, chosen.batch_size)
     fill = [round(255 * value) for value in mean]
     losses: list[float] = []
