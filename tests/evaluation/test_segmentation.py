@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
-from moco_jax import encoders, mesh
+from moco_jax import mesh
 from moco_jax.data.sources.pixels import RGB
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.encoding import to_network_input
@@ -89,8 +89,8 @@ def ours_of(net, head, template):
         params[f"bn{i}"] = {"scale": found[f"{norm}.weight"], "bias": found[f"{norm}.bias"]}
         stats[f"bn{i}"] = {k: found[f"{norm}.running_{k}"] for k in ("mean", "var")}
     return {
-        "params": params | {"backbone": loaded["params"]},
-        "batch_stats": stats | {"backbone": loaded["batch_stats"]},
+        "params": {"head": params, "backbone": loaded["params"]},
+        "batch_stats": {"head": stats, "backbone": loaded["batch_stats"]},
     }
 
 
@@ -145,14 +145,14 @@ def test_network_and_a_training_step_are_pytorchs(float64):
 
 def tiny(seed=0):
     """A network on a small encoder, and its variables; statistics and biases are not at their start."""
-    backbone = encoders.create("resnet10", width=8, stem="imagenet", bn_groups=1).backbone
+    backbone = ResNet((1, 1, 1), bottleneck=False, width=8)
     network = fcn.create(backbone, 3, jnp.float32, channels=16)
     variables = compiled(network.init, jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))
     rng = np.random.default_rng(seed)
     variables = jax.tree.map(
         lambda x: x if x.ndim > 1 else rng.uniform(0.3, 1, x.shape).astype(np.float32), variables
     )
-    variables["params"]["classifier"]["kernel"] *= 100  # as large as the other kernels
+    variables["params"]["head"]["classifier"]["kernel"] *= 100  # as large as the other kernels
     return network, variables
 
 
@@ -262,7 +262,7 @@ def test_fine_tuning_learns(folder):
     """On two devices; after it shapes are found where an untrained head finds next to nothing."""
     train, test = scenes(folder, "train"), scenes(folder, "val")
     assert train.classes == CLASSES
-    backbone = encoders.create("resnet10", width=8, stem="cifar_stride2", bn_groups=4).backbone
+    backbone = ResNet((1, 1, 1), bottleneck=False, width=8, stem="cifar_stride2", bn_groups=4)
     variables = compiled(backbone.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     network = fcn.create(backbone, 3, jnp.float32, channels=16)
     two = mesh.create_mesh(jax.devices()[:2])

@@ -15,40 +15,56 @@ from moco_jax.encoders.norm import BatchNorm
 from moco_jax.encoders.resnet import ResNet, kaiming_normal
 
 
-class FCN(nn.Module):
-    """A ResNet with a head that classifies places.
+class Head(nn.Module):
+    """Two dilated 3x3 convolutions with BatchNorm and ReLU, and a classifier of each place.
 
     Attributes:
-        backbone: dilated; its variables are those of the ResNet that was pretrained.
         classes: how many.
-        channels: of the head's convolutions.
-        dilation: of these.
+        dtype: compute dtype; parameters, statistics and logits are at least float32.
+        reduce: see `layers.convolve`.
+        channels: of the convolutions.
+        dilation: of the convolutions.
     """
 
-    backbone: ResNet
     classes: int
+    dtype: Any
+    reduce: str
     channels: int = 256
     dilation: int = 6
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, C]`, normalised -> logits `[B, h, w, classes]`, at least float32; 16 pixels a place with the 7x7 stem."""
-        dtype, reduce = self.backbone.dtype, self.backbone.reduce
-        x = self.backbone.feature_map(images, train)
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """`[B, h, w, D]` -> logits `[B, h, w, classes]`."""
         for i in (1, 2):
             x = Conv(
-                self.channels, 3, 1, dtype, reduce, kaiming_normal, self.dilation, name=f"conv{i}"
-            )(x)
-            x = nn.relu(BatchNorm(dtype=dtype, name=f"bn{i}")(x, train))
-        exact = jnp.promote_types(dtype, jnp.float32)
+                self.channels, 3, 1, self.dtype, self.reduce, kaiming_normal, self.dilation, name=f"conv{i}"
+            )(x)  # fmt: skip
+            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train))
+        exact = jnp.promote_types(self.dtype, jnp.float32)
         start = nn.initializers.normal(0.01)
-        x = Conv(self.classes, 1, 1, exact, reduce, start, name="classifier")(x)
+        x = Conv(self.classes, 1, 1, exact, self.reduce, start, name="classifier")(x)
         return x + self.param("bias", nn.initializers.zeros, (self.classes,), exact)
 
 
+class FCN(nn.Module):
+    """A ResNet with a head that classifies places.
+
+    Variables: `{'params': {'backbone', 'head'}, 'batch_stats': ...}`; the backbone's are those of the ResNet that was
+    pretrained.
+    """
+
+    backbone: ResNet
+    head: Head
+
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Images `[B, H, W, C]`, normalised -> logits `[B, h, w, classes]`; a place is 16 pixels wide with the 7x7 stem."""
+        return self.head(self.backbone.feature_map(images, train), train)
+
+
 def create(backbone: ResNet, classes: int, dtype: Any, **head: Any) -> FCN:
-    """The FCN on a ResNet that was pretrained: dilated, in `dtype`, BatchNorm over whole batches; `head`: fields of `FCN`."""
-    return FCN(backbone.clone(dilated=True, bn_groups=1, dtype=dtype, parent=None), classes, **head)
+    """The FCN on a ResNet that was pretrained: dilated, in `dtype`, BatchNorm over whole batches; `head`: fields of `Head`."""
+    dilated = backbone.clone(dilated=True, bn_groups=1, dtype=dtype, parent=None)
+    return FCN(dilated, Head(classes, dtype, backbone.reduce, **head))
 
 
 def _places(sizes: jax.Array, shape: tuple[int, ...], full: tuple[int, ...]) -> jax.Array:

@@ -73,13 +73,12 @@ def optimizer() -> optax.GradientTransformation:
 
 def start(network: fcn.FCN, backbone: Any, channels: int, seed: int) -> State:
     """A state with the variables `{'params', 'batch_stats'}` of the pretrained `backbone`, and a head drawn from `seed`."""
-
-    def draw() -> Any:
-        made = network.init(jax.random.key(seed), jnp.zeros((1, 64, 64, channels)), train=False)
-        return {kind: {k: v for k, v in x.items() if k != "backbone"} for kind, x in made.items()}
-
-    head = jax.jit(draw)()
-    variables = {kind: {**head[kind], "backbone": backbone[kind]} for kind in head}
+    images = jnp.zeros((1, 64, 64, channels))
+    places = jax.eval_shape(
+        lambda weights: network.backbone.apply(weights, images, method="feature_map"), backbone
+    )
+    drawn = jax.jit(network.head.init)(jax.random.key(seed), jnp.zeros(places.shape, places.dtype))
+    variables = {kind: {"backbone": backbone[kind], "head": drawn[kind]} for kind in drawn}
     return State(variables, optimizer().init(variables["params"]))
 
 
