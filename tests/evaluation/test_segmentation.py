@@ -9,16 +9,19 @@ import pytest
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
-from moco_jax import mesh
+from moco_jax import encoders, mesh
 from moco_jax.data.sources.pixels import RGB
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.encoding import to_network_input
 from moco_jax.errors import UserError
+from moco_jax.evaluation.commands import segmentation as command
 from moco_jax.evaluation.segmentation import data, fcn, scoring, training
 from moco_jax.evaluation.segmentation.data import IGNORED
 from moco_jax.evaluation.segmentation.views import ahead, training_view
+from moco_jax.trained import Trained
 from moco_jax.weights import torchvision as weights
 from tests.evaluation.scenes import CLASSES, write_voc
+from tests.test_config import load
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -259,24 +262,24 @@ def test_work_ahead_keeps_order_and_hands_errors_on():
 
 
 def test_fine_tuning_learns(folder):
-    """On two devices; after it shapes are found where an untrained head finds next to nothing."""
+    """Shapes are found where an untrained head finds next to nothing."""
     train, test = scenes(folder, "train"), scenes(folder, "val")
     assert train.classes == CLASSES
     backbone = ResNet((1, 1, 1), bottleneck=False, width=8, stem="cifar_stride2", bn_groups=4)
     variables = compiled(backbone.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     network = fcn.create(backbone, 3, jnp.float32, channels=16)
-    two = mesh.create_mesh(jax.devices()[:2])
+    one = mesh.create_mesh(jax.devices()[:1])
     state = training.start(network, jax.device_get(variables), 3, 0)
     usual = dict(mean=MEAN, std=STD, workers=2, report=silent)
 
     def ious(variables):
-        counts = scoring.score(network, variables, test, two, **usual, unit=64)
+        counts = scoring.score(network, variables, test, one, **usual, unit=64)
         assert counts.sum() == sum((test.label(n) != IGNORED).sum() for n in range(4))
         return scoring.intersection_over_union(counts)
 
     before = ious(state.variables)
     chosen = training.Protocol(40, 0.1, 48, 8)
-    tuned, losses = training.fine_tune(network, state, train, chosen, two, seed=0, **usual)
+    tuned, losses = training.fine_tune(network, state, train, chosen, one, seed=0, **usual)
     after = ious(tuned)
     assert np.nanmean(before) < 0.35
     assert np.mean(after) > np.nanmean(before) + 0.3
@@ -372,6 +375,14 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     refused(r"classes\.txt has 1 names")
     with pytest.raises(UserError, match=r"has neither ImageSets/Segmentation .* nor leftImg8bit"):
         scenes(tmp_path, "train")
+
+
+def test_only_resnets_are_taken():
+    config = load("digits")
+    config.arch = "vit_small"
+    found = Trained(encoders.create("vit_small"), {}, config, 0)
+    with pytest.raises(UserError, match=r"needs a ResNet, .* has arch='vit_small'"):
+        command._backbone(found)
 
 
 def test_a_loss_that_is_not_finite_names_the_rate(folder):
