@@ -24,6 +24,7 @@ highlight_language = "none"
 html_theme = "furo"
 html_title = f"moco_jax {version}"
 html_copy_source = False
+html_show_copyright = False
 
 
 def contents(index: str, pages: Iterable[str]) -> list[tuple[str, list[str]]]:
@@ -54,11 +55,11 @@ def settings(source: str, name: str) -> list[tuple[str, str, str]]:
 
 def settings_table(source: str, name: str) -> str:
     """The same as a table in markdown."""
-    rows = [
-        f"| `{key}` | `{default}` | {meaning.replace('|', chr(92) + '|')} |"
-        for key, default, meaning in settings(source, name)
-    ]
-    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for key, default, meaning in settings(source, name):
+        linked = re.sub(r"docs/(\w+\.md)", r"[\1](\1)", meaning.replace("|", r"\|"))
+        lines.append(f"| `{key}` | `{default}` | {linked} |")
+    return "\n".join(lines)
 
 
 def on_source_read(app, name: str, texts: list[str]) -> None:
