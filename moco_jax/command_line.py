@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NoReturn
 
 import jax
@@ -16,11 +17,14 @@ from moco_jax.errors import UserError
 
 flags.DEFINE_bool("debug", False, "Show where in the program an error comes from.")
 
+SETTINGS = (*config_lib.RECIPE, *config_lib.OPERATIONAL)
 HELP = {"-h", "-help", "--help"}
 
 
-def start(main: Callable[[list[str]], None]) -> None:
+def start(main: Callable[[list[str]], None], settings: Iterable[str] = SETTINGS) -> None:
     """Run `main` of a command line with the flags read; errors that a user can mend end it with one line.
+
+    `settings`: the names that `--config.NAME` may have.
 
     `--help` prints the docstring of the module of `main`, which has examples, and the flags.
     """
@@ -38,7 +42,7 @@ def start(main: Callable[[list[str]], None]) -> None:
     if HELP & set(sys.argv[1:]):
         print(help_text(main))
         return
-    app.run(guarded, flags_parser=parse)
+    app.run(guarded, flags_parser=partial(parse, settings=settings))
 
 
 def help_text(main: Callable) -> str:
@@ -64,10 +68,10 @@ def fail(error: object, said: str = "") -> NoReturn:
     sys.exit(2)
 
 
-def parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str], settings: Iterable[str] = SETTINGS) -> list[str]:
     """Read the command line, recipes by name or file; anything wrong with it ends the program with one line."""
     try:
-        config_lib.check_names(argv[1:])
+        config_lib.check_names(argv[1:], settings)
         return flags.FLAGS([argv[0], *map(recipe_files.resolve, argv[1:])])
     except (UserError, flags.Error) as error:
         # A config file that raises is reported by its library with the whole traceback as text.

@@ -122,9 +122,9 @@ def pick_variant(variant: str, known: Iterable[str]) -> str:
     return variant or known[0]
 
 
-def check_names(arguments: Iterable[str]) -> None:
-    """Refuse command-line words `--config.NAME` whose NAME is no setting."""
-    known = RECIPE | OPERATIONAL
+def check_names(arguments: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse command-line words `--config.NAME` whose NAME is none of the `known` settings."""
+    known = list(known)
     for argument in arguments:
         found = re.match(r"--?config\.([^=]+)", argument)
         if found and found[1] not in known:
