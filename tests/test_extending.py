@@ -122,7 +122,7 @@ def test_they_make_a_step_together(method, plain, young, images, one_device, mon
     config, (source, _) = tiny(method), images
     config_lib.check(config, 1)
     batches = pipeline.train_batches(
-        source, recipes.create("digits", SIDE), seed=0, batch_size=BATCH, rows=np.arange(BATCH), examples_seen=0,
+        source, recipes.create("linear", SIDE), seed=0, batch_size=BATCH, rows=np.arange(BATCH), examples_seen=0,
         workers=2, damaged=pipeline.DamagedImages(0),
     )  # fmt: skip
     made = next(batches)
