@@ -93,7 +93,8 @@ def test_published_numbers_are_those_that_evaluations_print():
         found = published.of(evaluation.strip("`"), recipe(chosen))
         assert number == (found[0] if found else ""), chosen
         given.add(number)
-    assert given - {""} == {number for _, _, number, _ in published.NUMBERS}
+    kinds = ("knn", "linear")
+    assert given - {""} == {number for kind, _, number, _ in published.NUMBERS if kind in kinds}
 
 
 def test_flags_of_the_authors_are_given_settings_that_exist():

@@ -61,7 +61,8 @@ def defined(module):
 @cache
 def flags_of(module):
     """All flags that `python -m module` knows."""
-    seen, left, names = set(), [module], {"help"}
+    package = f"{module}.__main__"
+    seen, left, names = set(), [package if file_of(package) else module], {"help"}
     while left:
         one = left.pop()
         if one not in seen:
