@@ -41,8 +41,8 @@ RECIPE = dict(
     scaled_decoding=False,  # decode JPEGs far larger than their views at 1/2, 1/4 or 1/8: faster, nearly the same views
     crop_min=0.0,  # smallest crop as a share of the image's area; 0: the augmentation's own
     mean=(0.485, 0.456, 0.406),  # per channel, of images scaled to 0..1
-    std=(0.229, 0.224, 0.225),
-    arch="resnet50",
+    std=(0.229, 0.224, 0.225),  # per channel: what subtracting `mean` leaves is divided by this
+    arch="resnet50",  # of the encoders: 'resnet10' to 'resnet152', wide ones, 'vit_small' to 'vit_huge', 'vit_conv_small' and 'vit_conv_base'
     width=0,  # channels of a ResNet's first stage, or of a ViT's tokens; 0: the architecture's own
     stem="imagenet",  # of a ResNet: 'imagenet', 'cifar' or 'cifar_stride2'
     zero_init_residual=False,  # a ResNet's blocks start as the identity (v3)
@@ -68,7 +68,7 @@ RECIPE = dict(
     loss="info_nce",  # or 'nce', the memory bank's first form
     times_2t=False,  # multiply the loss by 2 tau (v3)
     temperature=0.07,  # tau of the contrastive loss
-    epochs=200,
+    epochs=200,  # times that every image is seen; the schedules end there
     optimizer="sgd",  # 'sgd', 'lars' or 'adamw'
     lr=0.03,  # for the batch as it is ...
     lr_reference_batch=0,  # ... unless this is set: then times batch_size / lr_reference_batch
@@ -77,7 +77,7 @@ RECIPE = dict(
     warmup_epochs=0,  # in which the rate rises from 0, at every step
     first_epoch=0,  # number of the first epoch in the schedule: 0, or 1 as in the CIFAR demo
     sgd_momentum=0.9,  # of 'sgd' and 'lars'
-    weight_decay=1e-4,
+    weight_decay=1e-4,  # of all trained parameters; with 'lars' of those of rank two and more
     reduce="parameter",  # gradients are summed in the 'parameter' dtype (float32), or in that of 'compute'
     compute_dtype="auto",  # 'float32', 'bfloat16', 'float64'; auto: float32 on CPU, else bfloat16
 )
@@ -86,11 +86,11 @@ OPERATIONAL = dict(
     eval_split="",  # labelled images that the monitor classifies; '': some of the training images
     log_every=10,  # steps between lines and records
     monitor_every=10,  # epochs between kNN scores; 0: none
-    knn_k=200,
-    knn_temperature=0.1,
+    knn_k=200,  # neighbours that vote in a kNN score
+    knn_temperature=0.1,  # of their votes: each weighs exp(cosine / knn_temperature)
     knn_features="backbone",  # 'backbone' (pooled) or 'output' (after the head)
     knn_examples=0,  # training images that the monitor searches, at most; 0: all
-    eval_batch_size=256,
+    eval_batch_size=256,  # images that are scored at once, over all devices
     remat="none",  # of a ViT: 'block' computes each block again in the backward pass, to save memory
     attention="plain",  # of a ViT: 'lean' keeps no attention weights, to save memory
     checkpoint_every=0,  # steps between checkpoints; 0: one an epoch
@@ -205,6 +205,11 @@ def check_values(config: ConfigDict) -> None:
     if config.scaled_decoding and config.channels != 3:
         raise UserError(
             f"scaled_decoding=True is of JPEGs in colour, and channels={config.channels}; scaled_decoding=False works"
+        )
+    if config.eval_split and config.dataset != "digits" and not config.dataset.startswith("tfds:"):
+        raise UserError(
+            f"eval_split={config.eval_split!r} is of 'digits' and 'tfds:NAME', and dataset={config.dataset!r} is one whole: "
+            "the images would be scored among themselves; --config.eval_split= sets some of them apart"
         )
     if config.augment_on == "resident" and config.scaled_decoding:
         raise UserError(

@@ -115,6 +115,10 @@ def test_views_of_v3_are_as_published():
             1,
             "scaled_decoding=True .*augment_on='resident'.*scaled_decoding=False works",
         ),
+        (
+            {"dataset": "folder", "eval_split": "validation"}, 1,
+            "eval_split='validation' .*dataset='folder' is one whole: .*--config.eval_split= sets",
+        ),
         ({"momentum": 1.0}, 1, "momentum=1.0 must be at least 0 and below 1"),
         ({"lr": 0.0}, 1, "lr=0.0 must be above 0"),
         ({"cpu_devices": -1}, 1, "cpu_devices=-1 must not be negative; 0 is the default"),
