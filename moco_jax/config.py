@@ -189,7 +189,7 @@ def check_values(config: ConfigDict) -> None:
             raise UserError(
                 f"{key}={config[key]} must not be negative; {default_config()[key]} is the default"
             )
-    _check_channels(config)
+    check_views(config)
     if not 0 <= config.bank_momentum < 1:
         raise UserError(
             f"bank_momentum={config.bank_momentum} must be at least 0 and below 1; 0.5 is InstDisc's"
@@ -200,10 +200,6 @@ def check_values(config: ConfigDict) -> None:
             f"{config.epochs // 10} does"
         )
     method_of(config).check()
-    encoders.check(
-        config.arch, config.image_size, config.width or None, stem=config.stem, remat=config.remat,
-        zero_init_residual=config.zero_init_residual, attention=config.attention,
-    )  # fmt: skip
     if not 0 <= config.momentum < 1:
         raise UserError(
             f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's"
@@ -231,7 +227,12 @@ def check_values(config: ConfigDict) -> None:
         )
 
 
-def _check_channels(config: ConfigDict) -> None:
+def check_views(config: ConfigDict) -> None:
+    """The part of `check_values` on the images that the encoder gets: their size, channels and statistics."""
+    encoders.check(
+        config.arch, config.image_size, config.width or None, stem=config.stem, remat=config.remat,
+        zero_init_residual=config.zero_init_residual, attention=config.attention,
+    )  # fmt: skip
     for key in ("mean", "std"):
         value, needed = tuple(config[key]), config.channels
         if len(value) != needed:

@@ -15,8 +15,8 @@ from absl import app, flags, logging
 from moco_jax.command_line import fail, parse
 from moco_jax.errors import UserError
 from moco_jax.report.console import Console
-from moco_jax.trained import PARTS
 from moco_jax.weights import bridge, verify
+from moco_jax.weights.workdir import PARTS
 
 FORMAT = flags.DEFINE_string("format", "", f"Of OUT: {', '.join(bridge.FORMATS)}.")
 WHICH = flags.DEFINE_string(

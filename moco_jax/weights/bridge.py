@@ -4,13 +4,19 @@ from typing import Any
 
 import numpy as np
 
-from moco_jax import files, trained
+from moco_jax import files
+from moco_jax.data import recipes
 from moco_jax.errors import UserError
-from moco_jax.weights import detectron2, layouts, moco, timm, torchvision, torchvision_vit
+from moco_jax.weights import detectron2, layouts, moco, timm, torchvision, torchvision_vit, workdir
 from moco_jax.weights import files as weight_files
 from moco_jax.weights.pretrained import Pretrained, Variables, joined, part, template
 
 FORMATS = ("torchvision", "timm", "moco", "detectron2")
+
+
+def is_run(place: str) -> bool:
+    """Whether `place` is a folder, and so the workdir of a run."""
+    return files.absolute(place).is_dir()
 
 
 def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
@@ -24,7 +30,7 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     Raises:
         UserError: nothing readable there, another architecture, or entries missing, unexpected or misshapen.
     """
-    if files.absolute(place).is_dir():
+    if is_run(place):
         return _from_workdir(place, arch, stem)
     arrays = layouts.bare(weight_files.read(place))
     layout = layouts.recognise(arrays)
@@ -51,6 +57,7 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
         image_size=size,
         channels=channels,
         left_out=(*classifier, *beside),
+        preprocessing=moco.preprocessing_of(query),
     )
 
 
@@ -68,8 +75,7 @@ def describe(pretrained: Pretrained) -> str:
 
 
 def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
-    run = trained.load(place)
-    config = run.config
+    config, step = workdir.read_config(place), workdir.sound_step(place)
     for name, wanted in (("arch", arch), ("stem", stem)):
         if wanted not in ("", config[name]):
             raise UserError(f"{place} was trained with {name}={config[name]!r}, not {wanted!r}")
@@ -80,12 +86,16 @@ def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
     has_key = config.key_encoder == "momentum"
     return Pretrained(
         options=options,
-        query=run.variables,
-        key=trained.load(place, "key", run.step).variables if has_key else None,
-        queue=trained.queue(place, run.step),
+        query=workdir.variables(place, "query", step),
+        key=workdir.variables(place, "key", step) if has_key else None,
+        queue=workdir.queue(place, step),
         image_size=config.image_size,
         channels=config.channels,
-    )
+        preprocessing=dict(
+            image_size=config.image_size, mean=tuple(config.mean), std=tuple(config.std),
+            resize=recipes.create(config.augment, config.image_size).evaluation_resize,
+        ),
+    )  # fmt: skip
 
 
 def save(pretrained: Pretrained, path: str, kind: str, which: str = "query") -> None:
@@ -115,8 +125,8 @@ def entries(
     """What `save` writes: names to arrays, and what is around them in the file."""
     if kind not in FORMATS:
         raise UserError(f"format={kind!r} is unknown; known are {', '.join(FORMATS)}")
-    if which not in trained.PARTS:
-        raise UserError(f"which={which!r} is no encoder; known are {', '.join(trained.PARTS)}")
+    if which not in workdir.PARTS:
+        raise UserError(f"which={which!r} is no encoder; known are {', '.join(workdir.PARTS)}")
     if kind == "moco":
         if which != "query":
             raise UserError("format=moco holds both encoders; leave which out")
