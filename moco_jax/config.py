@@ -31,6 +31,7 @@ from moco_jax.optim import OPTIMIZERS
 
 RECIPE = dict(
     seed=0,  # of weights, queue, order and views
+    init_from="",  # workdir or file of weights that a new run starts from, see docs/weights.md; '': drawn at random
     dataset="digits",  # 'digits', 'folder', 'tar', 'tfrecord', 'arrayrecord' or 'tfds:NAME'; see docs/data.md
     split="train",  # of 'digits' and 'tfds:NAME', what is trained on; TFDS slices such as 'train[:10%]' work
     exif_rotation=False,  # turn images as their Exif orientation says; the authors' loader does not

@@ -27,13 +27,18 @@ def drawn(config, pointer=0, seed=0):
 
 
 def save_drawn(workdir, config, step, pointer=0):
-    """Make `workdir` that of a run with one checkpoint, of such a state, which is returned."""
+    """As `save`, of such a state, which is returned."""
     state = drawn(config, pointer)
+    save(workdir, config, step, state)
+    return state
+
+
+def save(workdir, config, step, state):
+    """Make `workdir` that of a run with one checkpoint, of this `state`."""
     checkpoint.claim_workdir(workdir, config.to_dict(), set())
     saving = checkpoint.Checkpoints(workdir, 2)
     saving.save(step, state, config.to_dict(), {})
     saving.close()
-    return state
 
 
 def load(workdir, step):
