@@ -7,23 +7,32 @@ import numpy as np
 from moco_jax import files
 from moco_jax.data import recipes
 from moco_jax.errors import UserError
-from moco_jax.weights import detectron2, layouts, moco, timm, torchvision, torchvision_vit, workdir
+from moco_jax.weights import (
+    detectron2,
+    huggingface,
+    layouts,
+    moco,
+    timm,
+    torchvision,
+    torchvision_vit,
+    workdir,
+)
 from moco_jax.weights import files as weight_files
 from moco_jax.weights.pretrained import Pretrained, Variables, joined, part, template
 
-FORMATS = ("torchvision", "timm", "moco", "detectron2")
+FORMATS = ("torchvision", "timm", "moco", "detectron2", "huggingface")
 
 
 def is_run(place: str) -> bool:
-    """Whether `place` is a folder, and so the workdir of a run."""
-    return files.absolute(place).is_dir()
+    """Whether `place` is a folder of no library's, and so the workdir of a run."""
+    return files.absolute(place).is_dir() and not huggingface.weights_in(place)
 
 
 def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     """The encoders in `place`.
 
     Args:
-        place: a workdir, or a file of weights in any layout of `layouts.LAYOUTS`.
+        place: a workdir, a file of weights in any layout of `layouts.LAYOUTS`, or a folder of Hugging Face's.
         arch: a key of `BACKBONES` that it must be; '': as the weights say.
         stem: of a ResNet in a file, where the size of its kernel does not say it.
 
@@ -32,7 +41,8 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     """
     if is_run(place):
         return _from_workdir(place, arch, stem)
-    arrays = layouts.bare(weight_files.read(place))
+    in_folder = huggingface.weights_in(place)
+    arrays = layouts.bare(weight_files.read(in_folder or place))
     layout = layouts.recognise(arrays)
     if layout.name.startswith("MoCo"):
         return moco.load(arrays, arch, stem)
@@ -50,15 +60,25 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     taken = tuple(filter(None, (layout.query, layout.key)))
     beside = [name for name in arrays if taken and not name.startswith(taken)]
     classifier = [layout.query + n for n in query if n.startswith(("fc.", "head.", "heads."))]
-    return Pretrained(
+    if layout.name == "Hugging Face":
+        on_top = tuple(layout.query + name for name in huggingface.ON_TOP)
+        classifier += [name for name in arrays if name.startswith(on_top)]
+    said = moco.preprocessing_of(query)
+    if in_folder:
+        said = huggingface.preprocessing(place) | said
+        size = said.get("image_size", size)
+    found = Pretrained(
         options=options,
         query=joined(backbone=moco.load_backbone(query, shapes)),
         key=joined(backbone=moco.load_backbone(key, shapes)) if key else None,
         image_size=size,
         channels=channels,
         left_out=(*classifier, *beside),
-        preprocessing=moco.preprocessing_of(query),
+        preprocessing=said,
     )
+    if in_folder:
+        huggingface.check(place, found)
+    return found
 
 
 def describe(pretrained: Pretrained) -> str:
@@ -99,11 +119,11 @@ def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
 
 
 def save(pretrained: Pretrained, path: str, kind: str, which: str = "query") -> None:
-    """Write the file `path`, whose name's ending says how it is packed.
+    """Write the file `path`, whose name's ending says how it is packed, or for Hugging Face the folder `path`.
 
     Args:
         pretrained: what to write.
-        path: .pth, .pth.tar, .pt, .bin or .safetensors; .pkl for Detectron2.
+        path: .pth, .pth.tar, .pt, .bin or .safetensors; .pkl for Detectron2; a new or empty folder for Hugging Face.
         kind: the layout, one of `FORMATS`; 'moco' holds all there is, the others the backbone of one encoder.
         which: 'query' or 'key'; 'query' for 'moco'.
 
@@ -111,6 +131,8 @@ def save(pretrained: Pretrained, path: str, kind: str, which: str = "query") -> 
         UserError: the format does not know such an encoder, or the ending is another format's.
     """
     arrays, around = entries(pretrained, kind, which)
+    if kind == "huggingface":
+        return huggingface.save(path, pretrained, arrays)
     pickled = weight_files.ending(path) == ".pkl"
     if pickled != (kind == "detectron2"):
         wanted = "is read from .pkl" if kind == "detectron2" else "is not kept in .pkl"
@@ -138,6 +160,11 @@ def entries(
     if kind == "detectron2":
         return detectron2.save(backbone), detectron2.AROUND
     if not pretrained.is_vit:
-        return torchvision.save(backbone), {}  # timm's names are the same
-    found = timm.save(backbone, pretrained.image_size)
+        found = torchvision.save(backbone)  # timm's names are the same
+    else:
+        found = timm.save(backbone, pretrained.image_size)
+    if kind == "huggingface":
+        return huggingface.entries(pretrained, found), {}
+    if not pretrained.is_vit:
+        return found, {}
     return (torchvision_vit.from_timm(found) if kind == "torchvision" else found), {}
