@@ -50,7 +50,7 @@ _BLOCK = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-# What version 5 of the library calls the same in memory, and in files that it is told to write so.
+# What version 5 of the library calls the same in memory, and so in a state_dict.
 _NEWER = {
     "attention.q_proj": "attn.query",
     "attention.k_proj": "attn.key",
@@ -237,8 +237,10 @@ def save(folder: str, pretrained: Pretrained, arrays: Arrays) -> None:
 
 
 def weights_in(folder: str) -> str:
-    """The file of weights in `folder`; '' where it is none of theirs."""
+    """The file of weights in `folder`; '' where it is none of theirs, as the workdir of a run."""
     place = files.absolute(folder)
+    if (place / "checkpoints").exists():
+        return ""
     found = [name for name in WEIGHTS if (place / name).is_file()]
     return str(place / found[0]) if found else ""
 
