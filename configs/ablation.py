@@ -6,8 +6,8 @@ fourth has each method once.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10, digits
 from moco_jax.config import pick_variant
+from moco_jax.configs import cifar10, digits
 
 BANK = dict(key_encoder="none", dictionary="memory_bank", shuffle="none")
 END_TO_END = dict(key_encoder="query", dictionary="batch")
@@ -53,5 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
         settings = settings | {"lr": base.lr * digits.RATES.get(name, 1.0), "queue_size": most}
         if "bank_negatives" in settings:
             settings["bank_negatives"] = most
+        if "warmup_epochs" in settings:
+            settings["warmup_epochs"] = min(settings["warmup_epochs"], max(base.epochs // 6, 1))
         add("methods", "each method", name, **settings)
     return ConfigDict(dict(base=base, seeds=3, rows=tuple(rows)))

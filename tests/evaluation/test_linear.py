@@ -1,4 +1,4 @@
-"""Linear classifiers: the protocol's steps against PyTorch, the fast search against scikit-learn."""
+"""Linear classifiers: the protocol's steps against PyTorch, and training on crops."""
 
 import dataclasses
 
@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 
-from moco_jax import mesh, parts
+from moco_jax import parts
 from moco_jax.errors import UserError
 from moco_jax.evaluation import linear
 from moco_jax.evaluation.subject import Labelled, open_subject
@@ -97,53 +96,6 @@ def test_protocols_are_as_published():
     assert linear.protocol("v3", "vit_base", 0, 256).rate == 3.0
 
 
-def test_a_classifier_of_the_grid_is_that_trained_alone():
-    features, classes, *_ = digits()
-    grid, how = linear.Grid([0.3, 3.0, 30.0], [0.0, 1e-3]), {"epochs": 2, "batch_size": 256}
-    common = dict(seed=0, report=silent, **how)
-    whole = linear.fit([features], classes, 10, grid, mesh.create_mesh(), **common)
-    one = mesh.create_mesh(jax.devices()[:1])
-    single = linear.Grid([3.0], [1e-3], [True])
-    alone = linear.fit([features], classes, 10, single, one, **common)
-    for ours, expected in zip(whole.classifiers, alone.classifiers, strict=True):
-        np.testing.assert_allclose(ours[1, 3], expected[0, 0], rtol=1e-4, atol=1e-5)
-    right, loss = whole.scores(features, classes, block=300)
-    assert right.shape == loss.shape == (2, 3, 2)
-    expected = linear.predict(linear.Classifier(*(x[0, 4] for x in whole.classifiers)), features)
-    assert right[0, 2, 0] == pytest.approx(np.mean(expected == classes))
-
-
-def test_the_search_is_as_good_as_logistic_regression_and_says_where_the_grid_ends():
-    features, classes, test, truth = digits()
-    run = dict(epochs=30, report=silent)
-    the_mesh = mesh.create_mesh(jax.devices()[:2])
-    found = linear.search(
-        [features], classes, test, truth, 10, linear.Grid([0.03, 0.3, 3.0, 30.0], [0.0, 1e-4]), the_mesh, **run
-    )  # fmt: skip
-    best = max(
-        LogisticRegression(C=c, max_iter=1000).fit(features, classes).score(test, truth)
-        for c in (10, 1000, 100_000)
-    )
-    assert best > 0.88
-    assert abs(found.test - best) < 3 * np.sqrt(best * (1 - best) / len(test))
-    assert found.best == found.held_out.max() > 0.93
-    slow = linear.search(
-        [features], classes, test, truth, 10, linear.Grid([1e-4, 1e-3], [0.0], [False]), the_mesh,
-        epochs=3, report=silent,
-    )  # fmt: skip
-    assert slow.edges == ["the best learning rate, 0.001, is the largest that was tried"]
-
-
-def test_a_rate_that_overflows_is_not_chosen():
-    features, classes, test, truth = digits()
-    grid = linear.Grid([1.0, 1e38], [0.0], [False])
-    found = linear.search(
-        [features], classes, test, truth, 10, grid, mesh.create_mesh(jax.devices()[:2]), epochs=3, report=silent
-    )  # fmt: skip
-    assert found.rate == 1.0
-    assert found.held_out[0, 1, 0] == 0
-
-
 def subject_of(number=300):
     """Digits at 32 x 32: `number` to learn from; features are their pixels in 8 x 8."""
     config = load("digits")
@@ -171,18 +123,6 @@ def test_training_on_crops_learns_and_is_the_same_each_time():
     assert len(scores) == 5
     assert last > 0.3
     assert linear.train_on_crops(subject, spectrum, chosen, recipe, silent)[1] == scores
-
-
-def test_crops_of_each_set_differ_and_the_first_set_is_the_centre():
-    subject = subject_of(100)
-    recipe = linear.crop_recipe("linear", subject)
-    assert (recipe.stages, recipe.crop_scale) == (("crop", "flip"), (0.08, 1.0))
-    sets, classes = linear.feature_sets(subject, spectrum, recipe, 2, silent)
-    np.testing.assert_array_equal(classes, subject.train.classes)
-    center, _ = subject.extract(subject.train, spectrum, silent)
-    np.testing.assert_array_equal(sets[0], center)
-    assert not np.any(np.all(sets[0] == sets[1], 1))
-    assert not np.any(np.all(sets[1] == sets[2], 1))
 
 
 def test_images_without_labels_are_refused(monkeypatch):

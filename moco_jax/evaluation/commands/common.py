@@ -1,0 +1,125 @@
+"""What the evaluations' command lines share: the run and its encoders, the images that flags name, numbers, progress."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from etils import epath
+
+from moco_jax import trained
+from moco_jax.data import recipes
+from moco_jax.errors import UserError
+from moco_jax.evaluation import published
+from moco_jax.evaluation.subject import Report, Subject, open_subject
+from moco_jax.report.console import Console
+
+FEATURES = flags.DEFINE_enum(
+    "features", None, ["backbone", "output"],
+    "Pooled features, or those after the head. Left out: for knn as the run's monitor has it, for linear 'backbone'.",
+)  # fmt: skip
+DATASET = flags.DEFINE_string("dataset", "", "Other images than the run's: as --config.dataset.")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Where they are: as --config.data_dir.")
+TRAIN_SPLIT = flags.DEFINE_string("train_split", "", "What is learnt from; the run's own if empty.")
+TEST_SPLIT = flags.DEFINE_string(
+    "test_split", "", "What is tested on; if empty the run's eval_split, or else a tenth of the training images."
+)  # fmt: skip
+TEST_DATA_DIR = flags.DEFINE_string("test_data_dir", "", "Where images to test on are, if apart.")
+EPOCHS = flags.DEFINE_integer("epochs", 0, "Of a training; 0 for the protocol's own.", 0)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Of a training; 0 for the protocol's own.", 0)
+AUGMENT = flags.DEFINE_enum(
+    "augment", "linear", list(recipes.RECIPES), "Training crops; 'linear' is the papers'."
+)
+
+Encoders = dict[str, trained.Trained]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What an evaluation is asked for.
+
+    Attributes:
+        encoders: under the names that tables give them; 'trained' is there always.
+        which: 'query' or 'key' encoder.
+        folder: where results are kept.
+        console: where a person reads.
+        report: shows how far it is.
+    """
+
+    encoders: Encoders
+    which: str
+    folder: epath.Path
+    console: Console
+    report: Report
+
+    @property
+    def found(self) -> trained.Trained:
+        """The encoder that was trained."""
+        return self.encoders["trained"]
+
+
+class Progress:
+    """The line that renews itself; in a log one now and then."""
+
+    def __init__(self, console: Console):
+        """On `console`."""
+        self.console, self.next = console, 0.0
+        self.pause = 0.2 if console.out.isatty() else 10.0
+
+    def __call__(self, text: str) -> None:
+        """Show `text`, if the last is long enough ago."""
+        now = time.monotonic()
+        if now >= self.next:
+            self.console.progress(text)
+            self.next = now + self.pause
+
+
+def open_images(task: Task, features: str) -> Subject:
+    """The labelled images that the flags name; what will be done with which encoder is told."""
+    config, found = task.found.config, task.found
+    subject = open_subject(
+        config, str(task.folder), dataset=DATASET.value, data_dir=DATA_DIR.value, train_split=TRAIN_SPLIT.value,
+        test_split=TEST_SPLIT.value, test_data_dir=TEST_DATA_DIR.value,
+    )  # fmt: skip
+    train, test = (len(images.indices) for images in (subject.train, subject.test))
+    when = f"step {found.step}" if config.dataset else "of a file"
+    assumed = " (ImageNet's are assumed)" if {"mean", "std"} & set(found.assumed) else ""
+    task.console.facts({
+        "encoder": f"{config.arch}, {task.which}, {when}, features: {features}",
+        "its images": f"{config.image_size} pixels, mean {tuple(config.mean)}, std {tuple(config.std)}{assumed}",
+        "training images": f"{train:,} of {subject.train.about}, {subject.classes} classes",
+        "test images": f"{test:,} of {subject.test.about}",
+        "devices": f"{subject.mesh.size} x {subject.mesh.devices.flat[0].device_kind}",
+    })  # fmt: skip
+    return subject
+
+
+def about(task: Task, subject: Subject, name: str, features: str) -> dict[str, Any]:
+    """What a file of results says beside them; the published number, where there is one, is told too."""
+    known = published.of(name, task.found.config) if subject.own else None
+    if known:
+        task.console.line(f"published: {known[0]} % ({known[1]})")
+    return {
+        "features": features, "train": subject.train.about, "train_images": len(subject.train.indices),
+        "test": subject.test.about, "test_images": len(subject.test.indices),
+        "published": known and {"percent": known[0], "source": known[1]},
+    }  # fmt: skip
+
+
+def numbers(flag: Any, kind: Callable[[str], Any], least: float) -> list[Any]:
+    """The values of a list flag, ascending; UserError where one is no number, or below `least`."""
+    try:
+        found = sorted({kind(word) for word in flag.value})
+    except ValueError:
+        found = []
+    if len(found) < len(set(flag.value)) or any(not least <= x < float("inf") for x in found):
+        raise UserError(
+            f"--{flag.name}={','.join(flag.value)} is no list of numbers of at least {least:g}"
+        )
+    return found
+
+
+def percent(share: float) -> str:
+    """`61.42 %`."""
+    return f"{100 * share:.2f} %"

@@ -1,0 +1,254 @@
+"""Linear classifiers of many learning rates and weight decays, trained at the same time on features computed once.
+
+`search` holds a tenth of the images apart, chooses by it, and trains the choice on all.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from moco_jax import mesh as mesh_lib
+from moco_jax import optim
+from moco_jax.data import recipes
+from moco_jax.evaluation.linear import Classifier, blocks, initial, logits, losses, sgd_step
+from moco_jax.evaluation.subject import Report, Subject
+
+EPSILON = 1e-5  # BatchNorm's
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
+
+
+def _fill(x: np.ndarray, rows: int) -> np.ndarray:
+    """`x` with rows of zeros behind it, so that there are `rows`."""
+    return np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
+
+
+class Grid(NamedTuple):
+    """Classifiers that are trained together: V normalisations times R rates times W decays.
+
+    Attributes:
+        rates: floats `[R]`.
+        decays: floats `[W]`.
+        norms: bools `[V]`: whether BatchNorm without affine stands before the classifier. As features do not change, its
+            statistics are those of all of them.
+    """
+
+    rates: Sequence[float] = RATES
+    decays: Sequence[float] = DECAYS
+    norms: Sequence[bool] = (False, True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """The classifiers of a grid.
+
+    Attributes:
+        grid: which they are.
+        classifiers: arrays `[V, R * W, ...]`.
+        mean, scale: float32 `[V, 1, D]`: features are turned into `(x - mean) * scale`.
+    """
+
+    grid: Grid
+    classifiers: Classifier
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def scores(
+        self, features: np.ndarray, classes: np.ndarray, block: int = 1024
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Share of rows classified rightly, and mean cross-entropy, of every classifier: float64 `[V, R, W]` each."""
+        shape = (len(self.grid.norms), len(self.grid.rates), len(self.grid.decays))
+        sums, block = np.zeros((2, *shape)), min(block, len(features))
+        for some in blocks(len(features), block):
+            rows = len(features[some])
+            counted = _count(
+                self.classifiers, self.mean, self.scale, _fill(features[some], block), _fill(classes[some], block),
+                np.arange(block) < rows,
+            )  # fmt: skip
+            found = np.asarray(jax.device_get(counted), np.float64)
+            sums += found[:, :, : shape[1] * shape[2]].reshape(sums.shape)
+        right, loss = sums / len(features)
+        return right, loss
+
+
+@jax.jit
+def _count(classifiers, mean, scale, features, classes, present):
+    def one(classifier, features):
+        found = logits(classifier, features).argmax(-1) == classes
+        lost = losses(classifier, features, classes)
+        return jnp.sum(found & present), jnp.sum(jnp.where(present, lost, 0))
+
+    return jax.vmap(jax.vmap(one, (0, None)))(classifiers, (features - mean) * scale)
+
+
+@jax.jit(donate_argnums=(0, 1))
+def _step_all(classifiers, buffers, mean, scale, features, classes, present, rates, decays):
+    over_members = jax.vmap(sgd_step, (0, 0, None, None, None, 0, 0))
+    over_norms = jax.vmap(over_members, (0, 0, 0, None, None, None, None))
+    scaled = (features - mean) * scale
+    return over_norms(classifiers, buffers, scaled, classes, present, rates, decays)[:2]
+
+
+def fit(
+    sets: Sequence[np.ndarray],
+    classes: np.ndarray,
+    number: int,
+    grid: Grid,
+    mesh: Mesh,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    report: Report,
+) -> Fitted:
+    """Train all classifiers of `grid` at the same time, on the same batches; they are divided over the devices.
+
+    SGD with momentum 0.9, the rate falling with half a cosine from step to step.
+
+    Args:
+        sets: features float32 `[N, D]` of the same images, one array a set of crops; epochs take turns.
+        classes: int `[N]`.
+        number: of classes.
+        grid: what is tried.
+        mesh: the devices.
+        epochs, batch_size: of the training.
+        seed: of weights and order.
+        report: told how far it is.
+    """
+    size, width = sets[0].shape
+    batch = min(batch_size, size)
+    members = [(rate, decay) for rate in grid.rates for decay in grid.decays]
+    # As many as divide over the devices; those too many are copies that nobody asks for.
+    padded = -(-len(members) // mesh.size) * mesh.size
+    rates, decays = np.resize(np.asarray(members, np.float32), (padded, 2)).T
+    mean, scale = _statistics(sets, grid.norms)
+    one = initial(seed, width, number)
+    shape = (len(grid.norms), padded)
+    divided = mesh_lib.sharded(mesh, axis=1)
+
+    def start(make):
+        spread = jax.tree.map(lambda x: jnp.broadcast_to(make(x), (*shape, *x.shape)), one)
+        return jax.device_put(spread, divided)
+
+    classifiers, buffers = start(lambda x: x), start(jnp.zeros_like)
+    steps = -(-size // batch)
+    rate_at = optim.learning_rate(1.0, "cosine_per_step", epochs, steps)
+    for epoch in range(epochs):
+        features = sets[epoch % len(sets)]
+        places = np.random.default_rng((seed, epoch)).permutation(size)
+        for n, some in enumerate(blocks(size, batch)):
+            chosen = _fill(places[some], batch)
+            factor = float(rate_at(jnp.asarray(epoch * steps + n)))
+            classifiers, buffers = _step_all(
+                classifiers, buffers, mean, scale, features[chosen], classes[chosen],
+                np.arange(batch) < len(places[some]), rates * np.float32(factor), decays,
+            )  # fmt: skip
+        jax.block_until_ready(classifiers)
+        report(f"classifiers at once: {shape[0] * len(members)}  epoch {epoch + 1}/{epochs}")
+    return Fitted(grid, classifiers, mean, scale)
+
+
+def _statistics(sets: Sequence[np.ndarray], norms: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    width = sets[0].shape[1]
+    center, spread = np.zeros(width), np.ones(width)
+    if any(norms):
+        center = np.mean([x.mean(0, dtype=np.float64) for x in sets], 0)
+        squares = [
+            np.sum([((x[s] - center) ** 2).sum(0) for s in blocks(len(x), 4096)], 0) for x in sets
+        ]
+        spread = 1 / np.sqrt(np.sum(squares, 0) / sum(map(len, sets)) + EPSILON)
+    mean = np.stack([np.where(norm, center, 0)[None] for norm in norms])
+    scale = np.stack([np.where(norm, spread, 1)[None] for norm in norms])
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search chose.
+
+    Attributes:
+        rate, decay, norm: the settings that were best on images held apart.
+        held_out: share of those classified rightly, of every setting, float64 `[V, R, W]`.
+        best: the largest of these.
+        test: share of test images that the chosen classifier gets right, once it is trained on all training images.
+        edges: a sentence for each end of the grid that the choice lies at, beyond which a better one may be.
+    """
+
+    rate: float
+    decay: float
+    norm: bool
+    held_out: np.ndarray
+    best: float
+    test: float
+    edges: list[str]
+
+
+def search(
+    sets: Sequence[np.ndarray],
+    classes: np.ndarray,
+    test: np.ndarray,
+    truth: np.ndarray,
+    number: int,
+    grid: Grid,
+    mesh: Mesh,
+    *,
+    epochs: int = 30,
+    batch_size: int = 256,
+    seed: int = 0,
+    report: Report,
+) -> Found:
+    """Train `grid` on nine tenths of the images, choose on the centre crops of the last, train the choice on all.
+
+    Args:
+        sets: features float32 `[N, D]` of the training images, one array a set of crops; the first is the centre crops.
+        classes: int `[N]`.
+        test, truth: features `[M, D]` and classes `[M]` of the test images, which choose nothing.
+        number: of classes.
+        grid, mesh, epochs, batch_size, seed, report: as in `fit`.
+    """
+    size = len(classes)
+    apart = np.random.default_rng(seed).permutation(size) < max(size // 10, 1)
+    how: Any = dict(epochs=epochs, batch_size=batch_size, seed=seed, report=report)
+    fitted = fit([x[~apart] for x in sets], classes[~apart], number, grid, mesh, **how)
+    right, loss = fitted.scores(sets[0][apart], classes[apart])
+    finite = np.where(np.isfinite(loss), loss, np.inf)
+    right = np.where(np.isfinite(loss), right, 0.0)
+    v, r, w = np.unravel_index(np.lexsort((finite.ravel(), -right.ravel()))[0], right.shape)
+    rate, decay, norm = grid.rates[r], grid.decays[w], grid.norms[v]
+    again = fit(sets, classes, number, Grid([rate], [decay], [norm]), mesh, **how)
+    return Found(
+        rate, decay, norm, right, float(right[v, r, w]), float(again.scores(test, truth)[0][0, 0, 0]),
+        _edges(grid, rate, decay),
+    )  # fmt: skip
+
+
+def _edges(grid: Grid, rate: float, decay: float) -> list[str]:
+    found = []
+    for name, value, tried in (
+        ("learning rate", rate, grid.rates),
+        ("weight decay", decay, grid.decays),
+    ):
+        ends = {min(tried): "smallest", max(tried): "largest"}
+        if value in ends and value > 0:
+            found.append(f"the best {name}, {value:g}, is the {ends[value]} that was tried")
+    return found
+
+
+def feature_sets(
+    subject: Subject,
+    encode: Callable[[Any], Any],
+    recipe: recipes.Recipe,
+    crops: int,
+    report: Report,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Features float32 `[N, D]` of the training images' centre crops and of `crops` sets of drawn ones, and classes `[N]`."""
+    center, classes = subject.extract(subject.train, encode, report)
+    drawn = partial(subject.extract, subject.train, encode, report, recipe)
+    seed = subject.config.seed
+    return [center, *(drawn(crops=(seed, epoch))[0] for epoch in range(crops))], classes
