@@ -129,6 +129,7 @@ def test_a_file_of_weights_serves_as_the_run_does(workdir, tmp_path):
         (workdir, dict(step=3), "has no checkpoint of step 3"),
         (workdir, dict(features="all"), "features='all' is unknown"),
         (str(tmp_path), {}, "is no workdir"),
+        (str(tmp_path / "none"), {}, "none is not there; a workdir, or a file"),
     ):
         with pytest.raises(UserError, match=says):
             moco_jax.load(place, **wishes)

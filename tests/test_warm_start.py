@@ -138,7 +138,7 @@ def test_what_is_not_there_or_does_not_fit_starts_fresh_and_is_said(source, prog
         (dict(arch="resnet18"), "init_from=.*: these are weights of resnet10, not of resnet18"),
         (dict(width=16), "width 8.* does not fit this run: params/bn1/bias has shape .8,., not .16,."),
         (dict(init_from="cut.safetensors"), "init_from=.*cut.safetensors.* is damaged"),
-        (dict(init_from="none.pth"), "init_from=.*none.pth cannot be read"),
+        (dict(init_from="none.pth"), "init_from=.*none.pth is not there"),
         (dict(init_from=""), "init_from=.*is no workdir"),
     ],
 )  # fmt: skip

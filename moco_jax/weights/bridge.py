@@ -39,6 +39,10 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     Raises:
         UserError: nothing readable there, another architecture, or entries missing, unexpected or misshapen.
     """
+    if not files.absolute(place).exists():
+        raise UserError(
+            f"{place} is not there; a workdir, or a file or folder of weights, is wanted"
+        )
     if is_run(place):
         return _from_workdir(place, arch, stem)
     in_folder = huggingface.weights_in(place)

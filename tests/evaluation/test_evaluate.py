@@ -86,7 +86,7 @@ def test_command_lines(workdir, tmp_path):
         ["knn", at, "--untrained", "--k=20,2000", "--temperature=0.1"],
         ["linear", at, "--epochs=2", "--rates=0.1,1", "--decays=0", "--which=key", "--augment=digits"],
         ["linear", at, "--protocol=paper", "--epochs=1", "--batch_size=480", "--augment=digits"],
-        ["knn", *weights, f"--stem={config.stem}", digits, "--train_split=train", "--k=20", "--temperature=0.1"],
+        ["knn", *weights, f"--stem={config.stem}", digits, "--train_split=train", "--test_split=test", "--k=20", "--temperature=0.1"],
         ["knn"],
         ["knn", f"--workdir={tmp_path}/empty"],
         ["nearest", at],
