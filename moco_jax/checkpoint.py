@@ -151,10 +151,7 @@ class Examined:
 def examine(workdir: epath.Path) -> list[Examined]:
     """The checkpoints of `workdir`, newest first, down to the first sound one; nothing is changed."""
     folder, found = workdir / "checkpoints", []
-    steps: list[int] = []
-    if folder.exists():
-        steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
-    for step in steps:
+    for step in _steps(workdir):
         record = workdir / "digests" / str(step)
         if not record.exists():
             found.append(Examined(step, ["it was not finished"], finished=False))
@@ -163,6 +160,19 @@ def examine(workdir: epath.Path) -> list[Examined]:
         if not found[-1].wrong:
             break
     return found
+
+
+def _steps(workdir: epath.Path) -> list[int]:
+    """Of which steps there are checkpoints, finished or not, newest first."""
+    folder = workdir / "checkpoints"
+    if not folder.exists():
+        return []
+    return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+
+
+def is_begun(workdir: epath.Path) -> bool:
+    """Whether `workdir` has a checkpoint that was once whole, so that no run starts there from the beginning."""
+    return any((workdir / "digests" / str(step)).exists() for step in _steps(workdir))
 
 
 def is_lost(found: list[Examined]) -> bool:

@@ -30,6 +30,7 @@ from moco_jax.optim import OPTIMIZERS
 
 RECIPE = dict(
     seed=0,  # of weights, queue, order and views
+    init_from="",  # workdir or file of weights that a new run starts from, see docs/weights.md; '': drawn at random
     dataset="digits",  # 'digits', 'folder', 'tar', 'tfrecord', 'arrayrecord' or 'tfds:NAME'; see docs/data.md
     split="train",  # of 'digits' and 'tfds:NAME', what is trained on; TFDS slices such as 'train[:10%]' work
     exif_rotation=False,  # turn images as their Exif orientation says; the authors' loader does not
@@ -183,7 +184,7 @@ def check_values(config: ConfigDict) -> None:
             raise UserError(
                 f"{key}={config[key]} must not be negative; {default_config()[key]} is the default"
             )
-    _check_channels(config)
+    check_views(config)
     if not 0 <= config.bank_momentum < 1:
         raise UserError(
             f"bank_momentum={config.bank_momentum} must be at least 0 and below 1; 0.5 is InstDisc's"
@@ -194,10 +195,6 @@ def check_values(config: ConfigDict) -> None:
             f"{config.epochs // 10} does"
         )
     method_of(config).check()
-    encoders.check(
-        config.arch, config.image_size, config.width or None, stem=config.stem, remat=config.remat,
-        zero_init_residual=config.zero_init_residual, attention=config.attention,
-    )  # fmt: skip
     if not 0 <= config.momentum < 1:
         raise UserError(
             f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's"
@@ -230,7 +227,12 @@ def check_values(config: ConfigDict) -> None:
         )
 
 
-def _check_channels(config: ConfigDict) -> None:
+def check_views(config: ConfigDict) -> None:
+    """The part of `check_values` on the images that the encoder gets: their size, channels and statistics."""
+    encoders.check(
+        config.arch, config.image_size, config.width or None, stem=config.stem, remat=config.remat,
+        zero_init_residual=config.zero_init_residual, attention=config.attention,
+    )  # fmt: skip
     for key in ("mean", "std"):
         value, needed = tuple(config[key]), config.channels
         if len(value) != needed:

@@ -15,8 +15,8 @@ from absl import flags, logging
 from moco_jax.command_line import fail, start
 from moco_jax.errors import UserError
 from moco_jax.report.console import Console
-from moco_jax.trained import PARTS
-from moco_jax.weights import bridge, verify
+from moco_jax.weights import bridge, huggingface, verify
+from moco_jax.weights.workdir import PARTS
 
 FORMAT = flags.DEFINE_string("format", "", f"Of OUT: {', '.join(bridge.FORMATS)}.")
 WHICH = flags.DEFINE_string(
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) != 3:
             raise UserError(
-                "two names are wanted: a workdir or file of weights, and the file to write"
+                "two names are wanted: a workdir or file of weights, and the file (of huggingface: the folder) to write"
             )
         if PICTURES.value and not VERIFY.value:
             raise UserError("--pictures means something only with --verify")
@@ -57,6 +57,8 @@ def _convert(place: str, out: str, console: Console) -> None:
         console.line(f"left out: {', '.join(pretrained.left_out)}")
     bridge.save(pretrained, out, FORMAT.value, WHICH.value)
     console.line(f"{out} is written")
+    if FORMAT.value == "huggingface" and huggingface.assumed(pretrained):
+        console.line(huggingface.assumed(pretrained))
     if not VERIFY.value:
         return
     pictures = (

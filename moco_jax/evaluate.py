@@ -8,6 +8,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags, logging
 
+from moco_jax import config as config_lib
 from moco_jax import files, trained
 from moco_jax.command_line import fail, set_up, start
 from moco_jax.errors import UserError
@@ -18,25 +19,53 @@ from moco_jax.report.console import Console
 WORKDIR = flags.DEFINE_string("workdir", None, "Of the run; the result is written there.")
 STEP = flags.DEFINE_integer("step", None, "Of which checkpoint; left out: the last sound one.")
 WHICH = flags.DEFINE_enum("which", "query", list(trained.PARTS), "Query or momentum encoder.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", "", "In place of --workdir: a file or folder of weights, of any library that docs/weights.md names."
+)  # fmt: skip
+OUT = flags.DEFINE_string("out", "", "Folder of the result; the workdir if empty.")
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 0, "Other than the run's or the file's, in pixels.", 0
+)
+MEAN = flags.DEFINE_list("mean", [], "Per channel, of images scaled to 0..1; the run's or the file's if empty.")  # fmt: skip
+STD = flags.DEFINE_list("std", [], "As --mean.")
+STEM = flags.DEFINE_string("stem", "", "Of a ResNet in --weights; empty: 'imagenet' or 'cifar', by its kernel.")  # fmt: skip
 UNTRAINED = flags.DEFINE_bool("untrained", False, "Also the same encoder before its training.")
 
 EVALUATIONS = {"knn": knn.run, "linear": linear.run, "segmentation": segmentation.run}
 
 
+def _statistics(flag: flags.FlagHolder) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in flag.value)
+    except ValueError as error:
+        raise UserError(
+            f"--{flag.name}={','.join(flag.value)} is no list of numbers; 0.485,0.456,0.406 is one"
+        ) from error
+
+
 def evaluate(name: str, console: Console) -> None:
-    """The evaluation `name` of the run that the flags tell of."""
-    place = WORKDIR.value
-    if not place:
-        raise UserError("--workdir=FOLDER of a run is needed; --help lists all flags")
-    set_up(trained.read_config(place))
+    """The evaluation `name` of the run, or the weights, that the flags tell of."""
+    if bool(WORKDIR.value) == bool(WEIGHTS.value):
+        raise UserError(
+            "--workdir=FOLDER of a run is needed, or --weights=FILE in its place; --help lists all flags"
+        )
+    place = WORKDIR.value or WEIGHTS.value
+    if WEIGHTS.value and not OUT.value:
+        raise UserError(f"--weights={place} needs --out=FOLDER, where the result is written")
+    if WORKDIR.value and not trained.is_run(place):
+        raise UserError(f"{place} is no workdir of a run; weights are named by --weights=FILE")
+    set_up(trained.read_config(place) if WORKDIR.value else config_lib.default_config())
     logging.set_verbosity(logging.ERROR)
-    found = trained.load(place, WHICH.value, STEP.value)
+    found = trained.load(
+        place, WHICH.value, STEP.value, image_size=IMAGE_SIZE.value, mean=_statistics(MEAN), std=_statistics(STD),
+        stem=STEM.value,
+    )  # fmt: skip
     encoders = {"trained": found}
     if UNTRAINED.value:
         encoders["untrained"] = trained.untrained(found)
-    folder = files.absolute(place)
+    folder = files.absolute(OUT.value or place)
     result = EVALUATIONS[name](Task(encoders, WHICH.value, folder, console, Progress(console)))
-    about = {"evaluation": name, "step": found.step, "which": WHICH.value}
+    about = {"evaluation": name, "of": place, "step": found.step, "which": WHICH.value}
     path = folder / f"evaluate_{name}.json"
     files.write(path, (json.dumps(about | result, indent=2) + "\n").encode())
     console.line(f"written: {path}")

@@ -10,9 +10,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, files, guard, hosts, mesh
+from moco_jax import checkpoint, files, guard, hosts, mesh, warm_start
 from moco_jax.clock import Clock, Profile
 from moco_jax.data import pipeline, resident
+from moco_jax.errors import UserError
 from moco_jax.parts import Parts, Program, build
 from moco_jax.report import lines, neighbours, writers
 from moco_jax.report.console import Console, table
@@ -40,6 +41,10 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     hosts.require_agreement(hosts.facts_of(config))
     parts = build(config, str(place / "index"))
     program = parts.program
+    weights = None
+    if config.init_from and not checkpoint.is_begun(place):
+        weights = warm_start.read(config, program.abstract)
+        hosts.require_agreement({"init_from": weights.digest})
     changed = checkpoint.claim_workdir(place, config.to_dict(), allow_change)
     for name, (old, new) in changed.items():
         console.line(f"changed by --allow_change: {name}: {old!r} -> {new!r}")
@@ -50,6 +55,8 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     hosts.require_agreement({"last checkpoint": start})
     if start:
         state = checkpoints.restore(start, program.abstract, config.batch_size)
+    elif weights:
+        state = warm_start.begin(program, weights, config.momentum)
     else:
         state = program.initial()
     # Where the batch size was changed on the way, epochs and schedules count the steps of a run with this one.
@@ -57,6 +64,9 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     last = parts.total_steps - shift
     log = writers.Writers(place, first, start)
     console.facts(lines.facts(config, parts, place, state))
+    for said in weights.said if weights else ():
+        console.line(said)
+    del weights
     damaged = pipeline.DamagedImages(config.max_bad_images)
     host_batches, held = open_batches(
         config, parts, count_examples(state.examples_seen), damaged, console
@@ -130,7 +140,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         return stopping
     console.line(f"saving took {checkpoints.seconds / clock.age:.2%} of the time")
     if end == last:
-        conclude(console, place, parts, state)
+        conclude(config, console, place, parts, state)
     if damaged.names:
         console.line(
             f"{len(damaged.names)} damaged images were replaced: {', '.join(damaged.names)}"
@@ -206,11 +216,25 @@ class StopSignals:
             signal.signal(name, handler)
 
 
-def conclude(console: Console, place: epath.Path, parts: Parts, state: TrainState) -> None:
+def first_variables(config: ConfigDict, program: Program) -> dict:
+    """What the query encoder was before the first step; UserError where `init_from` is no longer there."""
+    if not config.init_from:
+        return variables(program.initial())
+    weights = warm_start.read(config, program.abstract)
+    return variables(warm_start.begin(program, weights, config.momentum))
+
+
+def conclude(
+    config: ConfigDict, console: Console, place: epath.Path, parts: Parts, state: TrainState
+) -> None:
     """Draw the neighbours before and after training, and print the table of scores."""
-    untrained = variables(parts.program.initial())
+    drawn = {"after": variables(state)}
+    try:
+        drawn = {"before training": first_variables(config, parts.program), **drawn}
+    except UserError as error:
+        console.line(f"{error}; the picture shows the encoder after training alone")
     path = place / "neighbours.png"
-    neighbours.draw(path, parts.monitor, {"before training": untrained, "after": variables(state)})
+    neighbours.draw(path, parts.monitor, drawn)
     scores = writers.records(place)
     rows = []
     for name, key in (

@@ -1,20 +1,23 @@
-"""An encoder out of a finished or running pretraining: read back from a workdir without the rest of the run's state."""
+"""A trained encoder to be put to work: of a run's workdir, or of a file of weights, whoever made it."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, encoders, files
 from moco_jax import config as config_lib
+from moco_jax import encoders
 from moco_jax.errors import UserError
+from moco_jax.weights import bridge, workdir
+from moco_jax.weights.pretrained import Pretrained
+from moco_jax.weights.workdir import PARTS, read_config
 
-# which encoder of a run -> its fields in the state
-PARTS = {"query": ("params", "batch_stats"), "key": ("key_params", "key_batch_stats")}
+__all__ = ["PARTS", "Trained", "is_run", "load", "read_config", "untrained"]
+
+is_run = bridge.is_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,73 +26,108 @@ class Trained:
 
     Attributes:
         encoder: the Linen module; `features` before the head, a call after it.
-        variables: `{'params', 'batch_stats'}` of NumPy arrays.
-        config: the settings of the run.
-        step: after which the weights were saved.
+        variables: `{'params', 'batch_stats'}` of NumPy arrays; without 'head' in them where a file holds a backbone alone.
+        config: the settings of the run; of a file what it says (architecture, image_size, channels, mean, std), `dataset`
+            is '' and the rest are defaults.
+        step: after which the weights were saved; 0 of a file.
+        assumed: the settings among image_size, mean and std that neither a run, the file nor the caller gave.
     """
 
     encoder: encoders.Encoder
     variables: dict[str, Any]
     config: ConfigDict
     step: int
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there are weights of a head."""
+        return "head" in self.variables["params"]
 
 
-def read_config(place: str) -> ConfigDict:
-    """The settings of the run in the workdir `place`; UserError where there is none."""
-    workdir = files.absolute(place)
-    if not (workdir / "config.json").exists():
-        raise UserError(f"{place} is no workdir: it has no config.json")
-    config = config_lib.default_config()
-    saved = checkpoint.read_config(workdir / "config.json")
-    config.update({key: value for key, value in saved.items() if key in config})
-    return config
-
-
-def load(place: str, which: str = "query", step: int | None = None) -> Trained:
-    """The encoder of the run in the workdir `place`.
+def load(
+    place: str,
+    which: str = "query",
+    step: int | None = None,
+    *,
+    image_size: int = 0,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    stem: str = "",
+) -> Trained:
+    """The encoder in `place`.
 
     Args:
-        place: the workdir.
+        place: a workdir, or a file or folder of weights that `bridge.load` reads.
         which: 'query', or 'key' for the momentum encoder.
-        step: of which checkpoint; None: the last sound one.
+        step: of which checkpoint of a run; None: the last sound one.
+        image_size: side of the images in pixels; 0: as the run or the file says, or else 224.
+        mean, std: per channel, of images scaled to 0..1; empty: as the run or the file says, or else ImageNet's.
+        stem: of a ResNet in a file, as in `bridge.load`.
 
     Raises:
-        UserError: no run or no sound checkpoint there, or no such encoder in it.
+        UserError: nothing readable or sound there, no such encoder in it, or a size or statistics that do not fit.
     """
     if which not in PARTS:
         raise UserError(f"which={which!r} is no encoder of a run; known are {', '.join(PARTS)}")
-    config, workdir = read_config(place), files.absolute(place)
-    if step is None:
-        sound = [found.step for found in checkpoint.examine(workdir) if not found.wrong]
-        if not sound:
-            raise UserError(f"{place} has no sound checkpoint")
-        step = sound[0]
-    folder = workdir / "checkpoints" / str(step)
-    if not folder.exists():
-        raise UserError(f"{place} has no checkpoint of step {step}")
-    params, batch_stats = _restore(folder / "state", PARTS[which])
-    if not params:
-        raise UserError(f"{place} has no momentum encoder (key_encoder={config.key_encoder!r})")
+    given: dict[str, Any] = {"image_size": image_size, "mean": tuple(mean), "std": tuple(std)}
+    given = {name: value for name, value in given.items() if value}
+    assumed: list[str] = []
+    if is_run(place):
+        if stem:
+            raise UserError(f"stem={stem!r} is of files; the run in {place} has its own")
+        config = read_config(place)
+        step = workdir.sound_step(place, step)
+        variables = workdir.variables(place, which, step)
+        if not variables["params"]:
+            raise UserError(f"{place} has no momentum encoder (key_encoder={config.key_encoder!r})")
+    else:
+        if step is not None:
+            raise UserError(f"step={step} is of a run, and {place} is a file; leave it out")
+        pretrained = bridge.load(place, stem=stem)
+        chosen = pretrained.chosen(which)
+        if chosen is None:
+            raise UserError(f"{place} holds no momentum encoder; which='query' is there")
+        said = pretrained.preprocessing
+        assumed = [name for name in ("image_size", "mean", "std") if name not in said | given]
+        config, variables, step = _config_of(pretrained), chosen, 0
+        if pretrained.channels != 3 and {"mean", "std"} & set(assumed):
+            raise UserError(
+                f"{place} is of images of {pretrained.channels} channels: mean and std must be given, a number each "
+                "(python -m moco_jax.doctor prints those of a folder's images)"
+            )
+    config.update(given)
+    config_lib.check_views(config)
     options = config_lib.encoder_options(config)
     if which == "key":
         options["predictor"] = "none"
-    encoder = encoders.create(**options)
-    return Trained(encoder, {"params": params, "batch_stats": batch_stats}, config, step)
+    return Trained(encoders.create(**options), variables, config, step, tuple(assumed))
 
 
-def queue(place: str, step: int) -> np.ndarray | None:
-    """The keys in the queue of the run in the workdir `place` after `step`: `[K, dim]`, oldest first; None without one."""
-    workdir = files.absolute(place)
-    saved = checkpoint.read_config(workdir / "config.json")
-    if saved.get("dictionary", "queue") != "queue":
-        return None
-    (found,) = _restore(workdir / "checkpoints" / str(step) / "state", ("dictionary",))
-    oldest_first = np.roll(found["keys"], -int(found["pointer"]), axis=0)
-    return oldest_first.reshape(-1, oldest_first.shape[-1])[-saved["queue_size"] :]
+def _config_of(pretrained: Pretrained) -> ConfigDict:
+    """The settings that a file of weights tells; where it is silent, those of ImageNet's recipes."""
+    config, options = config_lib.default_config(), dict(pretrained.options)
+    said = pretrained.preprocessing
+    # A stem for small images means images that nobody enlarges first.
+    small = options.get("stem", "imagenet") != "imagenet"
+    resize = said.get("resize", pretrained.image_size if small else 0)
+    config.update(
+        dataset="",
+        arch=options.pop("name"),
+        width=options.pop("width", None) or 0,
+        image_size=pretrained.image_size,
+        channels=pretrained.channels,
+        augment="cifar" if resize == pretrained.image_size else "linear",
+        bn_groups=1,
+        shuffle="none",
+        **options,
+        **{name: said[name] for name in ("mean", "std") if name in said},
+    )
+    return config
 
 
 def untrained(found: Trained) -> Trained:
-    """The encoder of the same run before its first step."""
+    """The encoder of the same run before its first step; of a file's architecture, as it would be drawn."""
     config = found.config
     rng, _ = jax.random.split(jax.random.key(config.seed))
     images = jnp.zeros((1, config.image_size, config.image_size, config.channels))
@@ -100,16 +138,3 @@ def untrained(found: Trained) -> Trained:
     made = jax.device_get(jax.jit(create)())
     variables = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
     return dataclasses.replace(found, variables=variables, step=0)
-
-
-def _restore(folder: Any, names: tuple[str, ...]) -> list[Any]:
-    """These fields of the state in `folder`, as NumPy arrays; nothing else is read."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(folder).item_metadata.tree
-        wanted = {name: tree[name] for name in names if tree.get(name)}
-        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        found = reader.restore(
-            folder,
-            args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
-        )
-    return [found.get(name, {}) for name in names]

@@ -1,11 +1,44 @@
-"""Saved states as plain arrays, for tests that compare runs."""
+"""Saved states as plain arrays, for tests that compare runs, and runs that were never trained, for what reads them."""
 
+import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+
+from moco_jax import checkpoint, mesh, parts
+
+
+def drawn(config, pointer=0, seed=0):
+    """A state of a run of `config` on one device, every array drawn: both encoders differ."""
+    shapes = parts.program(config, mesh.create_mesh(jax.devices()[:1]), 1437).abstract
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        low, high = (-0.3, 0.3) if leaf.ndim > 1 else (0.5, 1.5)
+        return jnp.asarray(rng.uniform(low, high, leaf.shape), leaf.dtype)
+
+    state = jax.tree.map(draw, shapes)
+    queue = dataclasses.replace(state.dictionary, pointer=jnp.asarray(pointer, jnp.int32))
+    return dataclasses.replace(state, dictionary=queue)
+
+
+def save_drawn(workdir, config, step, pointer=0):
+    """As `save`, of such a state, which is returned."""
+    state = drawn(config, pointer)
+    save(workdir, config, step, state)
+    return state
+
+
+def save(workdir, config, step, state):
+    """Make `workdir` that of a run with one checkpoint, of this `state`."""
+    checkpoint.claim_workdir(workdir, config.to_dict(), set())
+    saving = checkpoint.Checkpoints(workdir, 2)
+    saving.save(step, state, config.to_dict(), {})
+    saving.close()
 
 
 def load(workdir, step):

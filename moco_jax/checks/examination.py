@@ -9,8 +9,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from moco_jax import checkpoint, mesh, train, warm_start
 from moco_jax import config as config_lib
-from moco_jax import mesh, train
 from moco_jax.checks import images, memory, rate, settings, sheet, survey, workdir
 from moco_jax.checks.findings import FAULT, NOTE, OK, Finding, Report
 from moco_jax.data import order, pipeline, resident
@@ -53,6 +53,7 @@ def examine(
     examination.images(count)
     examination.views(out / "views.png")
     examination.devices()
+    examination.weights(place)
     examination.input_rate()
     if place is not None:
         examination.workdir(place, allow_change)
@@ -240,6 +241,19 @@ class Examination:
             (config.eval_batch_size, side, side, config.channels), np.uint8
         )
         return jax.eval_shape(encode, train.variables(state), images).shape[1]
+
+    def weights(self, place: epath.Path | None) -> None:
+        """Whether those of `init_from` fit; `place`: the workdir, whose checkpoint would be taken in their place."""
+        if not self.config.init_from:
+            return
+        if self.computed is None:
+            return self.report.skip("weights", NO_SETTINGS)
+        with self.report.section("weights"):
+            if place is not None and checkpoint.is_begun(place):
+                said = f"init_from={self.config.init_from} is not read: {place} has a checkpoint"
+                return self.report.add(Finding(NOTE, said))
+            found = warm_start.read(self.config, self.computed.abstract)
+            self.report.add(*(Finding(OK, said) for said in found.said))
 
     def input_rate(self) -> None:
         """View pairs a second, beside what the devices ask for."""

@@ -78,6 +78,10 @@ class Subject:
     def encoder(self, found: Trained, kind: str) -> Callable[[Any], Any]:
         """From uint8 images `[B, S, S, C]` to features `[B, D]` on every device; `kind` as in `make_encode`."""
         config = self.config
+        if kind == "output" and not found.has_head:
+            raise UserError(
+                "features='output' needs a head, and these weights have none; 'backbone' is what there is"
+            )
         encode = _make_encode(found.encoder, kind, tuple(config.mean), tuple(config.std), self.mesh)
         variables = jax.device_put(found.variables, mesh_lib.replicated(self.mesh))
         return lambda images: encode(variables, images)
@@ -143,6 +147,10 @@ def open_subject(
     """
     the_mesh, changed = mesh_lib.create_mesh(), config.copy_and_resolve_references()
     own = not any((dataset, data_dir, train_split, test_split, test_data_dir))
+    if not (dataset or config.dataset):
+        raise UserError(
+            "weights in a file do not say of which images; --dataset=NAME does, with --data_dir=PLACE (docs/data.md)"
+        )
     if config.eval_batch_size % the_mesh.size:
         raise UserError(
             f"eval_batch_size={config.eval_batch_size} of this run does not divide over {the_mesh.size} devices"

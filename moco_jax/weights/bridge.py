@@ -4,29 +4,49 @@ from typing import Any
 
 import numpy as np
 
-from moco_jax import files, trained
+from moco_jax import files
+from moco_jax.data import recipes
 from moco_jax.errors import UserError
-from moco_jax.weights import detectron2, layouts, moco, timm, torchvision, torchvision_vit
+from moco_jax.weights import (
+    detectron2,
+    huggingface,
+    layouts,
+    moco,
+    timm,
+    torchvision,
+    torchvision_vit,
+    workdir,
+)
 from moco_jax.weights import files as weight_files
 from moco_jax.weights.pretrained import Pretrained, Variables, joined, part, template
 
-FORMATS = ("torchvision", "timm", "moco", "detectron2")
+FORMATS = ("torchvision", "timm", "moco", "detectron2", "huggingface")
+
+
+def is_run(place: str) -> bool:
+    """Whether `place` is a folder of no library's, and so the workdir of a run."""
+    return files.absolute(place).is_dir() and not huggingface.weights_in(place)
 
 
 def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     """The encoders in `place`.
 
     Args:
-        place: a workdir, or a file of weights in any layout of `layouts.LAYOUTS`.
+        place: a workdir, a file of weights in any layout of `layouts.LAYOUTS`, or a folder of Hugging Face's.
         arch: a key of `BACKBONES` that it must be; '': as the weights say.
         stem: of a ResNet in a file, where the size of its kernel does not say it.
 
     Raises:
         UserError: nothing readable there, another architecture, or entries missing, unexpected or misshapen.
     """
-    if files.absolute(place).is_dir():
+    if not files.absolute(place).exists():
+        raise UserError(
+            f"{place} is not there; a workdir, or a file or folder of weights, is wanted"
+        )
+    if is_run(place):
         return _from_workdir(place, arch, stem)
-    arrays = layouts.bare(weight_files.read(place))
+    in_folder = huggingface.weights_in(place)
+    arrays = layouts.bare(weight_files.read(in_folder or place))
     layout = layouts.recognise(arrays)
     if layout.name.startswith("MoCo"):
         return moco.load(arrays, arch, stem)
@@ -44,14 +64,25 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     taken = tuple(filter(None, (layout.query, layout.key)))
     beside = [name for name in arrays if taken and not name.startswith(taken)]
     classifier = [layout.query + n for n in query if n.startswith(("fc.", "head.", "heads."))]
-    return Pretrained(
+    if layout.name == "Hugging Face":
+        on_top = tuple(layout.query + name for name in huggingface.ON_TOP)
+        classifier += [name for name in arrays if name.startswith(on_top)]
+    said = moco.preprocessing_of(query)
+    if in_folder:
+        said = huggingface.preprocessing(place) | said
+        size = said.get("image_size", size)
+    found = Pretrained(
         options=options,
         query=joined(backbone=moco.load_backbone(query, shapes)),
         key=joined(backbone=moco.load_backbone(key, shapes)) if key else None,
         image_size=size,
         channels=channels,
         left_out=(*classifier, *beside),
+        preprocessing=said,
     )
+    if in_folder:
+        huggingface.check(place, found)
+    return found
 
 
 def describe(pretrained: Pretrained) -> str:
@@ -68,8 +99,7 @@ def describe(pretrained: Pretrained) -> str:
 
 
 def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
-    run = trained.load(place)
-    config = run.config
+    config, step = workdir.read_config(place), workdir.sound_step(place)
     for name, wanted in (("arch", arch), ("stem", stem)):
         if wanted not in ("", config[name]):
             raise UserError(f"{place} was trained with {name}={config[name]!r}, not {wanted!r}")
@@ -80,20 +110,24 @@ def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
     has_key = config.key_encoder == "momentum"
     return Pretrained(
         options=options,
-        query=run.variables,
-        key=trained.load(place, "key", run.step).variables if has_key else None,
-        queue=trained.queue(place, run.step),
+        query=workdir.variables(place, "query", step),
+        key=workdir.variables(place, "key", step) if has_key else None,
+        queue=workdir.queue(place, step),
         image_size=config.image_size,
         channels=config.channels,
-    )
+        preprocessing=dict(
+            image_size=config.image_size, mean=tuple(config.mean), std=tuple(config.std),
+            resize=recipes.create(config.augment, config.image_size).evaluation_resize,
+        ),
+    )  # fmt: skip
 
 
 def save(pretrained: Pretrained, path: str, kind: str, which: str = "query") -> None:
-    """Write the file `path`, whose name's ending says how it is packed.
+    """Write the file `path`, whose name's ending says how it is packed, or for Hugging Face the folder `path`.
 
     Args:
         pretrained: what to write.
-        path: .pth, .pth.tar, .pt, .bin or .safetensors; .pkl for Detectron2.
+        path: .pth, .pth.tar, .pt, .bin or .safetensors; .pkl for Detectron2; a new or empty folder for Hugging Face.
         kind: the layout, one of `FORMATS`; 'moco' holds all there is, the others the backbone of one encoder.
         which: 'query' or 'key'; 'query' for 'moco'.
 
@@ -101,6 +135,8 @@ def save(pretrained: Pretrained, path: str, kind: str, which: str = "query") -> 
         UserError: the format does not know such an encoder, or the ending is another format's.
     """
     arrays, around = entries(pretrained, kind, which)
+    if kind == "huggingface":
+        return huggingface.save(path, pretrained, arrays)
     pickled = weight_files.ending(path) == ".pkl"
     if pickled != (kind == "detectron2"):
         wanted = "is read from .pkl" if kind == "detectron2" else "is not kept in .pkl"
@@ -115,8 +151,8 @@ def entries(
     """What `save` writes: names to arrays, and what is around them in the file."""
     if kind not in FORMATS:
         raise UserError(f"format={kind!r} is unknown; known are {', '.join(FORMATS)}")
-    if which not in trained.PARTS:
-        raise UserError(f"which={which!r} is no encoder; known are {', '.join(trained.PARTS)}")
+    if which not in workdir.PARTS:
+        raise UserError(f"which={which!r} is no encoder; known are {', '.join(workdir.PARTS)}")
     if kind == "moco":
         if which != "query":
             raise UserError("format=moco holds both encoders; leave which out")
@@ -128,6 +164,11 @@ def entries(
     if kind == "detectron2":
         return detectron2.save(backbone), detectron2.AROUND
     if not pretrained.is_vit:
-        return torchvision.save(backbone), {}  # timm's names are the same
-    found = timm.save(backbone, pretrained.image_size)
+        found = torchvision.save(backbone)  # timm's names are the same
+    else:
+        found = timm.save(backbone, pretrained.image_size)
+    if kind == "huggingface":
+        return huggingface.entries(pretrained, found), {}
+    if not pretrained.is_vit:
+        return found, {}
     return (torchvision_vit.from_timm(found) if kind == "torchvision" else found), {}

@@ -3,9 +3,12 @@
 import importlib
 import importlib.util
 import io
+import os
 import pickle
 import re
+import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +63,8 @@ def read(path: str) -> Arrays:
     """The entries of the file `path`: names to arrays.
 
     Files of PyTorch are read with `weights_only`, other pickles by a reader that knows arrays and nothing else. What
-    lies under 'state_dict' or 'model' is taken where there is such an entry. bfloat16 becomes float32, exactly.
+    lies under 'state_dict' or 'model' is taken where there is such an entry. bfloat16 becomes float32, exactly. Where
+    TensorFlow is in this process and PyTorch is not, PyTorch reads in a process of its own.
 
     Raises:
         UserError: no such file, a damaged one, one that asks for code to be run, or one that holds no weights.
@@ -72,6 +76,8 @@ def read(path: str) -> Arrays:
             return {name: _array(value) for name, value in load(content).items()}
         except Exception as error:  # the library has exceptions of its own, and the format's names
             raise UserError(f"{path} is damaged: {_line(error)}") from error
+    if kind in TORCH and "tensorflow" in sys.modules and "torch" not in sys.modules:
+        return _read_elsewhere(path)
     tree = _read_pickle(path, content) if kind == ".pkl" else _read_torch(path, content)
     for key in ("state_dict", "model"):
         if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
@@ -84,6 +90,28 @@ def read(path: str) -> Arrays:
             f"{path} holds no weights by name: {', '.join(map(str, strange[:5]))} is no array"
         )
     return {str(name): _array(value) for name, value in tree.items()}
+
+
+def _read_elsewhere(path: str) -> Arrays:
+    """What `read` gives in a new process, without TensorFlow."""
+    code = "import sys; from moco_jax.weights import files; files.hand_over(*sys.argv[1:])"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "arrays.npz")
+        command = [sys.executable, "-c", code, str(path), out]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(done.stderr.strip().splitlines()[-1])
+        with np.load(out) as arrays:
+            return dict(arrays)
+
+
+def hand_over(path: str, out: str) -> None:
+    """Read `path` and put the entries into the .npz file `out`; what is wrong with it goes to standard error."""
+    try:
+        np.savez(out, allow_pickle=False, **read(path))
+    except UserError as error:
+        sys.exit(str(error))
 
 
 def _content(path: str) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 from moco_jax.encoders import BACKBONES
 from moco_jax.encoders.resnet import STEMS, ResNet
 from moco_jax.errors import UserError
-from moco_jax.weights import detectron2, torchvision_vit
+from moco_jax.weights import detectron2, huggingface, torchvision_vit
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -35,6 +35,9 @@ class Layout:
 LAYOUTS = (
     Layout("MoCo", "encoder_q.", "encoder_k.", r"encoder_q\."),
     Layout("MoCo v3", "base_encoder.", "momentum_encoder.", r"base_encoder\."),
+    Layout("Hugging Face", "resnet.", None, r"resnet\.embedder\."),
+    Layout("Hugging Face", "vit.", None, r"vit\.embeddings\."),
+    Layout("Hugging Face", "", None, r"(embedder\.embedder|embeddings\.cls_token)"),
     Layout("Detectron2", "", None, r"stem\.conv1\."),
     Layout("torchvision", "", None, r"conv_proj\."),
     Layout("solo-learn", "backbone.", "momentum_backbone.", r"momentum_backbone\."),
@@ -75,6 +78,8 @@ def plain(arrays: Arrays) -> dict[str, np.ndarray]:
     """The entries of one encoder under torchvision's names for a ResNet, or timm's for a ViT, whichever it had."""
     if "class_token" in arrays:
         return torchvision_vit.to_timm(arrays)
+    if huggingface.is_theirs(arrays):
+        return huggingface.to_plain(arrays)
     if "stem.conv1.weight" in arrays:
         return detectron2.to_torchvision(arrays)
     if "0.weight" in arrays:

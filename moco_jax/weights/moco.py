@@ -107,6 +107,11 @@ def image_size_of(arrays: Arrays) -> int:
     return round((positions.shape[1] - 1) ** 0.5) * (16 if patches is None else patches.shape[-1])
 
 
+def preprocessing_of(arrays: Arrays) -> dict[str, Any]:
+    """What `arrays` say of the images: their size, where the positions of a ViT do."""
+    return {"image_size": image_size_of(arrays)} if "pos_embed" in arrays else {}
+
+
 def load(state_dict: Arrays, arch: str = "", stem: str = "") -> Pretrained:
     """Everything in the authors' `state_dict`, with or without 'module.' before the names.
 
@@ -156,6 +161,7 @@ def load(state_dict: Arrays, arch: str = "", stem: str = "") -> Pretrained:
         queue=_load_queue(arrays, options["dim"]),
         image_size=size,
         channels=channels,
+        preprocessing=preprocessing_of(query),
     )
 
 

@@ -76,7 +76,7 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
 
     Args:
         pretrained: what was written there.
-        path: any file that `bridge.save` writes.
+        path: any file or folder that `bridge.save` writes.
         pictures: float32 `[B, H, W, C]`, normalised.
         which: the encoder in the file, where it holds only one.
 
@@ -84,8 +84,11 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
         For each encoder in the file the difference of the features, and of head and predictor if they are there.
 
     Raises:
-        UserError: PyTorch, torchvision or timm is not installed.
+        UserError: PyTorch, torchvision, timm or transformers is not installed.
     """
+    if files.absolute(path).is_dir():
+        ours = _ours(pretrained, which, pictures, {})["features"]
+        return [_difference(f"{which} features", ours, _huggingface(path, pictures))]
     arrays = layouts.bare(weight_files.read(path))
     layout = layouts.recognise(arrays)
     both = layout.name.startswith("MoCo") and pretrained.key is not None
@@ -97,19 +100,30 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
         if name == "query" and on_top:
             on_top["predictor"] = layouts.under(arrays, "predictor.")
         theirs = _their_outputs(pretrained, entries, {k: v for k, v in on_top.items() if v}, pictures)  # fmt: skip
-        with jax.default_matmul_precision("highest"):
-            variables: Any = pretrained.chosen(name)
-            backbone = joined(backbone=part(variables, "backbone"))
-            ours = {"features": _features(pretrained.encoder, backbone, pictures)}
-            for output, method in (("head", "project"), ("predictor", "query")):
-                if output in theirs:
-                    ours[output] = pretrained.encoder.apply(
-                        variables, ours["features"], method=method
-                    )
-        for output, value in theirs.items():
-            apart, size = np.abs(np.asarray(ours[output]) - value).max(), np.abs(value).max()
-            found.append(Difference(f"{name} {output}", float(apart), float(size)))
+        ours = _ours(pretrained, name, pictures, theirs)
+        found += [
+            _difference(f"{name} {output}", ours[output], value) for output, value in theirs.items()
+        ]
     return found
+
+
+def _difference(of: str, ours: Any, theirs: np.ndarray) -> Difference:
+    apart, size = np.abs(np.asarray(ours) - theirs).max(), np.abs(theirs).max()
+    return Difference(of, float(apart), float(size))
+
+
+def _ours(
+    pretrained: Pretrained, which: str, pictures: np.ndarray, wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The features of the encoder `which`, and what head and predictor make of them where they are `wanted`."""
+    with jax.default_matmul_precision("highest"):
+        variables: Any = pretrained.chosen(which)
+        backbone = joined(backbone=part(variables, "backbone"))
+        ours = {"features": _features(pretrained.encoder, backbone, pictures)}
+        for output, method in (("head", "project"), ("predictor", "query")):
+            if output in wanted:
+                ours[output] = pretrained.encoder.apply(variables, ours["features"], method=method)
+    return ours
 
 
 @partial(jax.jit, static_argnums=0)
@@ -135,6 +149,24 @@ def _their_outputs(
             x = _mlp(torch, layers).eval()(x)
             outputs[name] = x.numpy()
     return outputs
+
+
+def _huggingface(folder: str, pictures: np.ndarray) -> np.ndarray:
+    """The features of the model that transformers' `AutoModel` loads from `folder`."""
+    torch, library = weight_files.torch(), weight_files.library("transformers", "huggingface")
+    is_vit = library.AutoConfig.from_pretrained(folder).model_type == "vit"
+    without = {"add_pooling_layer": False} if is_vit else {}
+    network, report = library.AutoModel.from_pretrained(
+        folder, output_loading_info=True, local_files_only=True, **without
+    )
+    odd = [name for kind in ("missing_keys", "unexpected_keys") for name in report[kind]]
+    if odd:
+        raise UserError(
+            f"{folder} does not fill the model in transformers: {', '.join(sorted(odd)[:5])}"
+        )
+    with torch.no_grad():
+        found = network.eval()(torch.tensor(pictures).permute(0, 3, 1, 2).contiguous())
+        return (found.last_hidden_state[:, 0] if is_vit else found.pooler_output.flatten(1)).numpy()
 
 
 def _filled(torch: Any, network: Any, entries: Arrays) -> Any:

@@ -1,5 +1,6 @@
 """The command line of evaluation on the workdir of a run, the published numbers, and what is refused."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from moco_jax import checkpoint, mesh, parts
 from moco_jax.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.subject import open_subject
+from moco_jax.weights import bridge
 from tests.data.pictures import encoded, write
 from tests.evaluation.scenes import CLASSES, write_voc
 from tests.test_config import load
@@ -76,11 +78,19 @@ def test_command_lines(workdir, tmp_path):
     (tmp_path / "empty").mkdir()
     voc = write_voc(tmp_path / "voc", 3, 2)
     scenes = ["segmentation", at, f"--data_dir={voc}"]
-    knn, linear, paper, segmented, *refused = command_lines(
+    config = tiny()
+    path = str(tmp_path / f"moco.{'pth' if importlib.util.find_spec('torch') else 'safetensors'}")
+    bridge.save(bridge.load(str(workdir)), path, "moco")
+    weights = [f"--weights={path}", f"--out={tmp_path}/out", "--image_size=32"]
+    for name in ("mean", "std"):
+        weights.append(f"--{name}={','.join(map(str, config[name]))}")
+    digits = "--dataset=digits"
+    knn, linear, paper, segmented, others, *refused = command_lines(
         ["knn", at, "--untrained", "--k=20,2000", "--temperature=0.1"],
         ["linear", at, "--epochs=2", "--rates=0.1,1", "--decays=0", "--which=key", "--augment=digits"],
         ["linear", at, "--protocol=paper", "--epochs=1", "--batch_size=480", "--augment=digits"],
         [*scenes, "--iterations=3", "--crop=32", "--batch_size=4"],
+        ["knn", *weights, f"--stem={config.stem}", digits, "--train_split=train", "--test_split=test", "--k=20", "--temperature=0.1"],
         ["knn"],
         ["knn", f"--workdir={tmp_path}/empty"],
         ["nearest", at],
@@ -92,6 +102,10 @@ def test_command_lines(workdir, tmp_path):
         ["segmentation", at],
         [*scenes, "--batch_size=3"],
         [*scenes, "--test_split=test"],
+        ["knn", *weights],
+        ["knn", weights[0], digits],
+        ["knn", *weights, digits, "--mean=a,b"],
+        ["knn", f"--workdir={path}"],
     )  # fmt: skip
     assert "k=2000 is cut to 1437" in knn[0]
     assert "untrained  20" in knn[0]
@@ -128,11 +142,17 @@ def test_command_lines(workdir, tmp_path):
     assert result["mean_iou"] == pytest.approx(np.mean(known))
     assert f"mean       {100 * result['mean_iou']:.2f} %" in segmented[0]
 
+    assert "resnet10, query, of a file" in others[0]
+    written = json.loads((tmp_path / "out" / "evaluate_knn.json").read_text())
+    assert (written["of"], written["step"], len(written["results"])) == (path, 0, 1)
+    assert written["results"][0]["accuracy"] == pytest.approx(of["trained", 20], abs=0.003)
+
     words = (
         "--workdir=FOLDER of a run is needed", "is no workdir", "one of knn, linear, segmentation is needed",
         "--k=0 is no list of numbers of at least 1", "--which", "none is no folder",
         "--batch_size=3 does not divide over 2 devices", "has no checkpoint of step 99",
         "--data_dir=FOLDER is needed", "--batch_size=3 does not divide", "test.txt is missing; splits there are train, val",
+        "do not say of which images", "needs --out=FOLDER", "--mean=a,b is no list of numbers", "is no workdir of a run",
     )  # fmt: skip
     for (printed, errors), expected in zip(refused, words, strict=True):
         assert printed.endswith("ended with 2\n")

@@ -1,18 +1,16 @@
 """The command line of the bridge: a workdir becomes the authors' checkpoint, verified; bad input is one line."""
 
-import dataclasses
 import os
 import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 
-from moco_jax import checkpoint, mesh, parts
 from moco_jax.weights import bridge
+from tests import states
 from tests.test_train import tiny
 
 
@@ -31,21 +29,7 @@ def run(tmp_path):
     """A workdir with one checkpoint, and the state in it: the encoders differ, the queue's pointer is not at 0."""
     # The batch does not divide the queue: keys above its size must not come along.
     config, workdir = tiny(queue_size=160), epath.Path(tmp_path / "run")
-    shapes = parts.program(config, mesh.create_mesh(jax.devices()[:1]), 1437).abstract
-    rng = np.random.default_rng(0)
-
-    def drawn(leaf):
-        low, high = (-0.3, 0.3) if leaf.ndim > 1 else (0.5, 1.5)
-        return jnp.asarray(rng.uniform(low, high, leaf.shape), leaf.dtype)
-
-    state = jax.tree.map(drawn, shapes)
-    queue = dataclasses.replace(state.dictionary, pointer=jnp.ones((), jnp.int32))
-    state = dataclasses.replace(state, dictionary=queue)
-    checkpoint.claim_workdir(workdir, config, set())
-    saving = checkpoint.Checkpoints(workdir, 2)
-    saving.save(3, state, config, {})
-    saving.close()
-    return workdir, state
+    return workdir, states.save_drawn(workdir, config, 3, pointer=1)
 
 
 def test_a_workdir_becomes_the_authors_checkpoint_and_wrong_wishes_one_line(run, tmp_path):

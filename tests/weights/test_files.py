@@ -115,6 +115,19 @@ def test_what_holds_no_weights_is_said(tmp_path):
         files.read(str(tmp_path / "none.pkl"))
 
 
+def test_where_tensorflow_came_first_pytorch_reads_in_a_process_of_its_own(tmp_path, monkeypatch):
+    path = written(tmp_path, "pth")
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    found = files.read(path)
+    assert "torch" not in sys.modules
+    assert {k: (v.dtype, v.tolist()) for k, v in found.items()} == {
+        k: (v.dtype, v.tolist()) for k, v in ARRAYS.items()
+    }
+    with pytest.raises(SystemExit, match=r"^\S+none.pth cannot be read: [^\n]*$"):
+        files.hand_over(str(tmp_path / "none.pth"), "")
+
+
 @pytest.mark.parametrize("package", ["torch", "safetensors"])
 def test_a_missing_package_is_named(tmp_path, package):
     code = f"""

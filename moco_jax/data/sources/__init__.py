@@ -6,14 +6,16 @@ a kind, write a class with the members of `Source` and name it in `open_source`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from moco_jax.data.sources import pixels
 from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
+
+if TYPE_CHECKING:  # what only decodes pixels does without it
+    import tensorflow as tf
 
 LARGEST = 2**31 - 1  # an example's number travels to the devices as int32
 KINDS = "digits, folder, tar, tfrecord, arrayrecord and tfds:NAME, as in tfds:cifar10"
@@ -27,7 +29,7 @@ class Source(Protocol):
         decoding: how bytes become pixels.
     """
 
-    record_spec: tf.TensorSpec
+    record_spec: "tf.TensorSpec"
     decoding: Decoding
 
     def __len__(self) -> int:
@@ -36,7 +38,7 @@ class Source(Protocol):
     def read(self, indices: np.ndarray) -> np.ndarray:
         """The records `[n, ...]` of images `indices` int `[n]`: bytes (none where unreadable), or pixels."""
 
-    def encoded(self, record: tf.Tensor) -> tf.Tensor:
+    def encoded(self, record: "tf.Tensor") -> "tf.Tensor":
         """In a graph: the encoded image in one record of bytes; an error where the record is damaged."""
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
@@ -52,6 +54,8 @@ class Source(Protocol):
 @contextmanager
 def reading(data_dir: str) -> Iterator[None]:
     """Turn what a disk or bucket refuses while `data_dir` is opened into a UserError."""
+    import tensorflow as tf
+
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
@@ -122,6 +126,8 @@ def _open(
 
 def _require_tifffile(source: Source) -> None:
     """UserError where the first TIFF of a folder, or the first record, cannot be read without the package."""
+    import tensorflow as tf
+
     decoding = source.decoding
     if decoding.plain or source.record_spec.dtype != tf.string or not pixels.lacks_tifffile():
         return

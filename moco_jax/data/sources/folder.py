@@ -8,10 +8,9 @@ import tensorflow as tf
 
 from moco_jax.data.sources import store
 from moco_jax.data.sources.names import Names
-from moco_jax.data.sources.pixels import RGB, Decoding
+from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
 from moco_jax.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy")
 _LOOKED = f"images end in {', '.join(EXTENSIONS)}"
 
 

@@ -16,6 +16,7 @@ from moco_jax.errors import UserError
 
 NUMPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy")
 _PNG = b"\x89PNG"
 _ORIENTATION, _BITS = 0x0112, 0x0102  # of TIFF and Exif
 
@@ -187,21 +188,27 @@ def _deep_png(content: bytes, decoding: Decoding) -> np.ndarray:
         return turn(image, file.getexif().get(_ORIENTATION, 1))
 
 
-def _with_pil(content: bytes, decoding: Decoding) -> np.ndarray:
-    """The first frame or page; gray and RGB are converted into each other and other channels are kept."""
-    from PIL import Image, ImageOps
+def of_picture(picture, decoding: Decoding) -> np.ndarray:
+    """A PIL image -> uint8 `[H, W, C]`, its first frame; gray and RGB are converted into each other, others are kept."""
+    from PIL import ImageOps
 
     channels = decoding.channels
+    image = ImageOps.exif_transpose(picture) if decoding.exif_rotation else picture
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        gray = to_eight_bits(np.asarray(image), decoding.white)[..., None]
+        return _colours(gray, channels)
+    if channels in (1, 3):
+        converted = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        return converted[..., None] if channels == 1 else converted
+    found = np.asarray(image)
+    return _exactly(found[..., None] if found.ndim == 2 else found, channels)
+
+
+def _with_pil(content: bytes, decoding: Decoding) -> np.ndarray:
+    from PIL import Image
+
     with Image.open(io.BytesIO(content)) as file:
-        image = ImageOps.exif_transpose(file) if decoding.exif_rotation else file
-        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            gray = to_eight_bits(np.asarray(image), decoding.white)[..., None]
-            return _colours(gray, channels)
-        if channels in (1, 3):
-            converted = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-            return converted[..., None] if channels == 1 else converted
-        found = np.asarray(image)
-        return _exactly(found[..., None] if found.ndim == 2 else found, channels)
+        return of_picture(file, decoding)
 
 
 def pixels(content: bytes, decoding: Decoding) -> np.ndarray:

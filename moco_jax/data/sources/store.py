@@ -11,10 +11,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import tensorflow as tf
 
 from moco_jax.files import is_remote
 
@@ -26,25 +25,32 @@ R = TypeVar("R")
 _POOL = ThreadPoolExecutor(READERS)
 
 
+def _tf() -> Any:
+    """TensorFlow, which is loaded where a path has a scheme."""
+    import tensorflow
+
+    return tensorflow
+
+
 @contextmanager
 def _os_errors(path: str) -> Iterator[None]:
     try:
         yield
-    except tf.errors.OpError as error:
-        number = errno.ENOENT if isinstance(error, tf.errors.NotFoundError) else errno.EIO
+    except _tf().errors.OpError as error:
+        number = errno.ENOENT if isinstance(error, _tf().errors.NotFoundError) else errno.EIO
         raise OSError(number, error.message or type(error).__name__, path) from error
 
 
 def is_folder(path: str) -> bool:
     """Whether `path` is a folder."""
-    return tf.io.gfile.isdir(path) if is_remote(path) else os.path.isdir(path)
+    return _tf().io.gfile.isdir(path) if is_remote(path) else os.path.isdir(path)
 
 
 def is_file(path: str) -> bool:
     """Whether `path` is there and no folder."""
     if not is_remote(path):
         return os.path.isfile(path)
-    return tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
+    return _tf().io.gfile.exists(path) and not _tf().io.gfile.isdir(path)
 
 
 def size(path: str) -> int:
@@ -52,7 +58,7 @@ def size(path: str) -> int:
     if not is_remote(path):
         return os.stat(path).st_size
     with _os_errors(path):
-        return tf.io.gfile.stat(path).length
+        return _tf().io.gfile.stat(path).length
 
 
 def read(path: str) -> bytes:
@@ -66,7 +72,7 @@ class _RemoteFile(io.RawIOBase):
 
     def __init__(self, path: str):
         self._path, self._place, self._size = path, 0, size(path)
-        self._file = tf.io.gfile.GFile(path, "rb")
+        self._file = _tf().io.gfile.GFile(path, "rb")
 
     def readable(self) -> bool:
         return True
@@ -104,7 +110,7 @@ def listing(folder: str) -> list[str]:
     if not is_remote(folder):
         return sorted(os.listdir(folder))
     with _os_errors(folder):
-        return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
+        return sorted(name.rstrip("/") for name in _tf().io.gfile.listdir(folder))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -126,7 +132,7 @@ def walk(root: str) -> Iterator[str]:
     """
     if is_remote(root):
         with _os_errors(root):
-            for folder, _, names in tf.io.gfile.walk(root):
+            for folder, _, names in _tf().io.gfile.walk(root):
                 within = folder.removeprefix(root).strip("/")
                 if not any(part.startswith(".") for part in within.split("/")):
                     yield from (
@@ -172,7 +178,10 @@ class Ranges:
         if file < len(self._open):
             return os.pread(self._open[file], length, offset)
         if is_remote(self.paths[file]):
-            with _os_errors(self.paths[file]), tf.io.gfile.GFile(self.paths[file], "rb") as remote:
+            with (
+                _os_errors(self.paths[file]),
+                _tf().io.gfile.GFile(self.paths[file], "rb") as remote,
+            ):
                 remote.seek(offset)
                 return remote.read(length)
         with open(self.paths[file], "rb", buffering=0) as local:

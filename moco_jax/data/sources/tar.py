@@ -12,8 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_jax.data.sources import index, shards, store
-from moco_jax.data.sources.folder import EXTENSIONS
-from moco_jax.data.sources.pixels import RGB, Decoding
+from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
 from moco_jax.errors import UserError
 
 _BLOCK = 512

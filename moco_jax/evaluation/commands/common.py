@@ -83,8 +83,11 @@ def open_images(task: Task, features: str) -> Subject:
         test_split=TEST_SPLIT.value, test_data_dir=TEST_DATA_DIR.value,
     )  # fmt: skip
     train, test = (len(images.indices) for images in (subject.train, subject.test))
+    when = f"step {found.step}" if config.dataset else "of a file"
+    assumed = " (ImageNet's are assumed)" if {"mean", "std"} & set(found.assumed) else ""
     task.console.facts({
-        "encoder": f"{config.arch}, {task.which}, step {found.step}, features: {features}",
+        "encoder": f"{config.arch}, {task.which}, {when}, features: {features}",
+        "its images": f"{config.image_size} pixels, mean {tuple(config.mean)}, std {tuple(config.std)}{assumed}",
         "training images": f"{train:,} of {subject.train.about}, {subject.classes} classes",
         "test images": f"{test:,} of {subject.test.about}",
         "devices": f"{subject.mesh.size} x {subject.mesh.devices.flat[0].device_kind}",

@@ -1,0 +1,291 @@
+"""ResNets and ViTs as Hugging Face's transformers keeps them: a folder of weights, their architecture and their images'
+preprocessing, which `AutoModel` and `AutoImageProcessor` load; the names within are those that its hub has.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moco_jax import files
+from moco_jax.encoders.resnet import ResNet
+from moco_jax.errors import UserError
+from moco_jax.weights import files as weight_files
+from moco_jax.weights.pretrained import Pretrained
+
+Arrays = Mapping[str, np.ndarray]
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+BILINEAR = 2  # PIL's number
+EPSILON = 1e-6  # of every LayerNorm here; transformers' own is 1e-12
+# Parts of their models that ours end before.
+ON_TOP = ("pooler.", "embeddings.mask_token")
+
+# torchvision's names of a ResNet and timm's of a ViT, and theirs: expressions and what they become.
+_RESNET = (
+    (r"^conv1\.", "embedder.embedder.convolution."),
+    (r"^bn1\.", "embedder.embedder.normalization."),
+    (r"^layer(\d)\.(\d+)\.downsample\.0\.", r"encoder.stages.\1.layers.\2.shortcut.convolution."),
+    (r"^layer(\d)\.(\d+)\.downsample\.1\.", r"encoder.stages.\1.layers.\2.shortcut.normalization."),
+    (r"^layer(\d)\.(\d+)\.conv(\d)\.", r"encoder.stages.\1.layers.\2.layer.\3.convolution."),
+    (r"^layer(\d)\.(\d+)\.bn(\d)\.", r"encoder.stages.\1.layers.\2.layer.\3.normalization."),
+)
+_VIT = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.": "embeddings.patch_embeddings.projection.",
+    "norm.": "layernorm.",
+}
+_BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.query": "attention.attention.query",
+    "attn.key": "attention.attention.key",
+    "attn.value": "attention.attention.value",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+# What version 5 of the library calls the same in memory, and so in a state_dict.
+_NEWER = {
+    "attention.q_proj": "attn.query",
+    "attention.k_proj": "attn.key",
+    "attention.v_proj": "attn.value",
+    "attention.o_proj": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_THREE = ("query", "key", "value")
+
+
+def from_torchvision(arrays: Arrays) -> dict[str, np.ndarray]:
+    """torchvision's entries of a ResNet under their names; stages and layers count from 0."""
+
+    def lowered(found: re.Match) -> str:
+        return f"{found[1]}.{int(found[2]) - 1}."
+
+    renamed = {}
+    for name, array in arrays.items():
+        new = name
+        for pattern, replacement in _RESNET:
+            new = re.sub(pattern, replacement, new)
+        renamed[re.sub(r"\b(stages|layer)\.(\d+)\.", lowered, new)] = array
+    return renamed
+
+
+def from_timm(arrays: Arrays) -> dict[str, np.ndarray]:
+    """timm's entries of a ViT under their names: query, key and value apart."""
+    renamed = {}
+    for name, array in arrays.items():
+        block = re.match(r"blocks\.(\d+)\.(.+)\.(weight|bias)$", name)
+        if block and block[2] == "attn.qkv":
+            parts = {f"attn.{part}": a for part, a in zip(_THREE, np.split(array, 3), strict=True)}
+        else:
+            parts = {block[2]: array} if block else {}
+        for part, values in parts.items():
+            assert block
+            renamed[f"encoder.layer.{block[1]}.{_BLOCK[part]}.{block[3]}"] = values
+        if not block:
+            start = next(known for known in _VIT if name.startswith(known))
+            renamed[_VIT[start] + name.removeprefix(start)] = array
+    return renamed
+
+
+def is_theirs(arrays: Arrays) -> bool:
+    """Whether these are entries of one of their encoders, without the prefix that a classifier's file puts before them."""
+    return "embedder.embedder.convolution.weight" in arrays or "embeddings.cls_token" in arrays
+
+
+def to_plain(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Their entries under torchvision's names for a ResNet, or timm's for a ViT; what stands on top is left out."""
+    arrays = {name: array for name, array in arrays.items() if not name.startswith(ON_TOP)}
+    return _to_timm(arrays) if "embeddings.cls_token" in arrays else _to_torchvision(arrays)
+
+
+def _to_torchvision(arrays: Arrays) -> dict[str, np.ndarray]:
+    plain = {}
+    for name, array in arrays.items():
+        new = name.replace("embedder.embedder.convolution.", "conv1.")
+        new = new.replace("embedder.embedder.normalization.", "bn1.")
+        block = re.match(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.*)", new)
+        if block:
+            inner = block[3].replace("shortcut.convolution.", "downsample.0.")
+            inner = inner.replace("shortcut.normalization.", "downsample.1.")
+            layer = re.match(r"layer\.(\d+)\.(convolution|normalization)\.(.*)", inner)
+            if layer:
+                kind = "conv" if layer[2] == "convolution" else "bn"
+                inner = f"{kind}{int(layer[1]) + 1}.{layer[3]}"
+            new = f"layer{int(block[1]) + 1}.{block[2]}.{inner}"
+        plain[new] = array
+    return plain
+
+
+def _to_timm(arrays: Arrays) -> dict[str, np.ndarray]:
+    plain, known = {}, {theirs: ours for ours, theirs in _BLOCK.items()} | _NEWER
+    for name, array in arrays.items():
+        block = re.match(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$", name)
+        if block:
+            plain[f"blocks.{block[1]}.{known.get(block[2], block[2])}.{block[3]}"] = array
+            continue
+        start = next((ours for ours, theirs in _VIT.items() if name.startswith(theirs)), "")
+        plain[start + name.removeprefix(_VIT[start]) if start else name] = array
+    for name in [name for name in plain if ".attn.query." in name]:
+        three = [plain.pop(name.replace("query", part), np.zeros(0)) for part in _THREE]
+        if len({array.shape for array in three}) == 1:
+            plain[name.replace("query", "qkv")] = np.concatenate(three)
+    return plain
+
+
+def entries(pretrained: Pretrained, plain: Arrays) -> dict[str, np.ndarray]:
+    """Their entries of a backbone whose entries under torchvision's or timm's names are `plain`.
+
+    Raises:
+        UserError: transformers has no such network.
+    """
+    backbone: Any = pretrained.encoder.backbone
+    if isinstance(backbone, ResNet):
+        if backbone.stem != "imagenet":
+            raise UserError(
+                f"format=huggingface has only ResNets with the 7x7 stem, and this one has stem={backbone.stem!r}; "
+                "format=torchvision holds it"
+            )
+        return from_torchvision(plain)
+    if backbone.conv_stem:
+        raise UserError(
+            f"format=huggingface has only ViTs with a patch projection, and {pretrained.options['name']} has a "
+            "convolutional stem; format=timm and format=torchvision hold it"
+        )
+    return from_timm(plain)
+
+
+def config_of(pretrained: Pretrained) -> dict[str, Any]:
+    """What their `config.json` says of the architecture."""
+    backbone: Any = pretrained.encoder.backbone
+    if isinstance(backbone, ResNet):
+        widen = 4 if backbone.bottleneck else 1
+        return {
+            "architectures": ["ResNetModel"], "model_type": "resnet", "num_channels": pretrained.channels,
+            "embedding_size": backbone.width, "depths": list(backbone.stage_sizes),
+            "hidden_sizes": [backbone.width * widen * 2**i for i in range(len(backbone.stage_sizes))],
+            "layer_type": "bottleneck" if backbone.bottleneck else "basic", "hidden_act": "relu",
+            "downsample_in_first_stage": False, "downsample_in_bottleneck": False,
+        }  # fmt: skip
+    return {
+        "architectures": ["ViTModel"], "model_type": "vit", "num_channels": pretrained.channels,
+        "image_size": pretrained.image_size, "patch_size": backbone.patch, "hidden_size": backbone.width,
+        "intermediate_size": 4 * backbone.width, "num_hidden_layers": backbone.depth,
+        "num_attention_heads": backbone.heads, "layer_norm_eps": EPSILON, "hidden_act": "gelu", "qkv_bias": True,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+
+
+def preprocessor_of(pretrained: Pretrained) -> dict[str, Any]:
+    """What their `preprocessor_config.json` says: resize and centre crop of evaluation, then mean and deviation.
+
+    Where nothing is known of these, they are ImageNet's. `BitImageProcessor` is their processor that resizes to one
+    length and crops to another, for models of any kind.
+    """
+    said, side = pretrained.preprocessing, pretrained.image_size
+    if pretrained.channels != 3 and not {"mean", "std"} <= said.keys():
+        raise UserError(
+            f"these weights are of images of {pretrained.channels} channels, and nothing says with which mean and "
+            "deviation; format=huggingface needs them: convert the workdir of the run"
+        )
+    said = IMAGENET | {"resize": round(side * 256 / 224)} | said
+    return {
+        "image_processor_type": "BitImageProcessor", "do_convert_rgb": pretrained.channels == 3,
+        "do_resize": True, "size": {"shortest_edge": said["resize"]}, "resample": BILINEAR,
+        "do_center_crop": True, "crop_size": {"height": side, "width": side},
+        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": list(said["mean"]), "image_std": list(said["std"]),
+    }  # fmt: skip
+
+
+def assumed(pretrained: Pretrained) -> str:
+    """What `preprocessor_of` takes from ImageNet as nothing says it, a sentence; '' where everything is known."""
+    missing = [
+        n for n in ("image_size", "resize", "mean", "std") if n not in pretrained.preprocessing
+    ]
+    if not missing:
+        return ""
+    return f"{PREPROCESSOR} has ImageNet's {', '.join(missing)}, as nothing says it; correct it where that is wrong"
+
+
+def save(folder: str, pretrained: Pretrained, arrays: Arrays) -> None:
+    """Write the three files into `folder`, which is made.
+
+    Args:
+        folder: a new or empty one.
+        pretrained: whose `arrays`, from `entries`, they are.
+
+    Raises:
+        UserError: there is something at that place, it cannot be written, or a package is missing.
+    """
+    place = files.absolute(folder)
+    if str(folder).endswith(weight_files.ENDINGS):
+        raise UserError(f"format=huggingface is a folder; {folder} is named as a file is")
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{folder} is there and not empty; name a new folder")
+    described = {PREPROCESSOR: preprocessor_of(pretrained), CONFIG: config_of(pretrained)}
+    weight_files.write(str(place / WEIGHTS[0]), arrays, {})
+    for name, content in described.items():
+        files.write(place / name, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def weights_in(folder: str) -> str:
+    """The file of weights in `folder`; '' where it is none of theirs, as the workdir of a run."""
+    place = files.absolute(folder)
+    if (place / "checkpoints").exists():
+        return ""
+    found = [name for name in WEIGHTS if (place / name).is_file()]
+    return str(place / found[0]) if found else ""
+
+
+def _json(folder: str, name: str) -> dict[str, Any]:
+    path = files.absolute(folder) / name
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def check(folder: str, pretrained: Pretrained) -> None:
+    """UserError where `config.json` asks for what the encoder here, read from the same `folder`, does not do."""
+    found, ours = _json(folder, CONFIG), config_of(pretrained)
+    # What they take where the file is silent.
+    found = {"layer_norm_eps": 1e-12} | found if ours["model_type"] == "vit" else found
+    for name in ("model_type", "layer_type", "hidden_act", "downsample_in_first_stage", "downsample_in_bottleneck",
+                 "num_attention_heads", "layer_norm_eps", "patch_size"):  # fmt: skip
+        if name in ours and found.get(name, ours[name]) != ours[name]:
+            raise UserError(
+                f"{folder} is of a network that none here is: {name}={found[name]!r} in its {CONFIG}, and here it is "
+                f"{ours[name]!r}"
+            )
+
+
+def preprocessing(folder: str) -> dict[str, Any]:
+    """What `preprocessor_config.json` in `folder` says, as `Pretrained.preprocessing` keeps it; empty where there is none."""
+    said = _json(folder, PREPROCESSOR)
+    found: dict[str, Any] = {}
+
+    def side(value: Any) -> int:
+        names = ("shortest_edge", "height")
+        value = (
+            next((value[n] for n in names if n in value), 0) if isinstance(value, dict) else value
+        )
+        return int(value or 0)
+
+    scaled = abs(said.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-3
+    if said.get("do_normalize", True) and scaled and {"image_mean", "image_std"} <= said.keys():
+        found |= {"mean": tuple(said["image_mean"]), "std": tuple(said["image_std"])}
+    resized = side(said.get("size"))
+    if resized:
+        cropped = side(said.get("crop_size")) if said.get("do_center_crop") else 0
+        whole = round(resized / (said.get("crop_pct") or 1))
+        found |= {"image_size": cropped or resized, "resize": resized if cropped else whole}
+    return found
