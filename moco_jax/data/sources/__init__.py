@@ -45,6 +45,9 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """What to call one image in a message."""
 
+    def own_names(self, indices: np.ndarray) -> list[str] | None:
+        """What images `indices` int `[n]` are called where they are kept, as 'n01440764/n01440764_10026.JPEG'; None: nothing."""
+
 
 @contextmanager
 def reading(data_dir: str) -> Iterator[None]:

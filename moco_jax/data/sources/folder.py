@@ -119,3 +119,7 @@ class FolderSource:
         """The file's path."""
         file = self.files[index]
         return file if store.is_remote(file) else os.path.join(self.root, file)
+
+    def own_names(self, indices: np.ndarray) -> list[str] | None:
+        """The files' paths, relative to the folder or as the list has them."""
+        return [self.files[index] for index in indices.tolist()]

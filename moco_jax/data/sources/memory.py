@@ -55,6 +55,10 @@ class ArraySource:
         """Set and number."""
         return f"{self.label} image {index}"
 
+    def own_names(self, indices: np.ndarray) -> list[str] | None:
+        """None: images in memory have no names."""
+        return None
+
 
 def digits(split: str, decoding: Decoding = RGB) -> ArraySource:
     """The 1,797 handwritten digits of scikit-learn, each at a random place and scale on a 32 x 32 canvas.

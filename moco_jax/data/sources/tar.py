@@ -146,9 +146,16 @@ class TarSource:
 
     def name(self, index: int) -> str:
         """Tar, place, and the member's name as its header has it."""
-        where = self.records.where(index)
+        where, own = self.records.where(index), self._member(index)
+        return f"{own} in {where}" if own else where
+
+    def own_names(self, indices: np.ndarray) -> list[str] | None:
+        """The members' names as their headers have them; '' where one cannot be read."""
+        return [self._member(index) for index in indices.tolist()]
+
+    def _member(self, index: int) -> str:
         try:
             header = self.records.part(index, -_BLOCK, _BLOCK)
-            return f"{tarfile.TarInfo.frombuf(header, 'utf-8', 'replace').name} in {where}"
+            return tarfile.TarInfo.frombuf(header, "utf-8", "replace").name
         except (OSError, tarfile.HeaderError):
-            return where
+            return ""
