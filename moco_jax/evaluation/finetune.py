@@ -166,33 +166,32 @@ def make_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     dtype: Any = jnp.float32,
-    seed: int = 0,
     mesh: Mesh | None = None,
 ) -> Step:
-    """The step as a pure function to jit: `step(state, batch, rates, factor, number) -> (state, loss)`.
+    """The step as a pure function to jit: `step(state, batch, rates, factor, own, rng) -> (state, loss)`.
 
-    `batch`: `image` uint8 `[B, H, W, C]`, `classes` int `[B]`, `present` bool `[B]`: rows without it count for BatchNorm alone.
-    `rates`: as `learning_rates` gives them; `factor`: where on the schedule, 0 to 1; `number`: int32, of the step, from
-    which with `seed` all is drawn. The loss is the mean cross-entropy of the rows that count, before the step.
+    Of the step's arguments, `batch` is `image` uint8 `[B, H, W, C]`, `classes` int `[B]` and `present` bool `[B]`: rows without
+    it count for BatchNorm alone. `rates` is what `learning_rates` gives, `factor` the place on the schedule, 0 to 1, `own` what
+    `mixing.draw` gives, None for no mixing, and `rng` a key for dropped paths. The loss is the mean cross-entropy of the rows
+    that count, before the step.
     """
     optimizer = make_optimizer(how)
     exact = jnp.promote_types(dtype, jnp.float32)
 
-    def step(state: State, batch: dict[str, jax.Array], rates: Any, factor: Any, number: Any):
-        rng = jax.random.fold_in(jax.random.key(seed), number)
+    def step(
+        state: State, batch: dict[str, jax.Array], rates: Any, factor: Any, own: Any, rng: Any
+    ):
         images, present = batch["image"].astype(exact), batch["present"]
         targets = jax.nn.one_hot(batch["classes"], classes, dtype=exact)
         targets = (1 - how.smoothing) * targets + how.smoothing / classes
-        if how.mixup or how.cutmix:
-            own = mixing.draw(rng, images.shape[1], images.shape[2], how.mixup, how.cutmix)
+        if own is not None:
             images, targets = (mesh_lib.divide(x, mesh) for x in mixing.apply(images, targets, own))
         inputs = to_network_input(images, mean, std, dtype)
 
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
             features, updated = encoder.apply(
                 {"params": {"backbone": params["backbone"]}, "batch_stats": state.batch_stats},
-                inputs, train=True, method=encoder.features, mutable=["batch_stats"],
-                rngs={"drop_path": jax.random.fold_in(rng, 1)},
+                inputs, train=True, method=encoder.features, mutable=["batch_stats"], rngs={"drop_path": rng},
             )  # fmt: skip
             log = jax.nn.log_softmax(linear.logits(params["classifier"], features))
             losses = -jnp.sum(targets * log, axis=-1)
@@ -219,10 +218,11 @@ def encoder_of(config: ConfigDict, dtype: Any, drop_path: float) -> encoders.Enc
 
 
 @functools.cache
-def _jitted(encoder, how, classes, mean, std, dtype, seed, mesh) -> Step:
-    step = make_step(encoder, how, classes, mean=mean, std=std, dtype=dtype, seed=seed, mesh=mesh)
+def jitted_step(encoder, how, classes, mean, std, dtype, mesh) -> Any:
+    """`make_step`'s, compiled for the devices of `mesh`; the state is donated. One of each kind is kept."""
+    step = make_step(encoder, how, classes, mean=mean, std=std, dtype=dtype, mesh=mesh)
     everywhere, divided = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
-    layouts = (everywhere, divided, everywhere, everywhere, everywhere)
+    layouts = (everywhere, divided, *[everywhere] * 4)
     return jax.jit(step, in_shardings=layouts, out_shardings=everywhere, donate_argnums=0)
 
 
@@ -291,9 +291,9 @@ def train(
     if config.compute_dtype != "float64":
         dtype = parts.compute_dtype(config.compute_dtype)
     encoder = encoder_of(config, dtype, how.drop_path)
-    step = _jitted(
+    step = jitted_step(
         encoder, dataclasses.replace(how, epochs=0, batch_size=0), subject.classes, tuple(config.mean),
-        tuple(config.std), dtype, config.seed, mesh,
+        tuple(config.std), dtype, mesh,
     )  # fmt: skip
     width = jax.eval_shape(
         lambda x: encoder.apply(start.variables, x, method=encoder.features),
@@ -311,9 +311,14 @@ def train(
     batches = epoch_batches(
         images, recipe, mesh, epochs=epochs, batch_size=batch, seed=config.seed, workers=config.workers
     )  # fmt: skip
+    side, key = config.image_size, jax.random.key(config.seed)
     accuracies: list[float] = []
     for n, (epoch, arrays) in enumerate(batches):
-        state, loss = step(state, arrays, rates, factors[n], np.int32(n))
+        own = None
+        if how.mixup or how.cutmix:
+            drawn = np.random.default_rng((config.seed, n))
+            own = mixing.draw(drawn, side, side, how.mixup, how.cutmix)
+        state, loss = step(state, arrays, rates, factors[n], own, jax.random.fold_in(key, n))
         said = f"{images.about}: epoch {epoch + 1}/{epochs}  step {n % steps + 1}/{steps}"
         if (n + 1) % steps == 0 and epoch + 1 in tested:
             found, classifier = _taken(start, state)

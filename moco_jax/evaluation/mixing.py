@@ -4,50 +4,41 @@ An image's partner is the one as far from the batch's end as it is from the star
 """
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 CUT_RATHER = 0.5  # probability of a piece instead of a blend where both are asked for
 
 
-def blend(share: jax.Array, height: int, width: int) -> jax.Array:
+def blend(share: float, height: int, width: int) -> np.ndarray:
     """Mixup (arXiv 1710.09412): everywhere `share` of the image itself; float32 `[height, width]`."""
-    return jnp.full((height, width), share, jnp.float32)
+    return np.full((height, width), share, np.float32)
 
 
-def piece(share: jax.Array, row: jax.Array, column: jax.Array, height: int, width: int) -> jax.Array:  # fmt: skip
+def piece(share: float, row: int, column: int, height: int, width: int) -> np.ndarray:
     """CutMix (arXiv 1905.04899): 0 where the partner stands, 1 elsewhere; float32 `[height, width]`.
 
     The partner's rectangle is centred on `row` and `column`, has sqrt(1 - `share`) of both sides and is cut off at the edges.
     """
-    side = jnp.sqrt(1 - share)
 
-    def covered(center: jax.Array, length: int) -> jax.Array:
-        half, place = (length * side).astype(jnp.int32) // 2, jnp.arange(length)
-        return (place >= center - half) & (place < center + half)
+    def covered(center: int, length: int) -> np.ndarray:
+        extent, place = int(length * np.sqrt(1 - share)), np.arange(length)
+        return (place >= center - extent // 2) & (place < center + (extent + 1) // 2)
 
     inside = covered(row, height)[:, None] & covered(column, width)[None]
-    return 1 - inside.astype(jnp.float32)
+    return 1 - inside.astype(np.float32)
 
 
-def draw(rng: jax.Array, height: int, width: int, mixup: float, cutmix: float) -> jax.Array:
+def draw(
+    rng: np.random.Generator, height: int, width: int, mixup: float, cutmix: float
+) -> np.ndarray:
     """How much of itself an image keeps, float32 `[height, width]`.
 
     `mixup`, `cutmix`: alpha of each one's Beta(alpha, alpha) distribution of shares; 0: never.
     """
-    rngs = jax.random.split(rng, 5)
-    row, column = (
-        jax.random.randint(key, (), 0, length)
-        for key, length in zip(rngs[:2], (height, width), strict=True)
-    )
-    blended = jnp.ones((height, width), jnp.float32)
-    if mixup:
-        blended = blend(jax.random.beta(rngs[2], mixup, mixup), height, width)
-    if not cutmix:
-        return blended
-    cut = piece(jax.random.beta(rngs[3], cutmix, cutmix), row, column, height, width)
-    if not mixup:
-        return cut
-    return jnp.where(jax.random.uniform(rngs[4]) < CUT_RATHER, cut, blended)
+    if cutmix and not (mixup and rng.random() >= CUT_RATHER):
+        row, column = int(rng.integers(height)), int(rng.integers(width))
+        return piece(rng.beta(cutmix, cutmix), row, column, height, width)
+    return blend(rng.beta(mixup, mixup) if mixup else 1.0, height, width)
 
 
 def apply(images: jax.Array, targets: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
