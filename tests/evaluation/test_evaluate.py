@@ -1,5 +1,6 @@
 """The command line of evaluation on the workdir of a run, the published numbers, and what is refused."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +15,8 @@ from moco_jax import checkpoint, mesh, parts
 from moco_jax.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.subject import open_subject
+from moco_jax.weights import bridge
+from moco_jax.weights import files as weight_files
 from tests.data.pictures import encoded, write
 from tests.test_config import load
 
@@ -73,10 +76,15 @@ def workdir(tmp_path_factory):
 def test_command_lines(workdir, tmp_path):
     at = f"--workdir={workdir}"
     (tmp_path / "empty").mkdir()
-    knn, linear, paper, *refused = command_lines(
+    packed = f"{tmp_path}/tuned.safetensors"
+    can_pack = importlib.util.find_spec("safetensors") is not None
+    save = [f"--save={packed}"] if can_pack else []
+    knn, linear, paper, finetune, *refused = command_lines(
         ["knn", at, "--untrained", "--k=20,2000", "--temperature=0.1"],
         ["linear", at, "--epochs=2", "--rates=0.1,1", "--decays=0", "--which=key", "--augment=digits"],
         ["linear", at, "--protocol=paper", "--epochs=1", "--batch_size=480", "--augment=digits"],
+        ["finetune", at, "--labels=15", "--scratch", "--epochs=3", "--batch_size=64", "--augment=digits", "--tests=2",
+         *save],
         ["knn"],
         ["knn", f"--workdir={tmp_path}/empty"],
         ["nearest", at],
@@ -85,6 +93,13 @@ def test_command_lines(workdir, tmp_path):
         ["knn", at, "--dataset=folder", f"--data_dir={tmp_path}/none"],
         ["linear", at, "--protocol=paper", "--batch_size=3"],
         ["knn", at, "--step=99"],
+        ["finetune", at, "--labels=0.5"],
+        ["finetune", at, "--labels=1,101"],
+        ["finetune", at, "--layer_decay=0.75"],
+        ["finetune", at, f"--save={tmp_path}/tuned.safetensors"],
+        ["finetune", at, "--labels=100", "--save=tuned.pth"],
+        ["finetune", at, f"--subset={tmp_path}/none.txt"],
+        ["finetune", at, "--batch_size=3"],
     )  # fmt: skip
     assert "k=2000 is cut to 1437" in knn[0]
     assert "untrained  20" in knn[0]
@@ -111,10 +126,30 @@ def test_command_lines(workdir, tmp_path):
     )
     assert 0.05 < written["results"][0]["accuracy"] < 1
 
+    assert "15 %    216     3" in finetune[0]
+    written = json.loads((workdir / "evaluate_finetune.json").read_text())
+    tuned, scratch = written["results"]
+    assert (tuned["encoder"], scratch["encoder"]) == ("fine-tuned", "from scratch")
+    assert (tuned["images"], tuned["tested_after_epochs"]) == (216, [2, 3])
+    assert tuned["accuracy"] == tuned["accuracy_by_epoch"][-1]
+    # The run has not moved its weights, so that the two differ in their rates alone.
+    assert scratch["accuracy_by_epoch"] != tuned["accuracy_by_epoch"]
+    if can_pack:
+        saved = weight_files.read(packed)
+        assert saved["fc.weight"].shape == (10, 64)
+        assert bridge.load(packed, stem="cifar_stride2").left_out == ("fc.weight", "fc.bias")
+        before = bridge.load(str(workdir)).query["params"]["backbone"]["conv1"]["kernel"]
+        moved = np.abs(saved["conv1.weight"].transpose(2, 3, 1, 0) - before).max()
+        assert 0 < moved < 0.1
+
     words = (
-        "--workdir=FOLDER of a run is needed", "is no workdir", "one of knn, linear is needed",
+        "--workdir=FOLDER of a run is needed", "is no workdir", "one of knn, linear, finetune is needed",
         "--k=0 is no list of numbers of at least 1", "--which", "none is no folder",
         "--batch_size=3 does not divide over 2 devices", "has no checkpoint of step 99",
+        "10 classes need at least --labels=0.6959", "--labels=101 is no share in per cent",
+        "--layer_decay=0.75 is for the layers of a ViT", "there are 3 trainings",
+        "--save=tuned.pth has another ending than .safetensors", "none.txt is no text file",
+        "--batch_size=3 does not divide over 2 devices",
     )  # fmt: skip
     for (printed, errors), expected in zip(refused, words, strict=True):
         assert printed.endswith("ended with 2\n")

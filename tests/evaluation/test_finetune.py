@@ -25,8 +25,14 @@ def batch_of(rng, size, present):
     }
 
 
-def small_resnet(torch):
-    """A ResNet-10 of width 4 with a 3x3/2 stem, in float64, from torchvision's blocks and under its names."""
+def tiny(dtype):
+    """Two blocks, the second with a shortcut that halves: 8 features."""
+    backbone = encoders.ResNet((1, 1), False, width=4, stem="cifar_stride2", dtype=dtype)
+    return encoders.Encoder(backbone, encoders.LinearHead(8))
+
+
+def torchs_tiny(torch):
+    """The same from torchvision's blocks and under its names, with a classifier, in float64."""
     from torchvision.models.resnet import BasicBlock, conv1x1
 
     class Net(torch.nn.Module):
@@ -35,19 +41,13 @@ def small_resnet(torch):
             self.conv1 = torch.nn.Conv2d(3, 4, 3, 2, 1, bias=False)
             self.bn1 = torch.nn.BatchNorm2d(4)
             self.layer1 = torch.nn.Sequential(BasicBlock(4, 4))
-            for stage in (2, 3, 4):
-                inside, outside = 2**stage, 2 ** (stage + 1)
-                down = torch.nn.Sequential(
-                    conv1x1(inside, outside, 2), torch.nn.BatchNorm2d(outside)
-                )
-                block = torch.nn.Sequential(BasicBlock(inside, outside, 2, down))
-                setattr(self, f"layer{stage}", block)
-            self.fc = torch.nn.Linear(32, CLASSES)
+            down = torch.nn.Sequential(conv1x1(4, 8, 2), torch.nn.BatchNorm2d(8))
+            self.layer2 = torch.nn.Sequential(BasicBlock(4, 8, 2, down))
+            self.fc = torch.nn.Linear(8, CLASSES)
 
         def forward(self, x):
             x = torch.relu(self.bn1(self.conv1(x)))
-            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-            return self.fc(x.mean((2, 3)))
+            return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
 
     torch.manual_seed(0)
     return Net().double().train()
@@ -56,8 +56,8 @@ def small_resnet(torch):
 def test_steps_of_sgd_equal_pytorch(float64):
     """Losses, the change of every weight and BatchNorm's statistics; two rates; two rows do not count, but for BatchNorm."""
     torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[torch]'")
-    net = small_resnet(torch)
-    encoder = encoders.create("resnet10", width=4, stem="cifar_stride2", dtype=jnp.float64)
+    net = torchs_tiny(torch)
+    encoder = tiny(jnp.float64)
     shapes = jax.eval_shape(
         functools.partial(encoder.init, jax.random.key(0)), jnp.zeros((1, 16, 16, 3))
     )
@@ -215,7 +215,7 @@ def drawn(encoder, classes=CLASSES):
 
 def test_one_device_and_four_compute_the_same():
     """DeiT's recipe, so that mixing crosses devices, on a network with BatchNorm; some rows do not count."""
-    encoder = encoders.create("resnet10", width=8, stem="cifar_stride2")
+    encoder = tiny(jnp.float32)
     how = finetune.training("deit", batch_size=16)
     variables, optimizer = drawn(encoder), finetune.make_optimizer(how)
     rng = np.random.default_rng(0)
@@ -224,7 +224,7 @@ def test_one_device_and_four_compute_the_same():
     for count in (1, 4):
         the_mesh = mesh.create_mesh(jax.devices()[:count])
         step = finetune.jitted_step(encoder, how, CLASSES, MEAN, STD, np.dtype("float32"), the_mesh)
-        state = finetune.initial_state(variables, optimizer, 0, 64, CLASSES)
+        state = finetune.initial_state(variables, optimizer, 0, 8, CLASSES)
         rates = finetune.learning_rates(state.params, encoder, how)
         arguments = (
             jax.device_put(state, mesh.replicated(the_mesh)), mesh.to_devices(the_mesh, batch), rates, 1.0, own,
@@ -236,7 +236,7 @@ def test_one_device_and_four_compute_the_same():
     for a, b in zip(*(jax.tree.leaves((r.batch_stats, r.opt_state)) for r in (one, four)), strict=True):  # fmt: skip
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     # Adam's first step is the rate in the gradient's direction.
-    moved = one.params["classifier"].kernel - linear.initial(0, 64, CLASSES).kernel
+    moved = one.params["classifier"].kernel - linear.initial(0, 8, CLASSES).kernel
     assert np.median(np.abs(moved)) == pytest.approx(how.classifier_rate, rel=0.05)
 
 

@@ -35,7 +35,7 @@ SCRATCH_LR = flags.DEFINE_float("scratch_lr", None, "finetune: of all weights fr
 WEIGHT_DECAY = flags.DEFINE_float("weight_decay", None, "finetune: left out, the recipe's.", 0.0)
 LAYER_DECAY = flags.DEFINE_float("layer_decay", 1.0, "finetune, of a ViT: each layer's rate as a share of the next one's.", 1e-3, 1.0)  # fmt: skip
 TESTS = flags.DEFINE_integer("tests", 20, "finetune: how often a training is tested on its way, the end included.", 1)  # fmt: skip
-SAVE = flags.DEFINE_string("save", "", "finetune: a file for the fine-tuned network, encoder and classifier under timm's names.")  # fmt: skip
+SAVE = flags.DEFINE_string("save", "", "finetune: a .safetensors file for the fine-tuned network, encoder and classifier under timm's names.")  # fmt: skip
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def run(task: Task) -> dict[str, Any]:
         encoders["from scratch"] = task.encoders.get("untrained") or trained.untrained(task.found)
     name, how = _training(task)
     shares = numbers(LABELS, float, 0.0) or ([] if SUBSET.value else [1.0, 10.0, 100.0])
-    _require_one_to_save(shares)
+    _require_a_place_to_save(shares)
     subject = open_images(task, "backbone, all of it trained")
     if how.batch_size % subject.mesh.size:
         raise UserError(
@@ -97,7 +97,7 @@ def _training(task: Task) -> tuple[str, finetune.Training]:
     )  # fmt: skip
 
 
-def _require_one_to_save(shares: list[float]) -> None:
+def _require_a_place_to_save(shares: list[float]) -> None:
     if not SAVE.value:
         return
     trainings = len(shares) + len(SUBSET.value)
@@ -105,8 +105,10 @@ def _require_one_to_save(shares: list[float]) -> None:
         raise UserError(
             f"--save={SAVE.value} is a place for one network, and there are {trainings} trainings; --labels=100 is one"
         )
-    if weight_files.ending(SAVE.value) == ".pkl":
-        raise UserError(f"--save={SAVE.value} cannot be .pkl; .pth and .safetensors can")
+    # Other endings need PyTorch, which must come into a process before TensorFlow.
+    if weight_files.ending(SAVE.value) != ".safetensors":
+        raise UserError(f"--save={SAVE.value} has another ending than .safetensors, which works")
+    weight_files.library("safetensors.numpy", "safetensors")
 
 
 def _sets(subject: Subject, shares: list[float]) -> dict[str, Labelled]:
@@ -124,7 +126,7 @@ def save(tuned: finetune.Tuned, subject: Subject, path: str) -> None:
     config = tuned.found.config
     options = dict(name=config.arch, width=config.width or None, stem=config.stem)
     pretrained = Pretrained(options, tuned.found.variables, None, None, config.image_size, config.channels)  # fmt: skip
-    arrays, around = bridge.entries(pretrained, "timm")
+    arrays, _ = bridge.entries(pretrained, "timm")
     name = "head" if pretrained.is_vit else "fc"
     arrays |= {f"{name}.weight": tuned.classifier.kernel.T, f"{name}.bias": tuned.classifier.bias}
-    weight_files.write(path, arrays, around)
+    weight_files.write(path, arrays, {})
