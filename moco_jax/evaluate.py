@@ -12,7 +12,7 @@ from moco_jax import config as config_lib
 from moco_jax import files, trained
 from moco_jax.command_line import fail, set_up, start
 from moco_jax.errors import UserError
-from moco_jax.evaluation.commands import knn, linear, segmentation
+from moco_jax.evaluation.commands import finetune, knn, linear, segmentation
 from moco_jax.evaluation.commands.common import Progress, Task
 from moco_jax.report.console import Console
 
@@ -31,7 +31,9 @@ STD = flags.DEFINE_list("std", [], "As --mean.")
 STEM = flags.DEFINE_string("stem", "", "Of a ResNet in --weights; empty: 'imagenet' or 'cifar', by its kernel.")  # fmt: skip
 UNTRAINED = flags.DEFINE_bool("untrained", False, "Also the same encoder before its training.")
 
-EVALUATIONS = {"knn": knn.run, "linear": linear.run, "segmentation": segmentation.run}
+EVALUATIONS = {
+    "knn": knn.run, "linear": linear.run, "finetune": finetune.run, "segmentation": segmentation.run,
+}  # fmt: skip
 
 
 def _statistics(flag: flags.FlagHolder) -> tuple[float, ...]:

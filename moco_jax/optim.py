@@ -82,7 +82,7 @@ def learning_rate(
     steps_per_epoch: int,
     drops: Sequence[int] = (),
     first_epoch: int = 0,
-    warmup_epochs: int = 0,
+    warmup_epochs: float = 0,
 ) -> Callable[[jax.Array], jax.Array]:
     """The rate of a step.
 

@@ -91,13 +91,15 @@ class ConvStem(nn.Module):
 class Block(nn.Module):
     """Attention and an MLP of four times the width, each added to what it was given the LayerNorm of.
 
-    The sum stays in at least float32; products are computed in `dtype`.
+    The sum stays in at least float32; products are computed in `dtype`. With probability `drop_path` an image goes past
+    either of the two.
     """
 
     heads: int
     attention: str
     dtype: Any
     reduce: str
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -105,17 +107,18 @@ class Block(nn.Module):
         width = x.shape[-1]
         dense = partial(Dense, dtype=self.dtype, reduce=self.reduce)
         square = xavier(width, width)  # of query, key and value each
+        drop = nn.Dropout(self.drop_path, (1, 2), deterministic=False, rng_collection="drop_path")
 
         y = layer_norm(self.dtype, "norm1")(x)
         y = dense(3 * width, initializer=square, name="qkv")(y)
         y = y.reshape(*y.shape[:2], 3, self.heads, width // self.heads)
         y = ATTENTIONS[self.attention](y[:, :, 0], y[:, :, 1], y[:, :, 2])
-        x += dense(width, initializer=square, name="proj")(y.reshape(x.shape))
+        x += drop(dense(width, initializer=square, name="proj")(y.reshape(x.shape)))
 
         y = layer_norm(self.dtype, "norm2")(x)
         y = dense(4 * width, initializer=xavier(width, 4 * width), name="fc1")(y)
         y = nn.gelu(y, approximate=False)
-        return x + dense(width, initializer=xavier(4 * width, width), name="fc2")(y)
+        return x + drop(dense(width, initializer=xavier(4 * width, width), name="fc2")(y))
 
 
 def layer_norm(dtype: Any, name: str | None = None) -> nn.LayerNorm:
@@ -139,6 +142,8 @@ class ViT(nn.Module):
         bn_groups: G, groups of samples that share BatchNorm statistics in the conv stem; no other part has any.
         dtype: compute dtype; parameters, the sum that the blocks add to, and statistics are at least float32.
         reduce: precision of the weights' gradients, see `layers.convolve`.
+        drop_path: stochastic depth (arXiv 1603.09382) in training: the last block's probability, the others' rise to it
+            from 0; needs random numbers, `rngs={'drop_path': key}`.
     """
 
     depth: int
@@ -152,6 +157,7 @@ class ViT(nn.Module):
     bn_groups: int = 1
     dtype: Any = jnp.float32
     reduce: str = "parameter"
+    drop_path: float = 0.0
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -194,7 +200,9 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, width)), x], axis=1)
         block = nn.remat(Block) if self.remat == "block" else Block
         for i in range(self.depth):
-            x = block(self.heads, self.attention, self.dtype, self.reduce, name=f"blocks_{i}")(x)
+            rate = self.drop_path * i / max(self.depth - 1, 1) if train else 0.0
+            common = (self.heads, self.attention, self.dtype, self.reduce, rate)
+            x = block(*common, name=f"blocks_{i}")(x)
         return layer_norm(exact, "norm")(x[:, 0])
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from moco_jax import mesh as mesh_lib
 from moco_jax import optim
-from moco_jax.data import order, pipeline, recipes
+from moco_jax.data import recipes
+from moco_jax.evaluation.batches import epoch_batches
 from moco_jax.evaluation.subject import Report, Subject
 
 MOMENTUM = 0.9
@@ -137,36 +138,19 @@ def train_on_crops(
         share of test images classified rightly at the end, and after each epoch.
     """
     config, mesh, train = subject.config, subject.mesh, subject.train
-    batch, number = chosen.batch_size, len(train.indices)
-    steps, rows = -(-number // batch), mesh_lib.local_rows(mesh, batch)
+    steps = -(-len(train.indices) // chosen.batch_size)
     test, truth = subject.extract(subject.test, encode, report)
     classifier = initial(config.seed, test.shape[1], subject.classes)
     buffer = jax.tree.map(jnp.zeros_like, classifier)
     rate_at = chosen.rate_at(steps)
     step = jax.jit(sgd_step, donate_argnums=(0, 1), out_shardings=mesh_lib.replicated(mesh))
 
-    def places():
-        """Epoch, places in `train` and whether they count, of this host's rows of every batch."""
-        for epoch in range(chosen.epochs):
-            for start in range(0, number, batch):
-                wanted = np.arange(start, start + batch)[rows]
-                found = order.permute(wanted % number, number, config.seed, epoch)
-                yield epoch, found, wanted < number
-
-    reads = ((epoch, train.indices[found]) for epoch, found, _ in places())
-    batches = pipeline.view_batches(
-        train.source, recipe, reads, len(rows), config.seed, config.workers
-    )
+    batches = epoch_batches(
+        train, recipe, mesh, epochs=chosen.epochs, batch_size=chosen.batch_size, seed=config.seed,
+        workers=config.workers,
+    )  # fmt: skip
     scores: list[float] = []
-    for n, (views, (epoch, found, counts)) in enumerate(zip(batches, places(), strict=True)):
-        arrays = mesh_lib.to_devices(
-            mesh,
-            {
-                "image": views["image"],
-                "classes": train.classes[found],
-                "present": views["ok"] & counts,
-            },
-        )
+    for n, (epoch, arrays) in enumerate(batches):
         classifier, buffer, loss = step(
             classifier, buffer, encode(arrays["image"]), arrays["classes"], arrays["present"], rate_at(jnp.asarray(n))
         )  # fmt: skip

@@ -16,6 +16,7 @@ from moco_jax.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.subject import open_subject
 from moco_jax.weights import bridge
+from moco_jax.weights import files as weight_files
 from tests.data.pictures import encoded, write
 from tests.evaluation.scenes import CLASSES, write_voc
 from tests.test_config import load
@@ -76,6 +77,9 @@ def workdir(tmp_path_factory):
 def test_command_lines(workdir, tmp_path):
     at = f"--workdir={workdir}"
     (tmp_path / "empty").mkdir()
+    packed = f"{tmp_path}/tuned.safetensors"
+    can_pack = importlib.util.find_spec("safetensors") is not None
+    save = [f"--save={packed}"] if can_pack else []
     voc = write_voc(tmp_path / "voc", 3, 2)
     scenes = ["segmentation", at, f"--data_dir={voc}"]
     config = tiny()
@@ -85,10 +89,12 @@ def test_command_lines(workdir, tmp_path):
     for name in ("mean", "std"):
         weights.append(f"--{name}={','.join(map(str, config[name]))}")
     digits = "--dataset=digits"
-    knn, linear, paper, segmented, others, *refused = command_lines(
+    knn, linear, paper, finetune, segmented, others, *refused = command_lines(
         ["knn", at, "--untrained", "--k=20,2000", "--temperature=0.1"],
         ["linear", at, "--epochs=2", "--rates=0.1,1", "--decays=0", "--which=key", "--augment=digits"],
         ["linear", at, "--protocol=paper", "--epochs=1", "--batch_size=480", "--augment=digits"],
+        ["finetune", at, "--labels=15", "--scratch", "--epochs=3", "--batch_size=64", "--augment=digits", "--tests=2",
+         *save],
         [*scenes, "--iterations=3", "--crop=32", "--batch_size=4"],
         ["knn", *weights, f"--stem={config.stem}", digits, "--train_split=train", "--test_split=test", "--k=20", "--temperature=0.1"],
         ["knn"],
@@ -106,6 +112,13 @@ def test_command_lines(workdir, tmp_path):
         ["knn", weights[0], digits],
         ["knn", *weights, digits, "--mean=a,b"],
         ["knn", f"--workdir={path}"],
+        ["finetune", at, "--labels=0.5"],
+        ["finetune", at, "--labels=1,101"],
+        ["finetune", at, "--layer_decay=0.75"],
+        ["finetune", at, f"--save={tmp_path}/tuned.safetensors"],
+        ["finetune", at, "--labels=100", "--save=tuned.pth"],
+        ["finetune", at, f"--subset={tmp_path}/none.txt"],
+        ["finetune", at, "--batch_size=3"],
     )  # fmt: skip
     assert "k=2000 is cut to 1437" in knn[0]
     assert "untrained  20" in knn[0]
@@ -132,6 +145,22 @@ def test_command_lines(workdir, tmp_path):
     )
     assert 0.05 < written["results"][0]["accuracy"] < 1
 
+    assert "15 %    216     3" in finetune[0]
+    written = json.loads((workdir / "evaluate_finetune.json").read_text())
+    tuned, scratch = written["results"]
+    assert (tuned["encoder"], scratch["encoder"]) == ("fine-tuned", "from scratch")
+    assert (tuned["images"], tuned["tested_after_epochs"]) == (216, [2, 3])
+    assert tuned["accuracy"] == tuned["accuracy_by_epoch"][-1]
+    # The run has not moved its weights, so that the two differ in their rates alone.
+    assert scratch["accuracy_by_epoch"] != tuned["accuracy_by_epoch"]
+    if can_pack:
+        saved = weight_files.read(packed)
+        assert saved["fc.weight"].shape == (10, 64)
+        assert bridge.load(packed, stem="cifar_stride2").left_out == ("fc.weight", "fc.bias")
+        before = bridge.load(str(workdir)).query["params"]["backbone"]["conv1"]["kernel"]
+        moved = np.abs(saved["conv1.weight"].transpose(2, 3, 1, 0) - before).max()
+        assert 0 < moved < 0.1
+
     assert "not the protocol itself: iterations 3 instead of 30000, crop 32 instead of 513, batch_size 4 instead of 16" in segmented[0]  # fmt: skip
     assert "published" not in segmented[0]
     written = json.loads((workdir / "evaluate_segmentation.json").read_text())
@@ -148,11 +177,15 @@ def test_command_lines(workdir, tmp_path):
     assert written["results"][0]["accuracy"] == pytest.approx(of["trained", 20], abs=0.003)
 
     words = (
-        "--workdir=FOLDER of a run is needed", "is no workdir", "one of knn, linear, segmentation is needed",
+        "--workdir=FOLDER of a run is needed", "is no workdir", "one of knn, linear, finetune, segmentation is needed",
         "--k=0 is no list of numbers of at least 1", "--which", "none is no folder",
         "--batch_size=3 does not divide over 2 devices", "has no checkpoint of step 99",
         "--data_dir=FOLDER is needed", "--batch_size=3 does not divide", "test.txt is missing; splits there are train, val",
         "do not say of which images", "needs --out=FOLDER", "--mean=a,b is no list of numbers", "is no workdir of a run",
+        "10 classes need at least --labels=0.6959", "--labels=101 is no share in per cent",
+        "--layer_decay=0.75 is for the layers of a ViT", "there are 3 trainings",
+        "--save=tuned.pth has another ending than .safetensors", "none.txt is no text file",
+        "--batch_size=3 does not divide over 2 devices",
     )  # fmt: skip
     for (printed, errors), expected in zip(refused, words, strict=True):
         assert printed.endswith("ended with 2\n")

@@ -1,6 +1,6 @@
 """Sources whose records are serialized tf.train.Example: which feature is the image, the class, the name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from moco_jax.errors import UserError
 
 IMAGE_KEYS = ("image", "image/encoded", "jpg", "png")
 CLASS_KEYS = ("label", "image/class/label")
+BLOCK = 1024  # records read at once
 NAME_KEYS = ("name", "file_name", "image/filename", "id")
 
 
@@ -104,19 +105,26 @@ class ExampleSource:
         if self._labels is None:
             self._labels = np.full(len(self), -1, np.int32)
         missing = np.unique(indices[self._labels[indices] < 0])
-        spec = {self._class: tf.io.FixedLenFeature([], tf.int64)}
-        for start in range(0, len(missing), 1024):
-            some = missing[start : start + 1024]
+        feature = tf.io.FixedLenFeature([], tf.int64)
+        for some, values in self._values(self._class, feature, missing):
+            self._labels[some] = values
+        return self._labels[indices]
+
+    def _values(
+        self, key: str, feature: tf.io.FixedLenFeature, indices: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The `feature` named `key` of examples `indices`, a block at a time; UserError where one lacks it."""
+        for start in range(0, len(indices), BLOCK):
+            some = indices[start : start + BLOCK]
             try:
-                parsed = tf.io.parse_example(self.read(some), spec)
+                parsed = tf.io.parse_example(self.read(some), {key: feature})
             except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
                 # The second where TensorFlow's message quotes bytes of the record.
                 raise UserError(
-                    f"{self.label}: an example has no readable {self._class!r}, which others have; write it into "
+                    f"{self.label}: an example has no readable {key!r}, which others have; write it into "
                     "all of them or none, and replace damaged ones"
                 ) from error
-            self._labels[some] = parsed[self._class].numpy()
-        return self._labels[indices]
+            yield some, parsed[key].numpy()
 
     def name(self, index: int) -> str:
         """Set, number, file and place, after the example's own name if it has one."""
@@ -129,7 +137,8 @@ class ExampleSource:
         called = [f"{self.label} example {index}" for index in indices.tolist()]
         if self._name is None:
             return called
-        own = map(self._own_name, self.read(indices))
+        blocks = (indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK))
+        own = (self._own_name(record) for some in blocks for record in self.read(some))
         return [name or other for name, other in zip(own, called, strict=True)]
 
     def _own_name(self, record: bytes) -> str:

@@ -43,6 +43,7 @@ def test_shards_of_a_folder_and_of_patterns(tmp_path):
             assert source.read(np.arange(len(source))).tolist() == [c for _, c in expected]
             assert source.labels(np.arange(3)) is None
     assert len(list(index.iterdir())) == 4
+    assert source.names(np.asarray([2, 1]))[1].endswith("/0101.jpg")
     assert source.name(1) == f"0101.jpg in train-010.tar at byte {source.records.places.offset[1]}"
     for (image, sound), (_, content) in zip(decoded(source), members(10), strict=True):
         assert sound

@@ -64,6 +64,7 @@ def test_a_set_without_metadata_is_read_and_damage_flagged(tmp_path):
     source = TFRecordSource(str(tmp_path), str(tmp_path / "index"))
     np.testing.assert_array_equal(source.labels(np.asarray([2, 0])), [6, 4])
     assert source.name(1).startswith("é1: ")
+    assert source.names(np.asarray([2, 0])) == ["é2", "é0"]
     assert "example 3 (x.tfrecord-00001-of-00002 at byte" in source.name(3)
     images = decoded(source)
     assert [sound for _, sound in images] == [True, True, True, False]

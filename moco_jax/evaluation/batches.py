@@ -1,0 +1,57 @@
+"""Labelled crops for a training, batch after batch on the devices: every image once an epoch, in an order of its own."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from moco_jax import mesh as mesh_lib
+from moco_jax.data import order, pipeline, recipes
+from moco_jax.evaluation.subject import Labelled
+
+
+def epoch_batches(
+    images: Labelled,
+    recipe: recipes.Recipe,
+    mesh: Mesh,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    workers: int,
+) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    """Batches of `epochs` epochs, ceil(N / B) in each, with new crops in every epoch.
+
+    The last batch of an epoch is filled up with images that do not count. A damaged image does not count either; the pixels of
+    a sound one of its batch stand in its place.
+
+    Args:
+        images: N of them.
+        recipe: of the crops.
+        mesh: the devices.
+        epochs, batch_size: how many, and B, which divides over the devices.
+        seed: of order and crops.
+        workers: threads, as in `pipeline.train_batches`.
+
+    Yields:
+        the epoch, and `image` uint8 `[B, S, S, C]`, `classes` int `[B]`, `present` bool `[B]` (whether a row counts),
+        divided over the devices.
+    """
+    number, rows = len(images.indices), mesh_lib.local_rows(mesh, batch_size)
+
+    def places():
+        for epoch in range(epochs):
+            for start in range(0, number, batch_size):
+                wanted = np.arange(start, start + batch_size)[rows]
+                found = order.permute(wanted % number, number, seed, epoch)
+                yield epoch, found, wanted < number
+
+    reads = ((epoch, images.indices[found]) for epoch, found, _ in places())
+    views = pipeline.view_batches(images.source, recipe, reads, len(rows), seed, workers)
+    for made, (epoch, found, counts) in zip(views, places(), strict=True):
+        pixels, ok = made["image"], made["ok"]
+        if not ok.all() and ok.any():
+            pixels = pixels[np.where(ok, np.arange(len(ok)), ok.argmax())]
+        arrays = {"image": pixels, "classes": images.classes[found], "present": ok & counts}
+        yield epoch, mesh_lib.to_devices(mesh, arrays)

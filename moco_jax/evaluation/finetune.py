@@ -1,0 +1,348 @@
+"""Fine-tuning: all weights of an encoder are trained with a linear classifier on top, by SGD or by DeiT's recipe.
+
+`make_step` is a pure step, `train` goes through the epochs. BatchNorm is in training mode, one group for the whole batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax import encoders, optim, parts, trained
+from moco_jax import mesh as mesh_lib
+from moco_jax.data import recipes
+from moco_jax.encoding import to_network_input
+from moco_jax.evaluation import linear, mixing
+from moco_jax.evaluation.batches import epoch_batches
+from moco_jax.evaluation.subject import Labelled, Report, Subject
+
+MIN_STEPS = 1000  # what 20 epochs of 1 % of ImageNet come to, in batches of 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A recipe. Rates are those of the batch that the recipe is for; they fall along a cosine, at every step.
+
+    Attributes:
+        optimizer: 'sgd' (momentum 0.9) or 'adamw' (no decay on class token and parameters of rank 0 and 1).
+        epochs, batch_size: length, and images at a step.
+        backbone_rate, classifier_rate: at the start, or after the warm-up.
+        scratch_rate: of both where training starts from random weights.
+        weight_decay: as the optimizer has it.
+        warmup: share of the epochs in which the rates rise from 0.
+        smoothing: share of each target that all classes divide among them.
+        mixup, cutmix: as in `mixing.draw`.
+        drop_path: of a ViT's last block.
+        layer_decay: of a ViT: the rate of each layer, as a multiple of that of the layer above it.
+    """
+
+    optimizer: str
+    epochs: int
+    batch_size: int
+    backbone_rate: float
+    classifier_rate: float
+    scratch_rate: float
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    drop_path: float = 0.0
+    layer_decay: float = 1.0
+
+
+RECIPES = ("sgd", "deit")
+
+
+def training(recipe: str, epochs: int = 0, batch_size: int = 0, **changes: Any) -> Training:
+    """One of `RECIPES`; zeros and what is None are the recipe's own.
+
+    'sgd': as ResNets are fine-tuned on 1 and 10 % of ImageNet (arXiv 2006.09882): no decay, a classifier's rate twenty
+    times the backbone's. 'deit' (arXiv 2012.12877), by which MoCo v3 fine-tunes its ViT-B: rates follow the batch.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    if recipe == "sgd":
+        own = Training("sgd", epochs or 20, batch_size or 256, 0.01, 0.2, 0.1)
+    else:
+        batch_size = batch_size or 1024
+        rate = 5e-4 * batch_size / 512
+        own = Training(
+            "adamw", epochs or 150, batch_size, rate, rate, rate, weight_decay=0.05, warmup=1 / 30,
+            smoothing=0.1, mixup=0.8, cutmix=1.0, drop_path=0.1,
+        )  # fmt: skip
+    return dataclasses.replace(own, **given)
+
+
+@flax.struct.dataclass
+class State:
+    """What a training moves.
+
+    Attributes:
+        params: `{'backbone', 'classifier'}`, the latter a `linear.Classifier`.
+        batch_stats: the backbone's; empty without BatchNorm.
+        opt_state: the optimizer's.
+    """
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def make_optimizer(how: Training) -> optax.GradientTransformation:
+    """The optimizer of `how`, up to the learning rates."""
+    if how.optimizer == "sgd":
+        return optim.sgd(0.9, how.weight_decay)
+
+    def decayed(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, p: p.ndim > 1 and "cls_token" not in jax.tree_util.keystr(path), params
+        )
+
+    return optax.chain(
+        optax.scale_by_adam(0.9, 0.999, 1e-8),
+        optax.add_decayed_weights(how.weight_decay, decayed),
+    )
+
+
+def layer(path: tuple[str, ...], depth: int) -> int:
+    """To which layer of a ViT with `depth` blocks a parameter belongs: 0 patches and class token, then blocks, then the rest."""
+    part, name = path[0], path[1] if len(path) > 1 else ""
+    if part == "backbone" and name in ("patch_embed", "cls_token"):
+        return 0
+    if part == "backbone" and name.startswith("blocks_"):
+        return int(name.removeprefix("blocks_")) + 1
+    return depth + 1
+
+
+def learning_rates(
+    params: Any, encoder: encoders.Encoder, how: Training, scratch: bool = False
+) -> Any:
+    """The rate of each of `params` at the schedule's peak, a tree of floats.
+
+    The classifier's and the backbone's, or that of training from scratch. In a ViT of L blocks, layer l has it times
+    `layer_decay ** (L + 1 - l)` (BEiT, MAE). What is frozen in pretraining has 0.
+    """
+    depth = getattr(encoder.backbone, "depth", 0)
+    frozen = encoders.frozen(encoder, params)
+
+    def rate(path: Any, is_frozen: bool) -> float:
+        names = tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+        own = how.backbone_rate if names[0] == "backbone" else how.classifier_rate
+        own = how.scratch_rate if scratch else own
+        factor = 1.0 if scratch else how.layer_decay ** (depth + 1 - layer(names, depth))
+        return 0.0 if is_frozen else own * factor
+
+    return jax.tree_util.tree_map_with_path(rate, frozen)
+
+
+def initial_state(
+    variables: Any, optimizer: optax.GradientTransformation, seed: int, width: int, classes: int
+) -> State:
+    """Before the first step: the backbone of `variables`, and a classifier as `linear.initial` draws it. Pure: jit it to place it."""
+    backbone, stats = (
+        jax.tree.map(jnp.copy, variables[kind].get("backbone", {})) for kind in ("params", "batch_stats")
+    )  # fmt: skip
+    params = {"backbone": backbone, "classifier": linear.initial(seed, width, classes)}
+    return State(params, {"backbone": stats} if stats else {}, optimizer.init(params))
+
+
+Step = Callable[..., tuple[State, jax.Array]]
+
+
+def make_step(
+    encoder: encoders.Encoder,
+    how: Training,
+    classes: int,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+) -> Step:
+    """The step as a pure function to jit: `step(state, batch, rates, factor, own, rng) -> (state, loss)`.
+
+    Of the step's arguments, `batch` is `image` uint8 `[B, H, W, C]`, `classes` int `[B]` and `present` bool `[B]`: rows without
+    it count for BatchNorm alone. `rates` is what `learning_rates` gives, `factor` the place on the schedule, 0 to 1, `own` what
+    `mixing.draw` gives, None for no mixing, and `rng` a key for dropped paths. The loss is the mean cross-entropy of the rows
+    that count, before the step.
+    """
+    optimizer = make_optimizer(how)
+    exact = jnp.promote_types(dtype, jnp.float32)
+
+    def step(
+        state: State, batch: dict[str, jax.Array], rates: Any, factor: Any, own: Any, rng: Any
+    ):
+        images, present = batch["image"].astype(exact), batch["present"]
+        targets = jax.nn.one_hot(batch["classes"], classes, dtype=exact)
+        targets = (1 - how.smoothing) * targets + how.smoothing / classes
+        if own is not None:
+            images, targets = (mesh_lib.divide(x, mesh) for x in mixing.apply(images, targets, own))
+        inputs = to_network_input(images, mean, std, dtype)
+
+        def loss_of(params: Any) -> tuple[jax.Array, Any]:
+            features, updated = encoder.apply(
+                {"params": {"backbone": params["backbone"]}, "batch_stats": state.batch_stats},
+                inputs, train=True, method=encoder.features, mutable=["batch_stats"], rngs={"drop_path": rng},
+            )  # fmt: skip
+            log = jax.nn.log_softmax(linear.logits(params["classifier"], features))
+            losses = -jnp.sum(targets * log, axis=-1)
+            total = jnp.sum(jnp.where(present, losses, 0)) / jnp.maximum(present.sum(), 1)
+            return total, updated.get("batch_stats", {})
+
+        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(
+            lambda p, u, rate: p - jnp.asarray(rate * factor, p.dtype) * u,
+            state.params, updates, rates,
+        )  # fmt: skip
+        return State(params, stats, opt_state), loss
+
+    return step
+
+
+def encoder_of(config: ConfigDict, dtype: Any, drop_path: float) -> encoders.Encoder:
+    """The encoder of a run, with one BatchNorm group, as a training wants it."""
+    made = encoders.create(**config_lib.encoder_options(config) | {"bn_groups": 1}, dtype=dtype)
+    if hasattr(made.backbone, "drop_path"):
+        made = made.clone(backbone=made.backbone.clone(drop_path=drop_path))
+    return made
+
+
+@functools.cache
+def jitted_step(encoder, how, classes, mean, std, dtype, mesh) -> Any:
+    """`make_step`'s, compiled for the devices of `mesh`; the state is donated. One of each kind is kept."""
+    step = make_step(encoder, how, classes, mean=mean, std=std, dtype=dtype, mesh=mesh)
+    everywhere, divided = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
+    layouts = (everywhere, divided, *[everywhere] * 4)
+    return jax.jit(step, in_shardings=layouts, out_shardings=everywhere, donate_argnums=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What a training came to.
+
+    Attributes:
+        found: the encoder with its new weights.
+        classifier: NumPy arrays.
+        epochs: that were trained.
+        tested: after how many epochs the test images were classified; the last is after all.
+        accuracies: the share classified rightly then.
+        loss: of the last step.
+    """
+
+    found: trained.Trained
+    classifier: linear.Classifier
+    epochs: int
+    tested: list[int]
+    accuracies: list[float]
+    loss: float
+
+
+def shape(how: Training, number: int, devices: int, exact_epochs: bool) -> tuple[int, int, int]:
+    """Images at a step, steps in an epoch and epochs, for `number` images.
+
+    A batch is no larger than all images, but for what makes it divide over `devices`. With `exact_epochs` epochs are the
+    recipe's; without, there are more where these have fewer than `MIN_STEPS` steps.
+    """
+    batch = min(how.batch_size, -(-number // devices) * devices)
+    steps = -(-number // batch)
+    epochs = how.epochs if exact_epochs else max(how.epochs, -(-MIN_STEPS // steps))
+    return batch, steps, epochs
+
+
+def train(
+    subject: Subject,
+    start: trained.Trained,
+    images: Labelled,
+    how: Training,
+    recipe: recipes.Recipe,
+    report: Report,
+    *,
+    scratch: bool = False,
+    exact_epochs: bool = False,
+    tests: int = 20,
+) -> Tuned:
+    """Train on crops of `images` that are drawn anew in every epoch; test on centre crops, in evaluation mode and float32.
+
+    Args:
+        subject: what is tested on, and where.
+        start: the encoder as it is before.
+        images: what is learnt from.
+        how: the recipe.
+        recipe: of the crops.
+        report: told how far it is.
+        scratch: whether rates are those of training from scratch.
+        exact_epochs: as in `shape`.
+        tests: how often the test images are classified at most, the last time after the last epoch.
+    """
+    config, mesh = subject.config, subject.mesh
+    batch, steps, epochs = shape(how, len(images.indices), mesh.size, exact_epochs)
+    tested = sorted({round(epochs * (n + 1) / tests) for n in range(tests)} - {0})
+    dtype = np.dtype("float32")
+    if config.compute_dtype != "float64":
+        dtype = parts.compute_dtype(config.compute_dtype)
+    encoder = encoder_of(config, dtype, how.drop_path)
+    step = jitted_step(
+        encoder, dataclasses.replace(how, epochs=0, batch_size=0), subject.classes, tuple(config.mean),
+        tuple(config.std), dtype, mesh,
+    )  # fmt: skip
+    width = jax.eval_shape(
+        lambda x: encoder.apply(start.variables, x, method=encoder.features),
+        jnp.zeros((1, config.image_size, config.image_size, config.channels)),
+    ).shape[-1]
+    begin = functools.partial(
+        initial_state, optimizer=make_optimizer(how), seed=config.seed, width=width, classes=subject.classes
+    )  # fmt: skip
+    state = jax.jit(begin, out_shardings=mesh_lib.replicated(mesh))(start.variables)
+    rates = learning_rates(state.params, encoder, how, scratch)
+    rate_at = optim.learning_rate(
+        1.0, "cosine_per_step", epochs, steps, warmup_epochs=how.warmup * epochs
+    )
+    factors = np.asarray(rate_at(jnp.arange(epochs * steps)), np.float32)
+    batches = epoch_batches(
+        images, recipe, mesh, epochs=epochs, batch_size=batch, seed=config.seed, workers=config.workers
+    )  # fmt: skip
+    side, key = config.image_size, jax.random.key(config.seed)
+    accuracies: list[float] = []
+    for n, (epoch, arrays) in enumerate(batches):
+        own = None
+        if how.mixup or how.cutmix:
+            drawn = np.random.default_rng((config.seed, n))
+            own = mixing.draw(drawn, side, side, how.mixup, how.cutmix)
+        state, loss = step(state, arrays, rates, factors[n], own, jax.random.fold_in(key, n))
+        said = f"{images.about}: epoch {epoch + 1}/{epochs}  step {n % steps + 1}/{steps}"
+        if (n + 1) % steps == 0 and epoch + 1 in tested:
+            found, classifier = _taken(start, state)
+            accuracies.append(_test(subject, found, classifier, said, report))
+            said += f"  loss {float(loss):.3f}  test {100 * accuracies[-1]:.2f} %"
+        report(said)
+    return Tuned(found, classifier, epochs, tested, accuracies, float(loss))
+
+
+def _taken(start: trained.Trained, state: State) -> tuple[trained.Trained, linear.Classifier]:
+    """The encoder and the classifier of `state`, as NumPy arrays."""
+    params, stats = jax.device_get((state.params, state.batch_stats))
+    variables = {"params": {"backbone": params["backbone"]}, "batch_stats": stats}
+    return dataclasses.replace(start, variables=variables), params["classifier"]
+
+
+def _test(
+    subject: Subject,
+    found: trained.Trained,
+    classifier: linear.Classifier,
+    said: str,
+    report: Report,
+) -> float:
+    features, truth = subject.extract(
+        subject.test, subject.encoder(found, "backbone"), lambda text: report(f"{said}  {text}")
+    )
+    return float(np.mean(linear.predict(classifier, features) == truth))
