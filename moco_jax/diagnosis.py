@@ -127,7 +127,7 @@ def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
     settings.update({k: v for k, v in dict(config).items() if k in settings})
     method, batch = config_lib.method_of(settings), settings.batch_size
     per_epoch = order.steps_per_epoch(images, batch) if images else 0
-    renewed = {"queue": -(-settings.queue_size // (batch * (1 + settings.symmetric))), "memory_bank": per_epoch}  # fmt: skip
+    bank = settings.dictionary == "memory_bank"
     stages = recipes.create(settings.augment, settings.image_size, None, settings.channels).stages
     return Facts(
         method=method,
@@ -136,7 +136,7 @@ def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
         images=images or 0,
         total_steps=settings.epochs * per_epoch,
         warmup_steps=settings.warmup_epochs * per_epoch,
-        renewed_steps=renewed.get(settings.dictionary, 0),
+        renewed_steps=per_epoch if bank else config_lib.queue_life(settings),
         momentum=settings.momentum,
         lr=config_lib.peak_learning_rate(settings),
         batch_norm=encoders.has_batch_norm(settings.arch),
@@ -440,7 +440,12 @@ def _rises(course: Course) -> bool:
 def _knn_stuck(course: Course, facts: Facts) -> Finding | None:
     """No better kNN for long, or none at all."""
     knn, untrained = course.knn, course.untrained
-    if len(knn) < 3 or not facts.total_steps or course.last < TRAINED or _knn_falling(course, facts):
+    if (
+        len(knn) < 3
+        or not facts.total_steps
+        or course.last < TRAINED
+        or _knn_falling(course, facts)
+    ):
         return None
     step, best = max(knn, key=lambda score: score[1])
     learnt = untrained is None or best > untrained + KNN_NOISE

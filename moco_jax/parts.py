@@ -21,7 +21,7 @@ from moco_jax.data.sources.pixels import Decoding
 from moco_jax.dictionary import MemoryBank, Queue
 from moco_jax.errors import UserError
 from moco_jax.evaluation import features
-from moco_jax.evaluation.consistency import Consistency
+from moco_jax.evaluation.consistency import IMAGES, Consistency
 from moco_jax.evaluation.monitor import Monitor, choose
 
 
@@ -62,7 +62,7 @@ class Parts:
         recipe: the views drawn of them.
         held: shape `[N, H, W, C]` of those that the devices hold; None where they hold none.
         monitor: scores an encoder.
-        consistency: measures how far the keys of a queue agree with the key encoder.
+        consistency: measures how far the key encoder moves while a key is in the queue.
         steps_per_epoch, total_steps: how long the run is.
     """
 
@@ -251,7 +251,8 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
             k=config.knn_k, temperature=config.knn_temperature,
         ),
         consistency=Consistency(
-            source, recipe, encode_as("output"), computed.mesh, config.eval_batch_size, config.workers
+            source, bank[:: -(-len(bank) // IMAGES)], recipe, encode_as("output"), computed.mesh,
+            config.eval_batch_size, config.workers, config_lib.queue_life(config),
         ),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.epochs * steps_per_epoch,

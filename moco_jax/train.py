@@ -91,6 +91,9 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     save_every = config.checkpoint_every or parts.steps_per_epoch
     monitor_every = config.monitor_every * parts.steps_per_epoch
 
+    def is_scored(step: int) -> bool:
+        return monitor_every > 0 and ((step + shift) % monitor_every == 0 or step == last)
+
     step, stopping = start, 0
     try:
         for step in range(start + 1, end + 1):
@@ -106,11 +109,14 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
                 numbers = clock.read()
                 log.write(step, numbers)
                 console.progress(lines.progress(step + shift, numbers, config, parts, clock.left))
-            score = {}
-            if monitor_every and ((step + shift) % monitor_every == 0 or step == last):
+            score, life = {}, parts.consistency.life
+            if life and is_scored(step + life):
+                with clock.pause():
+                    parts.consistency.prepare(step, state)
+            if is_scored(step):
                 with clock.pause():
                     score = parts.monitor.measure(variables(state))
-                    score |= parts.consistency.measure(state)
+                    score |= parts.consistency.measure(step, state)
                 log.write(step, score)
                 console.line(
                     lines.score(f"epoch {(step + shift) / parts.steps_per_epoch:g}", score)
