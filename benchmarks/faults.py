@@ -25,6 +25,7 @@ from PIL import Image
 
 from configs import digits
 from moco_jax import train
+from moco_jax.command_line import set_up
 from moco_jax.data import pipeline
 from moco_jax.data.sources import open_source
 from moco_jax.report import writers
@@ -34,7 +35,7 @@ ONLY = flags.DEFINE_string("only", "", "One run: its name.")
 OUT = flags.DEFINE_string("out", "", "Folder of the runs, which stay there; a temporary one if empty.")  # fmt: skip
 
 SMALL: dict[str, Any] = dict(
-    width=8, queue_size=512, epochs=16, log_every=8, monitor_every=2, knn_examples=500, eval_split="", workers=2,
+    width=8, image_size=16, queue_size=512, epochs=10, log_every=5, monitor_every=2, knn_examples=300, eval_split="", workers=2,
 )  # fmt: skip
 
 
@@ -105,6 +106,7 @@ def run(fault: Fault, place: Path) -> list[str]:
     config = digits.get_config()
     images = fault.images(place / "images") if fault.images else {}
     config.update(SMALL | images | fault.settings)
+    set_up(config)
     with fault.around():
         train.train(config, str(place / "run"), set())
     records = writers.records(epath.Path(place / "run"))

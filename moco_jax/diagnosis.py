@@ -6,93 +6,32 @@ rules by symptom.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from moco_jax import checkpoint, encoders
-from moco_jax import config as config_lib
+from moco_jax import checkpoint
 from moco_jax.checks.findings import FAULT, NOTE, WARNING
 from moco_jax.clock import MUCH_WAITING
-from moco_jax.data import order, recipes
-from moco_jax.method import Method
+from moco_jax.course import QUEUES, Course, Facts, Record, facts_of, images_of
 from moco_jax.report import writers
 
-Record = Mapping[str, Any]
-
-COLLAPSED = 0.1  # spread; healthy runs of every method were above 0.25, collapsed ones below 0.06
+COLLAPSED = 0.1  # spread; runs that learnt were above 0.3, collapsed ones below 0.06
 CHANCE = 0.98  # of the chance level: a run that learns is below it once warm; collapsed ones were above 0.99
 RISE = 0.02  # of the chance level: a rise that a person sees in the progress line
 LOST = 0.1  # of the chance level: a rise that is none of chance; healthy runs rose by 0.02
-BEGIN = 0.1  # share of a run in which nothing is concluded from its loss
 FAIR = 0.5  # share of a run after which its kNN accuracy should say something
-RECENT = 0.05  # share of the steps so far over which a present state must have held
-LOGS = 3  # records at least over which it must have held
-QUEUES = 4  # times that a queue is renewed before its beginning is over
-BANKS = 0.3  # share of a run: a memory bank's entries come from random vectors by halves, an epoch each; spread was
-# below COLLAPSED in the first tenth of a run that learnt
 EASY = 0.9  # contrastive top-1; healthy runs of the default recipes ended between 0.15 and 0.8
 SOLVED = 0.98  # contrastive top-1; without shuffled BN MoCo v1's reached 0.999 (appendix)
 KNN_NOISE = 0.02  # of kNN accuracy: two standard errors of 500 queries at 75 %
 KNN_LOST = 0.05  # of kNN accuracy: a fall that is no noise
 TRAINED = 500  # steps before kNN is judged: that of a run that learnt was below the untrained encoder's before
 STUCK = 0.25  # share of a run without a better kNN
+DRIFT = 0.3  # of the distance between keys of different images, see evaluation/consistency.py
+DIRECTIONS = 3.0  # effective rank; that of encoders before training was 19 and more
 SPIKES = 5  # events in SPIKES_WITHIN steps; healthy runs had one in a thousand
 SPIKES_WITHIN = 100
 SLOW_MOMENTUM = 0.99  # MoCo v1, table: 0.99 to 0.9999 work, 0.9 is worse, 0 fails
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What must be known of a run to read its records.
-
-    Attributes:
-        method: who encodes keys, where negatives come from, which loss.
-        batch_size: B.
-        chance: the loss of queries that are as close to every key; None for 'nce'.
-        images: in the dataset; 0 where it is not known.
-        total_steps: of the whole run; 0 where it is not known.
-        warmup_steps: in which the learning rate rises.
-        renewed_steps: in which every key of the queue, or entry of the memory bank, is renewed; 0 without either.
-        momentum: m of the momentum encoder.
-        lr: the learning rate at the start of the schedule.
-        batch_norm: whether the backbone has BatchNorm.
-        augment: name of the views' recipe.
-        changes_colours: whether views change colours, or images have none.
-    """
-
-    method: Method
-    batch_size: int
-    chance: float | None
-    images: int
-    total_steps: int
-    warmup_steps: int
-    renewed_steps: int
-    momentum: float
-    lr: float
-    batch_norm: bool
-    augment: str
-    changes_colours: bool
-
-    @property
-    def begun(self) -> int:
-        """The step after which the loss says something: queue renewed, learning rate up, part of the run gone."""
-        share = BANKS if self.method.dictionary == "memory_bank" else BEGIN
-        renewed = QUEUES * self.renewed_steps
-        return max(renewed, self.warmup_steps + round(share * self.total_steps))
-
-    @property
-    def leaks(self) -> bool:
-        """Whether BatchNorm's statistics can tell a query's own key from its negatives (MoCo v1, section 3.3)."""
-        method = self.method
-        if not self.batch_norm or method.key_encoder == "none":
-            return False
-        groups = method.bn_groups
-        open_ = method.shuffle == "none" or min(groups, method.shuffle_groups) == 1
-        # In one group that holds all queries, keys and negatives (MoCo v3) the statistics are everyone's.
-        return open_ and not (method.dictionary == "batch" and groups == 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,80 +60,11 @@ class Finding:
         return f"{self.severity}: {self.seen} {self.meaning}\n  -> {self.change}"
 
 
-def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
-    """The facts of a run from its settings (as in `config.json`, or a config) and its number of images, if known."""
-    settings = config_lib.default_config()
-    settings.update({k: v for k, v in dict(config).items() if k in settings})
-    method, batch = config_lib.method_of(settings), settings.batch_size
-    per_epoch = order.steps_per_epoch(images, batch) if images else 0
-    bank = settings.dictionary == "memory_bank"
-    stages = recipes.create(settings.augment, settings.image_size, None, settings.channels).stages
-    return Facts(
-        method=method,
-        batch_size=batch,
-        chance=method.chance_level(batch),
-        images=images or 0,
-        total_steps=settings.epochs * per_epoch,
-        warmup_steps=settings.warmup_epochs * per_epoch,
-        renewed_steps=per_epoch if bank else config_lib.queue_life(settings),
-        momentum=settings.momentum,
-        lr=config_lib.peak_learning_rate(settings),
-        batch_norm=encoders.has_batch_norm(settings.arch),
-        augment=settings.augment,
-        changes_colours=settings.channels != 3 or any(s in recipes.COLOURS for s in stages),
-    )
-
-
 def of_workdir(workdir: epath.Path) -> list[Finding]:
     """The findings of the run in `workdir`, from its two files alone."""
     records = writers.records(workdir)
     config = checkpoint.read_config(workdir / "config.json")
     return examine(records, facts_of(config, images_of(records)))
-
-
-def images_of(records: Iterable[Record]) -> int | None:
-    """The number of images that the records' last event `start` has; None without one."""
-    found = [r["examples"] for r in records if r.get("event") == "start"]
-    return found[-1] if found else None
-
-
-class Course:
-    """The records of a run sorted by kind, oldest first.
-
-    Attributes:
-        logs: those with a finite loss.
-        scores: the monitor's, after step 0.
-        untrained, raw: kNN accuracy of the encoder before training and of raw pixels; None where not known.
-        events: what happened.
-        last: the step of the last record.
-        starts: the steps at which the run began or went on.
-        on_cpu: whether it ran on CPUs at its last start.
-    """
-
-    def __init__(self, records: Sequence[Record]):
-        """Sort them."""
-        self.events = [r for r in records if "event" in r]
-        self.logs = [r for r in records if math.isfinite(r.get("loss", math.nan))]
-        scores = [r for r in records if "feature_spread" in r]
-        self.scores = [r for r in scores if r["step"] > 0]
-        before = [r["knn"] for r in scores if r["step"] == 0 and "knn" in r]
-        self.untrained: float | None = before[0] if before else None
-        self.raw: float | None = next((r["raw_knn"] for r in records if "raw_knn" in r), None)
-        self.last: int = records[-1]["step"] if records else 0
-        starts = [e for e in self.events if e["event"] == "start"]
-        self.starts = {e["step"] for e in starts} or {0}
-        self.on_cpu = bool(starts) and starts[-1].get("device_kind") == "cpu"
-
-    def recent(self, begin: int) -> list[Record]:
-        """The last logs after step `begin` that speak of the present; empty where they are too few."""
-        since = min(self.last * (1 - RECENT), *(r["step"] for r in self.logs[-LOGS:]), math.inf)
-        found = [r for r in self.logs if r["step"] >= since and r["step"] > begin]
-        return found if len(found) >= LOGS else []
-
-    @property
-    def knn(self) -> list[tuple[int, float]]:
-        """Step and kNN accuracy of each score that has one, after step 0."""
-        return [(r["step"], r["knn"]) for r in self.scores if "knn" in r]
 
 
 Rule = Callable[[Course, Facts], Finding | None]
@@ -307,6 +177,36 @@ def _loss_rising(course: Course, facts: Facts) -> Finding | None:
         "renewed.",
         "Queries find their keys less and less: keys of different age disagree, or the steps are too large.",
         f"Raise momentum (it is {facts.momentum:g}) to 0.99 or 0.999." if fast else f"Take a lower lr (it is {facts.lr:g}).",
+    )  # fmt: skip
+
+
+@rule
+def _drift(course: Course, facts: Facts) -> Finding | None:
+    """Keys in the queue are not those that the key encoder would make now."""
+    far = [r for r in course.scores if r.get("drift", 0) > DRIFT and r["step"] > facts.begun]
+    if not far:
+        return None
+    return Finding(
+        "drift", WARNING, far[0]["step"],
+        f"While a key is in the queue, the key encoder moves by {far[-1]['drift']:.2f} of the distance between images.",
+        "The dictionary is not consistent: old keys are no longer what a query should be compared with (MoCo v1, "
+        "section 3.2).",
+        f"Raise momentum (it is {facts.momentum:g}) towards 0.999. Also a lower lr, or a smaller queue_size.",
+    )  # fmt: skip
+
+
+@rule
+def _few_directions(course: Course, facts: Facts) -> Finding | None:
+    """Features differ, but only along a few directions."""
+    scores = [r for r in course.scores if r["step"] > facts.begun and "effective_rank" in r]
+    if not scores or scores[-1]["effective_rank"] >= DIRECTIONS or _collapsed(course, facts):
+        return None
+    low = scores[-1]["effective_rank"]
+    return Finding(
+        "few_directions", WARNING, next(r["step"] for r in scores if r["effective_rank"] < DIRECTIONS),
+        f"The features have an effective rank of {low:.1f}: they differ along few directions.",
+        "Most of what the encoder could say of an image is lost; a full collapse may follow.",
+        f"Take a lower lr (it is {facts.lr:g}) or weight_decay.",
     )  # fmt: skip
 
 

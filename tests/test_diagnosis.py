@@ -100,6 +100,8 @@ MADE = [
     ("shortcut", "warning", {}, dict(top1=0.95, knn=0.6)),
     ("shortcut", "warning", {}, dict(top1=0.99, knn=None, raw_knn=None)),
     ("shortcut", "note", {}, dict(top1=0.99)),
+    ("drift", "warning", {}, dict(drift=0.5)),
+    ("few_directions", "warning", {}, dict(effective_rank=2.0)),
     ("batch_norm_leak", "warning", dict(shuffle="none"), {}),
     ("batch_norm_leak", "fault", dict(shuffle="none"), dict(top1=0.99, knn=0.55)),
     ("batch_norm_leak", "warning", dict(bn_groups=1), {}),
