@@ -21,6 +21,8 @@ def drift(before: np.ndarray, now: np.ndarray) -> float:
     are all the same, which nothing can tell apart anyway.
     """
     number = len(now)
+    if number < 2:
+        return 0.0
     total = now.sum(0, dtype=np.float64)
     others = 1 - (total @ total - number) / (number * (number - 1))
     moved = 1 - float(np.mean(np.sum(before * now, -1, dtype=np.float64)))

@@ -68,13 +68,13 @@ class Monitor:
         return *bank, *features.extract(self.queries, self.recipe, chosen, *common)
 
     def score(self, encode) -> dict[str, float]:
-        """`knn` (share of queries classified rightly) if there are labels, `feature_spread` (0..1), `effective_rank`."""
+        """`knn` (share of queries classified rightly) if there are labels, `feature_spread` (0..1), and
+        `effective_rank` of features that are finite."""
         bank, bank_indices, queries, query_indices = self.features(encode)
         unit = knn.unit(queries)
-        result = {
-            "feature_spread": float(spread(jnp.asarray(unit))),
-            "effective_rank": effective_rank(unit[:: -(-len(unit) // RANKED)]),
-        }
+        result = {"feature_spread": float(spread(jnp.asarray(unit)))}
+        if np.isfinite(unit).all():
+            result["effective_rank"] = effective_rank(unit[:: -(-len(unit) // RANKED)])
         labels, truth = self.bank.labels(bank_indices), self.queries.labels(query_indices)
         if labels is not None and truth is not None:
             found = knn.classify(bank, labels, queries, self.k, self.temperature)
