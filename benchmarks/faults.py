@@ -97,7 +97,7 @@ FAULTS = (
     Fault("momentum 0.9", "drift", dict(momentum=0.9)),
     Fault("weights decay to nothing", "collapsed", dict(weight_decay=2.0)),
     Fault("slow source", "starved", dict(stop_at_step=32, monitor_every=0), slow_source),
-    Fault("tinted images", "shortcut", {}, images=tinted),
+    Fault("tinted images", "shortcut", dict(queue_size=128, epochs=24, monitor_every=4), images=tinted),
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ RISE = 0.02  # of the chance level: a rise that a person sees in the progress li
 LOST = 0.1  # of the chance level: a rise that is none of chance; healthy runs rose by 0.02
 FAIR = 0.5  # share of a run after which its kNN accuracy should say something
 EASY = 0.9  # contrastive top-1; healthy runs of the default recipes ended between 0.15 and 0.8
+LEARNT = 0.7  # of the chance level: recorded runs whose features got better were below it half-way
 SOLVED = 0.98  # contrastive top-1; without shuffled BN MoCo v1's reached 0.999 (appendix)
 KNN_NOISE = 0.02  # of kNN accuracy: two standard errors of 500 queries at 75 %
 KNN_LOST = 0.05  # of kNN accuracy: a fall that is no noise
@@ -260,31 +261,37 @@ def _shortcut(course: Course, facts: Facts) -> Finding | None:
 
 
 def _easy(course: Course, facts: Facts) -> Finding | None:
-    """A contrastive task that is nearly solved, judged by what kNN says of the features."""
-    recent = course.recent(facts.begun)
-    if not recent or min(r.get("top1", 0) for r in recent) < EASY:
+    """A contrastive task that is learnt, or nearly solved, judged by what kNN says of the features."""
+    recent, knn, untrained = course.recent(facts.begun), course.knn, course.untrained
+    if not recent:
         return None
-    top1, knn = recent[-1]["top1"], course.knn
-    since = next(r["step"] for r in course.logs if r.get("top1", 0) >= EASY)
+    easy = min(r.get("top1", 0) for r in recent) >= EASY
+    below = facts.chance is not None and max(r["loss"] for r in recent) < LEARNT * facts.chance
     best = max((score for _, score in knn), default=0)
-    bad = bool(knn) and (
-        knn[-1][1] < best - KNN_LOST
-        or (course.untrained is not None and knn[-1][1] <= course.untrained + KNN_NOISE)
-    )
-    if not bad and top1 < SOLVED:
+    falls = bool(knn) and knn[-1][1] < best - KNN_LOST
+    no_better = bool(knn) and untrained is not None and knn[-1][1] <= untrained + KNN_NOISE
+    bad = (easy and (falls or no_better)) or (below and _useless(course, facts))
+    top1 = recent[-1]["top1"]
+    if not bad and not (easy and top1 >= SOLVED):
         return None
-    beside = f", and kNN is {_percent(knn[-1][1])}" if knn else ""
-    if bad and course.untrained is not None:
-        beside += f" (before training {_percent(course.untrained)}, at best {_percent(max(best, course.untrained))})"
+    seen = f"Contrastive top-1 is {_percent(top1)}{_beside_chance(recent, facts)}"
+    if knn:
+        seen += f", and kNN is {_percent(knn[-1][1])}"
+    if bad and untrained is not None:
+        seen += (
+            f" (before training {_percent(untrained)}, at best {_percent(max(best, untrained))})"
+        )
+    solved = "The task is nearly solved, which says nothing good of the features."
+    other = "Queries find their keys by something that does not tell these classes apart."
     colours = (
-        "Views with the colours of the image share them, and a network that compares colours is done"
+        "Views with the colours of the image share them, and a network that compares colours is done."
         if not facts.changes_colours
-        else "Colour, brightness, a border or a noise pattern that both views share may be enough"
+        else "Colour, brightness, a border or a noise pattern that both views share may be enough."
     )
     return Finding(
-        "shortcut", WARNING if bad or not knn else NOTE, since,
-        f"Contrastive top-1 is {_percent(top1)}{beside}.",
-        f"The task is nearly solved, which says nothing good of the features. {colours}.",
+        "shortcut", WARNING if bad or not knn else NOTE, recent[0]["step"],
+        seen + ".",
+        f"{solved if easy else other} {colours}",
         f"Stronger views: augment='v2' changes colours (it is {facts.augment!r}), a lower crop_min shows less; more "
         "negatives. To tell: where that lowers top-1 and raises kNN, it was a shortcut.",
     )  # fmt: skip
@@ -338,27 +345,33 @@ def _rises(course: Course) -> bool:
     return last > max(earlier, default=course.untrained or 0)
 
 
+def _useless(course: Course, facts: Facts) -> bool:
+    """Whether kNN, with a fair part of the run over, is no better than before training, and does not rise."""
+    knn, untrained = course.knn, course.untrained
+    if len(knn) < 3 or untrained is None or not facts.total_steps:
+        return False
+    late = course.last >= max(TRAINED, FAIR * facts.total_steps)
+    return late and max(k for _, k in knn) <= untrained + KNN_NOISE and not _rises(course)
+
+
 @rule
 def _knn_stuck(course: Course, facts: Facts) -> Finding | None:
     """No better kNN for long, or none at all."""
     knn, untrained = course.knn, course.untrained
-    if (
-        len(knn) < 3
-        or not facts.total_steps
-        or course.last < TRAINED
-        or _knn_falling(course, facts)
-    ):
+    if len(knn) < 3 or not facts.total_steps or _knn_falling(course, facts):
         return None
     step, best = max(knn, key=lambda score: score[1])
-    learnt = untrained is None or best > untrained + KNN_NOISE
-    if not learnt and not _rises(course) and course.last >= FAIR * facts.total_steps:
+    if _useless(course, facts):
+        if _easy(course, facts):
+            return None
         return Finding(
             "knn_stuck", WARNING, 0,
             f"kNN is {_percent(knn[-1][1])}, no better than before training ({_percent(untrained or 0)}).",
-            "What the run learns does not tell these classes apart.",
-            "See first whether the loss falls; if it does, views may hide what tells classes apart, or share a "
-            "shortcut: look at them with python -m moco_jax.doctor.",
+            "What the run learns does not tell these classes apart, and the loss is not far below chance.",
+            "See the other findings first. Without any: a lower lr, more epochs, or other views (python -m "
+            "moco_jax.doctor draws them).",
         )  # fmt: skip
+    learnt = untrained is None or best > untrained + KNN_NOISE
     earlier = [score for s, score in knn if s < course.last - STUCK * facts.total_steps]
     if not learnt or len(knn) - len(earlier) < 3 or best > max(earlier, default=0) + KNN_NOISE / 2:
         return None
