@@ -10,7 +10,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, files, guard, hosts, mesh
+from moco_jax import checkpoint, environment, files, guard, hosts, mesh
 from moco_jax.clock import Clock, Profile
 from moco_jax.data import pipeline, resident
 from moco_jax.parts import Parts, Program, build
@@ -56,6 +56,9 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     shift = int(state.schedule_step) - start
     last = parts.total_steps - shift
     log = writers.Writers(place, first, start)
+    log.event(start, "start", environment.facts() | {
+        "examples": len(parts.source), "steps_per_epoch": parts.steps_per_epoch, "schedule_shift": shift,
+    })  # fmt: skip
     console.facts(lines.facts(config, parts, place, state))
     damaged = pipeline.DamagedImages(config.max_bad_images)
     host_batches, held = open_batches(

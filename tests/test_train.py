@@ -200,7 +200,10 @@ def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train.train(tiny(stop_at_step=1, monitor_every=0), "runs/here", set())
     assert (tmp_path / "runs/here/checkpoints/1").is_dir()
-    record = json.loads((tmp_path / "runs/here/metrics.jsonl").read_text().splitlines()[0])
+    lines = (tmp_path / "runs/here/metrics.jsonl").read_text().splitlines()
+    start, record = map(json.loads, lines)
+    assert (start["event"], start["step"], start["examples"], start["steps_per_epoch"]) == ("start", 0, 1437, 22)
+    assert {"command", "versions", "code", "devices", "device_kind", "hosts"} <= start.keys()
     assert record["step"] == 1
     assert {"loss", "top1", "lr", "images_per_second", "waiting_share", "spread"} <= record.keys()
 
