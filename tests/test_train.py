@@ -202,7 +202,12 @@ def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
     assert (tmp_path / "runs/here/checkpoints/1").is_dir()
     lines = (tmp_path / "runs/here/metrics.jsonl").read_text().splitlines()
     start, record = map(json.loads, lines)
-    assert (start["event"], start["step"], start["examples"], start["steps_per_epoch"]) == ("start", 0, 1437, 22)
+    assert (start["event"], start["step"], start["examples"], start["steps_per_epoch"]) == (
+        "start",
+        0,
+        1437,
+        22,
+    )
     assert {"command", "versions", "code", "devices", "device_kind", "hosts"} <= start.keys()
     assert record["step"] == 1
     assert {"loss", "top1", "lr", "images_per_second", "waiting_share", "spread"} <= record.keys()

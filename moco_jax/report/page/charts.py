@@ -20,7 +20,13 @@ from moco_jax.report.page.curves import Panel
 
 COLOURS = 6  # that the page has for runs; more runs share them with other dashes
 DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2), (7, 2, 2, 2), (3, 2), (9, 2, 2, 2, 2, 2), (5, 4))  # fmt: skip
-FROM_ZERO = ("lr", "images_per_second", "waiting_share", "top1", "grad_norm")  # where an axis begins
+FROM_ZERO = (
+    "lr",
+    "images_per_second",
+    "waiting_share",
+    "top1",
+    "grad_norm",
+)  # where an axis begins
 _INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
 _SIZE = (5.0, 2.9)  # inches; a telephone shows it at nearly its own size
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from moco_jax import mesh as mesh_lib
 from moco_jax import trained
@@ -115,7 +116,9 @@ def flatten(vectors: np.ndarray) -> tuple[np.ndarray, str]:
         method = "the first two principal components"
     else:
         perplexity = min(30, len(vectors) // 4)
-        flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
+        # In a small problem threads mostly wait for each other, and beside a run the more so.
+        with threadpool_limits(1):
+            flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
         method = f"t-SNE, perplexity {perplexity}: who is near whom tells something, distances far off do not"
     low = flat.min(0)
     return ((flat - low) / np.maximum(flat.max(0) - low, 1e-12)).astype(np.float32), method

@@ -65,6 +65,7 @@ class Repeat:
 
     Attributes:
         run: its name.
+        file: what the config file may be called.
         recorded: the command that began it; empty where the run did not record it.
         config: content of a config file with its settings.
         command: runs that file.
@@ -72,6 +73,7 @@ class Repeat:
     """
 
     run: str
+    file: str
     recorded: str
     config: str
     command: str
@@ -84,7 +86,7 @@ def repeat(run: Run) -> Repeat:
     known = run.starts[-1]["code"] == code_digest() if run.starts else None
     words = ["python", "-m", "moco_jax.main", f"--config={file}", "--workdir=runs/again"]
     recorded = run.starts[0]["command"] if run.starts else ""
-    return Repeat(run.name, recorded, recipe_file(run.config), shlex.join(words), known)
+    return Repeat(run.name, file, recorded, recipe_file(run.config), shlex.join(words), known)
 
 
 def environment(run: Run) -> list[tuple[str, list[str]]]:
