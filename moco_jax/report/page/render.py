@@ -160,7 +160,11 @@ def _events(run: Run) -> list[list[str]]:
     for record in run.events:
         if record["event"] == "finding":
             continue  # the diagnosis has them
-        more = [f"{k.replace("_", " ")}: {_short(v)}" for k, v in record.items() if k not in ("step", "event")]
+        more = [
+            f"{k}: {_short(v)}".replace("_", " ")
+            for k, v in record.items()
+            if k not in ("step", "event")
+        ]
         rows.append([f"{record['step']:,}", record["event"].replace("_", " "), ", ".join(more)])
     return rows
 
