@@ -47,7 +47,6 @@ class Clock:
         self.waited = 0.0
         self.began = time.perf_counter()
         self.seconds_per_step = 0.0
-        self._readings, self._told = 0, False
 
     def waiting(self):
         """Time in this context counts as waiting for data."""
@@ -75,17 +74,7 @@ class Clock:
             if self.peak:
                 numbers["mfu"] = self.flops / self.seconds_per_step / self.peak
         self.window, self.waited, self.began = [], 0.0, time.perf_counter()
-        self._readings += 1
         return numbers
-
-    def is_starved(self, numbers: Mapping[str, float]) -> bool:
-        """Whether the `numbers` just read are the run's first with much waiting for data.
-
-        Not the first reading's: in that one the pipeline starts.
-        """
-        starved = self._readings > 1 and numbers["waiting_share"] > MUCH_WAITING and not self._told
-        self._told = self._told or starved
-        return starved
 
     @property
     def age(self) -> float:

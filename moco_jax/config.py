@@ -305,6 +305,13 @@ def method_of(config: ConfigDict) -> Method:
     )  # fmt: skip
 
 
+def queue_life(config: ConfigDict) -> int:
+    """Steps that a key stays in the queue, K / B, or K / 2B where both views become keys; 0 without a queue."""
+    if config.dictionary != "queue":
+        return 0
+    return -(-config.queue_size // (config.batch_size * (2 if config.symmetric else 1)))
+
+
 def encoder_options(config: ConfigDict) -> dict[str, Any]:
     """The arguments of `encoders.create` for the query encoder of `config`, undivided and in its default dtype."""
     return dict(

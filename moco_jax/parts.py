@@ -21,6 +21,7 @@ from moco_jax.data.sources.pixels import Decoding
 from moco_jax.dictionary import MemoryBank, Queue
 from moco_jax.errors import UserError
 from moco_jax.evaluation import features
+from moco_jax.evaluation.consistency import IMAGES, Consistency
 from moco_jax.evaluation.monitor import Monitor, choose
 
 
@@ -61,6 +62,7 @@ class Parts:
         recipe: the views drawn of them.
         held: shape `[N, H, W, C]` of those that the devices hold; None where they hold none.
         monitor: scores an encoder.
+        consistency: measures how far the key encoder moves while a key is in the queue.
         steps_per_epoch, total_steps: how long the run is.
     """
 
@@ -69,6 +71,7 @@ class Parts:
     recipe: recipes.Recipe
     held: resident.Shape | None
     monitor: Monitor
+    consistency: Consistency
     steps_per_epoch: int
     total_steps: int
 
@@ -231,6 +234,10 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
     held = resident_shape(config, source)
     computed = program(config, mesh.create_mesh(), len(source), held)
     bank, chosen = choose(source, queries, config.knn_examples, config.seed)
+
+    def encode_as(kind: str) -> features.Encode:
+        return features.make_encode(computed.encoder, kind, config.mean, config.std, computed.dtype, computed.mesh)  # fmt: skip
+
     return Parts(
         program=computed,
         source=source,
@@ -239,12 +246,13 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
         monitor=Monitor(
             bank=source, bank_indices=bank, queries=source if queries is None else queries,
             query_indices=chosen, recipe=recipe,
-            encode=features.make_encode(
-                computed.encoder, config.knn_features, config.mean, config.std, computed.dtype,
-                computed.mesh,
-            ),
+            encode=encode_as(config.knn_features),
             mesh=computed.mesh, batch_size=config.eval_batch_size, workers=config.workers,
             k=config.knn_k, temperature=config.knn_temperature,
+        ),
+        consistency=Consistency(
+            source, bank[:: -(-len(bank) // IMAGES)], recipe, encode_as("output"), computed.mesh,
+            config.eval_batch_size, config.workers, config_lib.queue_life(config),
         ),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.epochs * steps_per_epoch,

@@ -10,11 +10,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, environment, files, guard, hosts, mesh
+from moco_jax import checkpoint, diagnosis, environment, files, guard, hosts, mesh
 from moco_jax.clock import Clock, Profile
 from moco_jax.data import pipeline, resident
 from moco_jax.parts import Parts, Program, build
-from moco_jax.report import lines, neighbours, writers
+from moco_jax.report import lines, neighbours, telling, writers
 from moco_jax.report.console import Console, table
 from moco_jax.state import TrainState, count_examples
 from moco_jax.step import Batch
@@ -59,6 +59,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     log.event(start, "start", environment.facts() | {
         "examples": len(parts.source), "steps_per_epoch": parts.steps_per_epoch, "schedule_shift": shift,
     })  # fmt: skip
+    teller = telling.Teller(console, log, diagnosis.facts_of(config.to_dict(), len(parts.source)))
     console.facts(lines.facts(config, parts, place, state))
     damaged = pipeline.DamagedImages(config.max_bad_images)
     host_batches, held = open_batches(
@@ -89,6 +90,9 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     save_every = config.checkpoint_every or parts.steps_per_epoch
     monitor_every = config.monitor_every * parts.steps_per_epoch
 
+    def is_scored(step: int) -> bool:
+        return monitor_every > 0 and ((step + shift) % monitor_every == 0 or step == last)
+
     step, stopping = start, 0
     try:
         for step in range(start + 1, end + 1):
@@ -104,17 +108,19 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
                 numbers = clock.read()
                 log.write(step, numbers)
                 console.progress(lines.progress(step + shift, numbers, config, parts, clock.left))
-                if clock.is_starved(numbers):
-                    share = numbers["waiting_share"]
-                    report(step, "starved", lines.starved(share), {"waiting_share": share})
-            score = {}
-            if monitor_every and ((step + shift) % monitor_every == 0 or step == last):
+            score, life = {}, parts.consistency.life
+            if life and is_scored(step + life):
+                with clock.pause():
+                    parts.consistency.prepare(step, state)
+            if is_scored(step):
                 with clock.pause():
                     score = parts.monitor.measure(variables(state))
+                    score |= parts.consistency.measure(step, state)
                 log.write(step, score)
                 console.line(
                     lines.score(f"epoch {(step + shift) / parts.steps_per_epoch:g}", score)
                 )
+            teller.consider(step, at_once=bool(score) or step == end)
             if step % save_every == 0 or step == end or score or stopping:
                 checkpoints.save(step, state, config.to_dict(), score)
             if stopping:

@@ -42,12 +42,3 @@ def test_no_trace_without_steps(tmp_path):
         profile.after(step, {})
     profile.close()
     assert not (tmp_path / "profile").exists()
-
-
-def test_a_run_that_waits_for_data_is_told_once_and_not_of_its_start():
-    run = clock.Clock(64, 10, 0, None)
-    told = []
-    for share in (0.9, 0.05, 0.3, 0.9):
-        run.count({"loss": jnp.ones(())})
-        told.append(run.is_starved(run.read() | {"waiting_share": share}))
-    assert told == [False, False, True, False]

@@ -15,8 +15,20 @@ from moco_jax.data import recipes
 from moco_jax.data.sources import Source
 from moco_jax.evaluation import features, knn
 
-COLLAPSED = 0.1
 RAW_PIXELS_SIDE = 64
+RANKED = (
+    1024  # features at most of which the effective rank is taken: it costs the cube of their number
+)
+
+
+def effective_rank(features: np.ndarray) -> float:
+    """In how many directions `features` `[N, D]` differ: exp of the entropy of their singular values (RankMe, Garrido 2023).
+
+    The singular values are scaled to sum 1. Between 1 (all on one line) and min(N, D).
+    """
+    values = np.linalg.svd(np.asarray(features, np.float64), compute_uv=False)
+    shares = values[values > 0] / max(values.sum(), np.finfo(np.float64).tiny)
+    return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
 @dataclasses.dataclass
@@ -56,9 +68,13 @@ class Monitor:
         return *bank, *features.extract(self.queries, self.recipe, chosen, *common)
 
     def score(self, encode) -> dict[str, float]:
-        """`knn` (share of queries classified rightly) if there are labels, and `feature_spread` (0..1)."""
+        """`knn` (share of queries classified rightly) if there are labels, `feature_spread` (0..1), and
+        `effective_rank` of features that are finite."""
         bank, bank_indices, queries, query_indices = self.features(encode)
-        result = {"feature_spread": float(spread(jnp.asarray(knn.unit(queries))))}
+        unit = knn.unit(queries)
+        result = {"feature_spread": float(spread(jnp.asarray(unit)))}
+        if np.isfinite(unit).all():
+            result["effective_rank"] = effective_rank(unit[:: -(-len(unit) // RANKED)])
         labels, truth = self.bank.labels(bank_indices), self.queries.labels(query_indices)
         if labels is not None and truth is not None:
             found = knn.classify(bank, labels, queries, self.k, self.temperature)

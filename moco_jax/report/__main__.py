@@ -13,8 +13,7 @@ from moco_jax import config as config_lib
 from moco_jax import files
 from moco_jax.command_line import fail, parse, set_up
 from moco_jax.errors import UserError
-from moco_jax.evaluation.commands.common import Progress
-from moco_jax.report.console import Console, size
+from moco_jax.report.console import Console, Progress, size
 from moco_jax.report.page import run as runs_lib
 from moco_jax.report.page.looks import Looks
 from moco_jax.report.page.render import page

@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 
 from moco_jax.config import method_of, peak_learning_rate
 from moco_jax.data import recipes
-from moco_jax.evaluation.monitor import COLLAPSED
 from moco_jax.parts import Parts
 from moco_jax.report.console import duration, size
 from moco_jax.state import TrainState
@@ -74,23 +73,12 @@ def progress(
 
 
 def score(when: str, numbers: dict[str, float]) -> str:
-    """One line on a monitor's result, a collapse named as such."""
-    spread = numbers["feature_spread"]
-    text = (
-        f"{when}: "
-        + (f"kNN {numbers['knn']:.2%}, " if "knn" in numbers else "")
-        + f"feature spread {spread:.2f}"
-    )
-    if spread < COLLAPSED:
-        text += (
-            " - COLLAPSED: nearly all images have the same features; a lower lr usually mends it"
-        )
-    return text
-
-
-def starved(share: float) -> str:
-    """What to say where devices wait for images this `share` of the time."""
-    return (
-        f"the devices wait for images {share:.0%} of the time: `python -m moco_jax.doctor` with these settings says "
-        "why; more cores or workers make views faster, a folder packed by moco_jax.pack is read faster"
-    )
+    """One line on a monitor's result."""
+    names = {
+        "feature_spread": "feature spread",
+        "effective_rank": "effective rank",
+        "drift": "drift of keys",
+    }
+    parts = [f"kNN {numbers['knn']:.2%}"] if "knn" in numbers else []
+    parts += [f"{said} {numbers[name]:.2f}" for name, said in names.items() if name in numbers]
+    return f"{when}: {', '.join(parts)}"

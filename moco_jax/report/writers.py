@@ -9,33 +9,58 @@ from etils import epath
 
 from moco_jax import files
 
+HELD = 4000  # records of a run that are kept in memory, about 4 MB
+
+
+def thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`records` where they are no more than `HELD`; else without every other one of the older half's losses."""
+    if len(records) <= HELD:
+        return records
+    older, newer = records[: HELD // 2], records[HELD // 2 :]
+    losses = [r for r in older if "loss" in r]
+    left_out = {id(r) for r in losses[1::2]}
+    return [r for r in older if id(r) not in left_out] + newer
+
 
 class Writers:
-    """Appends records of one run; a host that does not write keeps silent."""
+    """Appends records of one run; a host that does not write keeps silent.
+
+    `held` are its records so far, in order, older ones thinned out.
+    """
 
     def __init__(self, workdir: epath.Path, writes: bool, resumed_step: int):
         """Open the files; records past `resumed_step`, of work that was lost, are taken out first."""
         self.path = workdir / "metrics.jsonl"
         self.writes = writes
+        self.held: list[dict[str, Any]] = []
         if not writes:
             return
         kept = [r for r in records(workdir) if r["step"] <= resumed_step]
         files.write(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+        for record in kept:
+            self._hold(record)
         self.board = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Record `numbers` at `step`."""
         if not self.writes:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._append({"step": step, **numbers})
         self.board.write_scalars(step, dict(numbers))
 
     def event(self, step: int, kind: str, facts: Mapping[str, Any]) -> None:
         """Record that something happened at `step`: `kind` names it."""
         if self.writes:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, "event": kind, **facts}) + "\n")
+            self._append({"step": step, "event": kind, **facts})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self._hold(record)
+
+    def _hold(self, record: dict[str, Any]) -> None:
+        self.held.append(record)
+        self.held = thinned(self.held)
 
     def close(self) -> None:
         """Write what is buffered."""

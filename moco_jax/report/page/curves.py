@@ -114,7 +114,7 @@ def _panel(metric: Metric, runs: Sequence[Run], axis: str) -> Panel:
     levels: list[Level] = []
     if metric.key == "loss":
         levels = _levels("chance", [run.chance for run in runs])
-    elif metric.key in ("knn", "feature_spread"):
+    else:
         raw = [_last(run, f"raw_{metric.key}", scale) for run in runs]
         levels = _levels("raw pixels", raw)
     return Panel(metric, axis, lines, levels, _published(metric, runs, axis, scale))

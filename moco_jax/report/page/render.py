@@ -160,11 +160,8 @@ def _events(run: Run) -> list[list[str]]:
     for record in run.events:
         if record["event"] == "finding":
             continue  # the diagnosis has them
-        more = [
-            f"{k}: {_short(v)}".replace("_", " ")
-            for k, v in record.items()
-            if k not in ("step", "event")
-        ]
+        facts = {k.replace("_", " "): v for k, v in record.items() if k not in ("step", "event")}
+        more = [f"{k}: {_short(v)}" for k, v in facts.items()]
         rows.append([f"{record['step']:,}", record["event"].replace("_", " "), ", ".join(more)])
     return rows
 
