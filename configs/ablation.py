@@ -6,8 +6,8 @@ fourth has each method once.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10, digits
 from moco_jax.config import pick_variant
+from moco_jax.configs import cifar10, digits
 
 BANK = dict(key_encoder="none", dictionary="memory_bank", shuffle="none")
 END_TO_END = dict(key_encoder="query", dictionary="batch")

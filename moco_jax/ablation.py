@@ -15,13 +15,13 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from moco_jax import config as config_lib
 from moco_jax import files, train
-from moco_jax.command_line import fail, refuse_words, set_up
+from moco_jax.command_line import SETTINGS, fail, refuse_words, set_up, start
 from moco_jax.errors import UserError
 from moco_jax.report import figures, writers
 from moco_jax.report.console import Console, table
@@ -34,6 +34,7 @@ ONLY = flags.DEFINE_string(
     "only", "", "One table: 'negatives', 'momentum', 'shuffled BN' or 'methods'."
 )
 
+KNOWN = ("seeds", *(f"base.{name}" for name in SETTINGS))  # as --config.NAME
 Row = dict[str, Any]
 
 
@@ -159,8 +160,8 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of the console script `moco-jax-ablation`."""
-    app.run(main)
+    """Entry point of the console script `moco-ablation`."""
+    start(main, settings=KNOWN)
 
 
 if __name__ == "__main__":

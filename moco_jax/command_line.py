@@ -1,32 +1,81 @@
-"""What the command lines share: reading flags, ending with one line, and telling JAX and TensorFlow how to start."""
+"""What the command lines share: reading flags, help, ending with one line, and telling JAX and TensorFlow how to start."""
 
 import os
 import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NoReturn
 
 import jax
 import tensorflow as tf
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
+from moco_jax import recipe_files
 from moco_jax.errors import UserError
 
+flags.DEFINE_bool("debug", False, "Show where in the program an error comes from.")
 
-def fail(error: object) -> NoReturn:
-    """End with one line and status 2."""
-    print(f"error: {error}", file=sys.stderr)
+SETTINGS = (*config_lib.RECIPE, *config_lib.OPERATIONAL)
+HELP = {"-h", "-help", "--help"}
+
+
+def start(main: Callable[[list[str]], None], settings: Iterable[str] = SETTINGS) -> None:
+    """Run `main` of a command line with the flags read; errors that a user can mend end it with one line.
+
+    `settings`: the names that `--config.NAME` may have.
+
+    `--help` prints the docstring of the module of `main`, which has examples, and the flags.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except (UserError, OSError) as error:
+            fail(error)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            fail(error, f"the devices have too little memory for this: {str(error).splitlines()[0]}")  # fmt: skip
+
+    if HELP & set(sys.argv[1:]):
+        print(help_text(main))
+        return
+    app.run(guarded, flags_parser=partial(parse, settings=settings))
+
+
+def help_text(main: Callable) -> str:
+    """What `--help` prints: what the command does, and its flags with their defaults."""
+    texts = [(main.__globals__["__doc__"] or "").strip(), "", "flags:"]
+    ours = {
+        flag.name: flag
+        for module, found in flags.FLAGS.flags_by_module_dict().items()
+        if module.startswith("moco_jax") or module == sys.argv[0]
+        for flag in found
+    }
+    for name, flag in sorted(ours.items()):
+        default = "" if flag.default in (None, "", [], False) else f" (default {flag.default_as_str})"  # fmt: skip
+        texts.append(f"  --{name}: {' '.join(flag.help.split())}{default}")
+    return "\n".join(texts)
+
+
+def fail(error: object, said: str = "") -> NoReturn:
+    """End with one line and status 2: `said`, or else what `error` says; with --debug its trace comes too."""
+    if isinstance(error, BaseException) and "--debug" in sys.argv:
+        raise error
+    print(f"error: {said or error}", file=sys.stderr)
     sys.exit(2)
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Read the command line; anything wrong with it ends the program with one line."""
+def parse(argv: list[str], settings: Iterable[str] = SETTINGS) -> list[str]:
+    """Read the command line, recipes by name or file; anything wrong with it ends the program with one line."""
     try:
-        config_lib.check_names(argv[1:])
-        return flags.FLAGS(argv)
+        config_lib.check_names(argv[1:], settings)
+        return flags.FLAGS([argv[0], *map(recipe_files.resolve, argv[1:])])
     except (UserError, flags.Error) as error:
         # A config file that raises is reported by its library with the whole traceback as text.
-        fail(" ".join(str(error).split()).rpartition("UserError: ")[2])
+        fail(error, " ".join(str(error).split()).rpartition("UserError: ")[2])
 
 
 def refuse_words(argv: list[str]) -> None:

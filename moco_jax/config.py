@@ -6,7 +6,6 @@ mathematics of a run and may not change within a workdir; the others say where t
 
 import difflib
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -123,15 +122,10 @@ def pick_variant(variant: str, known: Iterable[str]) -> str:
     return variant or known[0]
 
 
-def check_names(arguments: Iterable[str]) -> None:
-    """Refuse command-line words `--config.NAME` whose NAME is no setting, and `--config=FILE` without the file."""
-    known = RECIPE | OPERATIONAL
+def check_names(arguments: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse command-line words `--config.NAME` whose NAME is none of the `known` settings."""
+    known = list(known)
     for argument in arguments:
-        file = re.match(r"--?config=([^:]+)", argument)
-        if file and not os.path.isfile(file[1]):
-            raise UserError(
-                f"--config={file[1]} is no file; recipes are in configs/, as configs/digits.py"
-            )
         found = re.match(r"--?config\.([^=]+)", argument)
         if found and found[1] not in known:
             close = difflib.get_close_matches(found[1], known) or sorted(known)

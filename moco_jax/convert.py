@@ -10,9 +10,9 @@ with contextlib.suppress(ImportError):  # where they are installed, they must co
     import torchvision  # noqa: F401
 
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags, logging
 
-from moco_jax.command_line import fail, parse
+from moco_jax.command_line import fail, start
 from moco_jax.errors import UserError
 from moco_jax.report.console import Console
 from moco_jax.trained import PARTS
@@ -75,8 +75,8 @@ def _convert(place: str, out: str, console: Console) -> None:
 
 
 def run() -> None:
-    """Entry point of the console script `moco-jax-convert`."""
-    app.run(main, flags_parser=parse)
+    """Entry point of the console script `moco-convert`."""
+    start(main)
 
 
 if __name__ == "__main__":

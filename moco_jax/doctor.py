@@ -11,13 +11,13 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from moco_jax import files
 from moco_jax.checks.examination import examine
 from moco_jax.checks.findings import FAULT, SHOWN, Report, verdict
-from moco_jax.command_line import fail, parse, refuse_words, set_up
+from moco_jax.command_line import fail, refuse_words, set_up, start
 from moco_jax.report.console import Console
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -68,8 +68,8 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of the console script `moco-jax-doctor`."""
-    app.run(main, flags_parser=parse)
+    """Entry point of the console script `moco-doctor`."""
+    start(main)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from moco_jax import files, trained
-from moco_jax.command_line import fail, parse, set_up
+from moco_jax.command_line import fail, set_up, start
 from moco_jax.errors import UserError
 from moco_jax.evaluation.commands import knn, linear
 from moco_jax.evaluation.commands.common import Task
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of the console script `moco-jax-evaluate`."""
-    app.run(main, flags_parser=parse)
+    """Entry point of the console script `moco-evaluate`."""
+    start(main)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from moco_jax import hosts, train
-from moco_jax.command_line import fail, parse, refuse_words, set_up
+from moco_jax.command_line import fail, refuse_words, set_up, start
 from moco_jax.errors import UserError, full_disk
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -54,8 +54,8 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of the console script `moco-jax`."""
-    app.run(main, flags_parser=parse)
+    """Entry point of the console script `moco-pretrain`."""
+    start(main)
 
 
 if __name__ == "__main__":

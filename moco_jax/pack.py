@@ -7,9 +7,9 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags, logging
 
-from moco_jax.command_line import fail, parse
+from moco_jax.command_line import fail, start
 from moco_jax.data import packing
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.errors import UserError
@@ -80,8 +80,8 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point of the console script `moco-jax-pack`."""
-    app.run(main, flags_parser=parse)
+    """Entry point of the console script `moco-pack`."""
+    start(main)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from etils import epath
 from configs import ablation as recipe
 from moco_jax import ablation
 from moco_jax import config as config_lib
+from moco_jax.errors import UserError
 
 
 @pytest.mark.parametrize("variant", ["cifar10", "cifar10_cpu", "digits"])
@@ -22,6 +23,12 @@ def test_every_row_is_a_sound_run_of_a_folder_of_its_own(variant):
     assert {line for table, line in lines if table == "negatives"} == {
         "MoCo", "memory bank", "end-to-end",
     }  # fmt: skip
+
+
+def test_its_settings_are_the_seeds_and_what_all_rows_share():
+    config_lib.check_names(["--config.seeds=2", "--config.base.epochs=3"], ablation.KNOWN)
+    with pytest.raises(UserError, match=r"did you mean base\.epochs"):
+        config_lib.check_names(["--config.epochs=3"], ablation.KNOWN)
 
 
 def test_rows_run_resume_and_are_summed_up(tmp_path, capsys):

@@ -6,6 +6,7 @@ import pytest
 
 from moco_jax import config as config_lib
 from moco_jax import parts
+from moco_jax.command_line import SETTINGS
 from moco_jax.errors import UserError
 
 RECIPES = ["digits", "folder", "cifar10", "cifar10:symmetric", "cifar10:cpu", "imagenet:v1", "imagenet:v2",
@@ -135,11 +136,13 @@ def test_bad_settings_are_refused(changes, devices, message):
 
 
 def test_unknown_names_are_refused_with_the_nearest():
-    config_lib.check_names(["--config.lr=1", "--config=configs/digits.py:a", "--workdir=y"])
+    config_lib.check_names(
+        ["--config.lr=1", "--config=configs/digits.py:a", "--workdir=y"], SETTINGS
+    )
     with pytest.raises(
         UserError, match=r"--config\.batchsize is not a setting; did you mean batch_size"
     ):
-        config_lib.check_names(["--config.batchsize=3"])
+        config_lib.check_names(["--config.batchsize=3"], SETTINGS)
 
 
 def test_unknown_variants_are_refused_with_the_known():

@@ -1,17 +1,23 @@
-"""Command line of the page on runs: `python -m moco_jax.report WORKDIR [WORKDIR ...] [--out=FILE | --watch]`."""
+"""Command line of the page on runs: one HTML file, or with --watch a page that renews itself while a run goes on.
+
+python -m moco_jax.report WORKDIR
+python -m moco_jax.report WORKDIR WORKDIR ... --out=compared.html
+python -m moco_jax.report WORKDIR --watch
+"""
 
 import os
+import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Beside a run that holds the accelerator; a few hundred images are quick on a CPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from moco_jax import config as config_lib
 from moco_jax import files
-from moco_jax.command_line import fail, parse, set_up
+from moco_jax.command_line import fail, set_up, start
 from moco_jax.errors import UserError
 from moco_jax.report.console import Console, Progress, size
 from moco_jax.report.page import run as runs_lib
@@ -83,17 +89,17 @@ def main(argv: list[str]) -> None:
         fail(f"--watch writes no file; leave out --out={OUT.value}, or --watch")
     set_up(config_lib.default_config())
     logging.set_verbosity(logging.ERROR)
+    console = Console()
     try:
-        (watch if WATCH.value else write)(places, Console())
-    except UserError as error:
-        fail(error)
+        (watch if WATCH.value else write)(places, console)
     except KeyboardInterrupt:
-        fail("stopped; nothing was written")
+        console.line("stopped; nothing was written")
+        sys.exit(130)
 
 
 def run() -> None:
-    """Entry point of the console script `moco-jax-report`."""
-    app.run(main, flags_parser=parse)
+    """Entry point of the console script `moco-report`."""
+    start(main, settings=())
 
 
 if __name__ == "__main__":

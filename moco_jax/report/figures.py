@@ -9,6 +9,8 @@ from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from moco_jax import files
+
 
 def shown(image: np.ndarray) -> np.ndarray:
     """What is drawn of uint8 `[H, W, C]`: the first three channels as RGB; of fewer the first, `[H, W]`, as gray."""
@@ -88,6 +90,48 @@ def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     path.write_bytes(buffer.getvalue())
+
+
+def _short(name: str, length: int) -> str:
+    """The end of a long name, which tells images apart."""
+    return name if len(name) <= length else f"...{name[3 - length :]}"
+
+
+def ranked(
+    path: epath.Path,
+    queries: Sequence[tuple[str, np.ndarray | None]],
+    found: Sequence[Sequence[tuple[str, str, np.ndarray | None]]],
+) -> None:
+    """Draw each query image and, to its right, what was found for it, best first.
+
+    Args:
+        path: the PNG to write.
+        queries: name and image of each, uint8 `[H, W, C]`, shown as `shown` says; None: the image is gone.
+        found: for each query as many of (score, name, image).
+    """
+    rows, columns = len(queries), len(found[0])
+    width, height = 1.5, 1.85
+    figure = Figure(figsize=(width * (columns + 1.25), height * rows + 0.1))
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        rows, columns + 2, width_ratios=[1, 0.2, *[1] * columns], wspace=0.06, hspace=0.32,
+        left=0.01, right=0.99, bottom=0.01, top=1 - 0.4 / (height * rows + 0.1),
+    )  # fmt: skip
+    for row, (name, image) in enumerate(queries):
+        cells = [(0, "query", name, image)]
+        cells += [(number, *cell) for number, cell in enumerate(found[row], 2)]
+        for column, score, name, image in cells:
+            axes = figure.add_subplot(grid[row, column])
+            if image is None:
+                axes.text(0.5, 0.5, "gone", ha="center", va="center", color="gray")
+                axes.set(box_aspect=1)
+            else:
+                axes.imshow(shown(image), "gray", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"{score}\n{_short(name, 24)}", loc="left", fontsize=7, pad=2)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    files.write(path, buffer.getvalue())
 
 
 def ablation(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:

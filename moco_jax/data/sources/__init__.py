@@ -45,6 +45,9 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """What to call one image in a message."""
 
+    def names(self, indices: np.ndarray) -> list[str]:
+        """What to call images in a table: short, the same wherever the set lies."""
+
 
 @contextmanager
 def reading(data_dir: str) -> Iterator[None]:

@@ -11,7 +11,7 @@ from moco_jax.errors import UserError
 
 IMAGE_KEYS = ("image", "image/encoded", "jpg", "png")
 CLASS_KEYS = ("label", "image/class/label")
-NAME_KEYS = ("name", "file_name", "image/filename")
+NAME_KEYS = ("name", "file_name", "image/filename", "id")
 
 
 class Records(Protocol):
@@ -121,11 +121,20 @@ class ExampleSource:
     def name(self, index: int) -> str:
         """Set, number, file and place, after the example's own name if it has one."""
         called = f"{self.label} example {index} ({self.records.where(index)})"
+        own = self._own_name(self.read(np.asarray([index]))[0]) if self._name else ""
+        return f"{own}: {called}" if own else called
+
+    def names(self, indices: np.ndarray) -> list[str]:
+        """Examples' own names, or set and number; each record is read once more where they have names."""
+        called = [f"{self.label} example {index}" for index in indices.tolist()]
         if self._name is None:
             return called
+        own = map(self._own_name, self.read(indices))
+        return [name or other for name, other in zip(own, called, strict=True)]
+
+    def _own_name(self, record: bytes) -> str:
         try:
-            feature = parse(self.records.read(np.asarray([index]))[0])[self._name]
+            feature = parse(record)[self._name or ""]
         except (UserError, KeyError):
-            return called
-        own = b"".join(feature.bytes_list.value)
-        return f"{own.decode(errors='replace')}: {called}"
+            return ""
+        return b"".join(feature.bytes_list.value).decode(errors="replace")

@@ -119,3 +119,16 @@ class FolderSource:
         """The file's path."""
         file = self.files[index]
         return file if store.is_remote(file) else os.path.join(self.root, file)
+
+    def names(self, indices: np.ndarray) -> list[str]:
+        """Paths, relative to `root`, or as a list has them."""
+        return [self.files[index] for index in indices.tolist()]
+
+
+class FilesSource(FolderSource):
+    """Image files that are named one by one; a file that is missing counts as damaged."""
+
+    def __init__(self, files: Sequence[str], decoding: Decoding = RGB):
+        """Take `files`, paths, in their order."""
+        self.decoding, self.root, self.files = decoding, "", Names(files)
+        self.classes, self._labels = [], None

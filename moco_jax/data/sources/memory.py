@@ -55,6 +55,10 @@ class ArraySource:
         """Set and number."""
         return f"{self.label} image {index}"
 
+    def names(self, indices: np.ndarray) -> list[str]:
+        """Set and number."""
+        return [self.name(index) for index in indices.tolist()]
+
 
 def digits(split: str, decoding: Decoding = RGB) -> ArraySource:
     """The 1,797 handwritten digits of scikit-learn, each at a random place and scale on a 32 x 32 canvas.

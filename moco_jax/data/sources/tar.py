@@ -146,9 +146,22 @@ class TarSource:
 
     def name(self, index: int) -> str:
         """Tar, place, and the member's name as its header has it."""
-        where = self.records.where(index)
+        member, where = self._member(index), self.records.where(index)
+        return f"{member} in {where}" if member else where
+
+    def names(self, indices: np.ndarray) -> list[str]:
+        """The tar and the member's name as its header has it, `train-000.tar/cat/7.jpg`."""
+
+        def one(index: int) -> str:
+            tar = os.path.basename(self.records.places.paths[self.records.places.file[index]])
+            member = self._member(index)
+            return f"{tar}/{member}" if member else self.records.where(index)
+
+        return store.each(one, indices.tolist())
+
+    def _member(self, index: int) -> str:
         try:
             header = self.records.part(index, -_BLOCK, _BLOCK)
-            return f"{tarfile.TarInfo.frombuf(header, 'utf-8', 'replace').name} in {where}"
+            return tarfile.TarInfo.frombuf(header, "utf-8", "replace").name
         except (OSError, tarfile.HeaderError):
-            return where
+            return ""

@@ -50,6 +50,8 @@ class TFDSSource(examples.ExampleSource):
                 f"dataset='tfds:{name}' has no image feature; its features are {', '.join(features)}"
             )
         classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+        texts = {k for k, f in features.items() if isinstance(f, tfds.features.Text)}
+        names = [key for key in examples.NAME_KEYS if key in texts]
         label = f"{name} {split}"
         slices = [tfrecord.Slice(str(f.filename), f.skip, f.take) for f in instructions]
         there = store.each(store.is_file, [part.path for part in slices])
@@ -66,5 +68,6 @@ class TFDSSource(examples.ExampleSource):
             label,
             pictures[0],
             classes[0] if classes else None,
+            names[0] if names else None,
             decoding=decoding,
         )

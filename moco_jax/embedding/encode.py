@@ -1,0 +1,133 @@
+"""From a source of images to rows of a features file, and what is to be known of the encoder that made them."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from moco_jax import files, parts, trained
+from moco_jax import mesh as mesh_lib
+from moco_jax.data.sources import Source
+from moco_jax.data.sources.decode import refusal
+from moco_jax.embedding.table import Rows
+from moco_jax.errors import UserError
+from moco_jax.evaluation import features
+
+# Settings that decide what an encoder is shown; the features file keeps them.
+SHOWN = ("image_size", "augment", "mean", "std", "channels", "white", "exif_rotation")
+KINDS = ("backbone", "output")
+
+
+def fingerprint(variables: Any) -> str:
+    """SHA-256 of weights and statistics, a tree of arrays: of their names, shapes, types and bytes."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
+        found.update(array.data)
+    return found.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedder:
+    """An encoder that is shown images as evaluation shows them, in float32.
+
+    Attributes:
+        found: the encoder and its settings.
+        kind: 'backbone' for pooled features, 'output' for those after the head.
+        mesh: the devices.
+    """
+
+    found: trained.Trained
+    kind: str
+    mesh: Mesh
+
+    def __post_init__(self) -> None:
+        if self.kind == "output" and "head" not in self.found.variables["params"]:
+            raise UserError(
+                "features='output' is of a head, which these weights lack; 'backbone' works"
+            )
+
+    def facts(self, place: str, which: str) -> dict[str, Any]:
+        """What tells this encoder from any other: where it lies, which it is, its weights, what it is shown."""
+        config = self.found.config
+        named = {
+            "place": str(files.absolute(place)), "which": which, "step": self.found.step, "features": self.kind,
+            "arch": config.arch, "weights_sha256": fingerprint(self.found.variables),
+        }  # fmt: skip
+        shown = {key: config[key] for key in SHOWN}
+        return named | {k: list(v) if isinstance(v, tuple) else v for k, v in shown.items()}
+
+    def stream(self, source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Features float32 `[n, D]` and places int64 `[n]` of all images of `source`, in order, damaged ones left out."""
+        config, devices = self.found.config, self.mesh.size
+        batch = -(-min(config.eval_batch_size, len(source)) // devices) * devices
+        encode = features.make_encode(
+            self.found.encoder, self.kind, tuple(config.mean), tuple(config.std), np.dtype("float32"), self.mesh
+        )  # fmt: skip
+        variables = jax.device_put(self.found.variables, mesh_lib.replicated(self.mesh))
+        yield from features.stream(
+            source, parts.recipe_of(config), np.arange(len(source)), batch, config.workers, self.mesh,
+            lambda images: encode(variables, images),
+        )  # fmt: skip
+
+
+class Damaged:
+    """Images that could not be decoded, found by the gaps that they leave."""
+
+    def __init__(self, source: Source):
+        """Of `source`, which is gone through in order."""
+        self.source, self.next = source, 0
+        self.names: list[str] = []
+        self.first = ""
+
+    def before(self, indices: np.ndarray) -> None:
+        """Note what is missing up to and among `indices`, int64 `[n]`, ascending."""
+        if not len(indices):
+            return
+        end = int(indices[-1]) + 1
+        missing = np.setdiff1d(np.arange(self.next, end), indices)
+        self.next = end
+        if len(missing) and not self.first:
+            first = int(missing[0])
+            why = refusal(self.source, self.source.read(missing[:1])[0])
+            self.first = f"{self.source.name(first)}{f' ({why})' if why else ''}"
+        self.names += self.source.names(missing)
+
+    def rest(self) -> None:
+        """Note what is missing after the last."""
+        self.before(np.asarray([len(self.source)]))
+
+
+def labels_of(source: Source, indices: np.ndarray) -> np.ndarray | None:
+    """Classes int64 `[n]`, -1 for an image that has none though others have; None where the source knows none."""
+    try:
+        found = source.labels(indices)
+    except UserError:
+        if len(indices) == 1:
+            return np.asarray([-1])
+        found = np.concatenate([labels_of(source, one) for one in indices[:, None]])
+    return None if found is None else np.asarray(found, np.int64)
+
+
+def rows(embedder: Embedder, source: Source, damaged: Damaged) -> Iterator[Rows]:
+    """All images of `source`, a batch at a time; `damaged` is told of those that are left out.
+
+    Raises:
+        UserError: not one can be decoded.
+    """
+    count = 0
+    for found, indices in embedder.stream(source):
+        damaged.before(indices)
+        count += len(indices)
+        if len(indices):
+            yield Rows(found, source.names(indices), indices, labels_of(source, indices))
+    damaged.rest()
+    if not count:
+        raise UserError(
+            f"none of the {len(source):,} images can be decoded; {damaged.first} is one of them"
+        )

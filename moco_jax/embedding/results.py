@@ -1,0 +1,97 @@
+"""What a search found, for a person: a table for each query, and a picture of all."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from moco_jax.data.sources.folder import FilesSource
+from moco_jax.embedding import search
+from moco_jax.embedding.table import Table
+from moco_jax.report import console, figures
+
+DRAWN = 20  # queries that a picture shows at most
+
+
+class Found(NamedTuple):
+    """The nearest of M queries.
+
+    Attributes:
+        words: what each query was called.
+        own: int64 `[M]`, the row that a query itself is, -1 where it is a file that was encoded now.
+        cosines: float32 `[M, k]`, descending.
+        rows: int64 `[M, k]`.
+        names: str `[M, k]`.
+        labels: int64 `[M, k]`, or None.
+    """
+
+    words: Sequence[str]
+    own: np.ndarray
+    cosines: np.ndarray
+    rows: np.ndarray
+    names: np.ndarray
+    labels: np.ndarray | None
+
+
+def named(
+    table: Table, words: Sequence[str], own: np.ndarray, cosines: np.ndarray, rows: np.ndarray
+) -> Found:
+    """These neighbours with what `table` says of them."""
+    columns = [
+        table.take(column, rows.ravel()).reshape(rows.shape) if column in table.columns else None
+        for column in ("names", "labels")
+    ]
+    return Found(words, own, cosines, rows, *columns)  # type: ignore[arg-type]
+
+
+def encoder_words(made: Mapping[str, Any]) -> str:
+    """Which encoder made features, in a few words."""
+    return f"{made['arch']}, {made['which']}, step {made['step']} of {made['place']}, features: {made['features']}"
+
+
+def tables(table: Table, found: Found) -> str:
+    """A table for each query: rank, cosine, name, and class where it is known."""
+    classes = table.facts["images"]["classes"]
+    said = []
+    for number, (word, own) in enumerate(zip(found.words, found.own.tolist(), strict=True)):
+        how = f"row {own:,}"
+        if own < 0:
+            how = f"encoded by {encoder_words(table.facts['encoder'])}"
+        columns = [
+            [f"{rank}" for rank in range(1, found.rows.shape[1] + 1)],
+            [f"{cosine:.4f}" for cosine in found.cosines[number]],
+            found.names[number].tolist(),
+        ]
+        if found.labels is not None:
+            labels = found.labels[number].tolist()
+            columns.append([classes[label] if classes else str(label) for label in labels])
+        header = ["", "cosine", "image", "class"][: len(columns)]
+        lines = console.table(header, list(zip(*columns, strict=True)))
+        said.append(f"nearest to {word} ({how})\n{lines}")
+    return "\n\n".join(said)
+
+
+def draw(path: epath.Path, table: Table, found: Found) -> None:
+    """Write the picture: a row for each query, at most `DRAWN`; UserError where the images are gone or others."""
+    few = slice(0, DRAWN)
+    own, made = found.own[few], table.facts["encoder"]
+    inside, outside = np.flatnonzero(own >= 0), np.flatnonzero(own < 0)
+    rows = np.concatenate([own[inside], found.rows[few].ravel()])
+    shown = search.pictures_of_rows(table, rows)
+    files = FilesSource([found.words[n] for n in outside.tolist()], search.decoding(made))
+    encoded = search.pictures(made, files, np.arange(len(files)))
+    of_query = dict(zip(outside.tolist(), encoded, strict=True))
+    of_query |= dict(zip(inside.tolist(), shown[: len(inside)], strict=True))
+    others = iter(shown[len(inside) :])
+    figures.ranked(
+        path,
+        [(found.words[n], of_query[n]) for n in range(len(own))],
+        [
+            [
+                (f"{cosine:.3f}", name, next(others))
+                for cosine, name in zip(found.cosines[n], found.names[n].tolist(), strict=True)
+            ]
+            for n in range(len(own))
+        ],
+    )

@@ -1,0 +1,72 @@
+"""What an installed package gives: console scripts that say what they do, and recipes by name."""
+
+import ast
+import configparser
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import moco_jax
+from moco_jax import command_line, recipe_files
+from moco_jax.errors import UserError
+
+ROOT = Path(moco_jax.__file__).parents[1]
+
+
+def scripts():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options.entry_points"]["console_scripts"].split("\n")
+    return dict(line.split(" = ") for line in lines if line)
+
+
+def test_every_console_script_explains_itself_with_a_command_to_copy():
+    for name, target in scripts().items():
+        module, function = target.split(":")
+        # Read, not imported: each has flags of its own, and one process takes a name once.
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        docs = {n.name: ast.get_docstring(n) for n in tree.body if isinstance(n, ast.FunctionDef)}
+        assert name in docs[function]
+        assert f"python -m {module.removesuffix('.__main__')}" in ast.get_docstring(tree)
+
+
+def test_help_is_the_docstring_and_the_flags_with_their_defaults(monkeypatch, capsys):
+    from moco_jax import ablation
+
+    monkeypatch.setattr("sys.argv", ["moco-ablation", "--help"])
+    ablation.run()
+    printed = capsys.readouterr().out
+    assert printed.startswith(ablation.__doc__.strip())
+    assert "\n  --only: One table" in printed
+    assert "\n  --debug: " in printed
+
+
+def test_the_installed_package_is_this_one():
+    assert metadata.version("moco_jax") == moco_jax.__version__
+    assert set(scripts()) <= {script.name for script in metadata.distribution("moco_jax").entry_points}  # fmt: skip
+    assert (Path(moco_jax.__file__).parent / "py.typed").exists()
+
+
+def test_a_recipe_is_found_by_name_or_by_file(tmp_path, monkeypatch):
+    assert recipe_files.names() == sorted(p.stem for p in ROOT.glob("configs/[!_]*.py"))
+    monkeypatch.chdir(tmp_path)
+    found = recipe_files.resolve("--config=imagenet:v1")
+    file, variant = found.removeprefix("--config=").split(":")
+    assert variant == "v1"
+    assert Path(file).read_text() == (ROOT / "configs" / "imagenet.py").read_text()
+    (tmp_path / "mine.py").write_text("")
+    for word in ("--config=mine.py:v1", "--config.lr=3", "--workdir=imagenet"):
+        assert recipe_files.resolve(word) == word
+    with pytest.raises(UserError, match=r"did you mean --config=cifar10:cpu\?"):
+        recipe_files.resolve("--config=configs/cifar10.py:cpu")
+
+
+def test_an_error_is_one_line_unless_its_trace_is_asked_for(capsys, monkeypatch):
+    with pytest.raises(SystemExit) as stopped:
+        command_line.fail(UserError("lr=-1 is no rate"))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: lr=-1 is no rate\n"
+    monkeypatch.setattr("sys.argv", ["moco-pretrain", "--debug"])
+    with pytest.raises(UserError):
+        command_line.fail(UserError("lr=-1 is no rate"))
