@@ -109,6 +109,8 @@ def test_a_whole_run_ends_with_table_and_picture(tmp_path, capsys):
     ):
         assert words in out
     assert (tmp_path / "neighbours.png").stat().st_size > 10_000
+    assert (tmp_path / "views.png").stat().st_size > 10_000
+    assert len((tmp_path / "tensorboard/features.tsv").read_text().splitlines()) == 1000
     scores = [r for r in writers.records(train.epath.Path(tmp_path)) if "knn" in r]
     assert len(scores) == 3
     assert ["drift" in r for r in scores] == [False, True, True]

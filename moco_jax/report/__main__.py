@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of the console script `moco-report`."""
-    start(main, settings=())
+    start(main)
 
 
 if __name__ == "__main__":
