@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -83,7 +84,7 @@ def look(run: Run, step: int, limit: int, report: Report) -> Embedding:
     images = np.concatenate([bank.images, queries.images])
     for title, one in {"before training": trained.untrained(found), f"at step {step:,}": found}.items():  # fmt: skip
         report(f"{run.name}: {len(images):,} images, encoder {title}")
-        made = [np.asarray(encode(one.variables, _whole(images, at))) for at in range(0, len(images), BATCH)]  # fmt: skip
+        made = [np.asarray(encode(one.variables, jnp.asarray(_whole(images, at)))) for at in range(0, len(images), BATCH)]  # fmt: skip
         vectors = knn.unit(np.concatenate(made)[: len(images)])
         ours, asked = vectors[: len(bank.images)], vectors[len(bank.images) :]
         nearest[title] = np.asarray(knn.nearest(ours, asked, min(NEAREST, len(ours)))[1])
@@ -151,7 +152,10 @@ def _read(source: Source, recipe: recipes.Recipe, indices: np.ndarray, workers: 
     if not kept:
         raise UserError(f"none of {len(indices)} images of {source.name(0)} can be decoded")
     labels = source.labels(np.asarray(kept))
-    names = getattr(source, "classes", None)
-    named = isinstance(names, list) and bool(names) and isinstance(names[0], str)
-    classes = None if labels is None else [names[n] if named else str(n) for n in map(int, labels)]
-    return Pictures(np.stack(images), [source.name(n) for n in kept], classes)
+    # A folder's classes have names; images in memory have numbers for each image under that word.
+    known = getattr(source, "classes", None)
+    words = known if isinstance(known, list) else []
+    classes = None
+    if labels is not None:
+        classes = [words[n] if words else str(n) for n in map(int, labels)]
+    return Pictures(np.stack(images), source.names(np.asarray(kept)), classes)

@@ -70,9 +70,9 @@ def view_pairs(run: Run, count: int = 6) -> list[Pair]:
         workers=config.workers, scaled_decoding=config.scaled_decoding,
     )  # fmt: skip
     chosen = batch["index"][:count]
-    pairs = []
+    pairs, names = [], source.names(chosen)
     for row, record in enumerate(source.read(chosen)):
         image = decode_or_flag(source, tf.constant(record, source.record_spec.dtype)).pixels.numpy()
         views = (small(batch[name][row]) for name in ("query", "key"))
-        pairs.append(Pair(source.name(int(chosen[row])), small(image), *views))
+        pairs.append(Pair(names[row], small(image), *views))
     return pairs
