@@ -183,6 +183,8 @@ def test_images_that_are_gone_leave_a_page_that_says_so(two, tmp_path):
     assert "run: view pairs, as " in text
     assert "there is no checkpoint" in text
     assert "Map of" not in text
+    look = Looks(0, print).at(runs_lib.read(two)[0])
+    assert (look.embedding, look.missing) == (None, {})
     assert Page(text).table("Settings that are not at their defaults")[1][0] == "dataset"
 
 

@@ -31,7 +31,7 @@ class Looks:
     """Looks at runs, and remembers."""
 
     def __init__(self, limit: int, report: Callable[[str], None]):
-        """`limit`: images that a map shows at most; `report`: shows how far it is."""
+        """`limit`: images that a map shows at most, 0 for neither map nor neighbours; `report`: shows how far it is."""
         self.limit, self.report = limit, report
         self._known: dict[str, Look] = {}
         self._next: dict[str, float] = {}
@@ -43,6 +43,8 @@ class Looks:
         if not known.pairs and "views" not in known.missing:
             self._try(known, run, "views", self._views)
         step, now = run.checkpoint(), time.monotonic()
+        if not self.limit:
+            return known
         if step is None:
             known.missing["map"] = f"{run.name}: neighbours and map, as there is no checkpoint"
         elif (known.embedding is None or known.embedding.step != step) and now >= self._next.get(key, 0):  # fmt: skip

@@ -74,6 +74,9 @@ wake(document);
 // Sections that have changed are put in the place of the old ones; what was open stays open, and focus stays where it was.
 const seen = new Map(Array.from(document.querySelectorAll("main > section"), (s) => [s.id, s.outerHTML]));
 
+// What stands for an element in another state of the page: its place among its like within the nearest that has an id.
+function alike(anchor, element) { return Array.from(anchor.getElementsByTagName(element.tagName)); }
+
 function takeIn(text) {
   const fresh = new DOMParser().parseFromString(text, "text/html"), main = document.getElementById("main");
   const top = window.scrollY;
@@ -87,14 +90,14 @@ function takeIn(text) {
       before ? before.after(next) : main.prepend(next);
     } else {
       const focused = old.contains(document.activeElement) ? document.activeElement : null;
-      const order = focused ? Array.from(old.querySelectorAll("*")).indexOf(focused) : -1;
+      const anchor = focused && focused.closest("[id]"), place = anchor ? alike(anchor, focused).indexOf(focused) : -1;
       const map = focused && focused.closest(".map"), dot = map ? map.chosen() : -1;
       const scrolls = Array.from(old.querySelectorAll(".scroll, pre"), (e) => [e.scrollLeft, e.scrollTop]);
       next.querySelectorAll("details[id]").forEach((d) => { const was = document.getElementById(d.id); if (was) d.open = was.open; });
       old.replaceWith(next);
       next.querySelectorAll(".scroll, pre").forEach((e, n) => { if (scrolls[n]) [e.scrollLeft, e.scrollTop] = scrolls[n]; });
       if (focused) {
-        const again = (focused.id && document.getElementById(focused.id)) || next.querySelectorAll("*")[order];
+        const now = document.getElementById(anchor.id), again = place < 0 ? now : now && alike(now, focused)[place];
         if (again) again.focus({ preventScroll: true });
       }
       wake(next);
@@ -115,11 +118,13 @@ const root = document.documentElement;
 if (root.dataset.live) {
   setInterval(async () => {
     if (document.hidden) return;
+    let now, text;
     try {
-      const now = await (await fetch("version")).text();
+      now = await (await fetch("version")).text();
       if (now === root.dataset.live) return;
-      takeIn(await (await fetch("./")).text());
-      root.dataset.live = now;
-    } catch { /* the server has ended: the page stays as it is */ }
+      text = await (await fetch("./")).text();
+    } catch { return; } // the server has ended: the page stays as it is
+    root.dataset.live = now;
+    takeIn(text);
   }, 2000);
 }
