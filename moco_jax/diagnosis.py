@@ -161,7 +161,7 @@ def _at_chance(course: Course, facts: Facts) -> Finding | None:
 def _loss_rising(course: Course, facts: Facts) -> Finding | None:
     """The loss rises although the queue is full."""
     recent = course.recent(facts.begun)
-    if facts.chance is None or not recent:
+    if facts.chance is None or not recent or _collapsed(course, facts):
         return None
     earlier = [r for r in course.logs if facts.renewed_steps < r["step"] < recent[0]["step"]]
     if not earlier:
@@ -184,14 +184,16 @@ def _loss_rising(course: Course, facts: Facts) -> Finding | None:
 def _drift(course: Course, facts: Facts) -> Finding | None:
     """Keys in the queue are not those that the key encoder would make now."""
     far = [r for r in course.scores if r.get("drift", 0) > DRIFT and r["step"] > facts.begun]
-    if not far:
+    if not far or _collapsed(course, facts):
         return None
+    fast = f"Raise momentum (it is {facts.momentum:g}) to 0.99 or 0.999."
+    slow = f"Take a lower lr (it is {facts.lr:g}), a momentum nearer to 1, or a smaller queue_size."
     return Finding(
         "drift", WARNING, far[0]["step"],
-        f"While a key is in the queue, the key encoder moves by {far[-1]['drift']:.2f} of the distance between images.",
+        f"While a key is in the queue, the key encoder moves it by {far[-1]['drift']:.2f} times the distance between images.",
         "The dictionary is not consistent: old keys are no longer what a query should be compared with (MoCo v1, "
         "section 3.2).",
-        f"Raise momentum (it is {facts.momentum:g}) towards 0.999. Also a lower lr, or a smaller queue_size.",
+        fast if facts.momentum < SLOW_MOMENTUM else slow,
     )  # fmt: skip
 
 

@@ -123,6 +123,12 @@ def test_each_rule(name, severity, settings, numbers):
         assert sentence.endswith(".")
 
 
+def test_of_a_collapsed_run_only_the_collapse_is_told():
+    numbers = dict(spread=0.01, loss=lambda x: 4 + 2 * x, drift=5.0, effective_rank=1.0)
+    found = diagnosis.examine(course(**numbers), facts(epochs=91))
+    assert [finding.name for finding in found] == ["collapsed"]
+
+
 def test_the_made_course_is_a_healthy_one():
     assert told(course(), facts(epochs=91)) == {}
 
