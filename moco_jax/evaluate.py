@@ -11,7 +11,7 @@ from absl import flags, logging
 from moco_jax import files, trained
 from moco_jax.command_line import fail, set_up, start
 from moco_jax.errors import UserError
-from moco_jax.evaluation.commands import knn, linear
+from moco_jax.evaluation.commands import knn, linear, segmentation
 from moco_jax.evaluation.commands.common import Task
 from moco_jax.report.console import Console, Progress
 
@@ -20,7 +20,7 @@ STEP = flags.DEFINE_integer("step", None, "Of which checkpoint; left out: the la
 WHICH = flags.DEFINE_enum("which", "query", list(trained.PARTS), "Query or momentum encoder.")
 UNTRAINED = flags.DEFINE_bool("untrained", False, "Also the same encoder before its training.")
 
-EVALUATIONS = {"knn": knn.run, "linear": linear.run}
+EVALUATIONS = {"knn": knn.run, "linear": linear.run, "segmentation": segmentation.run}
 
 
 def evaluate(name: str, console: Console) -> None:

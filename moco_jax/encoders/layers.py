@@ -16,38 +16,44 @@ from jax import lax
 REDUCE = ("parameter", "compute")
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    pad = kernel.shape[0] // 2
+def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+    pad = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (stride, stride), [(pad, pad)] * 2,
+        x, kernel.astype(x.dtype), (stride, stride), [(pad, pad)] * 2, rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, reduce: str) -> jax.Array:
-    """`x` `[B, H, W, C]` with `kernel` `[k, k, C, D]`, k odd, padded by `k // 2` on every side, in the dtype of `x`.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int, reduce: str, dilation: int = 1
+) -> jax.Array:
+    """`x` `[B, H, W, C]` with `kernel` `[k, k, C, D]`, k odd, padded by `dilation * (k // 2)`, in the dtype of `x`.
 
     `reduce`: the kernel's gradient is summed in the dtype of 'parameter' or of 'compute'.
+    `dilation`: pixels from one tap of the kernel to the next.
     """
-    return _convolve(x, kernel, stride)
+    return _convolve(x, kernel, stride, dilation)
 
 
-def _convolve_forward(x: jax.Array, kernel: jax.Array, stride: int, reduce: str):
-    return _convolve(x, kernel, stride), (x, kernel)
+def _convolve_forward(x: jax.Array, kernel: jax.Array, stride: int, reduce: str, dilation: int):
+    return _convolve(x, kernel, stride, dilation), (x, kernel)
 
 
-def _convolve_backward(stride: int, reduce: str, saved: tuple[jax.Array, jax.Array], g: jax.Array):
+def _convolve_backward(
+    stride: int, reduce: str, dilation: int, saved: tuple[jax.Array, jax.Array], g: jax.Array
+):
     x, kernel = saved
-    (x_gradient,) = jax.vjp(lambda x: _convolve(x, kernel, stride), x)[1](g)
+    (x_gradient,) = jax.vjp(lambda x: _convolve(x, kernel, stride, dilation), x)[1](g)
     # Each tap of the kernel sums the products of `g`, spread by the stride, with what of the padded `x` lies below it.
-    taps, pad = kernel.shape[0], kernel.shape[0] // 2
+    reach = dilation * (kernel.shape[0] - 1)
+    pad = reach // 2
     pads = [
-        (pad, taps + (out - 1) * stride - side - pad)
+        (pad, reach + 1 + (out - 1) * stride - side - pad)
         for side, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
     ]
     kernel_gradient = lax.conv_general_dilated(
-        x, g, (1, 1), pads, rhs_dilation=(stride, stride), dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        x, g, (dilation, dilation), pads, rhs_dilation=(stride, stride), dimension_numbers=("CHWN", "IHWO", "HWNC"),
         preferred_element_type=kernel.dtype if reduce == "parameter" else x.dtype,
     )  # fmt: skip
     return x_gradient, kernel_gradient.astype(kernel.dtype)
@@ -89,6 +95,7 @@ class Conv(nn.Module):
         dtype: compute dtype; the parameter `kernel` `[k, k, C, channels]` is at least float32.
         reduce: see `convolve`.
         kernel_init: initialiser.
+        dilation: see `convolve`; the padding is as much wider.
     """
 
     channels: int
@@ -97,6 +104,7 @@ class Conv(nn.Module):
     dtype: Any
     reduce: str
     kernel_init: nn.initializers.Initializer
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -104,7 +112,7 @@ class Conv(nn.Module):
         shape = (self.kernel, self.kernel, x.shape[-1], self.channels)
         exact = jnp.promote_types(self.dtype, jnp.float32)
         kernel = self.param("kernel", self.kernel_init, shape, exact)
-        return convolve(x.astype(self.dtype), kernel, self.stride, self.reduce)
+        return convolve(x.astype(self.dtype), kernel, self.stride, self.reduce, self.dilation)
 
 
 class Dense(nn.Module):

@@ -33,6 +33,7 @@ class Block(nn.Module):
         dtype: compute dtype.
         reduce: precision of the kernels' gradients, see `layers.convolve`.
         zero_init_residual: the scale of the last BatchNorm starts at 0, the block as the identity.
+        dilation: of its 3x3 convolutions.
     """
 
     channels: int
@@ -42,6 +43,7 @@ class Block(nn.Module):
     dtype: Any
     reduce: str
     zero_init_residual: bool = False
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -56,7 +58,7 @@ class Block(nn.Module):
 
         y = x
         for i, (channels, kernel, stride) in enumerate(plan, start=1):
-            y = conv(channels, kernel, stride, name=f"conv{i}")(y)
+            y = conv(channels, kernel, stride, dilation=self.dilation, name=f"conv{i}")(y)
             zero = self.zero_init_residual and i == len(plan)
             init = nn.initializers.zeros if zero else nn.initializers.ones
             y = norm(name=f"bn{i}", scale_init=init)(y, train)
@@ -80,6 +82,7 @@ class ResNet(nn.Module):
         dtype: compute dtype; parameters and statistics are at least float32.
         reduce: precision of the kernels' gradients, see `layers.convolve`.
         zero_init_residual: see `Block`.
+        dilated: the last stage has stride 1 and dilation 2, for features at twice the resolution under the same weights.
     """
 
     stage_sizes: Sequence[int]
@@ -90,10 +93,16 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     reduce: str = "parameter"
     zero_init_residual: bool = False
+    dilated: bool = False
 
-    @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images `[B, H, W, C]`, floating, normalised -> features `[B, D]`, at least float32."""
+        x = self.feature_map(x, train)
+        return jnp.mean(x, (1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32))
+
+    @nn.compact
+    def feature_map(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """As a call, before the average: `[B, h, w, D]` in `dtype`, sides of the images divided by all strides."""
         if self.stem not in STEMS:
             raise UserError(f"stem={self.stem!r} is unknown; known are {', '.join(STEMS)}")
         kernel, stride, pool = STEMS[self.stem]
@@ -104,15 +113,17 @@ class ResNet(nn.Module):
         if pool:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.stage_sizes):
+            last = self.dilated and stage == len(self.stage_sizes) - 1
             for i in range(blocks):
                 x = Block(
                     channels=self.width * 2**stage,
-                    stride=2 if stage > 0 and i == 0 else 1,
+                    stride=2 if stage > 0 and i == 0 and not last else 1,
                     bottleneck=self.bottleneck,
                     bn_groups=self.bn_groups,
                     dtype=self.dtype,
                     reduce=self.reduce,
                     zero_init_residual=self.zero_init_residual,
+                    dilation=2 if last else 1,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
-        return jnp.mean(x, (1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32))
+        return x

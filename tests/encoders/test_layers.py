@@ -12,20 +12,21 @@ def drawn(*shape, dtype=jnp.float64):
     return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), dtype)
 
 
-def plain(x, kernel, stride):
-    pad = kernel.shape[0] // 2
+def plain(x, kernel, stride, dilation):
+    pad = dilation * (kernel.shape[0] // 2)
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+        x, kernel, (stride, stride), [(pad, pad)] * 2, rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 7])
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (7, 1), (3, 2), (5, 3)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("side", [(8, 8), (7, 9), (16, 5)])
-def test_convolution_and_its_gradients_are_jaxs_own(float64, kernel, stride, side):
+def test_convolution_and_its_gradients_are_jaxs_own(float64, kernel, dilation, stride, side):
     x, k = drawn(3, *side, 4), drawn(kernel, kernel, 4, 5)
-    expected, expected_back = jax.vjp(lambda x, k: plain(x, k, stride), x, k)
-    found, back = jax.vjp(lambda x, k: layers.convolve(x, k, stride, "parameter"), x, k)
+    expected, expected_back = jax.vjp(lambda x, k: plain(x, k, stride, dilation), x, k)
+    found, back = jax.vjp(lambda x, k: layers.convolve(x, k, stride, "parameter", dilation), x, k)
     np.testing.assert_array_equal(found, expected)
     g = drawn(*expected.shape)
     for ours, theirs in zip(back(g), expected_back(g), strict=True):

@@ -15,6 +15,7 @@ from moco_jax.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.subject import open_subject
 from tests.data.pictures import encoded, write
+from tests.evaluation.scenes import CLASSES, write_voc
 from tests.test_config import load
 
 # Several command lines in one process, because the imports take longer than the evaluations.
@@ -73,10 +74,13 @@ def workdir(tmp_path_factory):
 def test_command_lines(workdir, tmp_path):
     at = f"--workdir={workdir}"
     (tmp_path / "empty").mkdir()
-    knn, linear, paper, *refused = command_lines(
+    voc = write_voc(tmp_path / "voc", 3, 2)
+    scenes = ["segmentation", at, f"--data_dir={voc}"]
+    knn, linear, paper, segmented, *refused = command_lines(
         ["knn", at, "--untrained", "--k=20,2000", "--temperature=0.1"],
         ["linear", at, "--epochs=2", "--rates=0.1,1", "--decays=0", "--which=key", "--augment=digits"],
         ["linear", at, "--protocol=paper", "--epochs=1", "--batch_size=480", "--augment=digits"],
+        [*scenes, "--iterations=3", "--crop=32", "--batch_size=4"],
         ["knn"],
         ["knn", f"--workdir={tmp_path}/empty"],
         ["nearest", at],
@@ -85,6 +89,9 @@ def test_command_lines(workdir, tmp_path):
         ["knn", at, "--dataset=folder", f"--data_dir={tmp_path}/none"],
         ["linear", at, "--protocol=paper", "--batch_size=3"],
         ["knn", at, "--step=99"],
+        ["segmentation", at],
+        [*scenes, "--batch_size=3"],
+        [*scenes, "--test_split=test"],
     )  # fmt: skip
     assert "k=2000 is cut to 1437" in knn[0]
     assert "untrained  20" in knn[0]
@@ -111,10 +118,21 @@ def test_command_lines(workdir, tmp_path):
     )
     assert 0.05 < written["results"][0]["accuracy"] < 1
 
+    assert "not the protocol itself: iterations 3 instead of 30000, crop 32 instead of 513, batch_size 4 instead of 16" in segmented[0]  # fmt: skip
+    assert "published" not in segmented[0]
+    written = json.loads((workdir / "evaluate_segmentation.json").read_text())
+    (result,) = written["results"]
+    assert (written["iterations"], written["rate"], written["test_images"]) == (3, 0.003, 2)
+    assert list(result["iou"]) == list(CLASSES)
+    known = [share for share in result["iou"].values() if share is not None]
+    assert result["mean_iou"] == pytest.approx(np.mean(known))
+    assert f"mean       {100 * result['mean_iou']:.2f} %" in segmented[0]
+
     words = (
-        "--workdir=FOLDER of a run is needed", "is no workdir", "one of knn, linear is needed",
+        "--workdir=FOLDER of a run is needed", "is no workdir", "one of knn, linear, segmentation is needed",
         "--k=0 is no list of numbers of at least 1", "--which", "none is no folder",
         "--batch_size=3 does not divide over 2 devices", "has no checkpoint of step 99",
+        "--data_dir=FOLDER is needed", "--batch_size=3 does not divide", "test.txt is missing; splits there are train, val",
     )  # fmt: skip
     for (printed, errors), expected in zip(refused, words, strict=True):
         assert printed.endswith("ended with 2\n")
@@ -138,6 +156,9 @@ def test_command_lines(workdir, tmp_path):
         ("knn", "cifar10:cpu", None),
         ("knn", "imagenet:v1", None),
         ("linear", "digits", None),
+        ("segmentation of VOC", "imagenet:v1", "72.5"),
+        ("segmentation of Cityscapes", "imagenet:v1", "75.3"),
+        ("segmentation of VOC", "imagenet:v2", None),
     ],
 )
 def test_published_numbers_stand_beside_their_recipes(evaluation, recipe, number):

@@ -1,0 +1,105 @@
+"""Intersection over union of an FCN at the full size of each image."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from moco_jax import mesh as mesh_lib
+from moco_jax.encoding import to_network_input
+from moco_jax.evaluation.segmentation import fcn
+from moco_jax.evaluation.segmentation.data import IGNORED, Scenes
+from moco_jax.evaluation.segmentation.views import ahead
+
+UNIT = 128  # sides are padded to a multiple, so that few shapes are compiled; a multiple of all strides together
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of each class (rows) that are taken for each (columns), int64 `[K, K]`; ignored ones do not count."""
+    counted = labels != IGNORED
+    pairs = labels[counted].astype(np.int64) * classes + predicted[counted]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def intersection_over_union(counts: np.ndarray) -> np.ndarray:
+    """Of each class, from `confusion`: float64 `[K]`, NaN for a class that is neither there nor predicted."""
+    common = np.diag(counts)
+    union = counts.sum(0) + counts.sum(1) - common
+    return np.divide(common, union, out=np.full(len(counts), np.nan), where=union > 0)
+
+
+def _groups(sizes: np.ndarray, unit: int, rows: int) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """The images by the shape that they are padded to, at most `rows` at a time."""
+    padded = -(-sizes // unit) * unit
+    for shape in np.unique(padded, axis=0):
+        some = np.flatnonzero((padded == shape).all(1)).tolist()
+        for start in range(0, len(some), rows):
+            yield (int(shape[0]), int(shape[1])), some[start : start + rows]
+
+
+@functools.cache
+def _make_predict(
+    network: fcn.FCN, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
+) -> Callable:
+    """From variables, padded uint8 images `[B, H, W, C]` and sizes int32 `[B, 2]` to classes uint8 `[B, H, W]`."""
+
+    def predict(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
+        inputs = to_network_input(images, mean, std, network.backbone.dtype)
+        logits = fcn.apply_padded(network, variables, inputs, sizes)
+        return fcn.resize(logits, images.shape[1:3], sizes).argmax(-1).astype(np.uint8)
+
+    everywhere, divided = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
+    return jax.jit(predict, in_shardings=(everywhere, divided, divided), out_shardings=everywhere)
+
+
+def score(
+    network: fcn.FCN,
+    variables: Any,
+    scenes: Scenes,
+    mesh: Mesh,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    workers: int,
+    report: Callable[[str], None],
+    unit: int = UNIT,
+) -> np.ndarray:
+    """The confusion int64 `[K, K]` of all images in `scenes`, each at its own size; one a device at a time.
+
+    Args:
+        network, variables: the FCN.
+        scenes: the images.
+        mesh: the devices.
+        mean, std: of the pretraining's images.
+        workers: threads that read; 0 for as many as cores.
+        report: told how far it is.
+        unit: sides are padded to multiples of it; itself a multiple of all strides together.
+    """
+    classes, rows = len(scenes.classes), mesh.size
+    predict = _make_predict(network, tuple(mean), tuple(std), mesh)
+    variables = jax.device_put(variables, mesh_lib.replicated(mesh))
+
+    def read(group: tuple[tuple[int, int], list[int]]) -> tuple[np.ndarray, np.ndarray, list]:
+        shape, indices = group
+        sizes = np.ones((rows, 2), np.int32)
+        sizes[: len(indices)] = scenes.sizes[indices]
+        images = np.zeros((rows, *shape, scenes.decoding.channels), np.uint8)
+        for row, index in enumerate(indices):
+            image = scenes.image(index)
+            images[row, : image.shape[0], : image.shape[1]] = image
+        return images, sizes, [scenes.label(index) for index in indices]
+
+    counts, done = np.zeros((classes, classes), np.int64), 0
+    groups = list(_groups(scenes.sizes, unit, rows))
+    for images, sizes, labels in ahead(read, groups, workers or os.cpu_count() or 1, 4):
+        predicted = np.asarray(predict(variables, *mesh_lib.to_devices(mesh, (images, sizes))))
+        for label, classified in zip(labels, predicted[: len(labels)], strict=True):
+            height, width = label.shape
+            counts += confusion(label, classified[:height, :width], classes)
+        done += len(labels)
+        report(f"tested on {scenes.about}: {done:,} of {len(scenes.pairs):,}")
+    return counts
