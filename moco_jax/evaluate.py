@@ -13,8 +13,8 @@ from moco_jax import files, trained
 from moco_jax.command_line import fail, set_up, start
 from moco_jax.errors import UserError
 from moco_jax.evaluation.commands import finetune, knn, linear, segmentation
-from moco_jax.evaluation.commands.common import Progress, Task
-from moco_jax.report.console import Console
+from moco_jax.evaluation.commands.common import Task
+from moco_jax.report.console import Console, Progress
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Of the run; the result is written there.")
 STEP = flags.DEFINE_integer("step", None, "Of which checkpoint; left out: the last sound one.")

@@ -61,9 +61,14 @@ def require_agreement(facts: Mapping[str, Any]) -> None:
 def facts_of(config: ConfigDict) -> dict[str, Any]:
     """What must be the same on every host of a run, by name: settings, code and library versions."""
     own = ("data_dir", "workers", "compilation_cache")
+    versions = {m.__name__: m.__version__ for m in (flax, jax, optax)}
+    settings = {k: v for k, v in config.to_dict().items() if k not in own}
+    return {**settings, **versions, "code": code_digest()}
+
+
+def code_digest() -> str:
+    """SHA-256 of this package's Python files, in hexadecimal."""
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
-    versions = {m.__name__: m.__version__ for m in (flax, jax, optax)}
-    settings = {k: v for k, v in config.to_dict().items() if k not in own}
-    return {**settings, **versions, "code": code.hexdigest()}
+    return code.hexdigest()

@@ -6,16 +6,18 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, diagnosis, files, guard, hosts, mesh, warm_start
+from moco_jax import checkpoint, diagnosis, environment, files, guard, hosts, mesh, warm_start
+from moco_jax.checks import sheet
 from moco_jax.clock import Clock, Profile
 from moco_jax.data import pipeline, resident
 from moco_jax.errors import UserError
 from moco_jax.parts import Parts, Program, build
-from moco_jax.report import lines, neighbours, telling, writers
+from moco_jax.report import board, lines, neighbours, telling, writers
 from moco_jax.report.console import Console, table
 from moco_jax.state import TrainState, count_examples
 from moco_jax.step import Batch
@@ -63,10 +65,11 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     shift = int(state.schedule_step) - start
     last = parts.total_steps - shift
     log = writers.Writers(place, first, start)
-    log.event(start, "start", {
+    log.event(start, "start", environment.facts() | {
         "examples": len(parts.source), "steps_per_epoch": parts.steps_per_epoch, "schedule_shift": shift,
-        "device_kind": jax.devices()[0].device_kind,
     })  # fmt: skip
+    if first and not start:
+        board.write(place, 0, {}, config.to_dict())
     teller = telling.Teller(console, log, diagnosis.facts_of(config.to_dict(), len(parts.source)))
     console.facts(lines.facts(config, parts, place, state))
     for said in weights.said if weights else ():
@@ -237,14 +240,16 @@ def first_variables(config: ConfigDict, program: Program) -> dict:
 def conclude(
     config: ConfigDict, console: Console, place: epath.Path, parts: Parts, state: TrainState
 ) -> None:
-    """Draw the neighbours before and after training, and print the table of scores."""
+    """Draw the neighbours before and after training and what TensorBoard shows, and print the table of scores."""
     drawn = {"after": variables(state)}
     try:
         drawn = {"before training": first_variables(config, parts.program), **drawn}
     except UserError as error:
         console.line(f"{error}; the picture shows the encoder after training alone")
     path = place / "neighbours.png"
-    neighbours.draw(path, parts.monitor, drawn)
+    features, indices = neighbours.draw(path, parts.monitor, drawn)
+    if jax.process_index() == 0:
+        fill_board(place, config, parts, int(state.step), features, indices)
     scores = writers.records(place)
     rows = []
     for name, key in (
@@ -260,3 +265,20 @@ def conclude(
     if rows:
         console.line(table(["features", "kNN accuracy"], rows))
     console.line(f"picture of nearest neighbours: {path}")
+
+
+def fill_board(
+    place: epath.Path, config: ConfigDict, parts: Parts, step: int, features: np.ndarray, indices: np.ndarray
+) -> None:  # fmt: skip
+    """Give TensorBoard the first view pairs, the neighbours, and `features` `[N, D]` of the training images `indices`."""
+    pairs = sheet.first_pairs(
+        parts.source, parts.recipe, seed=config.seed, batch_size=config.batch_size, workers=config.workers,
+        scaled_decoding=config.scaled_decoding,
+    )  # fmt: skip
+    sheet.draw(place / "views.png", parts.source, pairs)
+    pictures = {"view pairs": place / "views.png", "neighbours": place / "neighbours.png"}
+    board.write(place, step, pictures)
+    some = np.linspace(0, len(indices) - 1, min(len(indices), board.POINTS)).astype(int)
+    bank, chosen = parts.monitor.bank, indices[some]
+    images = neighbours.views(bank, parts.monitor, chosen)
+    board.project(place, features[some], images, bank.labels(chosen))

@@ -135,6 +135,8 @@ def untrained(found: Trained) -> Trained:
     def create() -> Any:
         return found.encoder.init(rng, images, train=False, method=found.encoder.predict)
 
-    made = jax.device_get(jax.jit(create)())
+    # It runs once: on a CPU a program that is not optimised is there in a fourth of the time.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    made = jax.device_get(jax.jit(create, compiler_options=options)())
     variables = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
     return dataclasses.replace(found, variables=variables, step=0)

@@ -28,7 +28,7 @@ def test_every_console_script_explains_itself_with_a_command_to_copy():
         tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
         docs = {n.name: ast.get_docstring(n) for n in tree.body if isinstance(n, ast.FunctionDef)}
         assert name in docs[function]
-        assert f"python -m {module}" in ast.get_docstring(tree)
+        assert f"python -m {module.removesuffix('.__main__')}" in ast.get_docstring(tree)
 
 
 def test_help_is_the_docstring_and_the_flags_with_their_defaults(monkeypatch, capsys):

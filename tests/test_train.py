@@ -109,6 +109,8 @@ def test_a_whole_run_ends_with_table_and_picture(tmp_path, capsys):
     ):
         assert words in out
     assert (tmp_path / "neighbours.png").stat().st_size > 10_000
+    assert (tmp_path / "views.png").stat().st_size > 10_000
+    assert len((tmp_path / "tensorboard/features.tsv").read_text().splitlines()) == 1000
     scores = [r for r in writers.records(train.epath.Path(tmp_path)) if "knn" in r]
     assert len(scores) == 3
     assert ["drift" in r for r in scores] == [False, True, True]
@@ -208,6 +210,7 @@ def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
     lines = (tmp_path / "runs/here/metrics.jsonl").read_text().splitlines()
     start, record = map(json.loads, lines)
     assert (start["event"], start["examples"], start["steps_per_epoch"]) == ("start", 1437, 22)
+    assert {"command", "versions", "code", "devices", "device_kind", "hosts"} <= start.keys()
     assert record["step"] == 1
     assert {"loss", "top1", "lr", "images_per_second", "waiting_share", "spread"} <= record.keys()
 

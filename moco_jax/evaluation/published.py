@@ -1,5 +1,6 @@
 """Published numbers, each beside the settings of the run that it belongs to."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,4 +61,40 @@ def of(evaluation: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
     for kind, settings, number, source in NUMBERS:
         if kind == evaluation and all(config[key] == value for key, value in settings.items()):
             return number, source
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """How a published run went.
+
+    Attributes:
+        knn: after how many epochs -> kNN accuracy, 0..1.
+        loss: number of an epoch, from 1 -> mean loss in it.
+        source: who published it.
+    """
+
+    knn: Mapping[int, float]
+    loss: Mapping[int, float]
+    source: str
+
+
+_DEMO_CURVE = Curve(
+    knn={1: 0.320, 5: 0.380, 10: 0.480, 20: 0.614, 50: 0.733, 100: 0.781, 200: 0.826},
+    loss={1: 6.96, 3: 7.29, 10: 5.99, 50: 3.19, 200: 2.27},
+    source=DEMO,
+)
+CURVES: tuple[tuple[Mapping[str, Any], Curve], ...] = (
+    (
+        _DEMO | dict(symmetric=False, epochs=200, temperature=0.1, lr=0.06, weight_decay=5e-4),
+        _DEMO_CURVE,
+    ),
+)
+
+
+def curve(config: Mapping[str, Any]) -> Curve | None:
+    """The published course of a run with these settings; None where there is none."""
+    for settings, found in CURVES:
+        if all(config[key] == value for key, value in settings.items()):
+            return found
     return None

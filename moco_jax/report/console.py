@@ -1,6 +1,7 @@
 """Lines for a person at a console: facts at the start, one line that renews itself, a table at the end."""
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -66,3 +67,19 @@ class Console:
         """Print names and values in two columns."""
         width = max(map(len, facts))
         self.line("\n".join(f"{name.ljust(width)}  {value}" for name, value in facts.items()))
+
+
+class Progress:
+    """The line that renews itself; in a log one now and then."""
+
+    def __init__(self, console: Console):
+        """On `console`."""
+        self.console, self.next = console, 0.0
+        self.pause = 0.2 if console.out.isatty() else 10.0
+
+    def __call__(self, text: str) -> None:
+        """Show `text`, if the last is long enough ago."""
+        now = time.monotonic()
+        if now >= self.next:
+            self.console.progress(text)
+            self.next = now + self.pause

@@ -1,7 +1,6 @@
 """What the evaluations' command lines share: the run and its encoders, the images that flags name, numbers, progress."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -57,22 +56,6 @@ class Task:
     def found(self) -> trained.Trained:
         """The encoder that was trained."""
         return self.encoders["trained"]
-
-
-class Progress:
-    """The line that renews itself; in a log one now and then."""
-
-    def __init__(self, console: Console):
-        """On `console`."""
-        self.console, self.next = console, 0.0
-        self.pause = 0.2 if console.out.isatty() else 10.0
-
-    def __call__(self, text: str) -> None:
-        """Show `text`, if the last is long enough ago."""
-        now = time.monotonic()
-        if now >= self.next:
-            self.console.progress(text)
-            self.next = now + self.pause
 
 
 def open_images(task: Task, features: str) -> Subject:

@@ -1,0 +1,106 @@
+"""Command line of the page on runs: one HTML file, or with --watch a page that renews itself while a run goes on.
+
+python -m moco_jax.report WORKDIR
+python -m moco_jax.report WORKDIR WORKDIR ... --out=compared.html
+python -m moco_jax.report WORKDIR --watch
+"""
+
+import os
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Beside a run that holds the accelerator; a few hundred images are quick on a CPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from absl import flags, logging
+
+from moco_jax import config as config_lib
+from moco_jax import files
+from moco_jax.command_line import fail, set_up, start
+from moco_jax.errors import UserError
+from moco_jax.report.console import Console, Progress, size
+from moco_jax.report.page import run as runs_lib
+from moco_jax.report.page.looks import Looks
+from moco_jax.report.page.render import page
+from moco_jax.report.page.watch import Watch
+
+OUT = flags.DEFINE_string("out", "", "The HTML file; report.html in the first workdir if empty.")
+WATCH = flags.DEFINE_bool("watch", False, "Serve the page to this machine, and renew it while the run goes on.")  # fmt: skip
+PORT = flags.DEFINE_integer("port", 8765, "With --watch: where; 0 for any that is free.", 0, 65535)
+IMAGES = flags.DEFINE_integer("images", 1000, "That the map shows at most; 0: neither map nor neighbours.", 0)  # fmt: skip
+
+PAUSE = 2.0  # seconds between looks at the workdirs
+
+
+def write(places: list[str], console: Console) -> None:
+    """Write the page on the runs in `places`."""
+    looks = Looks(IMAGES.value, Progress(console))
+    runs = runs_lib.read(places)
+    path = files.absolute(OUT.value) if OUT.value else runs[0].place / "report.html"
+    seen = [looks.at(run) for run in runs]
+    content = page(runs, seen).encode()
+    try:
+        files.write(path, content)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); give a file of yours: --out=FILE"
+        ) from error
+    for look in seen:
+        for line in look.missing.values():
+            console.line(f"left out: {line}")
+    console.line(f"written: {path} ({size(len(content))})")
+
+
+def watch(places: list[str], console: Console) -> None:
+    """Serve the page on the runs in `places` until Ctrl-C."""
+    looks = Looks(IMAGES.value, lambda text: None)
+    runs_lib.read(places)
+
+    def make(version: str) -> str:
+        runs = runs_lib.read(places)
+        return page(runs, [looks.at(run) for run in runs], version)
+
+    try:
+        served = Watch(make, lambda: runs_lib.stamp(places), PORT.value)
+    except OSError as error:
+        raise UserError(
+            f"--port={PORT.value} cannot be listened on ({error.strerror}); --port=0 takes any that is free"
+        ) from error
+    console.line(f"{served.address} shows the page and renews it; Ctrl-C ends")
+    try:
+        while True:
+            time.sleep(PAUSE)
+            try:
+                served.look()
+            except UserError as error:  # a file that is being written; the page stays as it is
+                console.line(f"not renewed: {error}")
+    except KeyboardInterrupt:
+        served.close()
+        console.line("ended")
+
+
+def main(argv: list[str]) -> None:
+    """Write or serve the page, and turn what the user can mend into one line."""
+    places = argv[1:]
+    if not places:
+        fail("a workdir is needed: python -m moco_jax.report WORKDIR; --help lists all flags")
+    if WATCH.value and OUT.value:
+        fail(f"--watch writes no file; leave out --out={OUT.value}, or --watch")
+    set_up(config_lib.default_config())
+    logging.set_verbosity(logging.ERROR)
+    console = Console()
+    try:
+        (watch if WATCH.value else write)(places, console)
+    except KeyboardInterrupt:
+        console.line("stopped; nothing was written")
+        sys.exit(130)
+
+
+def run() -> None:
+    """Entry point of the console script `moco-report`."""
+    start(main)
+
+
+if __name__ == "__main__":
+    run()

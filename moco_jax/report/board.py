@@ -1,0 +1,68 @@
+"""What TensorBoard shows of a run beside its scalars: settings, view pairs, neighbours, and the projector's embedding."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from clu import metric_writers
+from etils import epath
+from PIL import Image
+from tensorboard.plugins import projector
+
+from moco_jax.report.figures import shown
+
+FOLDER = "tensorboard"
+POINTS = 1000  # of the projector, at most
+SIDE = 32  # pixels of a point's picture
+FILES = ("features.tsv", "classes.tsv", "images.png")
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` as hyper-parameters: what is neither number, word nor truth value becomes text."""
+    plain = (bool, int, float, str)
+    return {k: v if isinstance(v, plain) else str(tuple(v)) for k, v in config.items()}
+
+
+def write(
+    workdir: epath.Path, step: int, pictures: Mapping[str, epath.Path], config: Mapping[str, Any] | None = None
+) -> None:  # fmt: skip
+    """Add `pictures`, PNG files by name, and the settings in `config` to the board of the run in `workdir`."""
+    board = metric_writers.SummaryWriter(str(workdir / FOLDER))
+    if config is not None:
+        board.write_hparams(settings(config))
+    for name, path in pictures.items():
+        with path.open("rb") as file:
+            board.write_images(step, {name: np.asarray(Image.open(file).convert("RGB"))})
+    board.flush()
+    board.close()
+
+
+def project(
+    workdir: epath.Path, features: np.ndarray, images: np.ndarray, labels: np.ndarray | None
+) -> None:
+    """Put an embedding into the projector of the board of the run in `workdir`.
+
+    Args:
+        workdir: of the run.
+        features: float `[N, D]`.
+        images: uint8 `[N, S, S, C]`, shown in the places of their features.
+        labels: int `[N]`, None where there are none.
+    """
+    folder = workdir / FOLDER
+    tensors, metadata, sheet = (folder / name for name in FILES)
+    tensors.write_text("\n".join("\t".join(f"{x:.5g}" for x in row) for row in features) + "\n")
+    columns = int(np.ceil(np.sqrt(len(images))))  # the projector wants a square
+    whole = Image.new("RGB", (columns * SIDE, columns * SIDE))
+    for number, image in enumerate(images):
+        picture = Image.fromarray(shown(image)).convert("RGB").resize((SIDE, SIDE))
+        whole.paste(picture, (number % columns * SIDE, number // columns * SIDE))
+    with sheet.open("wb") as file:
+        whole.save(file, "PNG")
+    config = projector.ProjectorConfig()
+    embedding = config.embeddings.add(tensor_name="features", tensor_path=tensors.name)
+    embedding.sprite.image_path = sheet.name
+    embedding.sprite.single_image_dim.extend([SIDE, SIDE])
+    if labels is not None:
+        metadata.write_text("".join(f"{label}\n" for label in labels))
+        embedding.metadata_path = metadata.name
+    (folder / "projector_config.pbtxt").write_text(str(config))

@@ -1,0 +1,161 @@
+"""Where an encoder puts images: their nearest neighbours before training and now, and a map of all of them.
+
+Heavier than the rest of the page: one pass of some images through two encoders, and t-SNE.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+
+from moco_jax import mesh as mesh_lib
+from moco_jax import trained
+from moco_jax.data import pipeline, recipes
+from moco_jax.data.sources import Source
+from moco_jax.errors import UserError
+from moco_jax.evaluation import features, knn
+from moco_jax.evaluation.monitor import choose
+from moco_jax.parts import open_images, recipe_of
+from moco_jax.report.page.run import Run
+
+QUERIES, NEAREST = 8, 5
+FEW = 30  # images below which a map is by principal components
+BATCH = 250
+
+Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Images as an encoder sees them.
+
+    Attributes:
+        images: uint8 `[N, S, S, C]`.
+        names: what their source calls them.
+        classes: of each, as text; None where they have none.
+    """
+
+    images: np.ndarray
+    names: list[str]
+    classes: list[str] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+    """What two encoders of one run, the untrained and that of a checkpoint, make of the same images.
+
+    Attributes:
+        step: of the checkpoint.
+        bank, queries: the images that are searched and mapped, N, and those that neighbours are looked for, Q.
+        nearest: encoder -> int `[Q, K]`, rows of the bank, nearest first; 'before training' and 'after' or 'now'.
+        agreement: encoder -> share of the bank's images whose nearest other image is of their class; empty without classes.
+        places: float32 `[N, 2]`, each axis from 0 to 1.
+        method: how the map was made.
+    """
+
+    step: int
+    bank: Pictures
+    queries: Pictures
+    nearest: dict[str, np.ndarray]
+    agreement: dict[str, float]
+    places: np.ndarray
+    method: str
+
+
+def look(run: Run, step: int, limit: int, report: Report) -> Embedding:
+    """Encode at most `limit` images, evenly spread, with the encoder of `run` after `step` and the untrained one.
+
+    Raises:
+        UserError: images or checkpoint are not there.
+    """
+    found = trained.load(str(run.place), step=step)
+    bank, queries = _pictures(run, limit)
+    config = found.config
+    encode = features.make_encode(
+        found.encoder, config.knn_features, config.mean, config.std, np.dtype("float32"),
+        mesh_lib.create_mesh(jax.devices()[:1]),
+    )  # fmt: skip
+    nearest, agreement = {}, {}
+    images = np.concatenate([bank.images, queries.images])
+    for title, one in {"before training": trained.untrained(found), f"at step {step:,}": found}.items():  # fmt: skip
+        report(f"{run.name}: {len(images):,} images, encoder {title}")
+        made = [np.asarray(encode(one.variables, jnp.asarray(_whole(images, at)))) for at in range(0, len(images), BATCH)]  # fmt: skip
+        vectors = knn.unit(np.concatenate(made)[: len(images)])
+        ours, asked = vectors[: len(bank.images)], vectors[len(bank.images) :]
+        nearest[title] = np.asarray(knn.nearest(ours, asked, min(NEAREST, len(ours)))[1])
+        if bank.classes is not None:
+            agreement[title] = _agreement(ours, np.asarray(bank.classes))
+    report(f"{run.name}: a map of {len(ours):,} images")
+    places, method = flatten(ours)
+    return Embedding(step, bank, queries, nearest, agreement, places, method)
+
+
+def _whole(images: np.ndarray, at: int) -> np.ndarray:
+    """A batch of one size, so that one program does; the last is filled up with what is left out again."""
+    size = min(BATCH, len(images))
+    return images[np.arange(at, at + size) % len(images)]
+
+
+def _agreement(vectors: np.ndarray, classes: np.ndarray) -> float:
+    rows = np.asarray(knn.nearest(vectors, vectors, min(2, len(vectors)))[1])
+    own = rows[:, 0] == np.arange(len(rows))
+    others = np.where(own, rows[:, -1], rows[:, 0])
+    return float(np.mean(classes[others] == classes))
+
+
+def flatten(vectors: np.ndarray) -> tuple[np.ndarray, str]:
+    """Unit vectors `[N, D]` on a plane, float32 `[N, 2]` with each axis from 0 to 1, and how that was done."""
+    if len(vectors) < 2:
+        return np.full((len(vectors), 2), 0.5, np.float32), "a single image"
+    if len(vectors) < FEW:
+        flat = PCA(2, random_state=0).fit_transform(vectors)
+        method = "the first two principal components"
+    else:
+        perplexity = min(30, len(vectors) // 4)
+        # In a small problem threads mostly wait for each other, and beside a run the more so.
+        with threadpool_limits(1):
+            flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
+        method = f"t-SNE, perplexity {perplexity}: who is near whom tells something, distances far off do not"
+    low = flat.min(0)
+    return ((flat - low) / np.maximum(flat.max(0) - low, 1e-12)).astype(np.float32), method
+
+
+def _pictures(run: Run, limit: int) -> tuple[Pictures, Pictures]:
+    """Of the images that the run's monitor searches, and of a few that it classifies."""
+    config, index_dir = run.config, str(run.place / "index")
+    source = open_images(config, config.split, index_dir)
+    others = open_images(config, config.eval_split, index_dir) if config.eval_split else None
+    bank, asked = choose(source, others, config.knn_examples, config.seed)
+    recipe = recipe_of(config)
+    return (
+        _read(source, recipe, _spread(bank, limit), config.workers),
+        _read(others or source, recipe, _spread(asked, QUERIES), config.workers),
+    )
+
+
+def _spread(indices: np.ndarray, count: int) -> np.ndarray:
+    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
+
+
+def _read(source: Source, recipe: recipes.Recipe, indices: np.ndarray, workers: int) -> Pictures:
+    images, kept = [], []
+    batches = pipeline.evaluation_batches(source, recipe, indices[:, None], workers)
+    for index, batch in zip(indices, batches, strict=True):
+        if batch["ok"][0]:
+            images.append(batch["image"][0])
+            kept.append(int(index))
+    if not kept:
+        raise UserError(f"none of {len(indices)} images of {source.name(0)} can be decoded")
+    labels = source.labels(np.asarray(kept))
+    # A folder's classes have names; images in memory have numbers for each image under that word.
+    known = getattr(source, "classes", None)
+    words = known if isinstance(known, list) else []
+    classes = None
+    if labels is not None:
+        classes = [words[n] if words else str(n) for n in map(int, labels)]
+    return Pictures(np.stack(images), source.names(np.asarray(kept)), classes)

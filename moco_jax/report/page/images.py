@@ -1,0 +1,78 @@
+"""Images on the page: as data within it, one by one or as one sheet, and the view pairs that the run's recipe draws."""
+
+import base64
+import dataclasses
+import io
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from moco_jax.checks import sheet
+from moco_jax.data.sources.decode import decode_or_flag
+from moco_jax.parts import open_images, recipe_of
+from moco_jax.report.figures import shown
+from moco_jax.report.page.run import Run
+
+SIDE = 96  # of a picture, in pixels
+LOSSLESS = 64  # up to this side
+
+
+def thumbnail(image: np.ndarray, side: int) -> Image.Image:
+    """uint8 `[H, W, C]` as RGB, its longer side at most `side` pixels."""
+    picture = Image.fromarray(shown(image)).convert("RGB")
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return picture
+
+
+def uri(picture: Image.Image, lossless: bool) -> str:
+    """`picture` as a `data:` address (WebP)."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", lossless=lossless, quality=80, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def small(image: np.ndarray, side: int = SIDE) -> str:
+    """The address of a small picture of uint8 `[H, W, C]`."""
+    return uri(thumbnail(image, side), max(image.shape[:2]) <= LOSSLESS)
+
+
+def sprite(images: np.ndarray, side: int, columns: int) -> str:
+    """uint8 `[N, S, S, C]` as one picture: image n in row n // `columns`, each a square of `side` pixels."""
+    rows = -(-len(images) // columns)
+    whole = Image.new("RGB", (columns * side, rows * side))
+    for number, image in enumerate(images):
+        picture = Image.fromarray(shown(image)).convert("RGB").resize((side, side))
+        whole.paste(picture, (number % columns * side, number // columns * side))
+    return uri(whole, images.shape[1] <= LOSSLESS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An image and the two views drawn of it, as addresses; `name`: what its source calls the image."""
+
+    name: str
+    image: str
+    query: str
+    key: str
+
+
+def view_pairs(run: Run, count: int = 6) -> list[Pair]:
+    """The first view pairs of `run`.
+
+    Raises:
+        UserError: its images are not there.
+    """
+    config = run.config
+    source = open_images(config, config.split, str(run.place / "index"))
+    batch = sheet.first_pairs(
+        source, recipe_of(config), seed=config.seed, batch_size=min(config.batch_size, len(source)),
+        workers=config.workers, scaled_decoding=config.scaled_decoding,
+    )  # fmt: skip
+    chosen = batch["index"][:count]
+    pairs, names = [], source.names(chosen)
+    for row, record in enumerate(source.read(chosen)):
+        image = decode_or_flag(source, tf.constant(record, source.record_spec.dtype)).pixels.numpy()
+        views = (small(batch[name][row]) for name in ("query", "key"))
+        pairs.append(Pair(names[row], small(image), *views))
+    return pairs

@@ -1,0 +1,254 @@
+"""From runs and what was seen of them to the page: everything is turned into plain words and data for its template."""
+
+import datetime
+import functools
+import importlib.resources
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+import moco_jax
+from moco_jax import diagnosis
+from moco_jax.report.page import charts, curves, evaluations, images, settings
+from moco_jax.report.page.embedding import Embedding
+from moco_jax.report.page.looks import Look
+from moco_jax.report.page.run import Run
+
+SECTIONS = {
+    "summary": "Summary", "diagnosis": "Diagnosis", "curves": "Curves", "settings": "Settings", "views": "View pairs",
+    "neighbours": "Neighbours", "map": "Map", "evaluations": "Evaluations", "environment": "Environment",
+    "repeat": "Repeat", "missing": "Left out",
+}  # fmt: skip
+CLASS_COLOURS = 10
+THUMB = 40  # pixels of an image in the map's sheet
+COLUMNS = 32  # images in a row of it
+MAP = (600, 440, 14)  # width, height and margin, as the template has them
+
+
+@functools.cache
+def _templates() -> tuple[jinja2.Template, Markup, Markup]:
+    loader = jinja2.PackageLoader("moco_jax.report.page", "templates")
+    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)  # fmt: skip
+    folder = importlib.resources.files("moco_jax.report.page") / "templates"
+    style, script = ((folder / name).read_text("utf-8") for name in ("style.css", "page.js"))
+    return made.get_template("page.html"), Markup(style), Markup(script)
+
+
+def page(runs: Sequence[Run], looks: Sequence[Look], live: str = "") -> str:
+    """The page on `runs`, as HTML that needs no other file.
+
+    Args:
+        runs: those to be compared.
+        looks: what was seen of each.
+        live: names this state of the page where it is served; empty for a page that stays as it is.
+    """
+    template, style, script = _templates()
+    names = [run.name for run in runs]
+    pairs = list(zip(runs, looks, strict=True))
+    found: dict[str, Any] = dict(
+        names=names,
+        title=f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs compared",
+        summary=_summary(runs),
+        diagnosis=[{"name": r.name, "findings": findings(r), "events": _events(r)} for r in runs],
+        panels=_panels(runs),
+        dashes=[" ".join(map(str, charts.dash(n))) for n in range(len(runs))],
+        differing=_rows(runs, settings.differing(runs)),
+        settings=_rows(runs, settings.every(runs), default=True),
+        views=_views(pairs),
+        neighbours=[_neighbours(r, k.embedding) for r, k in pairs if k.embedding],
+        maps=[_map(n, r, k.embedding) for n, (r, k) in enumerate(pairs) if k.embedding],
+        results=[result for run in runs for result in evaluations.results(run)],
+        environments=[_environment(run) for run in runs],
+        repeats=[settings.repeat(run) for run in runs],
+        missing=[line for look in looks for line in look.missing.values()],
+        fallback=[n for r, k in pairs if k.embedding is None for n in _drawn(r)],
+    )
+    optional = ("views", "neighbours", "missing")
+    left = {key for key in optional if not found[key]} | ({"map"} if not found["maps"] else set())
+    return template.render(
+        **found, live=live, style=style, script=script, colours=charts.COLOURS, class_colours=CLASS_COLOURS,
+        sections=[(key, name) for key, name in SECTIONS.items() if key not in left],
+        version=moco_jax.__version__,
+        time=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )  # fmt: skip
+
+
+def findings(run: Run) -> list[diagnosis.Finding]:
+    """What the rules of `moco_jax.diagnosis` find in the records of `run`."""
+    images = run.starts[-1]["examples"] if run.starts else None
+    return diagnosis.examine(run.records, diagnosis.facts_of(run.config, images))
+
+
+def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    names, made = [run.name for run in runs], []
+    for panel in curves.panels(runs):
+        key = f"curve-{panel.metric.key}"
+        header, rows = charts.table(panel, names)
+        made.append({
+            "key": key, "title": panel.metric.title, "percent": panel.metric.percent, "svg": charts.draw(panel, key),
+            "said": charts.describe(panel, names), "notes": charts.notes(panel, names), "header": header, "rows": rows,
+        })  # fmt: skip
+    return made
+
+
+def _views(looked: Sequence[tuple[Run, Look]]) -> list[dict[str, Any]]:
+    """Each set of view pairs once, under the names of all runs that draw it."""
+    found: list[dict[str, Any]] = []
+    for run, look in looked:
+        same = [entry for entry in found if entry["pairs"] == look.pairs]
+        if same:
+            same[0]["names"].append(run.name)
+        elif look.pairs:
+            found.append({"names": [run.name], "augment": run.config.augment, "pairs": look.pairs})
+    return found
+
+
+def _summary(runs: Sequence[Run]) -> list[list[str]]:
+    def last(run: Run, key: str) -> list[Any]:
+        return [r[key] for r in run.records if key in r and "event" not in r]
+
+    def share(values: Sequence[float], place: int = -1) -> str:
+        return f"{100 * values[place]:.2f} %" if values else ""
+
+    def loss(run: Run) -> str:
+        found = last(run, "loss")
+        beside = "" if run.chance is None else f" (chance {run.chance:.2f})"
+        return f"{found[-1]:.3f}{beside}" if found else ""
+
+    def state(run: Run) -> str:
+        if run.steps_per_epoch is None:
+            return f"step {run.step:,}"
+        done = f"epoch {run.epochs([run.step])[0]:.4g} of {run.config.epochs}"
+        return f"{done}, finished" if run.is_finished else f"{done}, step {run.step:,}"
+
+    def best(run: Run) -> str:
+        scored = [(r["knn"], r["step"]) for r in run.records if "knn" in r and r["step"]]
+        value, step = max(scored, default=(None, 0))
+        return "" if value is None else f"{100 * value:.2f} % at step {step:,}"
+
+    def before(run: Run) -> str:
+        return share([r["knn"] for r in run.records if "knn" in r and r["step"] == 0], 0)
+
+    facts = {
+        "state": state,
+        "images": lambda run: f"{run.config.dataset} ({run.config.split}), {run.config.image_size} pixels",
+        "encoder": lambda run: run.config.arch,
+        "loss": loss,
+        "contrastive top-1": lambda run: share(last(run, "top1")),
+        "kNN, raw pixels": lambda run: share(last(run, "raw_knn")),
+        "kNN before training": before,
+        "kNN, last": lambda run: share([r["knn"] for r in run.records if "knn" in r and r["step"]]),
+        "kNN, best": best,
+        "images per second, median": lambda run: _median(last(run, "images_per_second"), "{:,.0f}"),
+        "time spent waiting, median": lambda run: _median(last(run, "waiting_share"), "{:.1%}"),
+        "workdir": lambda run: str(run.place),
+    }  # fmt: skip
+    rows = [[name, *(tell(run) for run in runs)] for name, tell in facts.items()]
+    return [row for row in rows if any(row[1:])]
+
+
+def _median(values: Sequence[float], form: str) -> str:
+    return form.format(float(np.median(values))) if values else ""
+
+
+def _events(run: Run) -> list[list[str]]:
+    rows = []
+    for record in run.events:
+        if record["event"] == "finding":
+            continue  # the diagnosis has them
+        facts = {k.replace("_", " "): v for k, v in record.items() if k not in ("step", "event")}
+        more = [f"{k}: {_short(v)}" for k, v in facts.items()]
+        rows.append([f"{record['step']:,}", record["event"].replace("_", " "), ", ".join(more)])
+    return rows
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        more = ", ..." if len(value) > 5 else ""
+        return ", ".join(map(str, value[:5])) + more
+    return charts.number(value) if isinstance(value, float) else str(value)
+
+
+def _rows(
+    runs: Sequence[Run], chosen: Sequence[settings.Setting], default: bool = False
+) -> list[list[str]]:
+    beside = default or len(runs) == 1
+    return [[s.name, *s.values, *([s.default] if beside else [])] for s in chosen]
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    rows = settings.environment(run)
+    heads = [f"start {n}" for n in range(1, len(run.starts) + 1)]
+    return {"name": run.name, "heads": heads, "rows": [[name, *values] for name, values in rows]}
+
+
+def _neighbours(run: Run, found: Embedding) -> dict[str, Any]:
+    bank, queries = found.bank, found.queries
+    used = sorted({int(row) for rows in found.nearest.values() for row in rows.ravel()})
+
+    def neighbour(query: int, rank: int, row: int) -> dict[str, Any]:
+        alt, mark = f"{rank}: {_called(bank, row)}", ""
+        if bank.classes is not None and queries.classes is not None:
+            mark = "same" if bank.classes[row] == queries.classes[query] else "other"
+        return {"row": row, "alt": alt, "mark": mark}
+
+    rows = [
+        {
+            "picture": images.small(queries.images[query]),
+            "alt": _called(queries, query),
+            "cells": [
+                [neighbour(query, rank, int(row)) for rank, row in enumerate(rows[query], 1)]
+                for rows in found.nearest.values()
+            ],
+        }
+        for query in range(len(queries.images))
+    ]
+    about = f"Cosine of the features ({run.config.knn_features})."
+    if found.agreement:
+        said = [f"{share:.1%} {title}" for title, share in found.agreement.items()]
+        about += f" Images whose nearest other is of their class: {', '.join(said)}."
+    return {
+        "name": run.name, "about": about, "titles": list(found.nearest), "rows": rows, "count": f"{len(bank.images):,}",
+        "classed": bank.classes is not None, "bank": {row: images.small(bank.images[row]) for row in used},
+    }  # fmt: skip
+
+
+def _called(pictures: Any, row: int) -> str:
+    name = pictures.names[row]
+    return name if pictures.classes is None else f"class {pictures.classes[row]}, {name}"
+
+
+def _map(number: int, run: Run, found: Embedding) -> dict[str, Any]:
+    bank, (width, height, margin) = found.bank, MAP
+    classes = sorted(set(bank.classes or []), key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c))  # fmt: skip
+    colours = {c: n % CLASS_COLOURS for n, c in enumerate(classes)}
+    points = [
+        {
+            "x": round(margin + float(x) * (width - 2 * margin), 1),
+            "y": round(margin + float(y) * (height - 2 * margin), 1),
+            "colour": colours[bank.classes[row]] if bank.classes else 0,
+            "label": _called(bank, row),
+        }
+        for row, (x, y) in enumerate(found.places)
+    ]
+    about = (
+        f"{len(points):,} images by their features after step {found.step:,}, as {found.method}."
+    )
+    return {
+        "name": run.name, "key": f"map-{number}", "about": about, "points": points, "side": THUMB, "columns": COLUMNS,
+        "classes": classes if 1 < len(classes) <= 2 * CLASS_COLOURS else [],
+        "sprite": images.sprite(bank.images, min(THUMB, bank.images.shape[1]), COLUMNS),
+    }  # fmt: skip
+
+
+def _drawn(run: Run) -> list[dict[str, str]]:
+    """The picture that a finished run has drawn itself, for want of a better."""
+    path = run.place / "neighbours.png"
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        return [{"name": run.name, "picture": images.uri(Image.open(file).convert("RGB"), False)}]

@@ -1,0 +1,138 @@
+"""A run as its workdir tells it: settings, records, starts, results of evaluations, checkpoints."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax import files, trained
+from moco_jax.errors import UserError
+from moco_jax.parts import open_images
+from moco_jax.report import writers
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is known of a run.
+
+    Attributes:
+        name: short, and no other run's on the page.
+        place: the workdir.
+        config: its settings.
+        records: those of metrics.jsonl, oldest first, events among them.
+        evaluations: name -> what `moco_jax.evaluate` wrote.
+    """
+
+    name: str
+    place: epath.Path
+    config: ConfigDict
+    records: list[Record]
+    evaluations: dict[str, Record]
+
+    @property
+    def starts(self) -> list[Record]:
+        """Where the run began and went on; none of a run that did not record it."""
+        return [r for r in self.records if r.get("event") == "start"]
+
+    @property
+    def events(self) -> list[Record]:
+        """What happened on the way, but for starts."""
+        return [r for r in self.records if r.get("event", "start") != "start"]
+
+    @property
+    def step(self) -> int:
+        """The last that is recorded."""
+        return max((r["step"] for r in self.records), default=0)
+
+    @functools.cached_property
+    def chance(self) -> float | None:
+        """The loss of queries that are as close to every key."""
+        return config_lib.method_of(self.config).chance_level(self.config.batch_size)
+
+    @functools.cached_property
+    def steps_per_epoch(self) -> int | None:
+        """Now; None where neither the run recorded it nor its images are there to be counted."""
+        if self.starts:
+            return self.starts[-1]["steps_per_epoch"]
+        try:
+            images = open_images(self.config, self.config.split, str(self.place / "index"))
+        except (UserError, OSError):
+            return None
+        return max(len(images) // self.config.batch_size, 1)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it came to the end of its epochs."""
+        if self.steps_per_epoch is None:
+            return False
+        return float(self.epochs([self.step])[0]) >= self.config.epochs
+
+    def epochs(self, steps: Sequence[int]) -> np.ndarray:
+        """float64 `[N]`: how many epochs were over after each of `steps`; `steps_per_epoch` must be known.
+
+        Where the batch size was changed on the way, those of the schedule.
+        """
+        at = np.asarray(steps, np.float64)
+        starts = self.starts or [
+            {"step": 0, "schedule_shift": 0, "steps_per_epoch": self.steps_per_epoch}
+        ]
+        # A start at step s is in force from the step after.
+        which = np.searchsorted([s["step"] for s in starts], at, side="left") - 1
+        chosen = [starts[max(w, 0)] for w in which]
+        shifts = np.asarray([s["schedule_shift"] for s in chosen])
+        return (at + shifts) / np.asarray([s["steps_per_epoch"] for s in chosen])
+
+    def checkpoint(self) -> int | None:
+        """The step of the last whole checkpoint; its content is not looked at."""
+        folder = self.place / "digests"
+        if not folder.exists():
+            return None
+        steps = (int(p.name) for p in folder.iterdir() if p.name.isdigit())
+        return max((s for s in steps if (self.place / "checkpoints" / str(s)).exists()), default=None)  # fmt: skip
+
+
+def read(places: Sequence[str]) -> list[Run]:
+    """The runs in these workdirs; UserError where one is no workdir, or a file in it is damaged."""
+    found = [files.absolute(place) for place in places]
+    names = [place.name for place in found]
+    if len(set(names)) < len(names):
+        names = [str(place) for place in found]
+    return [_read(name, place) for name, place in zip(names, found, strict=True)]
+
+
+def _read(name: str, place: epath.Path) -> Run:
+    config = trained.read_config(str(place))
+    try:
+        records = writers.records(place)
+    except ValueError as error:
+        raise UserError(
+            f"{place / 'metrics.jsonl'} is damaged ({error}); the page comes without curves once it is moved away"
+        ) from error
+    evaluations = {}
+    for path in sorted(place.glob("evaluate_*.json")):
+        try:
+            evaluations[path.stem.removeprefix("evaluate_")] = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); the same evaluation writes it anew") from error  # fmt: skip
+    return Run(name, place, config, records, evaluations)
+
+
+def stamp(places: Sequence[str]) -> tuple[Any, ...]:
+    """Another value whenever something that the page shows may have changed."""
+    found: list[Any] = []
+    for place in map(files.absolute, places):
+        for path in (place / "metrics.jsonl", place / "config.json", *sorted(place.glob("evaluate_*.json"))):  # fmt: skip
+            if path.exists():
+                stat = path.stat()
+                found.append((str(path), stat.length, stat.mtime))
+        digests = place / "digests"
+        found.append(sorted(p.name for p in digests.iterdir()) if digests.exists() else None)
+    return tuple(map(str, found))

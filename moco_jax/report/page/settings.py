@@ -1,0 +1,107 @@
+"""Settings on the page: what differs between runs and from the defaults, all of them, and how a run is repeated."""
+
+import dataclasses
+import pprint
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax.hosts import code_digest
+from moco_jax.report.page.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A row of the table: `values`, one for each run, as text; `recipe`: whether it decides the mathematics."""
+
+    name: str
+    default: str
+    values: list[str]
+    recipe: bool
+
+
+def shown(value: Any) -> str:
+    """`value` as a config file has it; lists and tuples look alike."""
+    return repr(tuple(value) if isinstance(value, list) else value)
+
+
+def every(runs: Sequence[Run]) -> list[Setting]:
+    """All settings, in the order of moco_jax/config.py."""
+    default = config_lib.default_config()
+    return [
+        Setting(
+            name, shown(default[name]), [shown(run.config[name]) for run in runs], name in config_lib.RECIPE,
+        )
+        for name in (*config_lib.RECIPE, *config_lib.OPERATIONAL)
+    ]  # fmt: skip
+
+
+def differing(runs: Sequence[Run]) -> list[Setting]:
+    """Settings in which the runs differ; of one run those that are not at their defaults."""
+    return [s for s in every(runs) if len({*s.values, *([s.default] if len(runs) == 1 else [])}) > 1]  # fmt: skip
+
+
+def recipe_file(config: ConfigDict) -> str:
+    """A config file, for --config, of all settings of a run that are not at their defaults."""
+    default = config_lib.default_config()
+    changed = {
+        name: tuple(value) if isinstance(value, list | tuple) else value
+        for name, value in config.to_dict().items()
+        if shown(value) != shown(default[name])
+    }
+    return (
+        '"""The settings of one run."""\n\nfrom moco_jax.config import default_config\n\n\ndef get_config():\n'
+        '    """All that is not at its default."""\n    config = default_config()\n'
+        f"    config.update({pprint.pformat(changed, sort_dicts=False, width=100)})\n    return config\n"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """How a run is repeated.
+
+    Attributes:
+        run: its name.
+        file: what the config file may be called.
+        recorded: the command that began it; empty where the run did not record it.
+        config: content of a config file with its settings.
+        command: runs that file.
+        same_code: whether this package is the one that it last ran with; None where that is not known.
+    """
+
+    run: str
+    file: str
+    recorded: str
+    config: str
+    command: str
+    same_code: bool | None
+
+
+def repeat(run: Run) -> Repeat:
+    """How `run` is repeated."""
+    file = f"{run.place.name}.py"
+    known = run.starts[-1]["code"] == code_digest() if run.starts else None
+    words = ["python", "-m", "moco_jax.main", f"--config={file}", "--workdir=runs/again"]
+    recorded = run.starts[0]["command"] if run.starts else ""
+    return Repeat(run.name, file, recorded, recipe_file(run.config), shlex.join(words), known)
+
+
+def environment(run: Run) -> list[tuple[str, list[str]]]:
+    """What the run recorded of where it took place, at each start: name -> a value for each."""
+    starts = run.starts
+    if not starts:
+        return []
+    versions = list(dict.fromkeys(name for start in starts for name in start["versions"]))
+    return [
+        ("from step", [f"{s['step']:,}" for s in starts]),
+        ("time", [s["time"] for s in starts]),
+        ("devices", [f"{s['devices']} x {s['device_kind']}" for s in starts]),
+        ("hosts", [str(s["hosts"]) for s in starts]),
+        ("system", [s["system"] for s in starts]),
+        ("training images", [f"{s['examples']:,}" for s in starts]),
+        ("code, SHA-256", [s["code"][:16] for s in starts]),
+        *((name, [s["versions"].get(name, "") for s in starts]) for name in versions),
+    ]

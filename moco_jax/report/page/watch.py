@@ -1,0 +1,81 @@
+"""The page while a run goes on: served to this machine alone, and made anew when the workdirs change."""
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Callable
+from typing import Any
+
+HOST = "127.0.0.1"
+
+
+class Watch:
+    """Serves a page on the loopback address and renews it.
+
+    Attributes:
+        address: where a browser finds it.
+    """
+
+    def __init__(self, make: Callable[[str], str], stamp: Callable[[], Any], port: int = 0):
+        """Make the page, and listen.
+
+        Args:
+            make: the page, given a name for its state.
+            stamp: another value whenever the page may be out of date.
+            port: 0 for any that is free.
+
+        Raises:
+            OSError: something else listens there.
+        """
+        self._make, self._stamp = make, stamp
+        self._lock = threading.Lock()
+        self._server = http.server.ThreadingHTTPServer((HOST, port), self._handler())
+        self.address = f"http://{HOST}:{self._server.server_address[1]}/"
+        self._renew()
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def _renew(self) -> None:
+        stamp = self._stamp()
+        version = hashlib.sha256(repr(stamp).encode()).hexdigest()[:16]
+        page = self._make(version).encode()
+        with self._lock:
+            self._page, self._version, self._of = page, version, stamp
+
+    def look(self) -> bool:
+        """Renew the page if its stamp has changed; whether it had."""
+        if self._stamp() == self._of:
+            return False
+        self._renew()
+        return True
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        watch = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                # A page of elsewhere that made its own name mean this address gets nothing.
+                known = (self.headers.get("Host") or "").rpartition(":")[0] in (HOST, "localhost")
+                with watch._lock:
+                    answers = {
+                        "/": (watch._page, "text/html; charset=utf-8"),
+                        "/version": (watch._version.encode(), "text/plain"),
+                    }
+                if not known or self.path not in answers:
+                    return self.send_error(404 if known else 403)
+                content, kind = answers[self.path]
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Cache-Control", "no-store")
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                return
+
+        return Handler
