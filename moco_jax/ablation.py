@@ -6,13 +6,13 @@ Each row is a run in a folder of its own below DIR, which rows of equal settings
 it was stopped, and rows that are done are not run again.
 """
 
+from moco_jax import quiet  # noqa: F401
+
+# isort: split
 import json
-import os
 import re
 import sys
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 from absl import flags

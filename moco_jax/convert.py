@@ -1,14 +1,14 @@
 """Command line of the bridge: `python -m moco_jax.convert IN OUT --format=torchvision`, weights from one kind to another."""
 
 import contextlib
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 with contextlib.suppress(ImportError):  # where they are installed, they must come before TensorFlow
     import torch  # noqa: F401
     import torchvision  # noqa: F401
 
+from moco_jax import quiet  # noqa: F401
+
+# isort: split
 import tensorflow as tf
 from absl import flags, logging
 

@@ -5,11 +5,12 @@
 Ends with a verdict and status 0 (ready), 1 (a fault was found) or 2 (the command line is wrong).
 """
 
+from moco_jax import quiet  # noqa: F401
+
+# isort: split
 import os
 import runpy
 import sys
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags, logging
 from ml_collections import config_flags

@@ -4,13 +4,13 @@ python -m moco_jax.embed --workdir=DIR --data_dir=FOLDER --out=features.npz
 python -m moco_jax.embed search features.npz IMAGE ... --k=8
 """
 
-import os
+from moco_jax import quiet  # noqa: F401
+
+# isort: split
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 from absl import flags, logging

@@ -1,10 +1,10 @@
 """Command line of evaluation: `python -m moco_jax.evaluate NAME --workdir=DIR`, what a run's encoder is worth."""
 
-import json
-import os
-import sys
+from moco_jax import quiet  # noqa: F401
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# isort: split
+import json
+import sys
 
 from absl import flags, logging
 

@@ -1,10 +1,10 @@
 """Command line of pretraining: `python -m moco_jax.main --config=configs/digits.py --workdir=DIR`."""
 
-import errno
-import os
-import sys
+from moco_jax import quiet  # noqa: F401
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# isort: split
+import errno
+import sys
 
 from absl import flags
 from ml_collections import config_flags

@@ -1,10 +1,10 @@
 """Command line of packing: `python -m moco_jax.pack --data_dir=FOLDER --out=OUT`, images into a few large files."""
 
-import os
+from moco_jax import quiet  # noqa: F401
+
+# isort: split
 import sys
 import time
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 from absl import flags, logging

@@ -9,10 +9,12 @@ import os
 import sys
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Beside a run that holds the accelerator; a few hundred images are quick on a CPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from moco_jax import quiet  # noqa: F401
+
+# isort: split
 from absl import flags, logging
 
 from moco_jax import config as config_lib
