@@ -1,9 +1,10 @@
 """Command line that runs the rows of a comparison and draws what they show.
 
-    python -m moco_jax.ablation --config=configs/ablation.py:digits --workdir=DIR [--config.seeds=N] [--only=TABLE]
+    python -m moco_jax.ablation --config=configs/ablation.py:digits --workdir=runs/ablation
+    python -m moco_jax.ablation --config=ablation:cifar10 --config.seeds=5 --only=negatives --workdir=runs/ablation
 
-Each row is a run in a folder of its own below DIR, which rows of equal settings share; the same command goes on where
-it was stopped, and rows that are done are not run again.
+Each row is a run in a folder of its own, which rows of equal settings share; the same command goes on where it was
+stopped, and rows that are done are not run again.
 """
 
 from moco_jax import quiet  # noqa: F401
@@ -22,7 +23,6 @@ from ml_collections import ConfigDict, config_flags
 from moco_jax import config as config_lib
 from moco_jax import files, train
 from moco_jax.command_line import SETTINGS, fail, refuse_words, set_up, start
-from moco_jax.errors import UserError
 from moco_jax.report import figures, writers
 from moco_jax.report.console import Console, table
 
@@ -150,10 +150,7 @@ def main(argv: list[str]) -> None:
         if result_of(folder) is not None:
             continue
         console.line(f"\n[{number}/{len(runs)}] {row['table']}: {row['line']}, {row['x']}, seed {seed}")  # fmt: skip
-        try:
-            stopped = run_row(config.base, row, seed, folder)
-        except UserError as error:
-            fail(error)
+        stopped = run_row(config.base, row, seed, folder)
         if stopped:
             sys.exit(128 + stopped)
     show(summary(config.base, rows, place, config.seeds), place, console)

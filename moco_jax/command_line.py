@@ -29,20 +29,23 @@ def start(main: Callable[[list[str]], None], settings: Iterable[str] = SETTINGS)
     `--help` prints the docstring of the module of `main`, which has examples, and the flags.
     """
 
-    def guarded(argv: list[str]) -> None:
-        try:
-            main(argv)
-        except (UserError, OSError) as error:
-            fail(error)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            fail(error, f"the devices have too little memory for this: {str(error).splitlines()[0]}")  # fmt: skip
-
     if HELP & set(sys.argv[1:]):
         print(help_text(main))
         return
-    app.run(guarded, flags_parser=partial(parse, settings=settings))
+    app.run(partial(guarded, main), flags_parser=partial(parse, settings=settings))
+
+
+def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Call `main(argv)`; what a user can mend ends the program with one line."""
+    try:
+        main(argv)
+    except (UserError, OSError) as error:
+        fail(error)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = str(error).splitlines()[0]
+        fail(error, f"the devices have too little memory; a smaller batch takes less: {said}")
 
 
 def help_text(main: Callable) -> str:

@@ -1,4 +1,9 @@
-"""Command line of the bridge: `python -m moco_jax.convert IN OUT --format=torchvision`, weights from one kind to another."""
+"""Command line of the bridge: weights from one kind of file, or a run, to another.
+
+python -m moco_jax.convert runs/mine backbone.pth --format=torchvision --verify
+python -m moco_jax.convert runs/mine moco.pth.tar --format=moco
+python -m moco_jax.convert moco_v2_800ep_pretrain.pth.tar r50.pkl --format=detectron2
+"""
 
 import contextlib
 
@@ -12,7 +17,7 @@ from moco_jax import quiet  # noqa: F401
 import tensorflow as tf
 from absl import flags, logging
 
-from moco_jax.command_line import fail, start
+from moco_jax.command_line import start
 from moco_jax.errors import UserError
 from moco_jax.report.console import Console
 from moco_jax.weights import bridge, huggingface, verify
@@ -34,20 +39,17 @@ BOUND = 1e-4  # largest difference that counts as equal, as a share of the large
 
 
 def main(argv: list[str]) -> None:
-    """Convert, and turn what the user can mend into one line."""
+    """Convert."""
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what does not matter here
     tf.config.set_visible_devices([], "GPU")
     console = Console()
-    try:
-        if len(argv) != 3:
-            raise UserError(
-                "two names are wanted: a workdir or file of weights, and the file (of huggingface: the folder) to write"
-            )
-        if PICTURES.value and not VERIFY.value:
-            raise UserError("--pictures means something only with --verify")
-        _convert(argv[1], argv[2], console)
-    except UserError as error:
-        fail(error)
+    if len(argv) != 3:
+        raise UserError(
+            "two names are wanted: a workdir or file of weights, and the file (of huggingface: the folder) to write"
+        )
+    if PICTURES.value and not VERIFY.value:
+        raise UserError("--pictures means something only with --verify")
+    _convert(argv[1], argv[2], console)
 
 
 def _convert(place: str, out: str, console: Console) -> None:

@@ -1,6 +1,7 @@
 """Command line that examines what a run needs before device time is spent on it.
 
-    python -m moco_jax.doctor --config=configs/NAME.py [--config.NAME=VALUE ...] [--workdir=DIR]
+    python -m moco_jax.doctor --config=folder --config.data_dir=FOLDER
+    python -m moco_jax.doctor --config=imagenet:v2 --config.data_dir=TFDS --workdir=runs/v2 --full
 
 Ends with a verdict and status 0 (ready), 1 (a fault was found) or 2 (the command line is wrong).
 """

@@ -202,7 +202,7 @@ def run_search(path: str, words: Sequence[str], console: Console) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Embed or search, and turn what the user can mend into one line."""
+    """Embed or search."""
     console = Console()
     try:
         if len(argv) == 1:
@@ -211,8 +211,6 @@ def main(argv: list[str]) -> None:
             run_search(argv[2], argv[3:], console)
         else:
             fail(f"one of these is wanted: {FORMS}")
-    except UserError as error:
-        fail(error)
     except KeyboardInterrupt:
         console.line("stopped; nothing was written")
         sys.exit(130)

@@ -1,4 +1,11 @@
-"""Command line of evaluation: `python -m moco_jax.evaluate NAME --workdir=DIR`, what a run's encoder is worth."""
+"""Command line of evaluation: what a run's encoder, or anyone's, is worth.
+
+python -m moco_jax.evaluate knn --workdir=runs/mine --untrained
+python -m moco_jax.evaluate linear --workdir=runs/mine --protocol=paper
+python -m moco_jax.evaluate finetune --workdir=runs/mine --labels=1,10
+python -m moco_jax.evaluate segmentation --workdir=runs/mine --data_dir=VOC2012
+python -m moco_jax.evaluate knn --weights=r50.pth --out=results --dataset=folder --data_dir=FOLDER
+"""
 
 from moco_jax import quiet  # noqa: F401
 
@@ -74,7 +81,7 @@ def evaluate(name: str, console: Console) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Evaluate, and turn what the user can mend into one line."""
+    """Evaluate."""
     if len(argv) != 2 or argv[1] not in EVALUATIONS:
         fail(
             f"one of {', '.join(EVALUATIONS)} is needed: python -m moco_jax.evaluate knn --workdir=FOLDER"
@@ -82,8 +89,6 @@ def main(argv: list[str]) -> None:
     console = Console()
     try:
         evaluate(argv[1], console)
-    except UserError as error:
-        fail(error)
     except KeyboardInterrupt:
         console.line("stopped; nothing was written")
         sys.exit(130)

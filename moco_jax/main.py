@@ -1,4 +1,12 @@
-"""Command line of pretraining: `python -m moco_jax.main --config=configs/digits.py --workdir=DIR`."""
+"""Command line of pretraining.
+
+    python -m moco_jax.main --config=configs/digits.py --workdir=runs/digits
+    python -m moco_jax.main --config=folder --config.data_dir=FOLDER --config.batch_size=128 --workdir=runs/mine
+    python -m moco_jax.main --config=imagenet:v2 --config.data_dir=TFDS --workdir=gs://BUCKET/v2 --distributed
+
+A recipe is named, or is a file; any setting of moco_jax/config.py is changed by --config.NAME=VALUE. The same command
+goes on from the last checkpoint of its workdir.
+"""
 
 from moco_jax import quiet  # noqa: F401
 
@@ -11,7 +19,7 @@ from ml_collections import config_flags
 
 from moco_jax import hosts, train
 from moco_jax.command_line import fail, refuse_words, set_up, start
-from moco_jax.errors import UserError, full_disk
+from moco_jax.errors import full_disk
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe: configs/NAME.py or configs/NAME.py:VARIANT."
@@ -33,7 +41,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", 0, "With --coordinator: which th
 
 
 def main(argv: list[str]) -> None:
-    """Train, and turn what the user can mend into one line."""
+    """Train."""
     refuse_words(argv)
     if not WORKDIR.value or CONFIG.value is None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
@@ -43,8 +51,6 @@ def main(argv: list[str]) -> None:
             DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
         )
         stopped = train.train(CONFIG.value, WORKDIR.value, set(ALLOW_CHANGE.value))
-    except UserError as error:
-        fail(error)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -1,4 +1,8 @@
-"""Command line of packing: `python -m moco_jax.pack --data_dir=FOLDER --out=OUT`, images into a few large files."""
+"""Command line of packing: images into a few large files, which are read faster than many small ones.
+
+python -m moco_jax.pack --data_dir=FOLDER --out=OUT
+python -m moco_jax.pack --data_dir=FOLDER --out=gs://BUCKET/OUT --shards=64 --format=arrayrecord
+"""
 
 from moco_jax import quiet  # noqa: F401
 
@@ -12,7 +16,6 @@ from absl import flags, logging
 from moco_jax.command_line import fail, start
 from moco_jax.data import packing
 from moco_jax.data.sources.pixels import Decoding
-from moco_jax.errors import UserError
 from moco_jax.report.console import Console, duration
 
 DATA_DIR = flags.DEFINE_string(
@@ -51,7 +54,7 @@ class Progress:
 
 
 def main(argv: list[str]) -> None:
-    """Pack, and turn what the user can mend into one line."""
+    """Pack."""
     if len(argv) > 1:
         fail(f"{argv[1]!r} is no flag; --help lists them")
     logging.set_verbosity(logging.WARNING)
@@ -62,8 +65,6 @@ def main(argv: list[str]) -> None:
         plan = packing.make_plan(DATA_DIR.value, OUT.value, SHARDS.value, FORMAT.value, decoding)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
         packing.pack(plan, Progress(plan, console).seen)
-    except UserError as error:
-        fail(error)
     except KeyboardInterrupt:
         console.line("stopped; finished shards are kept, the same command goes on")
         sys.exit(130)

@@ -32,14 +32,14 @@ DRIVER = """
 import json, sys
 from absl import flags
 from moco_jax import embed
-from moco_jax.command_line import parse
+from moco_jax.command_line import guarded, parse
 for words in json.loads(sys.argv[1]):
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
     print("BEGIN", file=sys.stderr)
     print("BEGIN")
     try:
-        embed.main(parse(["embed", *words]))
+        guarded(embed.main, parse(["embed", *words]))
     except SystemExit as error:
         print("ended with", error.code)
 """
@@ -321,7 +321,7 @@ def test_command_lines(place, alone):
 
     words = (
         "data_dir=none is no folder", "out='f.txt' is no file here that ends in .npz or .parquet", "cannot be written",
-        "none of the 1 images can be decoded; bad/x.png", "dataset='folder' has none", "none is no workdir", "--out=FILE are needed", "one of these is wanted",
+        "none of the 1 images can be decoded; bad/x.png", "dataset='folder' has none", "none is not there", "--out=FILE are needed", "one of these is wanted",
         "'nothing.png' is neither a file nor a name in f.npz, as 'cat/1.png' is", "the query bad.jpg cannot be decoded",
         "other is not the one that made these features: its weights differ", "gone is no workdir", "small.npz is compressed",
         "foreign.npz is damaged, or not written by", "none.npz cannot be read (No such file", "'new.png' is no features file", "--k",

@@ -83,7 +83,7 @@ def watch(places: list[str], console: Console) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Write or serve the page, and turn what the user can mend into one line."""
+    """Write or serve the page."""
     places = argv[1:]
     if not places:
         fail("a workdir is needed: python -m moco_jax.report WORKDIR; --help lists all flags")

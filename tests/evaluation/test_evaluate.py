@@ -26,14 +26,14 @@ DRIVER = """
 import json, sys
 from absl import flags
 from moco_jax import evaluate
-from moco_jax.command_line import parse
+from moco_jax.command_line import guarded, parse
 for words in json.loads(sys.argv[1]):
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
     print("BEGIN", file=sys.stderr)
     print("BEGIN")
     try:
-        evaluate.main(parse(["evaluate", *words]))
+        guarded(evaluate.main, parse(["evaluate", *words]))
     except SystemExit as error:
         print("ended with", error.code)
 """

@@ -1,5 +1,6 @@
 """`evaluate finetune`: all weights trained on a share of the labels, beside the same training from scratch."""
 
+import functools
 from typing import Any
 
 from absl import flags
@@ -59,15 +60,16 @@ def run(task: Task) -> dict[str, Any]:
         row = [called, f"{len(images.indices):,}"]
         for encoder, start in encoders.items():
             tuned = finetune.train(
-                subject, start, images, how, recipe, task.report, scratch=encoder == "from scratch",
-                exact_epochs=bool(EPOCHS.value), tests=TESTS.value,
+                subject, start, images, how, recipe, functools.partial(_report, task, encoder),
+                scratch=encoder == "from scratch", exact_epochs=bool(EPOCHS.value), tests=TESTS.value,
             )  # fmt: skip
+            task.console.line(f"{called}, {encoder}: {percent(tuned.accuracies[-1])}")
             if not tuned.loss < float("inf"):
-                task.console.line(f"{called}, {encoder}: the loss is {tuned.loss}; a smaller rate works")  # fmt: skip
+                task.console.line(f"the loss was {tuned.loss} in the end; smaller rates work")
             if encoder == "fine-tuned" and SAVE.value:
-                save(tuned, subject, SAVE.value)
+                save(tuned, SAVE.value)
                 task.console.line(f"written: {SAVE.value}")
-            row += [str(tuned.epochs)] if len(row) == 2 else []
+            row += [str(tuned.epochs)] if encoder == "fine-tuned" else []
             row.append(percent(tuned.accuracies[-1]))
             results.append({
                 "encoder": encoder, "labels": called, "images": len(images.indices), "epochs": tuned.epochs,
@@ -82,6 +84,10 @@ def run(task: Task) -> dict[str, Any]:
         "weight_decay": how.weight_decay, "layer_decay": how.layer_decay, "subset_seed": SUBSET_SEED.value,
         "arch": config.arch, "results": results,
     }  # fmt: skip
+
+
+def _report(task: Task, encoder: str, text: str) -> None:
+    task.report(f"{encoder}, {text}")
 
 
 def _training(task: Task) -> tuple[str, finetune.Training]:
@@ -121,7 +127,7 @@ def _sets(subject: Subject, shares: list[float]) -> dict[str, Labelled]:
     return drawn | {path: subsets.listed(train, path) for path in SUBSET.value}
 
 
-def save(tuned: finetune.Tuned, subject: Subject, path: str) -> None:
+def save(tuned: finetune.Tuned, path: str) -> None:
     """Write the encoder, and its classifier as `fc` (ResNet, torchvision's name too) or `head` (ViT), to the file `path`."""
     config = tuned.found.config
     options = dict(name=config.arch, width=config.width or None, stem=config.stem)
