@@ -1,0 +1,49 @@
+"""The Colab notebook runs from its first cell to its last, in small form and without Jupyter's server."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "moco_colab.ipynb"
+
+
+def test_cells_are_cleared():
+    notebook = nbformat.read(NOTEBOOK, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+def test_it_runs_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOCO_NOTEBOOK", "small")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    notebook = nbformat.read(NOTEBOOK, 4)
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    )
+    client.execute()
+    text = "".join(
+        o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs
+    )
+    assert "training with --config=digits" in text
+    assert "features (4, 128) float32" in text
+    assert "backbone.pth is written" in text or "PyTorch is not here" in text
+    pictures = [
+        o
+        for c in notebook.cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if "image/png" in o.get("data", {})
+    ]
+    assert len(pictures) >= 4
+    saved = os.environ.get("MOCO_JAX_KEEP_NOTEBOOK")
+    if saved:
+        nbformat.write(notebook, saved)
