@@ -96,7 +96,7 @@ FAULTS = (
     Fault("no momentum", "collapsed", dict(momentum=0.0)),
     Fault("momentum 0.9", "drift", dict(momentum=0.9)),
     Fault("weights decay to nothing", "collapsed", dict(weight_decay=2.0)),
-    Fault("slow source", "starved", dict(stop_at_step=32, monitor_every=0), slow_source),
+    Fault("slow source", "starved", dict(stop_at_step=40, monitor_every=0), slow_source),
     Fault("tinted images", "shortcut", dict(queue_size=128, epochs=24, monitor_every=4), images=tinted),
 )  # fmt: skip
 

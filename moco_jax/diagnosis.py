@@ -30,6 +30,7 @@ TRAINED = 500  # steps before kNN is judged: that of a run that learnt was below
 STUCK = 0.25  # share of a run without a better kNN
 DRIFT = 0.3  # of the distance between keys of different images, see evaluation/consistency.py
 DIRECTIONS = 3.0  # effective rank; that of encoders before training was 19 and more
+READY = 20  # steps after a start until batches come steadily
 SPIKES = 5  # events in SPIKES_WITHIN steps; healthy runs had one in a thousand
 SPIKES_WITHIN = 100
 SLOW_MOMENTUM = 0.99  # MoCo v1, table: 0.99 to 0.9999 work, 0.9 is worse, 0 fails
@@ -304,9 +305,15 @@ def _percent(share: float) -> str:
 @rule
 def _starved(course: Course, facts: Facts) -> Finding | None:
     """The devices wait for images."""
-    # In the first reading after a start the pipeline starts too.
+    # In the first reading after a start, and in all of its first steps, the pipeline starts too.
     first = {next((r["step"] for r in course.logs if r["step"] > s), 0) for s in course.starts}
-    logs = [r for r in course.logs if r["step"] not in first and "waiting_share" in r]
+    logs = [
+        r
+        for r in course.logs
+        if "waiting_share" in r
+        and r["step"] not in first
+        and not any(0 < r["step"] - s <= READY for s in course.starts)
+    ]
     for three in zip(logs, logs[1:], logs[2:], strict=False):
         if min(r["waiting_share"] for r in three) > MUCH_WAITING:
             share = sum(r["waiting_share"] for r in three) / 3

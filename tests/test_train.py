@@ -83,17 +83,17 @@ def test_a_run_whose_devices_wait_for_images_says_so_once(tmp_path, capsys, monk
 
     def slow(*arguments, **named):
         for batch in made(*arguments, **named):
-            time.sleep(0.5)
+            time.sleep(0.2)
             yield batch
 
     monkeypatch.setattr(train.pipeline, "train_batches", slow)
-    train.train(tiny(stop_at_step=8, monitor_every=0, log_every=2), str(tmp_path), set())
+    train.train(tiny(stop_at_step=26, monitor_every=0, log_every=2), str(tmp_path), set())
     assert capsys.readouterr().out.count("The devices wait for images") == 1
-    train.train(tiny(stop_at_step=10, monitor_every=0, log_every=1), str(tmp_path), set())
+    train.train(tiny(stop_at_step=28, monitor_every=0, log_every=1), str(tmp_path), set())
     assert "The devices wait for images" not in capsys.readouterr().out
     found = writers.records(train.epath.Path(tmp_path))
     starved = [r for r in found if r.get("name") == "starved"]
-    assert [(e["event"], e["step"], e["since_step"]) for e in starved] == [("finding", 8, 4)]
+    assert [(e["event"], e["step"], e["since_step"]) for e in starved] == [("finding", 26, 22)]
     assert starved[0]["severity"] == "note"  # on a CPU; a warning elsewhere
 
 
