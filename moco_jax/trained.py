@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import encoders
+from moco_jax import encoders, files
 from moco_jax.errors import UserError
 from moco_jax.weights import bridge, workdir
 from moco_jax.weights.pretrained import Pretrained
@@ -82,7 +82,7 @@ def load(
         if not variables["params"]:
             raise UserError(f"{place} has no momentum encoder (key_encoder={config.key_encoder!r})")
     else:
-        if step is not None:
+        if step and files.absolute(place).exists():  # 0 is what a file's own answer says
             raise UserError(f"step={step} is of a run, and {place} is a file; leave it out")
         pretrained = bridge.load(place, stem=stem)
         chosen = pretrained.chosen(which)

@@ -323,7 +323,7 @@ def test_command_lines(place, alone):
         "data_dir=none is no folder", "out='f.txt' is no file here that ends in .npz or .parquet", "cannot be written",
         "none of the 1 images can be decoded; bad/x.png", "dataset='folder' has none", "none is not there", "--out=FILE are needed", "one of these is wanted",
         "'nothing.png' is neither a file nor a name in f.npz, as 'cat/1.png' is", "the query bad.jpg cannot be decoded",
-        "other is not the one that made these features: its weights differ", "gone is no workdir", "small.npz is compressed",
+        "other is not the one that made these features: its weights differ", "gone is not there", "small.npz is compressed",
         "foreign.npz is damaged, or not written by", "none.npz cannot be read (No such file", "'new.png' is no features file", "--k",
     )  # fmt: skip
     for (printed, errors), message in zip(refused, words, strict=True):

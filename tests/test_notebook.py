@@ -34,7 +34,7 @@ def test_it_runs_whole(tmp_path, monkeypatch):
         o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs
     )
     assert "training with --config=digits" in text
-    assert "features (4, 64) float32" in text
+    assert "features (4, 128) float32" in text
     assert "backbone.pth is written" in text or "PyTorch is not here" in text
     pictures = [
         o
