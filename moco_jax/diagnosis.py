@@ -397,7 +397,7 @@ def _below_pixels(course: Course, facts: Facts) -> Finding | None:
     if raw is None or not knn or not facts.total_steps or knn[-1][0] < FAIR * facts.total_steps:
         return None
     step, now = knn[-1]
-    if now >= raw - KNN_NOISE:
+    if now >= raw - KNN_NOISE or _collapsed(course, facts):
         return None
     rises = _rises(course) or step < TRAINED
     return Finding(

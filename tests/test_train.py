@@ -83,7 +83,7 @@ def test_a_run_whose_devices_wait_for_images_says_so_once(tmp_path, capsys, monk
 
     def slow(*arguments, **named):
         for batch in made(*arguments, **named):
-            time.sleep(0.2)
+            time.sleep(0.4)
             yield batch
 
     monkeypatch.setattr(train.pipeline, "train_batches", slow)
