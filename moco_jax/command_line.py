@@ -36,9 +36,12 @@ def start(main: Callable[[list[str]], None], settings: Iterable[str] = SETTINGS)
 
 
 def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Call `main(argv)`; what a user can mend ends the program with one line."""
+    """Call `main(argv)`; what a user can mend, and Ctrl-C, end the program with one line."""
     try:
         main(argv)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     except (UserError, OSError) as error:
         fail(error)
     except jax.errors.JaxRuntimeError as error:

@@ -7,7 +7,6 @@ python -m moco_jax.embed search features.npz IMAGE ... --k=8
 from moco_jax import quiet  # noqa: F401
 
 # isort: split
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from moco_jax.embedding import results, search, table
 from moco_jax.embedding.encode import KINDS, Damaged, Embedder, rows
 from moco_jax.errors import UserError
 from moco_jax.report import console as console_lib
-from moco_jax.report.console import Console
+from moco_jax.report.console import Console, Progress
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Of the run whose encoder it is. search: where it lies now, if it has moved."
@@ -54,31 +53,25 @@ FORMS = (
 )
 
 
-class Progress:
-    """The line that renews itself: how many, how fast, how long still. The clock starts with the first call, so that
-    compiling does not count."""
+class Counter:
+    """Progress with a count: how many, how fast, how long still. The clock starts with the first call, after compiling."""
 
     def __init__(self, console: Console, what: str, size: int):
         """Of `size` things, on `console`; `what` they are."""
-        self.console, self.what, self.size = console, what, size
+        self.show, self.what, self.size = Progress(console), what, size
         self.begun: tuple[float, int] | None = None
-        self.pause = 0.2 if console.out.isatty() else 10.0
-        self.next = 0.0
 
     def __call__(self, done: int) -> None:
         """So many are done."""
         now = time.monotonic()
         if self.begun is None:
-            self.begun, self.next = (now, done), now + self.pause
+            self.begun = now, done
         began, before = self.begun
-        if now < self.next or done == before:
+        if done == before:
             return
-        self.next = now + self.pause
-        rate = (done - before) / (now - began)
+        rate = (done - before) / max(now - began, 1e-9)
         left = console_lib.duration((self.size - done) / rate)
-        self.console.progress(
-            f"{done:,} of {self.size:,} {self.what}  {rate:,.0f} a second  left {left}"
-        )
+        self.show(f"{done:,} of {self.size:,} {self.what}  {rate:,.0f} a second  left {left}")
 
 
 def prepare(place: str | None) -> None:
@@ -148,7 +141,7 @@ def embed(console: Console) -> None:
         "devices": f"{embedder.mesh.size} x {embedder.mesh.devices.flat[0].device_kind}",
     })  # fmt: skip
     damaged, count, width = Damaged(source), 0, 0
-    progress = Progress(console, "images", len(source))
+    progress = Counter(console, "images", len(source))
     with table.writing(out, facts) as write:
         for some in rows(embedder, source, damaged):
             if not count:
@@ -186,7 +179,7 @@ def run_search(path: str, words: Sequence[str], console: Console) -> None:
         queries[own < 0] = search.encoded(embedder, strange)
     if len(strange) < len(words):
         queries[own >= 0] = features.take("features", own[own >= 0])
-    progress = Progress(console, "images compared", features.number)
+    progress = Counter(console, "images compared", features.number)
     found = results.named(
         features, words, own, *search.nearest(features, queries, own, K.value, progress)
     )
@@ -204,16 +197,12 @@ def run_search(path: str, words: Sequence[str], console: Console) -> None:
 def main(argv: list[str]) -> None:
     """Embed or search."""
     console = Console()
-    try:
-        if len(argv) == 1:
-            embed(console)
-        elif argv[1] == "search" and len(argv) > 3:
-            run_search(argv[2], argv[3:], console)
-        else:
-            fail(f"one of these is wanted: {FORMS}")
-    except KeyboardInterrupt:
-        console.line("stopped; nothing was written")
-        sys.exit(130)
+    if len(argv) == 1:
+        embed(console)
+    elif argv[1] == "search" and len(argv) > 3:
+        run_search(argv[2], argv[3:], console)
+    else:
+        fail(f"one of these is wanted: {FORMS}")
 
 
 def run() -> None:

@@ -11,7 +11,6 @@ from moco_jax import quiet  # noqa: F401
 
 # isort: split
 import json
-import sys
 
 from absl import flags, logging
 
@@ -86,12 +85,7 @@ def main(argv: list[str]) -> None:
         fail(
             f"one of {', '.join(EVALUATIONS)} is needed: python -m moco_jax.evaluate knn --workdir=FOLDER"
         )
-    console = Console()
-    try:
-        evaluate(argv[1], console)
-    except KeyboardInterrupt:
-        console.line("stopped; nothing was written")
-        sys.exit(130)
+    evaluate(argv[1], Console())
 
 
 def run() -> None:

@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -20,6 +17,7 @@ from moco_jax.embedding import search, table
 from moco_jax.embedding.encode import Damaged, Embedder, labels_of, rows
 from moco_jax.embedding.table import Rows
 from moco_jax.errors import UserError
+from tests.command_lines import command_lines
 from tests.data.pictures import encoded, write
 from tests.data.sources.test_tar import tar
 from tests.data.sources.test_tfrecord import TFDS, records_to
@@ -27,37 +25,6 @@ from tests.test_config import load
 
 SIDE = 16
 DAMAGED = "dog/2.png"
-# Several command lines in one process, because the imports take longer than the work.
-DRIVER = """
-import json, sys
-from absl import flags
-from moco_jax import embed
-from moco_jax.command_line import guarded, parse
-for words in json.loads(sys.argv[1]):
-    for name in flags.FLAGS:
-        flags.FLAGS[name].unparse()
-    print("BEGIN", file=sys.stderr)
-    print("BEGIN")
-    try:
-        guarded(embed.main, parse(["embed", *words]))
-    except SystemExit as error:
-        print("ended with", error.code)
-"""
-
-
-def command_lines(folder, *lines):
-    """Of each command line, given in `folder`, what it printed, and its errors."""
-    command = [sys.executable, "-c", DRIVER, json.dumps(lines)]
-    given = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.getcwd(),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
-    ended = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=os.environ | given
-    )
-    assert not ended.returncode, ended.stderr
-    printed, errors = (out.split("BEGIN\n")[1:] for out in (ended.stdout, ended.stderr))
-    return list(zip(printed, errors, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +228,7 @@ def test_command_lines(place, alone):
     (place / "bad").mkdir()
     (place / "bad" / "x.png").write_bytes(b"no image")
     (place / "bad.jpg").write_bytes(b"no image")
-    npz, _, named, strange, *refused = command_lines(
-        place,
+    npz, _, named, strange, *refused = command_lines("moco_jax.embed", [
         [run, "--data_dir=photos", "--out=f.npz"],
         [run, "--data_dir=photos", "--out=out/f.parquet", "--which=key"],
         ["search", "f.npz", "cat/3.png", "photos/dog/4.png", "--k=3"],
@@ -284,7 +250,7 @@ def test_command_lines(place, alone):
         ["search", "none.npz", "new.png"],
         ["search", "new.png", "new.png"],
         ["search", "f.npz", "new.png", "--k=0"],
-    )  # fmt: skip
+    ], place)  # fmt: skip
     assert "written: f.npz, 9 x 64 features" in npz[0], npz
     assert "1 damaged images are left out: dog/2.png; the first is" in npz[0]
     tables = [table.opened(str(place / name)) for name in ("f.npz", "out/f.parquet")]

@@ -70,3 +70,13 @@ def test_an_error_is_one_line_unless_its_trace_is_asked_for(capsys, monkeypatch)
     monkeypatch.setattr("sys.argv", ["moco-pretrain", "--debug"])
     with pytest.raises(UserError):
         command_line.fail(UserError("lr=-1 is no rate"))
+
+
+def test_ctrl_c_ends_with_a_word_and_its_status(capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        command_line.guarded(main, [])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"

@@ -6,7 +6,6 @@ python -m moco_jax.report WORKDIR --watch
 """
 
 import os
-import sys
 import time
 
 # Beside a run that holds the accelerator; a few hundred images are quick on a CPU.
@@ -91,12 +90,7 @@ def main(argv: list[str]) -> None:
         fail(f"--watch writes no file; leave out --out={OUT.value}, or --watch")
     set_up(config_lib.default_config())
     logging.set_verbosity(logging.ERROR)
-    console = Console()
-    try:
-        (watch if WATCH.value else write)(places, console)
-    except KeyboardInterrupt:
-        console.line("stopped; nothing was written")
-        sys.exit(130)
+    (watch if WATCH.value else write)(places, Console())
 
 
 def run() -> None:

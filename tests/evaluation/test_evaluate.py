@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,36 +14,10 @@ from moco_jax.evaluation import published
 from moco_jax.evaluation.subject import open_subject
 from moco_jax.weights import bridge
 from moco_jax.weights import files as weight_files
+from tests.command_lines import command_lines
 from tests.data.pictures import encoded, write
 from tests.evaluation.scenes import CLASSES, write_voc
 from tests.test_config import load
-
-# Several command lines in one process, because the imports take longer than the evaluations.
-DRIVER = """
-import json, sys
-from absl import flags
-from moco_jax import evaluate
-from moco_jax.command_line import guarded, parse
-for words in json.loads(sys.argv[1]):
-    for name in flags.FLAGS:
-        flags.FLAGS[name].unparse()
-    print("BEGIN", file=sys.stderr)
-    print("BEGIN")
-    try:
-        guarded(evaluate.main, parse(["evaluate", *words]))
-    except SystemExit as error:
-        print("ended with", error.code)
-"""
-
-
-def command_lines(*lines):
-    """Of each command line what it printed, and its errors."""
-    command = [sys.executable, "-c", DRIVER, json.dumps(lines)]
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | devices)
-    assert not ended.returncode, ended.stderr
-    printed, errors = (out.split("BEGIN\n")[1:] for out in (ended.stdout, ended.stderr))
-    return list(zip(printed, errors, strict=True))
 
 
 def tiny(**changes):
@@ -89,7 +60,7 @@ def test_command_lines(workdir, tmp_path):
     for name in ("mean", "std"):
         weights.append(f"--{name}={','.join(map(str, config[name]))}")
     digits = "--dataset=digits"
-    knn, linear, paper, finetune, segmented, others, *refused = command_lines(
+    knn, linear, paper, finetune, segmented, others, *refused = command_lines("moco_jax.evaluate", [
         ["knn", at, "--untrained", "--k=20,2000", "--temperature=0.1"],
         ["linear", at, "--epochs=2", "--rates=0.1,1", "--decays=0", "--which=key", "--augment=digits"],
         ["linear", at, "--protocol=paper", "--epochs=1", "--batch_size=480", "--augment=digits"],
@@ -119,7 +90,7 @@ def test_command_lines(workdir, tmp_path):
         ["finetune", at, "--labels=100", "--save=tuned.pth"],
         ["finetune", at, f"--subset={tmp_path}/none.txt"],
         ["finetune", at, "--batch_size=3"],
-    )  # fmt: skip
+    ])  # fmt: skip
     assert "k=2000 is cut to 1437" in knn[0]
     assert "untrained  20" in knn[0]
     assert "published" not in knn[0]
