@@ -95,7 +95,7 @@ FAULTS = (
     Fault("lr x 100", "collapsed", dict(lr=6.0)),
     Fault("no momentum", "collapsed", dict(momentum=0.0)),
     Fault("momentum 0.9", "drift", dict(momentum=0.9)),
-    Fault("weights decay to nothing", "collapsed", dict(weight_decay=2.0)),
+    Fault("collapsed head", "collapsed", dict(weight_decay=2.0)),
     Fault("slow source", "starved", dict(stop_at_step=40, monitor_every=0), slow_source),
     Fault("tinted images", "shortcut", dict(queue_size=128, epochs=24, monitor_every=4), images=tinted),
 )  # fmt: skip

@@ -34,6 +34,8 @@ class Facts:
         renewed_steps: in which every key of the queue, or entry of the memory bank, is renewed; 0 without either.
         momentum: m of the momentum encoder.
         lr: the learning rate at the start of the schedule.
+        optimizer: its name.
+        weight_decay: as the optimizer has it.
         batch_norm: whether the backbone has BatchNorm.
         augment: name of the views' recipe.
         changes_colours: whether views change colours, or images have none.
@@ -48,6 +50,8 @@ class Facts:
     renewed_steps: int
     momentum: float
     lr: float
+    optimizer: str
+    weight_decay: float
     batch_norm: bool
     augment: str
     changes_colours: bool
@@ -89,6 +93,8 @@ def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
         renewed_steps=per_epoch if bank else config_lib.queue_life(settings),
         momentum=settings.momentum,
         lr=config_lib.peak_learning_rate(settings),
+        optimizer=settings.optimizer,
+        weight_decay=settings.weight_decay,
         batch_norm=encoders.has_batch_norm(settings.arch),
         augment=settings.augment,
         changes_colours=settings.channels != 3 or any(s in recipes.COLOURS for s in stages),

@@ -33,6 +33,8 @@ DIRECTIONS = 3.0  # effective rank; that of encoders before training was 19 and 
 READY = 20  # steps after a start until batches come steadily
 SPIKES = 5  # events in SPIKES_WITHIN steps; healthy runs had one in a thousand
 SPIKES_WITHIN = 100
+# Recipes have 5e-4, 1.5e-6 and 0.1 at most.
+MUCH_DECAY = {"sgd": 1e-2, "lars": 1e-2, "adamw": 1.0}
 SLOW_MOMENTUM = 0.99  # MoCo v1, table: 0.99 to 0.9999 work, 0.9 is worse, 0 fails
 
 
@@ -71,18 +73,27 @@ def of_workdir(workdir: epath.Path) -> list[Finding]:
 
 Rule = Callable[[Course, Facts], Finding | None]
 RULES: list[Rule] = []
+# Of runs that have not collapsed; of others they would say what follows from that.
+RULES_OF_LIFE: list[Rule] = []
 
 
 def rule(function: Rule) -> Rule:
-    """Register `function` as a rule."""
+    """Register `function` as a rule of any run."""
     RULES.append(function)
+    return function
+
+
+def rule_of_life(function: Rule) -> Rule:
+    """Register `function` as a rule of runs that have not collapsed."""
+    RULES_OF_LIFE.append(function)
     return function
 
 
 def examine(records: Sequence[Record], facts: Facts) -> list[Finding]:
     """What `records`, in the order of `metrics.jsonl`, show of the run with these `facts`; at most one of each name."""
     course = Course(records)
-    found = (check(course, facts) for check in RULES)
+    rules = RULES if _collapsed(course, facts) else [*RULES, *RULES_OF_LIFE]
+    found = (check(course, facts) for check in rules)
     return [finding for finding in found if finding]
 
 
@@ -128,6 +139,11 @@ def _collapsed(course: Course, facts: Facts) -> Finding | None:
             f"momentum={facts.momentum:g} lets keys change as fast as queries: 0.99 (short runs) to 0.999. "
             "If it is still so, take a lower lr."
         )
+    elif facts.weight_decay > (most := MUCH_DECAY[facts.optimizer]):
+        change = (
+            f"weight_decay={facts.weight_decay:g} shrinks the weights faster than they learn; with {facts.optimizer!r} "
+            f"{most:g} is much already."
+        )
     return Finding(
         "collapsed", FAULT, since,
         f"Nearly all images have the same {what} (spread {spread:.3f} of 1){_beside_chance(recent, facts)}.",
@@ -142,11 +158,11 @@ def _beside_chance(recent: Sequence[Record], facts: Facts) -> str:
     return f", loss {recent[-1]['loss']:.2f} where chance is {facts.chance:.2f}"
 
 
-@rule
+@rule_of_life
 def _at_chance(course: Course, facts: Facts) -> Finding | None:
     """The loss does not come below what guessing gives."""
     recent = course.recent(facts.begun)
-    if facts.chance is None or not recent or _collapsed(course, facts):
+    if facts.chance is None or not recent:
         return None
     if min(r["loss"] for r in recent) < CHANCE * facts.chance:
         return None
@@ -159,11 +175,11 @@ def _at_chance(course: Course, facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-@rule
+@rule_of_life
 def _loss_rising(course: Course, facts: Facts) -> Finding | None:
     """The loss rises although the queue is full."""
     recent = course.recent(facts.begun)
-    if facts.chance is None or not recent or _collapsed(course, facts):
+    if facts.chance is None or not recent:
         return None
     earlier = [r for r in course.logs if facts.renewed_steps < r["step"] < recent[0]["step"]]
     if not earlier:
@@ -182,11 +198,11 @@ def _loss_rising(course: Course, facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-@rule
+@rule_of_life
 def _drift(course: Course, facts: Facts) -> Finding | None:
     """Keys in the queue are not those that the key encoder would make now."""
     far = [r for r in course.scores if r.get("drift", 0) > DRIFT and r["step"] > facts.begun]
-    if not far or _collapsed(course, facts):
+    if not far:
         return None
     fast = f"Raise momentum (it is {facts.momentum:g}) to 0.99 or 0.999."
     slow = f"Take a lower lr (it is {facts.lr:g}), a momentum nearer to 1, or a smaller queue_size."
@@ -199,11 +215,11 @@ def _drift(course: Course, facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-@rule
+@rule_of_life
 def _few_directions(course: Course, facts: Facts) -> Finding | None:
     """Features differ, but only along a few directions."""
     scores = [r for r in course.scores if r["step"] > facts.begun and "effective_rank" in r]
-    if not scores or scores[-1]["effective_rank"] >= DIRECTIONS or _collapsed(course, facts):
+    if not scores or scores[-1]["effective_rank"] >= DIRECTIONS:
         return None
     low = scores[-1]["effective_rank"]
     return Finding(
@@ -390,14 +406,14 @@ def _knn_stuck(course: Course, facts: Facts) -> Finding | None:
     )  # fmt: skip
 
 
-@rule
+@rule_of_life
 def _below_pixels(course: Course, facts: Facts) -> Finding | None:
     """The features are worth less than the pixels."""
     knn, raw = course.knn, course.raw
     if raw is None or not knn or not facts.total_steps or knn[-1][0] < FAIR * facts.total_steps:
         return None
     step, now = knn[-1]
-    if now >= raw - KNN_NOISE or _collapsed(course, facts):
+    if now >= raw - KNN_NOISE:
         return None
     rises = _rises(course) or step < TRAINED
     return Finding(

@@ -61,6 +61,8 @@ def test_a_collapse_names_its_cause():
     assert found.since_step == 110
     assert "momentum=0 lets keys change as fast as queries" in found.change
     assert "lower lr" in recorded("memory_bank_collapsed")["collapsed", "fault"].change
+    decayed = told(course(spread=0.01), facts(epochs=91, weight_decay=2.0))
+    assert "weight_decay=2 shrinks" in decayed["collapsed", "fault"].change
     assert found.text.startswith("fault: Nearly all images have the same queries (spread 0.002")
 
 
