@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -29,6 +30,11 @@ def describe() -> str:
         ]
         name = named[0] if named else name
     return f"{name}, {os.cpu_count()} cores, jax {jax.__version__}"
+
+
+def peak() -> int:
+    """The most bytes of memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def median_seconds(run: Callable[[], object], times: int, warm_up: int = 2) -> float:

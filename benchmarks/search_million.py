@@ -10,7 +10,6 @@ everything imported; its time counts reading, and here also compiling. Queries a
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -57,11 +56,6 @@ def queries(found: table_lib.Table) -> np.ndarray:
     return found.take("features", rows) + 0.5 * noise
 
 
-def peak() -> int:
-    """The most bytes of memory that the process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def search_ours() -> np.ndarray:
     """Rows int `[QUERIES, K]` by this project."""
     found = table_lib.opened(FILE.value)
@@ -86,10 +80,10 @@ def part() -> None:
     """One search: its seconds, its bytes, and what it found, as JSON."""
     import sklearn.neighbors  # noqa: F401
 
-    before, began = peak(), time.perf_counter()
+    before, began = machine.peak(), time.perf_counter()
     rows = search_ours() if PART.value == "ours" else search_theirs()
     seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "bytes": peak() - before, "rows": rows.tolist()}))
+    print(json.dumps({"seconds": seconds, "bytes": machine.peak() - before, "rows": rows.tolist()}))
 
 
 def started(name: str, file: str) -> dict:
@@ -109,12 +103,12 @@ def main(argv: list[str]) -> None:
     names = ["ours"] + (["scikit-learn"] if 2 * features < MEMORY else [])
     with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
         file = os.path.join(folder, f"features.{FORMAT.value}")
-        before, began = peak(), time.perf_counter()
+        before, began = machine.peak(), time.perf_counter()
         make(file)
         print(machine.describe())
         print(
             f"{ROWS.value:,} x {DIM.value:,} features, {size(os.path.getsize(file))} as {FORMAT.value}, written in "
-            f"{time.perf_counter() - began:.0f} s with {size(peak() - before)} of memory; {QUERIES.value} queries, k {K.value}"
+            f"{time.perf_counter() - began:.0f} s with {size(machine.peak() - before)} of memory; {QUERIES.value} queries, k {K.value}"
         )
         runs = [{name: started(name, file) for name in names} for _ in range(TIMES.value)]
     seconds = {name: float(np.median([run[name]["seconds"] for run in runs])) for name in names}

@@ -1,0 +1,127 @@
+"""The memory and time of nearest-neighbour classification at ImageNet's size, on made-up features, beside scikit-learn's.
+
+    python -m benchmarks.knn_memory                       # 1,281,167 x 128, 50,000 queries: a quarter of an hour on two cores
+    python -m benchmarks.knn_memory --dim=2048 --bank=81920   # a ResNet-50's pooled features; time grows with the bank
+
+`moco_jax.evaluation.knn.Search` sees the bank in batches as an encoder would hand them over, and the memory that it takes is printed as
+the bank passes by. scikit-learn has the whole bank in memory and answers a few of the same queries, in a process of its
+own; neighbours, time a query and memory are compared.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import machine
+from moco_jax.evaluation import knn
+from moco_jax.report.console import size, table
+
+BANK = flags.DEFINE_integer("bank", 1_281_167, "Training images.", 1)
+QUERIES = flags.DEFINE_integer("queries", 50_000, "Test images.", 1)
+DIM = flags.DEFINE_integer("dim", 128, "Numbers in each feature.", 1)
+K = flags.DEFINE_integer("k", 200, "Neighbours that are kept.", 1)
+COMPARED = flags.DEFINE_integer("compared", 200, "Queries that scikit-learn answers too.", 1)
+PART = flags.DEFINE_enum("part", None, ["ours", "scikit-learn"], "One search, as the script starts it.")  # fmt: skip
+BATCH, CLASSES, TEMPERATURE = 256, 1000, 0.07
+
+
+def centres() -> np.ndarray:
+    """Float32 `[1000, D]`: a class's features lie around its centre."""
+    return np.random.default_rng(0).standard_normal((CLASSES, DIM.value), np.float32)
+
+
+def made(number: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`number` features float32 `[m, D]` and classes int `[m]`, a batch at a time."""
+    around, rng = centres(), np.random.default_rng(seed)
+    for first in range(0, number, BATCH):
+        classes = rng.integers(0, CLASSES, min(BATCH, number - first))
+        noise = rng.standard_normal((len(classes), DIM.value), np.float32)
+        yield around[classes] + 2 * noise, classes
+
+
+def search_ours() -> dict:
+    """What `Search` and its votes take, and find."""
+    queries, truth = (np.concatenate(x) for x in zip(*made(QUERIES.value, 2), strict=True))
+    search, classes = knn.Search(np.zeros((1, DIM.value), np.float32), 1), []
+    search.add(next(made(BATCH, 1))[0])
+    search.result()  # what JAX holds however small the search
+    before, began = machine.peak(), time.perf_counter()
+    search = knn.Search(queries, K.value)
+    passed, told = 0, 0
+    for features, named in made(BANK.value, 1):
+        search.add(features)
+        classes.append(named)
+        passed += len(features)
+        if passed >= told + BANK.value / 8 or passed == BANK.value:
+            told = passed
+            seconds = time.perf_counter() - began
+            print(f"{passed:>9,} rows seen: {size(machine.peak() - before)} of memory, {seconds:.0f} s", file=sys.stderr)  # fmt: skip
+    cosines, rows = search.result()
+    voted = knn.votes(cosines, np.concatenate(classes)[rows], [K.value], [TEMPERATURE])
+    accuracy = float(np.mean(voted[K.value, TEMPERATURE] == truth))
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": seconds, "bytes": machine.peak() - before, "accuracy": accuracy, "rows": rows[: COMPARED.value].tolist(),
+    }  # fmt: skip
+
+
+def search_theirs() -> dict:
+    """What scikit-learn takes for the first queries, and finds."""
+    from sklearn.neighbors import NearestNeighbors
+
+    queries = np.concatenate([x for x, _ in made(QUERIES.value, 2)])[: COMPARED.value]
+    before = machine.peak()
+    bank, first = np.empty((BANK.value, DIM.value), np.float32), 0
+    for features, _ in made(BANK.value, 1):
+        bank[first : first + len(features)] = features
+        first += len(features)
+    brute = NearestNeighbors(n_neighbors=K.value, algorithm="brute", metric="cosine").fit(bank)
+    began = time.perf_counter()
+    rows = brute.kneighbors(queries, return_distance=False)
+    return {
+        "seconds": time.perf_counter() - began, "bytes": machine.peak() - before, "rows": rows.tolist(),
+    }  # fmt: skip
+
+
+def started(name: str) -> dict:
+    """What a process of its own says of the search `name`."""
+    given = [f"--{flag.name}={flag.value}" for flag in (BANK, QUERIES, DIM, K, COMPARED)]
+    command = [sys.executable, "-m", "benchmarks.knn_memory", f"--part={name}", *given]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def main(argv: list[str]) -> None:
+    """Search, compare, print."""
+    if PART.value:
+        print(json.dumps(search_ours() if PART.value == "ours" else search_theirs()))
+        return
+    print(machine.describe())
+    whole = 4 * BANK.value * DIM.value
+    print(f"bank {BANK.value:,} x {DIM.value:,} ({size(whole)}), {QUERIES.value:,} queries, k {K.value}")  # fmt: skip
+    names, counts = ["ours", "scikit-learn"], [QUERIES.value, min(COMPARED.value, QUERIES.value)]
+    found = [started(name) for name in names]
+    print(table(
+        ["search", "queries", "memory", "of the bank", "s", "queries/s"],
+        [
+            [name, f"{count:,}", size(r["bytes"]), f"{r['bytes'] / whole:.2f}", f"{r['seconds']:.0f}", f"{count / r['seconds']:.1f}"]
+            for name, count, r in zip(names, counts, found, strict=True)
+        ],
+    ))  # fmt: skip
+    ours, theirs = found
+    print(f"memory, scikit-learn's / ours: {theirs['bytes'] / ours['bytes']:.1f}")
+    same = [len({*a} & {*b}) / len(b) for a, b in zip(ours["rows"], theirs["rows"], strict=True)]
+    print(f"neighbours that both name: {np.mean(same):.3%}; accuracy of the votes {ours['accuracy']:.2%}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    app.run(main)
