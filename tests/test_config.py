@@ -9,7 +9,7 @@ from moco_jax import parts
 from moco_jax.command_line import SETTINGS
 from moco_jax.errors import UserError
 
-RECIPES = ["digits", "folder", "cifar10", "cifar10:symmetric", "cifar10:cpu", "imagenet:v1", "imagenet:v2",
+RECIPES = ["digits", "folder", "folder:cpu", "cifar10", "cifar10:symmetric", "cifar10:cpu", "imagenet:v1", "imagenet:v2",
            "imagenet:v2_800ep"]  # fmt: skip
 NCE = {"key_encoder": "none", "dictionary": "memory_bank", "loss": "nce"}
 # What the paper and its authors' code (MoCo v3) say of all models, of each kind, and of each.

@@ -46,7 +46,7 @@ def bad(tmp_path_factory):
     (folder / "text.jpg").write_text("a page, not an image")
     (folder / "list.txt").write_text("not listed")
     Image.new("RGB", (9, 5), "red").save(folder / "tiny.png")
-    Image.new("RGB", (50, 50), "blue").save(folder / "png.jpg", "PNG")
+    Image.new("RGBA", (50, 50), (0, 0, 255, 9)).save(folder / "png.jpg", "PNG")
     return folder
 
 
@@ -114,6 +114,7 @@ def test_every_fault_of_a_folder_has_its_line(bad, monkeypatch):
         "3 of 47 cannot be decoded": "fault",
         "1 of 47 are tiny": "warning",
         "2 of 47 are copies of others": "warning",
+        "1 of 47 have transparent parts": "warning",
         "1 of 47 have an ending that is not their content's": "warning",
         "1 other files there are left out, by their ending: 1 .txt": "note",
         "the devices would wait": "warning",
@@ -130,7 +131,7 @@ def test_every_fault_of_a_folder_has_its_line(bad, monkeypatch):
         ("001.jpg", "copied_pixels.png (the same pixels)"),
     ):
         assert any(name in x and why in x for x in text.splitlines()), (name, text)
-    assert findings.verdict(marks) == "not ready: 1 fault, 4 warnings"
+    assert findings.verdict(marks) == "not ready: 1 fault, 5 warnings"
 
 
 def test_a_config_that_cannot_run_does_not_stop_the_rest(bad, doctor, tmp_path):

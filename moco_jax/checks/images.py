@@ -31,6 +31,7 @@ def findings(
         *measured(survey),
         *damaged(survey, name, files is not None, max_bad_images),
         *tiny(survey, name, image_size),
+        *see_through(survey, name),
         *copies(survey, name),
         *([] if files is None else misnamed(survey, name, files)),
     ]
@@ -172,6 +173,22 @@ def tiny(survey: Survey, name: Name, image_size: int) -> list[Finding]:
             f"{len(small):,} of {len(survey.indices):,} are tiny (shorter side below {least:g} pixels, image_size / 2) "
             "and their views mostly interpolation: remove them, or lower image_size",
             _named(survey, name, small, dimensions),
+        )
+    ]
+
+
+def see_through(survey: Survey, name: Name) -> list[Finding]:
+    """Images with transparent pixels, where those are not a channel of their own."""
+    rows = np.flatnonzero(survey.good & survey.transparent)
+    if not len(rows) or len(survey.mean) not in (1, 3):
+        return []
+    share = len(rows) / len(survey.indices)
+    return [
+        Finding(
+            WARNING if share >= FREQUENT else NOTE,
+            f"{len(rows):,} of {len(survey.indices):,} have transparent parts. Transparency is dropped: the colours hidden there, "
+            "often black, are what the network sees. Put them on a background first",
+            _named(survey, name, rows, lambda _: ""),
         )
     ]
 

@@ -27,6 +27,7 @@ ROWS = 64  # of a batch are made, as one of several hosts would: large batches w
 READS = 64
 STEP_SECONDS = 10.0
 STEPS = 10
+LONG = 4 * 3600.0  # seconds of a run on a CPU
 MARGIN = 1.1  # a host has more to do than views
 
 
@@ -186,7 +187,14 @@ def remedies(
 
 
 def pace(pairs: float, batch_size: int, step: float, shared: bool, total_steps: int) -> Finding:
-    """How long the whole run takes at the speed that was found."""
+    """How long the whole run takes at the speed that was found; where that is very long on a CPU, what takes less."""
     making = batch_size / pairs
     seconds = total_steps * (step + making if shared else max(step, making))
-    return Finding(OK, f"the run's {total_steps:,} steps take about {duration(seconds)} here")
+    said = f"the run's {total_steps:,} steps take about {duration(seconds)} here"
+    if shared and seconds > LONG:
+        return Finding(
+            NOTE,
+            f"{said}: a smaller image_size, arch or epochs takes less; the recipes folder:cpu (images of your own) and "
+            "cifar10:cpu are made for this",
+        )
+    return Finding(OK, said)

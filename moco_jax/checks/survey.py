@@ -5,6 +5,7 @@ whole dataset can be looked at.
 """
 
 import hashlib
+import io
 import math
 import os
 import time
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source, store
@@ -50,6 +52,7 @@ class Survey(NamedTuple):
         bytes: int64 `[n]`, length of the record.
         content, pixels: uint64 `[n]`, hashes of the record and of the decoded image.
         format: uint8 `[n]`, place in `FORMATS`, or `UNKNOWN`.
+        transparent: bool `[n]`, whether pixels of it are transparent, so that the colours hidden there are seen.
         refused: row -> why an image that is whole is refused, as one of other channels.
         mean, std: float64 `[C]` of each channel scaled to 0..1, every image counted alike; NaN without images.
     """
@@ -62,6 +65,7 @@ class Survey(NamedTuple):
     content: np.ndarray
     pixels: np.ndarray
     format: np.ndarray
+    transparent: np.ndarray
     refused: dict[int, str]
     mean: np.ndarray
     std: np.ndarray
@@ -82,6 +86,19 @@ def format_of(content: bytes) -> int:
     return UNKNOWN
 
 
+def is_transparent(content: bytes) -> bool:
+    """Whether a PNG, GIF or WebP has pixels that are not opaque, which decoding to gray or RGB makes so."""
+    if not content.startswith((b"\x89PNG", b"GIF8", b"RIFF")):
+        return False
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            if not file.has_transparency_data:
+                return False
+            return file.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    except (OSError, SyntaxError, ValueError):
+        return False  # damaged, or not for PIL: other columns say so
+
+
 def _hash(*parts: bytes) -> np.uint64:
     return np.frombuffer(hashlib.blake2b(b"".join(parts), digest_size=8).digest(), np.uint64)[0]
 
@@ -98,7 +115,9 @@ def _moments(image: np.ndarray) -> np.ndarray:
 def _facts(record, image: np.ndarray) -> tuple[np.ndarray, ...]:
     content = record if isinstance(record, bytes) else record.tobytes()
     return (
-        np.asarray([len(content), *image.shape[:2], format_of(content)], np.int64),
+        np.asarray(
+            [len(content), *image.shape[:2], format_of(content), is_transparent(content)], np.int64
+        ),
         np.asarray([_hash(content), _hash(repr(image.shape).encode(), image.tobytes())], np.uint64),
         _moments(image),
     )
@@ -112,7 +131,7 @@ def survey(
     `progress` is told now and then how many were looked at, and how many seconds are left.
     """
     n, done = len(indices), 0
-    good, numbers = np.zeros(n, bool), np.zeros((n, 4), np.int64)
+    good, numbers = np.zeros(n, bool), np.zeros((n, 5), np.int64)
     hashes = np.zeros((n, 2), np.uint64)
     channels = source.decoding.channels
     sums = np.zeros((2, channels))
@@ -132,7 +151,7 @@ def survey(
             ),
         )
         return (
-            image.ok, tf.ensure_shape(facts, [4]), tf.ensure_shape(hashed, [2]),
+            image.ok, tf.ensure_shape(facts, [5]), tf.ensure_shape(hashed, [2]),
             tf.ensure_shape(moments, [2, channels]), tf.ensure_shape(why, []),
         )  # fmt: skip
 
@@ -153,6 +172,7 @@ def survey(
     return Survey(
         total=len(source), indices=indices, good=good, sides=numbers[:, 1:3].astype(np.int32), bytes=numbers[:, 0],
         content=hashes[:, 0], pixels=hashes[:, 1], format=numbers[:, 3].astype(np.uint8),
+        transparent=numbers[:, 4].astype(bool),
         refused=refused, mean=mean, std=np.sqrt(np.maximum(square - mean**2, 0)),
     )  # fmt: skip
 

@@ -34,6 +34,13 @@ def test_whether_a_host_feeds_its_devices():
     assert rate.feeds(100, 256, 0.5, True, remedies).mark == "note"
 
 
+def test_a_run_of_days_on_a_cpu_is_told_what_takes_less():
+    short, long = (rate.pace(300, 64, step, True, 2400) for step in (0.5, 28.0))
+    assert (short.mark, long.mark) == ("ok", "note")
+    assert "18h48m" in long.text
+    assert "folder:cpu" in long.text
+
+
 def test_remedies_follow_from_what_is_slow():
     common = dict(
         cores=8, folder=True, image_size=224, on_device=False, blurs=True, scaled=False, could_reside=False
