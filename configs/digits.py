@@ -36,7 +36,6 @@ def get_config(variant: str = ""):
     config.weight_decay = 5e-4
     config.compute_dtype = "float32"
     config.log_every, config.monitor_every, config.knn_k = 110, 25, 20
-    config.checkpoint_every = 110
     config.update(METHODS[variant])
     config.lr *= RATES.get(variant, 1.0)
     return config

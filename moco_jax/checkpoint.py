@@ -25,7 +25,13 @@ from moco_jax.dictionary import Queue
 from moco_jax.errors import UserError, full_disk
 from moco_jax.state import FORMAT_VERSION, TrainState, for_batch_size
 
+STEPS = 100  # at least between checkpoints that nobody asked for: after fewer, saving takes a part of the time
 ROOM = 1.2  # free space asked for, in sizes of the state
+
+
+def interval(every: int, steps_per_epoch: int) -> int:
+    """Steps between checkpoints: `every`; where that is 0 an epoch, or as many as have `STEPS`."""
+    return every or -(-STEPS // steps_per_epoch) * steps_per_epoch
 
 
 def claim_workdir(

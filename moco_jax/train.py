@@ -101,7 +101,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
 
     watch = guard.Guard(config.max_bad_steps, config.spike_factor, parts.source.name, report)
     end = min(config.stop_at_step or last, last)
-    save_every = config.checkpoint_every or parts.steps_per_epoch
+    save_every = checkpoint.interval(config.checkpoint_every, parts.steps_per_epoch)
     monitor_every = config.monitor_every * parts.steps_per_epoch
 
     def is_scored(step: int) -> bool:

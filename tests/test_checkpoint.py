@@ -118,3 +118,8 @@ def test_a_full_disk_ends_with_one_line_and_keeps_what_was_saved(tmp_path):
         states.assert_bitwise_equal(states.load(whole, 12), states.load(run, 12))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_short_epochs_are_saved_some_at_a_time():
+    assert [checkpoint.interval(0, steps) for steps in (5004, 100, 99, 12)] == [5004, 100, 198, 108]
+    assert checkpoint.interval(7, 5004) == 7
