@@ -104,12 +104,10 @@ def open_images(config: Any, place: str) -> tuple[Source, dict[str, Any]]:
     index = str(folder / "index") if folder.is_dir() else None
     source = parts.open_images(changed, split, index)
     data_dir = str(files.absolute(changed.data_dir)) if changed.data_dir else ""
-    root, classes = "", []
-    if isinstance(source, FolderSource):
-        root, classes = str(files.absolute(source.root)), source.classes
+    root = str(files.absolute(source.root)) if isinstance(source, FolderSource) else ""
     return source, {
         "dataset": changed.dataset, "split": split, "data_dir": data_dir, "number": len(source),
-        "root": root, "classes": classes,
+        "root": root, "classes": list(source.classes),
     }  # fmt: skip
 
 

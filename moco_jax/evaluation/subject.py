@@ -186,7 +186,7 @@ def open_subject(
 
 
 def _require_same_classes(train: Source, test: Source, called: str, test_called: str) -> None:
-    ours, theirs = (list(getattr(source, "classes", ())) for source in (train, test))
+    ours, theirs = (list(source.classes) for source in (train, test))
     if ours != theirs:
         odd = sorted(map(str, set(ours) ^ set(theirs)))
         raise UserError(

@@ -4,7 +4,7 @@ One file a kind of source; `decode.py` and `pixels.py` make pixels of what they 
 a kind, write a class with the members of `Source` and name it in `open_source`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,6 +31,10 @@ class Source(Protocol):
 
     record_spec: "tf.TensorSpec"
     decoding: Decoding
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, in the order of their numbers; empty where there are numbers alone, or no classes."""
 
     def __len__(self) -> int:
         """The number of images."""

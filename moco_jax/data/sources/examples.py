@@ -79,9 +79,11 @@ class ExampleSource:
         klass: str | None,
         name: str | None = None,
         decoding: Decoding = RGB,
+        classes: Sequence[str] = (),
     ):
-        """`label` names the set; `image`, `klass` and `name` are the features (None: there is none)."""
+        """`label` names the set; `image`, `klass` and `name` are the features (None: there is none); `classes` as in `Source`."""
         self.records, self.label, self.decoding = records, label, decoding
+        self.classes = classes
         self._image, self._class, self._name = image, klass, name
         self._labels: np.ndarray | None = None
 

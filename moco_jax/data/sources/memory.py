@@ -1,5 +1,7 @@
 """Images held in memory, and the embedded digits, which need neither a disk nor a network."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -17,11 +19,12 @@ class ArraySource:
     def __init__(
         self,
         images: np.ndarray,
-        classes: np.ndarray | None,
+        numbers: np.ndarray | None,
         label: str,
         decoding: Decoding = RGB,
+        classes: Sequence[str] = (),
     ):
-        """`images` uint8 `[N, H, W, C]`, `classes` int `[N]`; `label` names the set in messages.
+        """`images` uint8 `[N, H, W, C]`, `numbers` int `[N]` of their `classes`; `label` names the set in messages.
 
         Raises:
             UserError: C is not what `decoding` says.
@@ -31,8 +34,8 @@ class ArraySource:
                 f"channels={decoding.channels} is not what the images of {label} have; "
                 f"channels={images.shape[-1]} works"
             )
-        self.images, self.classes, self.label = images, classes, label
-        self.decoding = decoding
+        self.images, self._numbers, self.label = images, numbers, label
+        self.decoding, self.classes = decoding, classes
         self.record_spec = tf.TensorSpec(images.shape[1:], tf.uint8)
 
     def __len__(self) -> int:
@@ -49,7 +52,7 @@ class ArraySource:
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
         """int `[n]`."""
-        return None if self.classes is None else self.classes[indices]
+        return None if self._numbers is None else self._numbers[indices]
 
     def name(self, index: int) -> str:
         """Set and number."""
@@ -82,5 +85,5 @@ def digits(split: str, decoding: Decoding = RGB) -> ArraySource:
         ink = np.round(data.images[number] * (255 / 16)).astype(np.uint8)
         drawn = Image.fromarray(ink).resize((side, side), Image.Resampling.BILINEAR)
         canvas[top : top + side, left : left + side] = np.asarray(drawn)[..., None]
-    classes = data.target[chosen[split]].astype(np.int32)
-    return ArraySource(images, classes, f"digits {split}", decoding)
+    numbers = data.target[chosen[split]].astype(np.int32)
+    return ArraySource(images, numbers, f"digits {split}", decoding, tuple("0123456789"))

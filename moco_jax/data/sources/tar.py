@@ -5,7 +5,7 @@ file name are one example, with its image and, in .cls, the number of its class.
 import logging
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,6 +98,7 @@ class TarSource:
     """The images in tar files; sixteen bytes of memory each, and eight for its class where all have one."""
 
     record_spec = tf.TensorSpec([], tf.string)
+    classes: Sequence[str] = ()
 
     def __init__(self, data_dir: str, index_dir: str | None = None, decoding: Decoding = RGB):
         """Open the tars that `data_dir` means (see `shards.find`); keep their index in `index_dir`.

@@ -70,4 +70,5 @@ class TFDSSource(examples.ExampleSource):
             classes[0] if classes else None,
             names[0] if names else None,
             decoding=decoding,
+            classes=tuple(features[classes[0]].names) if classes else (),
         )

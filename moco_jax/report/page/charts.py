@@ -20,6 +20,7 @@ from moco_jax.report.page.curves import Panel
 
 COLOURS = 6  # that the page has for runs; more runs share them with other dashes
 DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2), (7, 2, 2, 2), (3, 2), (9, 2, 2, 2, 2, 2), (5, 4))  # fmt: skip
+CONSTANT = 1e-5  # of its value: what changes by less stands still, but for rounding
 FROM_ZERO = (
     "lr",
     "images_per_second",
@@ -79,6 +80,11 @@ def _fill(axes, panel: Panel) -> None:
         right = max(right, float(x[-1]))
     axes.set_xlim(0, right or 1)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    low, high = axes.dataLim.intervaly
+    if high - low < CONSTANT * abs(high):
+        axes.set_ylim(
+            low - 0.05 * abs(low), high + 0.05 * abs(high)
+        )  # else rounding would be drawn large
     if panel.metric.key in FROM_ZERO:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(panel.axis, color=_INK)

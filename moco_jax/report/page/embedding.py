@@ -152,10 +152,7 @@ def _read(source: Source, recipe: recipes.Recipe, indices: np.ndarray, workers: 
     if not kept:
         raise UserError(f"none of {len(indices)} images of {source.name(0)} can be decoded")
     labels = source.labels(np.asarray(kept))
-    # A folder's classes have names; images in memory have numbers for each image under that word.
-    known = getattr(source, "classes", None)
-    words = known if isinstance(known, list) else []
     classes = None
     if labels is not None:
-        classes = [words[n] if words else str(n) for n in map(int, labels)]
+        classes = [source.classes[n] if source.classes else str(n) for n in map(int, labels)]
     return Pictures(np.stack(images), source.names(np.asarray(kept)), classes)
