@@ -223,6 +223,13 @@ def test_the_published_course_stands_beside_the_demo_alone():
     assert "published" in charts.describe(knn, ["demo"])
 
 
+def test_rounding_is_not_drawn_large():
+    start = {"step": 0, "event": "start", "steps_per_epoch": 5, "schedule_shift": 0, "examples": 1}
+    kept = [start, {"step": 5, "momentum": 0.99}, {"step": 10, "momentum": 0.9900002}]
+    (panel,) = curves.panels([runs_lib.Run("run", epath.Path("run"), tiny(), kept, {})])
+    assert {"0.96", "1.02"} <= set(re.findall(r">([\d.]+)</text>", charts.draw(panel, "m")))
+
+
 def test_a_map_keeps_groups_together():
     rng = np.random.default_rng(0)
     centres = np.repeat(np.eye(8)[:4], 15, 0)

@@ -74,6 +74,7 @@ def test_every_kind_turns_images_where_asked_for(tmp_path, kind):
 def test_a_tfds_set_knows_what_was_asked_for(exif_rotation):
     found = sources.open_source("tfds:cifar10", "test[:5]", TFDS, None, Decoding(exif_rotation))
     assert all(name.startswith("test_") for name in found.names(np.arange(2)))
+    assert found.classes[:3] == ("airplane", "automobile", "bird")
     named = sources.open_source("tfds:imagenet2012", "validation[:2]", TFDS)
     assert all(name.endswith(".JPEG") for name in named.names(np.arange(2)))
     assert found.decoding == Decoding(exif_rotation)
