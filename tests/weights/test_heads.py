@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+import moco_jax
 from moco_jax.encoders.vit import sincos_positions
 from moco_jax.errors import UserError
 from moco_jax.weights import bridge, files, layouts, timm
@@ -196,6 +197,7 @@ def test_lightlys_wrapped_vits_are_read(tmp_path, order):
     projected = found.encoder.apply(found.query, pooled, method="project")
     assert worst(projected, run(head, expected)) <= 1e-4
     assert [("columns first" in said) for said in found.remarks] == [True] * (order == "columns")
+    assert ("columns first" in moco_jax.load(path).about) == (order == "columns")
 
     # timm's names, and the wrapper alone.
     plain = layouts.plain({k: v.numpy() for k, v in entries.items()})
