@@ -57,6 +57,8 @@ def _convert(place: str, out: str, console: Console) -> None:
     console.line(f"{place}: {bridge.describe(pretrained)}")
     if pretrained.left_out:
         console.line(f"left out: {', '.join(pretrained.left_out)}")
+    for remark in pretrained.remarks:
+        console.line(remark)
     bridge.save(pretrained, out, FORMAT.value, WHICH.value)
     console.line(f"{out} is written")
     if FORMAT.value == "huggingface" and huggingface.assumed(pretrained):

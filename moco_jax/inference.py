@@ -98,7 +98,8 @@ class FeatureEncoder:
         return (
             f"{config.arch}, {self._called}: images of {config.channels} channel(s), shorter side to "
             f"{self.recipe.evaluation_resize} pixels, centre {side} x {side}{guess}, (x / 255 - mean) / std with "
-            f"{numbers('mean')} and {numbers('std')}; {self.dim} features {where} the head"
+            f"{numbers('mean')} and {numbers('std')}; "
+            + "; ".join([f"{self.dim} features {where} the head", *self.found.remarks])
         )
 
     def __repr__(self) -> str:
@@ -235,7 +236,7 @@ def load(
         step: of which checkpoint of a run; None: the last sound one.
         image_size: side of the images in pixels; 0: as the run or the file says, or else 224.
         mean, std: per channel, of images scaled to 0..1; empty: as the run or the file says, or else ImageNet's.
-        stem: of a ResNet in a file whose first kernel is 3x3, 'cifar' (taken where empty) or 'cifar_stride2'.
+        stem: of a ResNet in a file whose first kernel is 3x3; empty: as its names say, or else 'cifar'.
         batch_size: images that are encoded at once.
 
     Raises:

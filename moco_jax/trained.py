@@ -31,6 +31,7 @@ class Trained:
             is '' and the rest are defaults.
         step: after which the weights were saved; 0 of a file.
         assumed: the settings among image_size, mean and std that neither a run, the file nor the caller gave.
+        remarks: of a file, sentences on what was read otherwise than it stands there, or is not known of it.
     """
 
     encoder: encoders.Encoder
@@ -38,6 +39,7 @@ class Trained:
     config: ConfigDict
     step: int
     assumed: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def has_head(self) -> bool:
@@ -73,6 +75,7 @@ def load(
     given: dict[str, Any] = {"image_size": image_size, "mean": tuple(mean), "std": tuple(std)}
     given = {name: value for name, value in given.items() if value}
     assumed: list[str] = []
+    remarks: tuple[str, ...] = ()
     if is_run(place):
         if stem:
             raise UserError(f"stem={stem!r} is of files; the run in {place} has its own")
@@ -91,6 +94,7 @@ def load(
         said = pretrained.preprocessing
         assumed = [name for name in ("image_size", "mean", "std") if name not in said | given]
         config, variables, step = _config_of(pretrained), chosen, 0
+        remarks = pretrained.remarks
         if pretrained.channels != 3 and {"mean", "std"} & set(assumed):
             raise UserError(
                 f"{place} is of images of {pretrained.channels} channels: mean and std must be given, a number each "
@@ -101,7 +105,7 @@ def load(
     options = config_lib.encoder_options(config)
     if which == "key":
         options["predictor"] = "none"
-    return Trained(encoders.create(**options), variables, config, step, tuple(assumed))
+    return Trained(encoders.create(**options), variables, config, step, tuple(assumed), remarks)
 
 
 def _config_of(pretrained: Pretrained) -> ConfigDict:

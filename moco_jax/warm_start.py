@@ -100,7 +100,7 @@ def read(config: ConfigDict, like: TrainState) -> Weights:
         said.append(f"the queue starts fresh: {why}" if why else "the queue is taken along")
         queue = None if why else queue
     first = f"weights from {place}: {', '.join(taken)} of {bridge.describe(pretrained)}"
-    return Weights(_only(pretrained.query, taken), key, queue, (first, *said))
+    return Weights(_only(pretrained.query, taken), key, queue, (first, *said, *pretrained.remarks))
 
 
 def _only(variables: Variables, names: list[str]) -> Variables:

@@ -11,7 +11,7 @@ from etils import epath
 
 from moco_jax import mesh, parts, train, warm_start
 from moco_jax.errors import UserError
-from moco_jax.weights import bridge
+from moco_jax.weights import bridge, files
 from tests import states
 from tests.test_train import losses, tiny
 
@@ -130,6 +130,26 @@ def test_what_is_not_there_or_does_not_fit_starts_fresh_and_is_said(source, prog
     assert "counts keys of this run's images only" in said(queue_start="empty")
     assert "the predictor starts fresh" in said(predictor="v3_resnet", head_width=16)
     assert "queue" not in said(dictionary="batch").partition("queue of 160")[2]
+
+
+def test_a_run_takes_head_and_queue_of_solo_learns_file(source, program, tmp_path):
+    arrays = files.read(source[2])
+    names = {"encoder_q.fc.": "projector.", "encoder_k.fc.": "momentum_projector.", "encoder_q.": "backbone.", "encoder_k.": "momentum_backbone."}  # fmt: skip
+    entries = {}
+    for name, array in arrays.items():
+        new = name.removeprefix("module.")
+        old = next((known for known in names if new.startswith(known)), "")
+        entries[names.get(old, "") + new.removeprefix(old)] = array
+    entries["queue"] = np.stack([-entries["queue"], entries["queue"]])
+    path = str(tmp_path / "solo.safetensors")
+    files.write(path, entries, {})
+    weights = warm_start.read(config_of(init_from=path, stem="cifar_pad2"), program.abstract)
+    expected = warm_start.read(config_of(init_from=source[2]), program.abstract)
+    same((weights.query, weights.key, weights.queue), (expected.query, expected.key, expected.queue))  # fmt: skip
+    assert weights.queue is not None
+    assert "the queue is taken along" in weights.said
+    with pytest.raises(UserError, match=r"init_from=.*solo-learn's network has stem='cifar_pad2'"):
+        warm_start.read(config_of(init_from=path), program.abstract)
 
 
 @pytest.mark.parametrize(

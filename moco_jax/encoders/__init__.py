@@ -168,7 +168,7 @@ def create(
         predictor: a key of `PREDICTORS`; only MoCo v3 has one.
         dim: size of the projection.
         width: channels of a ResNet's stem, all others in proportion, or of a ViT's tokens; None is the architecture's own.
-        stem: of a ResNet, 'imagenet', 'cifar' or 'cifar_stride2'.
+        stem: of a ResNet, a key of `resnet.STEMS`.
         zero_init_residual: of a ResNet: its blocks start as the identity, the scale of their last BatchNorm at 0.
         stop_patch_gradient: of a ViT: its patch projection stays as drawn; None: yes, unless it is a conv stem.
         remat: of a ViT, 'none' or 'block': whether blocks are computed again in the backward pass, to save memory.

@@ -6,7 +6,7 @@ module names follow torchvision's.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,32 @@ from moco_jax.encoders.layers import Conv
 from moco_jax.encoders.norm import BatchNorm
 from moco_jax.errors import UserError
 
-# Kernel size and stride of the first convolution, and whether the 3x3/2 max-pool follows it.
-STEMS = {"imagenet": (7, 2, True), "cifar": (3, 1, False), "cifar_stride2": (3, 2, False)}
+
+class Stem(NamedTuple):
+    """The first convolution and what follows it.
+
+    Attributes:
+        kernel, stride: of the convolution.
+        pool: whether the 3x3/2 max-pool follows.
+        padding: pixels on each side of the image.
+        relu: whether a ReLU follows its BatchNorm.
+    """
+
+    kernel: int
+    stride: int
+    pool: bool
+    padding: int
+    relu: bool = True
+
+
+# The last two are of networks that others have trained: solo-learn's for CIFAR, lightly's cut from its own ResNet.
+STEMS = {
+    "imagenet": Stem(7, 2, True, 3),
+    "cifar": Stem(3, 1, False, 1),
+    "cifar_stride2": Stem(3, 2, False, 1),
+    "cifar_pad2": Stem(3, 1, False, 2),
+    "cifar_no_relu": Stem(3, 1, False, 1, relu=False),
+}
 
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -77,7 +101,8 @@ class ResNet(nn.Module):
         bottleneck: which kind of block.
         width: channels of the stem; all others follow. 64 is the original, 128 and 256 are the R50w2x
             and R50w4x of MoCo v1, which widen every layer.
-        stem: 'imagenet' (7x7/2 and max-pool), 'cifar' (3x3/1) or 'cifar_stride2' (3x3/2).
+        stem: a key of `STEMS`: 'imagenet' (7x7/2 and max-pool), 'cifar' (3x3/1), 'cifar_stride2' (3x3/2), 'cifar_pad2'
+            (3x3/1 on the image padded by two pixels) or 'cifar_no_relu' (3x3/1, no ReLU after its BatchNorm).
         bn_groups: G, groups of samples that share BatchNorm statistics.
         dtype: compute dtype; parameters and statistics are at least float32.
         reduce: precision of the kernels' gradients, see `layers.convolve`.
@@ -105,12 +130,15 @@ class ResNet(nn.Module):
         """As a call, before the average: `[B, h, w, D]` in `dtype`, sides of the images divided by all strides."""
         if self.stem not in STEMS:
             raise UserError(f"stem={self.stem!r} is unknown; known are {', '.join(STEMS)}")
-        kernel, stride, pool = STEMS[self.stem]
-        x = Conv(self.width, kernel, stride, self.dtype, self.reduce, kaiming_normal, name="conv1")(
-            x
-        )
-        x = nn.relu(BatchNorm(self.bn_groups, dtype=self.dtype, name="bn1")(x, train))
-        if pool:
+        stem = STEMS[self.stem]
+        beyond = stem.padding - stem.kernel // 2  # the convolution pads by half its kernel
+        if beyond:
+            x = jnp.pad(x, ((0, 0), (beyond, beyond), (beyond, beyond), (0, 0)))
+        common = (self.dtype, self.reduce, kaiming_normal)
+        x = Conv(self.width, stem.kernel, stem.stride, *common, name="conv1")(x)
+        x = BatchNorm(self.bn_groups, dtype=self.dtype, name="bn1")(x, train)
+        x = nn.relu(x) if stem.relu else x
+        if stem.pool:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.stage_sizes):
             last = self.dilated and stage == len(self.stage_sizes) - 1

@@ -9,6 +9,7 @@ from moco_jax.data import recipes
 from moco_jax.errors import UserError
 from moco_jax.weights import (
     detectron2,
+    heads,
     huggingface,
     layouts,
     moco,
@@ -50,38 +51,83 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     layout = layouts.recognise(arrays)
     if layout.name.startswith("MoCo"):
         return moco.load(arrays, arch, stem)
-    query = layouts.plain(layouts.under(arrays, layout.query))
-    options = layouts.architecture(query, arch, stem)
-    if layout.name == "solo-learn" and options.get("stem") == "cifar" and not stem:
-        raise UserError(
-            "solo-learn pads its 3x3 stem by two pixels, and none here does; --stem=cifar takes it with one"
-        )
+    query, key = (
+        layouts.plain(layouts.under(arrays, prefix)) if prefix is not None else {}
+        for prefix in (layout.query, layout.key)
+    )
+    options = layouts.architecture(query, arch, _stem(arrays, layout, stem))
     first = query.get("conv1.weight", query.get("patch_embed.proj.weight"))
     channels = 3 if first is None else first.shape[1]
-    size = moco.image_size_of(query)
-    shapes = part(template(options, size, channels), "backbone")
-    key = layouts.plain(layouts.under(arrays, layout.key)) if layout.key else {}
-    taken = tuple(filter(None, (layout.query, layout.key)))
-    beside = [name for name in arrays if taken and not name.startswith(taken)]
-    classifier = [layout.query + n for n in query if n.startswith(("fc.", "head.", "heads."))]
-    if layout.name == "Hugging Face":
-        on_top = tuple(layout.query + name for name in huggingface.ON_TOP)
-        classifier += [name for name in arrays if name.startswith(on_top)]
     said = moco.preprocessing_of(query)
     if in_folder:
         said = huggingface.preprocessing(place) | said
-        size = said.get("image_size", size)
+    size = said.get("image_size", moco.image_size_of(query))
+    shapes = part(template(options, moco.image_size_of(query), channels), "backbone")
+    query, turned = timm.rows_first(query)
+    key, _ = timm.rows_first(key)
+    on_top = heads.load(arrays, layout, options, moco.image_size_of(query), channels, bool(key))
+    if turned:
+        on_top = on_top.reading_exchanged_features()
     found = Pretrained(
-        options=options,
-        query=joined(backbone=moco.load_backbone(query, shapes)),
-        key=joined(backbone=moco.load_backbone(key, shapes)) if key else None,
+        options=options | on_top.options,
+        query=joined(backbone=moco.load_backbone(query, shapes), **on_top.query),
+        key=joined(backbone=moco.load_backbone(key, shapes), **on_top.key) if key else None,
+        queue=on_top.queue,
         image_size=size,
         channels=channels,
-        left_out=(*classifier, *beside),
+        left_out=_left_out(arrays, layout, on_top.taken),
+        remarks=(*on_top.remarks, *_remarks(layout, options, turned, bool(in_folder))),
         preprocessing=said,
     )
     if in_folder:
         huggingface.check(place, found)
+    return found
+
+
+def _stem(arrays: layouts.Arrays, layout: layouts.Layout, stem: str) -> str:
+    """`stem`, or where it is '' what the names say of it; UserError where these differ or more must be said."""
+    said = layouts.stem_of(arrays, layout)
+    if said and stem not in ("", said):
+        raise UserError(
+            f"{layout.name}'s network has stem={said!r}; with stem={stem!r} it is another"
+        )
+    kernel = layouts.under(arrays, layout.query).get("conv1.weight", np.zeros((1, 1, 7, 7)))
+    if layout.name == "solo-learn" and not said and not stem and kernel.shape[-1] == 3:
+        raise UserError(
+            f"nothing says which 3x3 stem this is: --stem=cifar_pad2 if {layout.query} is solo-learn's, which pads by "
+            "two pixels, --stem=cifar if it pads by one"
+        )
+    return stem or said
+
+
+def _left_out(arrays: layouts.Arrays, layout: layouts.Layout, taken: tuple[str, ...]) -> tuple[str, ...]:  # fmt: skip
+    """The names that have no place here, those within an encoder first."""
+    encoders = tuple(prefix for prefix in (layout.query, layout.key) if prefix is not None)
+    within, beside = [], []
+    for name in arrays:
+        prefix = next((known for known in encoders if name.startswith(known)), None)
+        on_top = huggingface.ON_TOP if layout.name == "Hugging Face" else ()
+        inner = name.removeprefix(prefix or "")
+        if prefix is None:
+            beside += [] if name.startswith(taken or " ") else [name]
+        elif layouts.is_beside(inner) or inner.startswith(on_top):
+            within.append(name)
+    return (*within, *beside)
+
+
+def _remarks(
+    layout: layouts.Layout, options: dict[str, Any], turned: bool, in_folder: bool
+) -> list[str]:
+    found = []
+    if turned:
+        found.append(
+            "its positions count columns first: the halves of its width have changed places here, and so have those "
+            "of its features"
+        )
+    if options["name"] == "vit_small" and "width" not in options and not in_folder:
+        found.append(
+            "it is taken to have 12 attention heads, as MoCo v3's ViT-S; timm's own has 6, and the file does not say it"
+        )
     return found
 
 

@@ -23,16 +23,23 @@ class Layout:
         name: whose it is.
         query, key: what the names of the two encoders begin with; None: there is no momentum encoder.
         mark: an expression that some name matches from its start, in this layout and none above it.
+        heads: what the names of the query encoder's head and of the momentum encoder's begin with; None where heads
+            are no modules of their own.
     """
 
     name: str
     query: str
     key: str | None
     mark: str
+    heads: tuple[str, str] | None = None
+
+
+_SOLO = ("projector.", "momentum_projector.")
+_LIGHTLY = ("projection_head.layers.", "projection_head_momentum.layers.")
 
 
 # The first that fits is taken.
-LAYOUTS = (
+LAYOUTS: tuple[Layout, ...] = (
     Layout("MoCo", "encoder_q.", "encoder_k.", r"encoder_q\."),
     Layout("MoCo v3", "base_encoder.", "momentum_encoder.", r"base_encoder\."),
     Layout("Hugging Face", "resnet.", None, r"resnet\.embedder\."),
@@ -40,10 +47,25 @@ LAYOUTS = (
     Layout("Hugging Face", "", None, r"(embedder\.embedder|embeddings\.cls_token)"),
     Layout("Detectron2", "", None, r"stem\.conv1\."),
     Layout("torchvision", "", None, r"conv_proj\."),
-    Layout("solo-learn", "backbone.", "momentum_backbone.", r"momentum_backbone\."),
-    Layout("lightly", "backbone.", "backbone_momentum.", r"(backbone_momentum|projection_head)\."),
-    Layout("solo-learn", "backbone.", None, r"backbone\."),
-    Layout("solo-learn", "encoder.", "momentum_encoder.", r"encoder\."),
+    Layout("solo-learn", "backbone.", "momentum_backbone.", r"momentum_backbone\.", _SOLO),
+    # lightly's ImageNet benchmark, whose momentum encoder has the plain name.
+    Layout(
+        "lightly",
+        "query_backbone.",
+        "backbone.",
+        r"query_backbone\.",
+        ("query_projection_head.layers.", "projection_head.layers."),
+    ),
+    Layout(
+        "lightly",
+        "backbone.",
+        "backbone_momentum.",
+        r"(backbone_momentum|projection_head)\.",
+        _LIGHTLY,
+    ),
+    Layout("lightly", "vit.", None, r"vit\.(cls_token|class_token)$"),
+    Layout("solo-learn", "backbone.", None, r"backbone\.", _SOLO),
+    Layout("solo-learn", "encoder.", "momentum_encoder.", r"encoder\.", _SOLO),
     Layout("torchvision or timm", "", None, r"(conv1\.weight$|cls_token$|[01]\.weight$)"),
 )
 
@@ -74,8 +96,19 @@ def under(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
     }
 
 
+def is_beside(name: str) -> bool:
+    """Whether the entry `name` of an encoder, without the prefix of `Layout`, is of a part that ours ends before."""
+    return re.match(r"(vit\.)?(fc|linear|head|heads|mask_token)\b", name) is not None
+
+
 def plain(arrays: Arrays) -> dict[str, np.ndarray]:
-    """The entries of one encoder under torchvision's names for a ResNet, or timm's for a ViT, whichever it had."""
+    """The entries of one encoder under torchvision's names for a ResNet, or timm's for a ViT, whichever it had.
+
+    A classifier and the like are left out; running statistics of lightly's SplitBatchNorm become their splits' mean, as
+    it takes them in evaluation.
+    """
+    arrays = {name: array for name, array in arrays.items() if not is_beside(name)}
+    arrays = under(arrays, "vit.") or arrays
     if "class_token" in arrays:
         return torchvision_vit.to_timm(arrays)
     if huggingface.is_theirs(arrays):
@@ -83,8 +116,21 @@ def plain(arrays: Arrays) -> dict[str, np.ndarray]:
     if "stem.conv1.weight" in arrays:
         return detectron2.to_torchvision(arrays)
     if "0.weight" in arrays:
-        return _named(arrays)
-    return {name.replace(".shortcut.", ".downsample."): array for name, array in arrays.items()}
+        arrays = _named(arrays)
+    arrays = {name.replace(".shortcut.", ".downsample."): array for name, array in arrays.items()}
+    return {name: _merged(name, array, arrays) for name, array in arrays.items()}
+
+
+def _merged(name: str, array: np.ndarray, arrays: Arrays) -> np.ndarray:
+    scale = arrays.get(re.sub(r"running_(mean|var)$", "weight", name), array)
+    if not name.endswith(("running_mean", "running_var")) or len(array) <= len(scale):
+        return array
+    return array if len(array) % len(scale) else array.reshape(-1, len(scale)).mean(0)
+
+
+def _first_stage(arrays: Arrays) -> int:
+    """The number of a ResNet's first stage among the parts of a torch Sequential: 4, or less without ReLU or pool."""
+    return min(int(found[1]) for name in arrays if (found := re.match(r"(\d+)\.\d+\.", name)))
 
 
 def _named(arrays: Arrays) -> dict[str, np.ndarray]:
@@ -92,7 +138,7 @@ def _named(arrays: Arrays) -> dict[str, np.ndarray]:
 
     torchvision's own children are conv1, bn1, relu, maxpool, layer1, ...; lightly's are conv1, bn1, layer1, ...
     """
-    first = 2 if any(name.startswith("2.") for name in arrays) else 4
+    first = _first_stage(arrays)
     parts = {0: "conv1", 1: "bn1"} | {first + stage: f"layer{stage + 1}" for stage in range(4)}
 
     def renamed(found: re.Match) -> str:
@@ -102,6 +148,31 @@ def _named(arrays: Arrays) -> dict[str, np.ndarray]:
         re.sub(r"^(\d+)\.", renamed, name).replace(".shortcut.", ".downsample."): array
         for name, array in arrays.items()
     }
+
+
+def stem_of(arrays: Arrays, layout: Layout) -> str:
+    """The stem that only the names in a file with these entries tell apart; '' where they say nothing of it.
+
+    lightly puts the parts of its own ResNet in a row, and the ReLU after the first BatchNorm, which is none of them, is
+    lost. solo-learn's networks for CIFAR pad the image by two pixels.
+
+    Raises:
+        UserError: a 7x7 stem without ReLU or pool, which none here is.
+    """
+    encoder = under(arrays, layout.query)
+    first = encoder.get("conv1.weight", encoder.get("0.weight"))
+    if first is None or first.ndim != 4:
+        return ""
+    small, stage = first.shape[-1] == 3, _first_stage(encoder) if "0.weight" in encoder else 4
+    if not small and stage != 4:
+        raise UserError(
+            f"no encoder here has a {first.shape[-1]}x{first.shape[-1]} stem without ReLU and pool: layer1 is part "
+            f"number {stage} of {layout.query or 'the network'}, and torchvision's is number 4"
+        )
+    if small and stage == 2:
+        return "cifar_no_relu"
+    solos = ("classifier.", "projector.", "momentum_")
+    return "cifar_pad2" if small and layout.name == "solo-learn" and any(name.startswith(solos) for name in arrays) else ""  # fmt: skip
 
 
 def architecture(arrays: Arrays, name: str = "", stem: str = "") -> dict[str, Any]:

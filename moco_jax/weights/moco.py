@@ -74,7 +74,7 @@ def save_head(variables: Variables) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def _head_options(arrays: Arrays) -> dict[str, Any]:
+def head_options(arrays: Arrays) -> dict[str, Any]:
     """The arguments of `encoders.create` for a head with these entries."""
     matrices = {name: array for name, array in arrays.items() if array.ndim == 2}
     if list(matrices) == ["weight"]:
@@ -86,6 +86,11 @@ def _head_options(arrays: Arrays) -> dict[str, Any]:
     if "0.bias" in arrays:
         return {"head": "mlp", **sizes}
     return {"head": "v3_resnet" if len(order) == 2 else "v3_vit", **sizes}
+
+
+def predictor_of(arrays: Arrays) -> str:
+    """The key of `encoders.PREDICTORS` of the predictor with these entries."""
+    return "v3_vit" if "4.running_mean" in arrays else "v3_resnet"
 
 
 def _keyword(options: Mapping[str, Any]) -> str:
@@ -130,9 +135,9 @@ def load(state_dict: Arrays, arch: str = "", stem: str = "") -> Pretrained:
     query, key = layouts.under(arrays, layout.query), layouts.under(arrays, layout.key or "")
     options = layouts.architecture(query, arch, stem)
     head, predictor = _keyword(options), layouts.under(arrays, "predictor.")
-    options |= _head_options(layouts.under(query, head))
+    options |= head_options(layouts.under(query, head))
     if predictor:
-        options["predictor"] = "v3_vit" if "4.running_mean" in predictor else "v3_resnet"
+        options["predictor"] = predictor_of(predictor)
     first = query.get("conv1.weight", query.get("patch_embed.proj.weight"))
     channels = 3 if first is None else first.shape[1]
     size = image_size_of(query)
@@ -172,8 +177,12 @@ def _load_queue(arrays: Arrays, dim: int) -> np.ndarray | None:
     queue = arrays["queue"]
     if queue.ndim != 2 or queue.shape[0] != dim:
         raise UserError(f"weights do not fit: queue has shape {queue.shape}, not ({dim}, K)")
-    pointer = int(np.ravel(arrays.get("queue_ptr", 0))[0])
-    return np.ascontiguousarray(np.roll(queue.T, -pointer, axis=0))
+    return oldest_first(queue, arrays.get("queue_ptr", np.zeros(1)))
+
+
+def oldest_first(queue: np.ndarray, pointer: np.ndarray) -> np.ndarray:
+    """`[K, dim]`, the oldest key first, from `[dim, K]` with a `pointer` at the oldest."""
+    return np.ascontiguousarray(np.roll(queue.T, -int(np.ravel(pointer)[0]), axis=0))
 
 
 def save_encoder(variables: Variables, options: Mapping[str, Any], image_size: int) -> dict[str, np.ndarray]:  # fmt: skip

@@ -27,6 +27,7 @@ class Pretrained:
         image_size: side in pixels of the images that it was trained on; 224 where nothing says it.
         channels: of these images.
         left_out: names of entries of a file that have no place here.
+        remarks: sentences on what was read otherwise than it stands in the file, or is not known of it.
         preprocessing: what is known of how its images are made: `image_size` where it is no guess, `mean` and `std` per
             channel of images scaled to 0..1, and `resize`, the length of the shorter side before the centre crop.
     """
@@ -38,6 +39,7 @@ class Pretrained:
     image_size: int = 224
     channels: int = 3
     left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

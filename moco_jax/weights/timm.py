@@ -16,6 +16,8 @@ from moco_jax.errors import UserError
 
 Variables = dict[str, Any]
 
+ONLY = ", and a ViT has no other positions here, no learnt ones"
+
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # The conv stem is a torch Sequential: convolution, BatchNorm and ReLU four times, then the last convolution.
 _STEM = {f"{kind}{i + 1}": 3 * i + (kind == "bn") for i in range(4) for kind in ("conv", "bn")}
@@ -80,10 +82,39 @@ def load(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables
             loaded[path] = np.ascontiguousarray(_from_torch(array, len(leaf.shape)), leaf.dtype)
     faults += [f"unexpected {name}" for name in found]
     if positions is not None and not _are_fixed(positions):
-        faults.append("pos_embed is not the fixed sine and cosine table")
+        faults.append(f"pos_embed is not the fixed sine and cosine table{ONLY}")
     if faults:
         raise UserError(f"weights do not fit the encoder: {'; '.join(faults)}")
     return traverse_util.unflatten_dict(loaded)
+
+
+def rows_first(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
+    """The entries with positions that count rows first, as here, and whether they counted columns first before.
+
+    Such is the table of MAE and of what follows it: rows and columns have changed places, which are the two halves of
+    the width. A ViT does not know the order of its width: with the halves exchanged in everything that adds to tokens or
+    reads them it is the same network, whose features come out with their halves exchanged (`exchanged` of its own).
+    """
+    positions = state_dict.get("pos_embed")
+    if positions is None or _are_fixed(positions) or not _are_fixed(exchanged(positions, -1)):
+        return dict(state_dict), False
+    turned = {}
+    for name, array in state_dict.items():
+        if re.search(r"(attn\.qkv|mlp\.fc1)\.weight$", name):
+            array = exchanged(array, 1)
+        elif re.search(r"(norm\d?|attn\.proj|mlp\.fc2)\.(weight|bias)$", name) or re.match(
+            r"patch_embed\.proj\.(12\.)?(weight|bias)$", name
+        ):
+            array = exchanged(array, 0)
+        elif name in ("cls_token", "pos_embed"):
+            array = exchanged(array, -1)
+        turned[name] = array
+    return turned, True
+
+
+def exchanged(array: np.ndarray, axis: int) -> np.ndarray:
+    """`array` with the two halves of `axis` in each other's place."""
+    return np.roll(array, array.shape[axis] // 2, axis)
 
 
 def save(variables: Variables, image_size: int) -> dict[str, np.ndarray]:

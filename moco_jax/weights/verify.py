@@ -183,7 +183,7 @@ def _resnet(torch: Any, pretrained: Pretrained, entries: Arrays) -> Any:
     """torchvision's ResNet with as many channels and with the stem that ours has."""
     resnet: Any = weight_files.library("torchvision.models.resnet", "torch")
     backbone: Any = pretrained.encoder.backbone
-    kernel, stride, pool = STEMS[backbone.stem]
+    stem = STEMS[backbone.stem]
 
     class Network(resnet.ResNet):
         def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> Any:
@@ -194,10 +194,11 @@ def _resnet(torch: Any, pretrained: Pretrained, entries: Arrays) -> Any:
     block = resnet.Bottleneck if backbone.bottleneck else resnet.BasicBlock
     network = Network(block, list(backbone.stage_sizes))
     network.conv1 = torch.nn.Conv2d(
-        pretrained.channels, backbone.width, kernel, stride, kernel // 2, bias=False
+        pretrained.channels, backbone.width, stem.kernel, stem.stride, stem.padding, bias=False
     )
     network.bn1 = torch.nn.BatchNorm2d(backbone.width)
-    network.maxpool = network.maxpool if pool else torch.nn.Identity()
+    network.relu = network.relu if stem.relu else torch.nn.Identity()
+    network.maxpool = network.maxpool if stem.pool else torch.nn.Identity()
     network.fc = torch.nn.Identity()
     return _filled(torch, network, _without_classifier(layouts.plain(entries)))
 

@@ -261,7 +261,7 @@ def test_a_checkpoint_of_the_authors_gives_their_outputs(tmp_path, kind):
 
 
 def in_parts(net, first):
-    """The names in a Sequential of a ResNet's parts, as lightly has it: layer1 is its part number `first`."""
+    """The names in a Sequential of a ResNet's parts, as lightly's examples have it: layer1 is its part number `first`."""
     numbers = {"conv1": 0, "bn1": 1} | {f"layer{i + 1}": first + i for i in range(4)}
     return {
         f"{numbers[name.split('.')[0]]}.{name.split('.', 1)[1]}": value
@@ -279,7 +279,6 @@ def under(prefix, state_dict):
     [
         ("torchvision", ("fc.weight", "fc.bias")),
         ("lightly", ("projection_head.layers.0.weight",)),
-        ("lightly's own", ("projection_head.layers.0.weight",)),
         ("solo-learn", ("classifier.weight",)),
         ("old solo-learn", ("classifier.weight",)),
     ],
@@ -289,11 +288,9 @@ def test_state_dicts_of_other_libraries_give_their_features(tmp_path, library, l
     net = resnet10(nn.Linear(512, 3))
     own = {k: v for k, v in net.state_dict().items() if not k.startswith("fc.")}
     beside = {} if library == "torchvision" else {left_out[0]: torch.zeros(2, 2)}
-    shortcuts = {k.replace("downsample", "shortcut"): v for k, v in in_parts(net, 2).items()}
     state_dict = {
         "torchvision": net.state_dict(),
         "lightly": under("backbone.", in_parts(net, 4)) | under("backbone_momentum.", in_parts(net, 4)),
-        "lightly's own": under("backbone.", shortcuts),
         "solo-learn": under("backbone.", own) | under("momentum_backbone.", own),
         "old solo-learn": under("encoder.", own) | under("momentum_encoder.", own),
     }[library]  # fmt: skip
@@ -301,7 +298,7 @@ def test_state_dicts_of_other_libraries_give_their_features(tmp_path, library, l
     torch.save({"state_dict": state_dict | beside}, path)
     found = bridge.load(path)
     assert found.left_out == left_out
-    assert (found.key is None) == (library in ("torchvision", "lightly's own"))
+    assert (found.key is None) == (library == "torchvision")
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     net.fc = nn.Identity()
     expected = run(net, torch.tensor(images).permute(0, 3, 1, 2))
@@ -396,15 +393,6 @@ def test_the_authors_linear_scripts_read_it(tmp_path, kind):
     missing, unexpected = net.load_state_dict(entries, strict=False)
     assert set(missing) == {f"{last}.weight", f"{last}.bias"}
     assert unexpected == []
-
-
-def test_solo_learns_stem_is_not_taken_for_ours_in_silence(tmp_path):
-    entries, _ = bridge.entries(made("v2"), "torchvision")
-    path = str(tmp_path / "weights.pth")
-    files.write(path, under("backbone.", entries) | {"classifier.weight": np.zeros((2, 2))}, {})
-    with pytest.raises(UserError, match="pads its 3x3 stem by two pixels"):
-        bridge.load(path)
-    assert bridge.load(path, stem="cifar").options["stem"] == "cifar"
 
 
 def test_pictures_of_a_folder_are_resized_and_normalised(tmp_path):

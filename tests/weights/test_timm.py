@@ -62,7 +62,7 @@ def test_every_fault_is_named():
         "blocks.0.mlp.fc1.weight has shape (24, 96), not (96, 24)",
         "missing blocks.1.attn.qkv.bias",
         "patch_embed.proj.weight has shape (24, 48), not (24, 3, 4, 4)",
-        "pos_embed is not the fixed sine and cosine table",
+        "pos_embed is not the fixed sine and cosine table, and a ViT has no other positions here, no learnt ones",
         "unexpected blocks.7.norm1.weight",
     ]
 

@@ -75,6 +75,8 @@ def open_images(task: Task, features: str) -> Subject:
         "test images": f"{test:,} of {subject.test.about}",
         "devices": f"{subject.mesh.size} x {subject.mesh.devices.flat[0].device_kind}",
     })  # fmt: skip
+    for remark in found.remarks:
+        task.console.line(remark)
     return subject
 
 
