@@ -20,6 +20,7 @@ from moco_jax.command_line import fail, set_up, start
 from moco_jax.errors import UserError
 from moco_jax.evaluation.commands import finetune, knn, linear, segmentation
 from moco_jax.evaluation.commands.common import Task
+from moco_jax.evaluation.resume import Trainings
 from moco_jax.report.console import Console, Progress
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Of the run; the result is written there.")
@@ -72,10 +73,14 @@ def evaluate(name: str, console: Console) -> None:
     if UNTRAINED.value:
         encoders["untrained"] = trained.untrained(found)
     folder = files.absolute(OUT.value or place)
-    result = EVALUATIONS[name](Task(encoders, WHICH.value, folder, console, Progress(console)))
+    trainings = Trainings(folder / f"evaluate_{name}", console)
+    result = EVALUATIONS[name](
+        Task(encoders, WHICH.value, folder, console, Progress(console), trainings)
+    )
     about = {"evaluation": name, "of": place, "step": found.step, "which": WHICH.value}
     path = folder / f"evaluate_{name}.json"
     files.write(path, (json.dumps(about | result, indent=2) + "\n").encode())
+    trainings.forget()
     console.line(f"written: {path}")
 
 

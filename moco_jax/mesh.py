@@ -45,9 +45,12 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[s] for s in slices if s is not None]))
 
 
-def to_every_device(mesh: Mesh, x: np.ndarray) -> jax.Array:
-    """An array that each host has whole -> a global array that each device has whole."""
-    return jax.make_array_from_callback(x.shape, replicated(mesh), lambda _: x)
+def to_every_device(mesh: Mesh, arrays: Any) -> Any:
+    """Arrays that each host has whole -> global arrays that each device has whole."""
+    layout = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, layout, lambda _: x), arrays
+    )
 
 
 def to_devices(mesh: Mesh, rows: Any) -> Any:

@@ -46,6 +46,11 @@ class Labelled:
     classes: np.ndarray
     about: str
 
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What tells these images from others, as `resume.digest` takes it."""
+        return self.about, self.indices, self.classes
+
     def classes_of(self, indices: np.ndarray) -> np.ndarray:
         """The classes int64 `[m]` of some of `indices`."""
         return self.classes[np.searchsorted(self.indices, indices)]

@@ -11,6 +11,7 @@ from moco_jax import trained
 from moco_jax.data import recipes
 from moco_jax.errors import UserError
 from moco_jax.evaluation import published
+from moco_jax.evaluation.resume import Trainings
 from moco_jax.evaluation.subject import Report, Subject, open_subject
 from moco_jax.report.console import Console
 
@@ -44,6 +45,7 @@ class Task:
         folder: where results are kept.
         console: where a person reads.
         report: shows how far it is.
+        trainings: where they are kept until the evaluation has ended.
     """
 
     encoders: Encoders
@@ -51,6 +53,7 @@ class Task:
     folder: epath.Path
     console: Console
     report: Report
+    trainings: Trainings
 
     @property
     def found(self) -> trained.Trained:

@@ -62,6 +62,7 @@ def run(task: Task) -> dict[str, Any]:
             tuned = finetune.train(
                 subject, start, images, how, recipe, functools.partial(_report, task, encoder),
                 scratch=encoder == "from scratch", exact_epochs=bool(EPOCHS.value), tests=TESTS.value,
+                kept=task.trainings.one(f"{called}, {encoder}"),
             )  # fmt: skip
             task.console.line(f"{called}, {encoder}: {percent(tuned.accuracies[-1])}")
             if not tuned.loss < float("inf"):

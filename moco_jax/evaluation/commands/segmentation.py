@@ -69,8 +69,8 @@ def run(task: Task) -> dict[str, Any]:
         weights = {kind: found.variables[kind]["backbone"] for kind in ("params", "batch_stats")}
         state = training.start(network, weights, config.channels, config.seed)
         variables, losses = training.fine_tune(
-            network, state, train, chosen, mesh, seed=config.seed, **usual
-        )
+            network, state, train, chosen, mesh, seed=config.seed, kept=task.trainings.one(name, weights), **usual
+        )  # fmt: skip
         counts = scoring.score(network, variables, test, mesh, **usual)
         each = scoring.intersection_over_union(counts)
         mean = float(np.nanmean(each))
