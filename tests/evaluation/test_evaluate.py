@@ -124,6 +124,7 @@ def test_command_lines(workdir, tmp_path):
     assert tuned["accuracy"] == tuned["accuracy_by_epoch"][-1]
     # The run has not moved its weights, so that the two differ in their rates alone.
     assert scratch["accuracy_by_epoch"] != tuned["accuracy_by_epoch"]
+    assert not (workdir / "evaluate_finetune").exists()  # no states are left behind
     if can_pack:
         saved = weight_files.read(packed)
         assert saved["fc.weight"].shape == (10, 64)
