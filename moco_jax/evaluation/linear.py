@@ -158,7 +158,7 @@ def train_on_crops(
     scores: list[float] = notes.get("scores", [])
     for n, (epoch, arrays) in enumerate(batches, begun):
         classifier, buffer, loss = step(
-            classifier, buffer, encode(arrays["image"]), arrays["classes"], arrays["present"], rate_at(jnp.asarray(n))
+            classifier, buffer, encode(arrays["image"]), arrays["classes"], arrays["present"], np.asarray(rate_at(jnp.asarray(n)))
         )  # fmt: skip
         said = f"epoch {epoch + 1}/{chosen.epochs}  step {n % steps + 1}/{steps}"
         if (n + 1) % steps == 0:

@@ -207,7 +207,7 @@ def fine_tune(
     running: list[jax.Array] = []
     for n, batch in enumerate(views(scenes, chosen, rows, fill, seed, workers, begun), begun):
         arrays = mesh_lib.to_devices(mesh, batch)
-        rate = rate_at(jnp.asarray(n))
+        rate = np.asarray(rate_at(jnp.asarray(n)))
         state, loss = step(state, arrays["image"], arrays["label"], rate)
         running.append(loss)
         last = n + 1 == chosen.iterations
