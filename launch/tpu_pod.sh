@@ -7,11 +7,11 @@
 #   launch/tpu_pod.sh run -- --config=configs/imagenet.py --workdir=gs://BUCKET/imagenet
 #   launch/tpu_pod.sh logs               follow the log of host WORKER; Ctrl-C leaves the run alone
 #   launch/tpu_pod.sh status             state of the slice, and whether the program runs on its hosts
-#   launch/tpu_pod.sh stop               let the program save and end; `run` goes on
+#   launch/tpu_pod.sh stop               let the program end, pretraining after it saved; `run` goes on
 #   launch/tpu_pod.sh resume -- ...      with what `run` got: go on after a preemption or a stop
 #   launch/tpu_pod.sh delete             give the slice back
 #
-# What stands after -- goes to `python -m moco_jax.main --distributed` unchanged. The workdir must be where all
+# What stands after -- goes to `python -m MODULE --distributed` unchanged. The workdir must be where all
 # hosts see it: gs://BUCKET/FOLDER, or an absolute path on a disk that all of them mount. So must the data.
 #
 # resume does what the state of the slice asks for: ACTIVE: start the program again; SUSPENDED (preempted) or
@@ -26,6 +26,7 @@
 NAME=${NAME:-moco}                        # name of the slice and of its queued resource
 ZONE=${ZONE:-}                            # zone, such as us-central2-b
 TYPE=${TYPE:-}                            # accelerator type, such as v4-32, v5litepod-16, v5p-32, v6e-16
+MODULE=${MODULE:-moco_jax.main}           # program that `run` and `resume` start; moco_jax.evaluate evaluates
 PROJECT=${PROJECT:-}                      # Cloud project; empty: the one that gcloud is set to
 RUNTIME=${RUNTIME:-}                      # image of the hosts; empty: the one for TYPE
 SPOT=${SPOT:-false}                       # cheaper, but may be preempted
@@ -133,7 +134,7 @@ say="echo \"\$(hostname):\""
 
 start() {
     local program
-    program=$(quote env PYTHONUNBUFFERED=1 .venv/bin/python -m moco_jax.main --distributed "$@")
+    program=$(quote env PYTHONUNBUFFERED=1 .venv/bin/python -m "$MODULE" --distributed "$@")
     ssh_to all "$enter; if $running; then $say already running; exit 1; fi; nohup $program >>run.log 2>&1 </dev/null & echo \$! >run.pid"
 }
 

@@ -11,15 +11,18 @@ from moco_jax import quiet  # noqa: F401
 
 # isort: split
 import json
+from typing import Any
 
+import jax
 from absl import flags, logging
 
 from moco_jax import config as config_lib
-from moco_jax import files, trained
+from moco_jax import files, host_flags, hosts, trained
 from moco_jax.command_line import fail, set_up, start
 from moco_jax.errors import UserError
 from moco_jax.evaluation.commands import finetune, knn, linear, segmentation
 from moco_jax.evaluation.commands.common import Task
+from moco_jax.evaluation.resume import Trainings, digest
 from moco_jax.report.console import Console, Progress
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Of the run; the result is written there.")
@@ -37,6 +40,8 @@ STD = flags.DEFINE_list("std", [], "As --mean.")
 STEM = flags.DEFINE_string("stem", "", "Of a ResNet in --weights; empty: 'imagenet' or 'cifar', by its kernel.")  # fmt: skip
 UNTRAINED = flags.DEFINE_bool("untrained", False, "Also the same encoder before its training.")
 
+# What hosts may be told differently.
+OWN = {"process_id", "coordinator", "data_dir", "test_data_dir", "debug"}
 EVALUATIONS = {
     "knn": knn.run, "linear": linear.run, "finetune": finetune.run, "segmentation": segmentation.run,
 }  # fmt: skip
@@ -51,7 +56,14 @@ def _statistics(flag: flags.FlagHolder) -> tuple[float, ...]:
         ) from error
 
 
-def evaluate(name: str, console: Console) -> None:
+def _given() -> dict[str, Any]:
+    """The flags of this package by name, as all hosts of an evaluation must have them."""
+    known = flags.FLAGS.flags_by_module_dict().items()
+    ours = [flag for module, found in known if module.startswith("moco_jax") for flag in found]
+    return {f"--{flag.name}": flag.value for flag in ours if flag.name not in OWN}
+
+
+def evaluate(name: str) -> None:
     """The evaluation `name` of the run, or the weights, that the flags tell of."""
     if bool(WORKDIR.value) == bool(WEIGHTS.value):
         raise UserError(
@@ -64,18 +76,28 @@ def evaluate(name: str, console: Console) -> None:
         raise UserError(f"{place} is no workdir of a run; weights are named by --weights=FILE")
     set_up(trained.read_config(place) if WORKDIR.value else config_lib.default_config())
     logging.set_verbosity(logging.ERROR)
+    host_flags.join(asks_for_stops=False)
+    console = Console(speaks=jax.process_index() == 0)
     found = trained.load(
         place, WHICH.value, STEP.value, image_size=IMAGE_SIZE.value, mean=_statistics(MEAN), std=_statistics(STD),
         stem=STEM.value,
     )  # fmt: skip
+    hosts.require_agreement(hosts.facts_of(found.config) | _given() | {
+        "evaluation": name, "step": found.step, "weights": digest(found.variables),
+    })  # fmt: skip
     encoders = {"trained": found}
     if UNTRAINED.value:
         encoders["untrained"] = trained.untrained(found)
     folder = files.absolute(OUT.value or place)
-    result = EVALUATIONS[name](Task(encoders, WHICH.value, folder, console, Progress(console)))
+    trainings = Trainings(folder / f"evaluate_{name}", console)
+    result = EVALUATIONS[name](
+        Task(encoders, WHICH.value, folder, console, Progress(console), trainings)
+    )
     about = {"evaluation": name, "of": place, "step": found.step, "which": WHICH.value}
     path = folder / f"evaluate_{name}.json"
-    files.write(path, (json.dumps(about | result, indent=2) + "\n").encode())
+    if jax.process_index() == 0:
+        files.write(path, (json.dumps(about | result, indent=2) + "\n").encode())
+    trainings.forget()
     console.line(f"written: {path}")
 
 
@@ -85,7 +107,7 @@ def main(argv: list[str]) -> None:
         fail(
             f"one of {', '.join(EVALUATIONS)} is needed: python -m moco_jax.evaluate knn --workdir=FOLDER"
         )
-    evaluate(argv[1], Console())
+    evaluate(argv[1])
 
 
 def run() -> None:

@@ -16,7 +16,9 @@ from ml_collections import ConfigDict
 from moco_jax.errors import UserError
 
 
-def start_hosts(distributed: bool, coordinator: str, num_processes: int, process_id: int) -> None:
+def start_hosts(
+    distributed: bool, coordinator: str, num_processes: int, process_id: int, asks_for_stops: bool
+) -> None:
     """Join the processes of one run, before anything else asks for devices.
 
     Args:
@@ -24,7 +26,10 @@ def start_hosts(distributed: bool, coordinator: str, num_processes: int, process
         coordinator: else HOST:PORT of process 0; empty for a run of one process.
         num_processes: how many there are.
         process_id: which of them this is, from 0.
+        asks_for_stops: whether SIGTERM is left to JAX's preemption service, because the program asks it after every step;
+            else SIGTERM ends the process.
     """
+    jax.config.update("jax_enable_preemption_service", asks_for_stops)
     if num_processes > 1 and not coordinator:
         raise UserError(
             f"--num_processes={num_processes} needs --coordinator=HOST:PORT, the address of process 0"

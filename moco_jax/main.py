@@ -17,7 +17,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from moco_jax import hosts, train
+from moco_jax import host_flags, train
 from moco_jax.command_line import fail, refuse_words, set_up, start
 from moco_jax.errors import full_disk
 
@@ -30,14 +30,6 @@ WORKDIR = flags.DEFINE_string(
 ALLOW_CHANGE = flags.DEFINE_list(
     "allow_change", [], "Recipe settings that may differ from those the workdir was begun with."
 )
-DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join a run of many hosts whose addresses the platform gives."
-)
-COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "HOST:PORT of process 0, to join a run of several processes by hand."
-)
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "With --coordinator: how many there are.")
-PROCESS_ID = flags.DEFINE_integer("process_id", 0, "With --coordinator: which this one is.")
 
 
 def main(argv: list[str]) -> None:
@@ -47,9 +39,7 @@ def main(argv: list[str]) -> None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
     set_up(CONFIG.value)
     try:
-        hosts.start_hosts(
-            DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
-        )
+        host_flags.join(asks_for_stops=True)
         stopped = train.train(CONFIG.value, WORKDIR.value, set(ALLOW_CHANGE.value))
     except OSError as error:
         if error.errno != errno.ENOSPC:

@@ -4,6 +4,8 @@ All sharding of the project is decided here: images and queue by their batch axi
 every device. A program on one device is the same program with a mesh of one.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,9 +47,28 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[s] for s in slices if s is not None]))
 
 
-def to_every_device(mesh: Mesh, x: np.ndarray) -> jax.Array:
-    """An array that each host has whole -> a global array that each device has whole."""
-    return jax.make_array_from_callback(x.shape, replicated(mesh), lambda _: x)
+def to_every_device(mesh: Mesh, arrays: Any) -> Any:
+    """Arrays that each host has whole -> global arrays that each device has whole."""
+    layout = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, layout, lambda _: x), arrays
+    )
+
+
+def divided(mesh: Mesh, x: np.ndarray, axis: int = 0) -> jax.Array:
+    """An array that each host has whole -> a global array that is divided over the devices along `axis`."""
+    layout = sharded(mesh, axis)
+    return jax.make_array_from_callback(x.shape, layout, lambda place: x[place])
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
+
+
+def to_hosts(mesh: Mesh, arrays: Any) -> Any:
+    """Global arrays, however they lie on the devices -> NumPy arrays that each host has whole; every host must call it."""
+    return jax.device_get(_gather(mesh)(arrays))
 
 
 def to_devices(mesh: Mesh, rows: Any) -> Any:

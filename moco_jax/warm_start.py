@@ -152,7 +152,7 @@ def begin(program: Program, weights: Weights, momentum: float) -> TrainState:
     """
     layout = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
     imported = (weights.query, weights.key, weights.queue)
-    on_devices = jax.tree.map(lambda x: mesh.to_every_device(program.mesh, x), imported)
+    on_devices = mesh.to_every_device(program.mesh, imported)
 
     def planted(fresh: TrainState, query: Variables, key: Variables, queue: Any) -> TrainState:
         params = fresh.params | _as(query.get("params", {}), fresh.params)

@@ -24,14 +24,23 @@ for words in json.loads(sys.argv[2]):
 
 def command_lines(module, lines, folder=None):
     """Of each of `lines`, words for `python -m module` given in `folder`, what it printed, and its errors; two devices."""
+    return ended(started(module, lines, 2, folder))
+
+
+def started(module, lines, devices, folder=None):
+    """A process that goes through `lines` on so many CPU devices; `ended` waits for it."""
     command = [sys.executable, "-c", DRIVER, module, json.dumps(lines)]
     given = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.getcwd(),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": os.getcwd(),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
-    ended = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=os.environ | given
-    )
-    assert not ended.returncode, ended.stderr
-    printed, errors = (out.split("BEGIN\n")[1:] for out in (ended.stdout, ended.stderr))
-    return list(zip(printed, errors, strict=True))
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=os.environ | given
+    )  # fmt: skip
+
+
+def ended(process):
+    """What `command_lines` returns, of a process that was `started`."""
+    printed, errors = process.communicate()
+    assert not process.returncode, errors
+    return list(zip(printed.split("BEGIN\n")[1:], errors.split("BEGIN\n")[1:], strict=True))

@@ -62,3 +62,13 @@ def assert_bitwise_equal(one, other):
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def assert_close(one, other):
+    """Equal but for the rounding of sums in another order."""
+    assert one.keys() == other.keys()
+    for name in one:
+        if one[name].dtype.kind == "U":
+            assert one[name] == other[name], name
+        else:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=1e-5, err_msg=name)

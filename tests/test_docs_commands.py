@@ -106,7 +106,9 @@ def command_in(line):
             assert (ROOT / word).exists(), word
             if "--" not in after:
                 return None
-            module, after = "moco_jax.main", after[after.index("--") + 1 :]
+            given = dict(w.split("=", 1) for w in words[:place] if "=" in w)
+            module = given.get("MODULE", "moco_jax.main")
+            after = after[after.index("--") + 1 :]
         if module:
             ends = [n for n, w in enumerate(after) if w in ENDS]
             return module, after[: ends[0]] if ends else after
@@ -201,4 +203,5 @@ def test_launch_scripts_take_what_the_page_gives_them():
             "imagenet:v2" in done.stdout
             or "imagenet.py:v2" in done.stdout
             or "digits" in done.stdout
+            or "moco_jax.evaluate" in done.stdout
         )

@@ -208,6 +208,13 @@ def test_tpu_pod_dry_run_keeps_the_arguments(action, tmp_path):
     assert words[words.index("-m") :] == ["-m", "moco_jax.main", "--distributed", *PROGRAM]
 
 
+def test_tpu_pod_runs_other_programs(tmp_path):
+    words = ["finetune", "--workdir=gs://bucket/run", "--labels=1,10"]
+    command = dry("tpu_pod.sh", "run", "--", *words, cwd=tmp_path, MODULE="moco_jax.evaluate")[-1]
+    program = remote(command).partition("nohup ")[2].rpartition(" >>run.log")[0]
+    assert shlex.split(program)[3:] == ["-m", "moco_jax.evaluate", "--distributed", *words]
+
+
 def test_tpu_pod_other_commands(tmp_path):
     (command,) = dry("tpu_pod.sh", "logs", cwd=tmp_path, WORKER=3)
     assert "--worker=3" in command

@@ -20,6 +20,7 @@ def epoch_batches(
     batch_size: int,
     seed: int,
     workers: int,
+    start: int = 0,
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
     """Batches of `epochs` epochs, ceil(N / B) in each, with new crops in every epoch.
 
@@ -33,19 +34,21 @@ def epoch_batches(
         epochs, batch_size: how many, and B, which divides over the devices.
         seed: of order and crops.
         workers: threads, as in `pipeline.train_batches`.
+        start: how many batches to leave out at the beginning; they are not made.
 
     Yields:
         the epoch, and `image` uint8 `[B, S, S, C]`, `classes` int `[B]`, `present` bool `[B]` (whether a row counts),
         divided over the devices.
     """
     number, rows = len(images.indices), mesh_lib.local_rows(mesh, batch_size)
+    steps = -(-number // batch_size)
 
     def places():
-        for epoch in range(epochs):
-            for start in range(0, number, batch_size):
-                wanted = np.arange(start, start + batch_size)[rows]
-                found = order.permute(wanted % number, number, seed, epoch)
-                yield epoch, found, wanted < number
+        for n in range(start, epochs * steps):
+            epoch, step = divmod(n, steps)
+            wanted = step * batch_size + rows
+            found = order.permute(wanted % number, number, seed, epoch)
+            yield epoch, found, wanted < number
 
     reads = ((epoch, images.indices[found]) for epoch, found, _ in places())
     views = pipeline.view_batches(images.source, recipe, reads, len(rows), seed, workers)

@@ -64,7 +64,6 @@ def stream(
     steps = -(-len(indices) // batch_size)
     padded = np.resize(np.asarray(indices, np.int64), (steps, batch_size))
     rows = mesh_lib.local_rows(mesh, batch_size)
-    everywhere = jax.jit(lambda x: x, out_shardings=mesh_lib.replicated(mesh))
     if crops is None:
         batches = pipeline.evaluation_batches(source, recipe, padded[:, rows], workers)
     else:
@@ -73,7 +72,7 @@ def stream(
         batches = pipeline.view_batches(source, recipe, reads, len(rows), seed, workers)
     for step, batch in enumerate(batches):
         arrays = mesh_lib.to_devices(mesh, {name: batch[name] for name in ("image", "ok")})
-        ok = np.asarray(everywhere(arrays["ok"]))
+        ok = mesh_lib.to_hosts(mesh, arrays["ok"])
         ok = ok & (np.arange(step * batch_size, (step + 1) * batch_size) < len(indices))
         yield np.asarray(encode(arrays["image"]), np.float32)[ok], padded[step][ok]
 

@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from moco_jax import encoders, optim, parts, trained
 from moco_jax import mesh as mesh_lib
 from moco_jax.data import recipes
 from moco_jax.encoding import to_network_input
-from moco_jax.evaluation import linear, mixing
+from moco_jax.evaluation import linear, mixing, resume
 from moco_jax.evaluation.batches import epoch_batches
 from moco_jax.evaluation.subject import Labelled, Report, Subject
 
@@ -270,6 +271,7 @@ def train(
     scratch: bool = False,
     exact_epochs: bool = False,
     tests: int = 20,
+    kept: resume.Kept = resume.NOT_KEPT,
 ) -> Tuned:
     """Train on crops of `images` that are drawn anew in every epoch; test on centre crops, in evaluation mode and float32.
 
@@ -283,6 +285,7 @@ def train(
         scratch: whether rates are those of training from scratch.
         exact_epochs: as in `shape`.
         tests: how often the test images are classified at most, the last time after the last epoch.
+        kept: where the training goes on, and is saved.
     """
     config, mesh = subject.config, subject.mesh
     batch, steps, epochs = shape(how, len(images.indices), mesh.size, exact_epochs)
@@ -308,12 +311,18 @@ def train(
         1.0, "cosine_per_step", epochs, steps, warmup_epochs=how.warmup * epochs
     )
     factors = np.asarray(rate_at(jnp.arange(epochs * steps)), np.float32)
+    facts = (
+        start.variables, encoder, how, (batch, steps, epochs), recipe, scratch, tested, tuple(config.mean), tuple(config.std),
+        config.seed, subject.classes, subject.recipe, images.facts, subject.test.facts,
+    )  # fmt: skip
+    state, begun, notes = kept.begin(mesh, state, facts)
     batches = epoch_batches(
-        images, recipe, mesh, epochs=epochs, batch_size=batch, seed=config.seed, workers=config.workers
+        images, recipe, mesh, epochs=epochs, batch_size=batch, seed=config.seed, workers=config.workers, start=begun
     )  # fmt: skip
     side, key = config.image_size, jax.random.key(config.seed)
-    accuracies: list[float] = []
-    for n, (epoch, arrays) in enumerate(batches):
+    accuracies: list[float] = notes.get("accuracies", [])
+    loss = notes.get("loss", math.nan)
+    for n, (epoch, arrays) in enumerate(batches, begun):
         own = None
         if how.mixup or how.cutmix:
             drawn = np.random.default_rng((config.seed, n))
@@ -324,7 +333,10 @@ def train(
             found, classifier = _taken(start, state)
             accuracies.append(_test(subject, found, classifier, said, report))
             said += f"  loss {float(loss):.3f}  test {100 * accuracies[-1]:.2f} %"
+        if kept.due(last=n + 1 == epochs * steps):
+            kept.save(n + 1, state, accuracies=accuracies, loss=float(loss))
         report(said)
+    found, classifier = _taken(start, state)
     return Tuned(found, classifier, epochs, tested, accuracies, float(loss))
 
 

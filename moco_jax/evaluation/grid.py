@@ -52,12 +52,14 @@ class Fitted:
         grid: which they are.
         classifiers: arrays `[V, R * W, ...]`.
         mean, scale: float32 `[V, 1, D]`: features are turned into `(x - mean) * scale`.
+        mesh: the devices that have them.
     """
 
     grid: Grid
     classifiers: Classifier
     mean: np.ndarray
     scale: np.ndarray
+    mesh: Mesh
 
     def scores(
         self, features: np.ndarray, classes: np.ndarray, block: int = 1024
@@ -71,7 +73,7 @@ class Fitted:
                 self.classifiers, self.mean, self.scale, _fill(features[some], block), _fill(classes[some], block),
                 np.arange(block) < rows,
             )  # fmt: skip
-            found = np.asarray(jax.device_get(counted), np.float64)
+            found = np.asarray(mesh_lib.to_hosts(self.mesh, counted), np.float64)
             sums += found[:, :, : shape[1] * shape[2]].reshape(sums.shape)
         right, loss = sums / len(features)
         return right, loss
@@ -130,13 +132,14 @@ def fit(
     mean, scale = _statistics(sets, grid.norms)
     one = initial(seed, width, number)
     shape = (len(grid.norms), padded)
-    divided = mesh_lib.sharded(mesh, axis=1)
 
     def start(make):
-        spread = jax.tree.map(lambda x: jnp.broadcast_to(make(x), (*shape, *x.shape)), one)
-        return jax.device_put(spread, divided)
+        def spread(x):
+            return mesh_lib.divided(mesh, np.broadcast_to(make(x), (*shape, *x.shape)), axis=1)
 
-    classifiers, buffers = start(lambda x: x), start(jnp.zeros_like)
+        return jax.tree.map(spread, jax.device_get(one))
+
+    classifiers, buffers = start(lambda x: x), start(np.zeros_like)
     steps = -(-size // batch)
     rate_at = optim.learning_rate(1.0, "cosine_per_step", epochs, steps)
     for epoch in range(epochs):
@@ -151,7 +154,7 @@ def fit(
             )  # fmt: skip
         jax.block_until_ready(classifiers)
         report(f"classifiers at once: {shape[0] * len(members)}  epoch {epoch + 1}/{epochs}")
-    return Fitted(grid, classifiers, mean, scale)
+    return Fitted(grid, classifiers, mean, scale, mesh)
 
 
 def _statistics(sets: Sequence[np.ndarray], norms: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:

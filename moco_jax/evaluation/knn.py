@@ -77,15 +77,16 @@ class Search:
         steps = -(-self.count // block)
         padded = np.zeros((steps * block, width), np.float32)
         padded[: self.count] = unit(queries)
-        self.queries = self._divide(padded.reshape(steps, block, width))
-        self._best = self._divide(np.full((steps, block, k), -np.inf, np.float32))
-        self._rows = self._divide(np.zeros((steps, block, k), np.int32))
+        self.queries, self._best, self._rows = (
+            mesh_lib.divided(self.mesh, x, axis=1)
+            for x in (
+                padded.reshape(steps, block, width),
+                np.full((steps, block, k), -np.inf, np.float32),
+                np.zeros((steps, block, k), np.int32),
+            )
+        )
         self._waiting, self._filled = np.zeros((bank_block, width), np.float32), 0
         self._update = _compiled(self.mesh, k)
-
-    def _divide(self, x: np.ndarray) -> jax.Array:
-        layout = mesh_lib.sharded(self.mesh, axis=1)
-        return jax.make_array_from_callback(x.shape, layout, lambda place: x[place])
 
     def add(self, features: np.ndarray) -> None:
         """The bank's next rows `[n, D]`, of any length."""
@@ -114,8 +115,7 @@ class Search:
         """
         if self._filled:
             self._compare()
-        together = jax.jit(lambda *x: x, out_shardings=mesh_lib.replicated(self.mesh))
-        found = jax.device_get(together(self._best, self._rows))
+        found = mesh_lib.to_hosts(self.mesh, (self._best, self._rows))
         k = min(self.k, self.number)
         cosines, rows = (x.reshape(-1, self.k)[: self.count, :k] for x in found)
         return cosines, rows

@@ -11,6 +11,7 @@ import numpy as np
 from moco_jax import mesh as mesh_lib
 from moco_jax import optim
 from moco_jax.data import recipes
+from moco_jax.evaluation import resume
 from moco_jax.evaluation.batches import epoch_batches
 from moco_jax.evaluation.subject import Report, Subject
 
@@ -122,6 +123,7 @@ def train_on_crops(
     chosen: Protocol,
     recipe: recipes.Recipe,
     report: Report,
+    kept: resume.Kept = resume.NOT_KEPT,
 ) -> tuple[float, list[float]]:
     """Train on crops that are drawn anew in every epoch, the encoder in evaluation mode; test on centre crops.
 
@@ -133,6 +135,7 @@ def train_on_crops(
         chosen: the schedule.
         recipe: of the crops.
         report: told how far it is.
+        kept: where the training goes on, and is saved; it must know which `encode` it is.
 
     Returns:
         share of test images classified rightly at the end, and after each epoch.
@@ -141,23 +144,28 @@ def train_on_crops(
     steps = -(-len(train.indices) // chosen.batch_size)
     test, truth = subject.extract(subject.test, encode, report)
     classifier = initial(config.seed, test.shape[1], subject.classes)
-    buffer = jax.tree.map(jnp.zeros_like, classifier)
+    state = jax.device_get((classifier, jax.tree.map(jnp.zeros_like, classifier)))
+    state = mesh_lib.to_every_device(mesh, state)
+    facts = chosen, recipe, config.seed, subject.recipe, train.facts, subject.test.facts
+    (classifier, buffer), begun, notes = kept.begin(mesh, state, facts)
     rate_at = chosen.rate_at(steps)
     step = jax.jit(sgd_step, donate_argnums=(0, 1), out_shardings=mesh_lib.replicated(mesh))
 
     batches = epoch_batches(
         train, recipe, mesh, epochs=chosen.epochs, batch_size=chosen.batch_size, seed=config.seed,
-        workers=config.workers,
+        workers=config.workers, start=begun,
     )  # fmt: skip
-    scores: list[float] = []
-    for n, (epoch, arrays) in enumerate(batches):
+    scores: list[float] = notes.get("scores", [])
+    for n, (epoch, arrays) in enumerate(batches, begun):
         classifier, buffer, loss = step(
-            classifier, buffer, encode(arrays["image"]), arrays["classes"], arrays["present"], rate_at(jnp.asarray(n))
+            classifier, buffer, encode(arrays["image"]), arrays["classes"], arrays["present"], np.asarray(rate_at(jnp.asarray(n)))
         )  # fmt: skip
         said = f"epoch {epoch + 1}/{chosen.epochs}  step {n % steps + 1}/{steps}"
         if (n + 1) % steps == 0:
             scores.append(float(np.mean(predict(classifier, test) == truth)))
             said += f"  loss {float(loss):.3f}  test {100 * scores[-1]:.2f} %"
+        if kept.due(last=n + 1 == chosen.epochs * steps):
+            kept.save(n + 1, (classifier, buffer), scores=scores)
         report(said)
     return scores[-1], scores
 

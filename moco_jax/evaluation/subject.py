@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -46,6 +45,11 @@ class Labelled:
     classes: np.ndarray
     about: str
 
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What tells these images from others, as `resume.digest` takes it."""
+        return self.about, self.indices, self.classes
+
     def classes_of(self, indices: np.ndarray) -> np.ndarray:
         """The classes int64 `[m]` of some of `indices`."""
         return self.classes[np.searchsorted(self.indices, indices)]
@@ -83,7 +87,7 @@ class Subject:
                 "features='output' needs a head, and these weights have none; 'backbone' is what there is"
             )
         encode = _make_encode(found.encoder, kind, tuple(config.mean), tuple(config.std), self.mesh)
-        variables = jax.device_put(found.variables, mesh_lib.replicated(self.mesh))
+        variables = mesh_lib.to_every_device(self.mesh, found.variables)
         return lambda images: encode(variables, images)
 
     def stream(

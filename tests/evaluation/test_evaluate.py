@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from etils import epath
 
+from benchmarks import machine
 from moco_jax import checkpoint, mesh, parts
 from moco_jax.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.subject import open_subject
 from moco_jax.weights import bridge
 from moco_jax.weights import files as weight_files
-from tests.command_lines import command_lines
+from tests import states
+from tests.command_lines import command_lines, ended, started
 from tests.data.pictures import encoded, write
 from tests.evaluation.scenes import CLASSES, write_voc
 from tests.test_config import load
@@ -124,10 +126,11 @@ def test_command_lines(workdir, tmp_path):
     assert tuned["accuracy"] == tuned["accuracy_by_epoch"][-1]
     # The run has not moved its weights, so that the two differ in their rates alone.
     assert scratch["accuracy_by_epoch"] != tuned["accuracy_by_epoch"]
+    assert not (workdir / "evaluate_finetune").exists()  # no states are left behind
     if can_pack:
         saved = weight_files.read(packed)
         assert saved["fc.weight"].shape == (10, 64)
-        assert bridge.load(packed, stem="cifar_stride2").left_out == ("fc.weight", "fc.bias")
+        assert set(bridge.load(packed, stem="cifar_stride2").left_out) == {"fc.weight", "fc.bias"}
         before = bridge.load(str(workdir)).query["params"]["backbone"]["conv1"]["kernel"]
         moved = np.abs(saved["conv1.weight"].transpose(2, 3, 1, 0) - before).max()
         assert 0 < moved < 0.1
@@ -164,6 +167,55 @@ def test_command_lines(workdir, tmp_path):
         assert len(lines) == 1, errors
         assert expected in lines[0]
         assert "Traceback" not in errors
+
+
+def joined(lines, port, number):
+    """The same for one of two processes, which find each other with the first of `lines`."""
+    words = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}"]
+    return [[*lines[0], *words], *lines[1:]]
+
+
+def test_two_hosts_find_what_one_finds(workdir, tmp_path):
+    """Two processes of two devices each, and one of four: every evaluation comes to the same numbers, but for rounding."""
+    at, voc = f"--workdir={workdir}", write_voc(tmp_path / "voc", 4, 5)
+    lines = [
+        ["knn", at, "--k=20", "--temperature=0.1"],
+        ["linear", at, "--epochs=2", "--rates=0.1,1,10", "--decays=0", "--augment=digits"],
+        ["linear", at, "--protocol=paper", "--epochs=1", "--batch_size=480", "--augment=digits"],
+        ["finetune", at, "--labels=15", "--epochs=1", "--batch_size=64", "--augment=digits"],
+        ["segmentation", at, f"--data_dir={voc}", "--iterations=2", "--crop=32", "--batch_size=4"],
+    ]  # fmt: skip
+    one, two = (
+        [[*words, f"--out={tmp_path}/{who}{n}"] for n, words in enumerate(lines)]
+        for who in ("one", "two")
+    )
+    can_pack = importlib.util.find_spec("safetensors") is not None
+    if can_pack:
+        one[3].append(f"--save={tmp_path}/one.safetensors")
+        two[3].append(f"--save={tmp_path}/two.safetensors")
+    port = machine.free_port()
+    processes = [
+        started("moco_jax.evaluate", some, devices)
+        for some, devices in ((one, 4), (joined(two, port, 0), 2), (joined(two, port, 1), 2))
+    ]
+    try:
+        alone, first, second = map(ended, processes)
+    finally:
+        for process in processes:
+            process.kill()
+    for n, words in enumerate(lines):
+        assert "4 x cpu on 1 host(s)" in alone[n][0]
+        assert "4 x cpu on 2 host(s)" in first[n][0]
+        assert not [x for x in second[n][0].splitlines() if not x.startswith("[Gloo]")]
+        name = f"evaluate_{words[0]}.json"
+        expected, found = (
+            json.loads((tmp_path / f"{who}{n}" / name).read_text()) for who in ("one", "two")
+        )
+        assert [p.name for p in (tmp_path / f"two{n}").iterdir()] == [name]
+        states.assert_close(states.flatten(expected["results"]), states.flatten(found["results"]))
+    if can_pack:
+        whole, ours = (weight_files.read(f"{tmp_path}/{who}.safetensors") for who in ("one", "two"))
+        states.assert_close(whole, ours)
 
 
 @pytest.mark.parametrize(

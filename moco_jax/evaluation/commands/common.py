@@ -4,13 +4,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from absl import flags
 from etils import epath
+from jax.sharding import Mesh
 
-from moco_jax import trained
+from moco_jax import hosts, trained
 from moco_jax.data import recipes
 from moco_jax.errors import UserError
 from moco_jax.evaluation import published
+from moco_jax.evaluation.resume import Trainings, digest
 from moco_jax.evaluation.subject import Report, Subject, open_subject
 from moco_jax.report.console import Console
 
@@ -44,6 +47,7 @@ class Task:
         folder: where results are kept.
         console: where a person reads.
         report: shows how far it is.
+        trainings: where they are kept until the evaluation has ended.
     """
 
     encoders: Encoders
@@ -51,6 +55,7 @@ class Task:
     folder: epath.Path
     console: Console
     report: Report
+    trainings: Trainings
 
     @property
     def found(self) -> trained.Trained:
@@ -65,6 +70,10 @@ def open_images(task: Task, features: str) -> Subject:
         config, str(task.folder), dataset=DATASET.value, data_dir=DATA_DIR.value, train_split=TRAIN_SPLIT.value,
         test_split=TEST_SPLIT.value, test_data_dir=TEST_DATA_DIR.value,
     )  # fmt: skip
+    hosts.require_agreement({
+        "training images": digest((subject.train.indices, subject.train.classes)),
+        "test images": digest((subject.test.indices, subject.test.classes)),
+    })  # fmt: skip
     train, test = (len(images.indices) for images in (subject.train, subject.test))
     when = f"step {found.step}" if config.dataset else "of a file"
     assumed = " (ImageNet's are assumed)" if {"mean", "std"} & set(found.assumed) else ""
@@ -73,11 +82,16 @@ def open_images(task: Task, features: str) -> Subject:
         "its images": f"{config.image_size} pixels, mean {tuple(config.mean)}, std {tuple(config.std)}{assumed}",
         "training images": f"{train:,} of {subject.train.about}, {subject.classes} classes",
         "test images": f"{test:,} of {subject.test.about}",
-        "devices": f"{subject.mesh.size} x {subject.mesh.devices.flat[0].device_kind}",
+        "devices": devices(subject.mesh),
     })  # fmt: skip
     for remark in found.remarks:
         task.console.line(remark)
     return subject
+
+
+def devices(mesh: Mesh) -> str:
+    """`8 x TPU v4 on 2 host(s)`."""
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind} on {jax.process_count()} host(s)"
 
 
 def about(task: Task, subject: Subject, name: str, features: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax
 from absl import flags
 
 from moco_jax import trained
@@ -62,12 +63,14 @@ def run(task: Task) -> dict[str, Any]:
             tuned = finetune.train(
                 subject, start, images, how, recipe, functools.partial(_report, task, encoder),
                 scratch=encoder == "from scratch", exact_epochs=bool(EPOCHS.value), tests=TESTS.value,
+                kept=task.trainings.one(f"{called}, {encoder}"),
             )  # fmt: skip
             task.console.line(f"{called}, {encoder}: {percent(tuned.accuracies[-1])}")
             if not tuned.loss < float("inf"):
                 task.console.line(f"the loss was {tuned.loss} in the end; smaller rates work")
             if encoder == "fine-tuned" and SAVE.value:
-                save(tuned, SAVE.value)
+                if jax.process_index() == 0:
+                    save(tuned, SAVE.value)
                 task.console.line(f"written: {SAVE.value}")
             row += [str(tuned.epochs)] if encoder == "fine-tuned" else []
             row.append(percent(tuned.accuracies[-1]))

@@ -58,7 +58,10 @@ def _on_crops(task: Task, subject: Subject, features: str, recipe: recipes.Recip
     results, rows = [], []
     for name, found in task.encoders.items():
         encode = subject.encoder(found, features)
-        last, all_scores = linear.train_on_crops(subject, encode, chosen, recipe, task.report)
+        kept = task.trainings.one(
+            f"{PROTOCOL.value}, {name}", found.encoder, found.variables, features
+        )
+        last, all_scores = linear.train_on_crops(subject, encode, chosen, recipe, task.report, kept)
         results.append({"encoder": name, "accuracy": last, "accuracy_by_epoch": all_scores})
         rows.append([name, f"{chosen.rate:g}", str(chosen.epochs), percent(last)])
     task.console.line("\n" + table(["encoder", "learning rate", "epochs", "test accuracy"], rows))

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from moco_jax import hosts, parts
 from moco_jax import mesh as mesh_lib
-from moco_jax import parts
 from moco_jax.data.sources import reading
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.encoders.resnet import ResNet
@@ -19,8 +19,10 @@ from moco_jax.evaluation.commands.common import (
     TEST_SPLIT,
     TRAIN_SPLIT,
     Task,
+    devices,
     percent,
 )
+from moco_jax.evaluation.resume import digest
 from moco_jax.evaluation.segmentation import data, fcn, scoring, training
 from moco_jax.report.console import table
 from moco_jax.trained import Trained
@@ -48,13 +50,16 @@ def run(task: Task) -> dict[str, Any]:
     with reading(DATA_DIR.value):
         chosen, changes = _protocol(data.is_cityscapes(DATA_DIR.value), mesh.size)
         train, test = _images(task)
+    hosts.require_agreement({
+        "training images": digest((train.sizes, train.classes)), "test images": digest((test.sizes, test.classes)),
+    })  # fmt: skip
     console.facts({
         "encoder": f"{config.arch}, {task.which}, step {task.found.step}, all of it fine-tuned",
         "training images": f"{len(train.pairs):,} of {train.about}",
         "test images": f"{len(test.pairs):,} of {test.about}",
         "classes": f"{len(train.classes)}, {train.classes[0]} to {train.classes[-1]}",
         "training": f"{chosen.iterations:,} steps of {chosen.batch_size} crops, {chosen.crop} x {chosen.crop}",
-        "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "devices": devices(mesh),
     })  # fmt: skip
     if changes:
         console.line(f"not the protocol itself: {', '.join(changes)}")
@@ -69,8 +74,8 @@ def run(task: Task) -> dict[str, Any]:
         weights = {kind: found.variables[kind]["backbone"] for kind in ("params", "batch_stats")}
         state = training.start(network, weights, config.channels, config.seed)
         variables, losses = training.fine_tune(
-            network, state, train, chosen, mesh, seed=config.seed, **usual
-        )
+            network, state, train, chosen, mesh, seed=config.seed, kept=task.trainings.one(name, weights), **usual
+        )  # fmt: skip
         counts = scoring.score(network, variables, test, mesh, **usual)
         each = scoring.intersection_over_union(counts)
         mean = float(np.nanmean(each))

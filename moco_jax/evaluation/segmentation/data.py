@@ -8,6 +8,7 @@ import dataclasses
 import io
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,11 @@ class Scenes:
     classes: tuple[str, ...]
     decoding: Decoding
     about: str
+
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What tells these images from others, as `resume.digest` takes it."""
+        return self.pairs, self.sizes, self.classes, self.decoding
 
     def image(self, index: int) -> np.ndarray:
         """uint8 `[H, W, C]`; UserError where it cannot be decoded."""

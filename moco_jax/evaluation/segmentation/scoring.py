@@ -70,6 +70,8 @@ def score(
 ) -> np.ndarray:
     """The confusion int64 `[K, K]` of all images in `scenes`, each at its own size; one a device at a time.
 
+    Each host reads the images that its devices take, and all labels.
+
     Args:
         network, variables: the FCN.
         scenes: the images.
@@ -82,16 +84,17 @@ def score(
     classes, rows = len(scenes.classes), mesh.size
     predict = _make_predict(network, tuple(mean), tuple(std), mesh)
     variables = jax.device_put(variables, mesh_lib.replicated(mesh))
+    own = mesh_lib.local_rows(mesh, rows)
 
     def read(group: tuple[tuple[int, int], list[int]]) -> tuple[np.ndarray, np.ndarray, list]:
         shape, indices = group
         sizes = np.ones((rows, 2), np.int32)
         sizes[: len(indices)] = scenes.sizes[indices]
         images = np.zeros((rows, *shape, scenes.decoding.channels), np.uint8)
-        for row, index in enumerate(indices):
-            image = scenes.image(index)
+        for row in own[own < len(indices)].tolist():
+            image = scenes.image(indices[row])
             images[row, : image.shape[0], : image.shape[1]] = image
-        return images, sizes, [scenes.label(index) for index in indices]
+        return images[own], sizes[own], [scenes.label(index) for index in indices]
 
     counts, done = np.zeros((classes, classes), np.int64), 0
     groups = list(_groups(scenes.sizes, unit, rows))

@@ -19,6 +19,7 @@ from moco_jax import optim
 from moco_jax.data import order
 from moco_jax.encoding import to_network_input
 from moco_jax.errors import UserError
+from moco_jax.evaluation import resume
 from moco_jax.evaluation.segmentation import fcn
 from moco_jax.evaluation.segmentation.data import IGNORED, Scenes
 from moco_jax.evaluation.segmentation.views import ahead, training_view
@@ -130,7 +131,13 @@ def _compiled_step(
 
 
 def views(
-    scenes: Scenes, chosen: Protocol, rows: np.ndarray, fill: Sequence[int], seed: int, workers: int
+    scenes: Scenes,
+    chosen: Protocol,
+    rows: np.ndarray,
+    fill: Sequence[int],
+    seed: int,
+    workers: int,
+    start: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`image` uint8 `[n, S, S, C]` and `label` uint8 `[n, S, S]` for each step; every image is drawn once in an epoch.
 
@@ -141,11 +148,12 @@ def views(
         fill: colour beyond an image.
         seed: of order and views, which do not depend on `workers`.
         workers: threads; 0 for as many as cores.
-    """
+        start: how many steps to leave out at the beginning; their views are not made.
+    """  # fmt: skip
     number = len(scenes.pairs)
 
     def places() -> Iterator[tuple[int, int, int]]:
-        for step in range(chosen.iterations):
+        for step in range(start, chosen.iterations):
             for place in (step * chosen.batch_size + rows).tolist():
                 epoch, position = divmod(place, number)
                 index = int(order.permute(np.asarray([position]), number, seed, epoch)[0])
@@ -158,7 +166,7 @@ def views(
 
     threads = workers or os.cpu_count() or 1
     made = ahead(make, places(), threads, 2 * len(rows) + threads)
-    for _ in range(chosen.iterations):
+    for _ in range(start, chosen.iterations):
         images, labels = zip(*(next(made) for _ in rows), strict=True)
         yield {"image": np.stack(images), "label": np.stack(labels)}
 
@@ -175,6 +183,7 @@ def fine_tune(
     seed: int,
     workers: int,
     report: Callable[[str], None],
+    kept: resume.Kept = resume.NOT_KEPT,
 ) -> tuple[Any, list[float]]:
     """Variables of the `network` after the training, and the loss of each tenth of it.
 
@@ -186,23 +195,32 @@ def fine_tune(
         mean, std: of the pretraining's images.
         seed, workers: as in `views`.
         report: told how far it is.
+        kept: where the training goes on, and is saved; it must know the weights that it begins with.
     """
     step = _compiled_step(network, tuple(mean), tuple(std), mesh)
-    state = jax.device_put(state, mesh_lib.replicated(mesh))
+    state = mesh_lib.to_every_device(mesh, jax.device_get(state))
+    facts = network, chosen, tuple(mean), tuple(std), seed, scenes.facts
+    state, begun, notes = kept.begin(mesh, state, facts)
     rate_at, rows = chosen.rate_at(), mesh_lib.local_rows(mesh, chosen.batch_size)
     fill = [round(255 * value) for value in mean]
-    losses: list[float] = []
+    losses: list[float] = notes.get("losses", [])
     running: list[jax.Array] = []
-    for n, batch in enumerate(views(scenes, chosen, rows, fill, seed, workers)):
+    for n, batch in enumerate(views(scenes, chosen, rows, fill, seed, workers, begun), begun):
         arrays = mesh_lib.to_devices(mesh, batch)
-        rate = rate_at(jnp.asarray(n))
+        rate = np.asarray(rate_at(jnp.asarray(n)))
         state, loss = step(state, arrays["image"], arrays["label"], rate)
         running.append(loss)
+        last = n + 1 == chosen.iterations
+        due = kept.due(last)
         # One step late, so that the devices need not wait.
-        if n > 0:
-            losses.append(_finite(running.pop(0), n, chosen))
-            report(f"step {n:,}/{chosen.iterations:,}  loss {losses[-1]:.3f}  rate {float(rate):g}")
-    losses.append(_finite(running.pop(), chosen.iterations, chosen))
+        while len(running) > (0 if due or last else 1):
+            losses.append(_finite(running.pop(0), len(losses) + 1, chosen))
+        if due:
+            kept.save(n + 1, state, losses=losses)
+        if losses:
+            report(
+                f"step {len(losses):,}/{chosen.iterations:,}  loss {losses[-1]:.3f}  rate {float(rate):g}"
+            )
     parts = np.array_split(losses, min(10, len(losses)))
     return state.variables, [float(np.mean(part)) for part in parts]
 

@@ -1,0 +1,156 @@
+"""Trainings that go on where they were cut off: the state of each in a file of its own, until the evaluation has ended.
+
+A file is written whole or not at all, begins with the digest of the rest, and is used by no training but the one of the same
+settings, images and first weights.
+"""
+
+import errno
+import hashlib
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import serialization
+from jax.sharding import Mesh
+
+from moco_jax import __version__, files, hosts
+from moco_jax import mesh as mesh_lib
+from moco_jax.errors import full_disk
+from moco_jax.report.console import Console
+
+SECONDS = 300.0  # between two savings
+SHARE = 0.05  # of the time that saving may take; where it is slow it comes less often
+
+
+def digest(facts: Any) -> str:
+    """SHA-256 of `facts`, in hexadecimal: nested containers of arrays and of what has a `repr` that tells all of it."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(facts, is_leaf=lambda x: x is None):
+        found.update(jax.tree_util.keystr(path).encode())
+        if isinstance(leaf, (np.ndarray, jax.Array)):
+            leaf = np.ascontiguousarray(leaf)
+            found.update(f"{leaf.dtype}{leaf.shape}".encode())
+            found.update(leaf.data.cast("B") if leaf.size else b"")
+        else:
+            found.update(repr(leaf).encode())
+    return found.hexdigest()
+
+
+class Kept:
+    """One training as it is kept; without a path it is not kept, and begins at its beginning."""
+
+    def __init__(
+        self,
+        path: epath.Path | None,
+        name: str,
+        facts: Any,
+        console: Console | None,
+        seconds: float,
+    ):
+        """`name`: for a person; `facts`: part of what `begin` is told."""  # fmt: skip
+        self._path, self._name, self._console, self._seconds = path, name, console, seconds
+        self._facts, self._digest, self._next = facts, "", 0.0
+
+    def begin(self, mesh: Mesh, state: Any, facts: Any) -> tuple[Any, int, dict[str, Any]]:
+        """Where to go on; every host must call it.
+
+        Args:
+            mesh: the devices.
+            state: a pytree of arrays, as they are before the first step.
+            facts: all that shapes the training, as `digest` takes it.
+
+        Returns:
+            the state, the number of steps it has gone, and what was noted with it. After 0 steps nothing was noted.
+        """
+        if self._path is None:
+            return state, 0, {}
+        self._digest = digest((__version__, self._facts, facts))
+        self._next = time.monotonic() + self._seconds
+        found, step = self._read(), 0
+        if found is not None:
+            step = int(found["step"])
+        hosts.require_agreement({f"step saved in {self._path}": step, "training": self._digest})
+        if found is None:
+            return state, 0, {}
+        leaves, structure = jax.tree.flatten(state)
+        saved = [np.asarray(found["state"][str(n)]) for n in range(len(leaves))]
+        self._say(f"{self._name}: goes on after step {step:,} ({self._path})")
+        state = jax.tree.unflatten(structure, mesh_lib.to_every_device(mesh, saved))
+        return state, step, found["notes"]
+
+    def _read(self) -> dict[str, Any] | None:
+        """What the file says; None where there is none, or it is damaged or of another training."""
+        assert self._path is not None
+        if not self._path.exists():
+            return None
+        head, _, body = self._path.read_bytes().partition(b"\n")
+        if head != hashlib.sha256(body).hexdigest().encode():
+            wrong = "is damaged"
+        else:
+            found = serialization.msgpack_restore(body)
+            if found["training"] == self._digest:
+                return found
+            wrong = "is of other settings, weights or images"
+        self._say(f"{self._name}: {self._path} {wrong} and is not used; the training begins anew")
+        return None
+
+    def due(self, last: bool) -> bool:
+        """Whether to `save` now: after the `last` step, or because the time has come; on the first host alone."""
+        if self._path is None or jax.process_index() != 0:
+            return False
+        return last or time.monotonic() >= self._next
+
+    def save(self, step: int, state: Any, **notes: Any) -> None:
+        """Put the `state` after `step` steps in the place of what was saved before.
+
+        Args:
+            step: how many.
+            state: of which every host has all.
+            notes: numbers, and lists of them, that `begin` gives back.
+
+        Raises:
+            UserError: the disk is full; what was saved before is untouched.
+        """
+        if self._path is None:
+            return
+        began = time.monotonic()
+        leaves = {str(n): np.asarray(x) for n, x in enumerate(jax.tree.leaves(state))}
+        body = serialization.msgpack_serialize(
+            {"training": self._digest, "step": step, "state": leaves, "notes": notes}
+        )
+        try:
+            files.write(self._path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise full_disk(self._path.parent) from error
+            raise
+        ended = time.monotonic()
+        self._next = ended + max(self._seconds, (ended - began) / SHARE)
+
+    def _say(self, text: str) -> None:
+        if self._console is not None:
+            self._console.line(text)
+
+
+NOT_KEPT = Kept(None, "", None, None, SECONDS)
+
+
+class Trainings:
+    """The trainings of one evaluation, as files in a folder of their own."""
+
+    def __init__(self, folder: epath.Path, console: Console, seconds: float = SECONDS):
+        """`seconds`: between two savings of a training."""
+        self._folder, self._console, self._seconds = folder, console, seconds
+
+    def one(self, name: str, *facts: Any) -> Kept:
+        """The training `name`, one of its kind in this evaluation; `facts`: part of what `Kept.begin` is told."""
+        path = self._folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.state"
+        return Kept(path, name, facts, self._console, self._seconds)
+
+    def forget(self) -> None:
+        """Remove the folder: the evaluation has ended, and its result is written."""
+        if jax.process_index() == 0 and self._folder.exists():
+            self._folder.rmtree()
