@@ -7,6 +7,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.util.tensor_util import make_ndarray
 
 from moco_jax.report import board
 from moco_jax.report.writers import Writers
@@ -34,7 +35,7 @@ def test_pictures_and_settings_are_read_back(tmp_path):
     log.write(8, {"loss": 1.5})
     log.close()
     (event,) = found.Reload().Tensors("loss")
-    assert (event.step, event.tensor_proto.float_val[0]) == (8, 1.5)
+    assert (event.step, float(make_ndarray(event.tensor_proto))) == (8, 1.5)
 
 
 def test_the_projector_has_each_image_at_the_place_of_its_features(tmp_path):
