@@ -63,6 +63,13 @@ def require_agreement(facts: Mapping[str, Any]) -> None:
         )
 
 
+def first_says(yes: bool) -> bool:
+    """What process 0 says, on every host; all must ask."""
+    if jax.process_count() == 1:
+        return yes
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(yes)))
+
+
 def facts_of(config: ConfigDict) -> dict[str, Any]:
     """What must be the same on every host of a run, by name: settings, code and library versions."""
     own = ("data_dir", "workers", "compilation_cache")

@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -15,7 +14,7 @@ from moco_jax import checkpoint, diagnosis, environment, files, guard, hosts, me
 from moco_jax.checks import sheet
 from moco_jax.clock import Clock, Profile
 from moco_jax.data import pipeline, resident
-from moco_jax.errors import UserError
+from moco_jax.evaluation.monitor import Found
 from moco_jax.parts import Parts, Program, build
 from moco_jax.report import board, lines, neighbours, telling, writers
 from moco_jax.report.console import Console, table
@@ -65,12 +64,14 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     shift = int(state.schedule_step) - start
     last = parts.total_steps - shift
     log = writers.Writers(place, first, start)
+    facts = diagnosis.facts_of(config.to_dict(), len(parts.source))
     log.event(start, "start", environment.facts() | {
         "examples": len(parts.source), "steps_per_epoch": parts.steps_per_epoch, "schedule_shift": shift,
+        "chance": facts.chance,
     })  # fmt: skip
-    if first and not start:
-        board.write(place, 0, {}, config.to_dict())
-    teller = telling.Teller(console, log, diagnosis.facts_of(config.to_dict(), len(parts.source)))
+    if not start:
+        log.settings(config.to_dict())
+    teller = telling.Teller(console, log, facts)
     console.facts(lines.facts(config, parts, place, state))
     for said in weights.said if weights else ():
         console.line(said)
@@ -80,12 +81,15 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         config, parts, count_examples(state.examples_seen), damaged, console
     )
     train_step = program.compile_step()
+    picture = neighbours.Picture(place, parts.monitor, console, log, start, last)
+    found: Found | None = None
 
     if start == 0 and config.monitor_every:
         raw = parts.monitor.raw_pixels()
         if raw:
             log.write(0, {f"raw_{k}": v for k, v in raw.items()})
-        score = parts.monitor.measure(variables(state))
+        score, found = parts.monitor.measure(variables(state))
+        picture.renew(0, found)
         log.write(0, score)
         console.line(lines.score("before training", score))
 
@@ -122,14 +126,15 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
                 numbers = clock.read()
                 log.write(step, numbers)
                 console.progress(lines.progress(step + shift, numbers, config, parts, clock.left))
-            score, life = {}, parts.consistency.life
+            score, found, life = {}, None, parts.consistency.life
             if life and is_scored(step + life):
                 with clock.pause():
                     parts.consistency.prepare(step, state)
             if is_scored(step):
                 with clock.pause():
-                    score = parts.monitor.measure(variables(state))
+                    score, found = parts.monitor.measure(variables(state))
                     score |= parts.consistency.measure(step, state)
+                    picture.renew(step, found)
                 log.write(step, score)
                 console.line(
                     lines.score(f"epoch {(step + shift) / parts.steps_per_epoch:g}", score)
@@ -153,7 +158,10 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         return stopping
     console.line(f"saving took {checkpoints.seconds / clock.age:.2%} of the time")
     if end == last:
-        conclude(config, console, place, parts, state)
+        found = picture.complete(
+            found, lambda: variables(state), lambda: first_variables(config, program)
+        )
+        conclude(config, console, place, parts, log, last, found)
     if damaged.names:
         console.line(
             f"{len(damaged.names)} damaged images were replaced: {', '.join(damaged.names)}"
@@ -238,18 +246,12 @@ def first_variables(config: ConfigDict, program: Program) -> dict:
 
 
 def conclude(
-    config: ConfigDict, console: Console, place: epath.Path, parts: Parts, state: TrainState
-) -> None:
-    """Draw the neighbours before and after training and what TensorBoard shows, and print the table of scores."""
-    drawn = {"after": variables(state)}
-    try:
-        drawn = {"before training": first_variables(config, parts.program), **drawn}
-    except UserError as error:
-        console.line(f"{error}; the picture shows the encoder after training alone")
-    path = place / "neighbours.png"
-    features, indices = neighbours.draw(path, parts.monitor, drawn)
-    if jax.process_index() == 0:
-        fill_board(place, config, parts, int(state.step), features, indices)
+    config: ConfigDict, console: Console, place: epath.Path, parts: Parts, log: writers.Writers, last: int, found: Found
+) -> None:  # fmt: skip
+    """Fill TensorBoard's pages of pictures and print the table of scores; `found`: by the encoder after training."""
+    if log.writes:
+        fill_board(config, place, parts, log, last, found)
+    log.close()
     scores = writers.records(place)
     rows = []
     for name, key in (
@@ -257,28 +259,25 @@ def conclude(
         ("encoder before training", "knn"),
         ("encoder after", "knn"),
     ):
-        found = [r[key] for r in scores if key in r]
-        if found:
+        known = [r[key] for r in scores if key in r]
+        if known:
             rows.append(
-                [name, f"{100 * (found[-1] if name.endswith('after') else found[0]):.2f} %"]
+                [name, f"{100 * (known[-1] if name.endswith('after') else known[0]):.2f} %"]
             )
     if rows:
         console.line(table(["features", "kNN accuracy"], rows))
-    console.line(f"picture of nearest neighbours: {path}")
+    console.line(f"picture of nearest neighbours: {place / 'neighbours.png'}")
 
 
 def fill_board(
-    place: epath.Path, config: ConfigDict, parts: Parts, step: int, features: np.ndarray, indices: np.ndarray
+    config: ConfigDict, place: epath.Path, parts: Parts, log: writers.Writers, last: int, found: Found
 ) -> None:  # fmt: skip
-    """Give TensorBoard the first view pairs, the neighbours, and `features` `[N, D]` of the training images `indices`."""
+    """Give TensorBoard the first view pairs, and the features of some training images."""
     pairs = sheet.first_pairs(
         parts.source, parts.recipe, seed=config.seed, batch_size=config.batch_size, workers=config.workers,
         scaled_decoding=config.scaled_decoding,
     )  # fmt: skip
     sheet.draw(place / "views.png", parts.source, pairs)
-    pictures = {"view pairs": place / "views.png", "neighbours": place / "neighbours.png"}
-    board.write(place, step, pictures)
-    some = np.linspace(0, len(indices) - 1, min(len(indices), board.POINTS)).astype(int)
-    bank, chosen = parts.monitor.bank, indices[some]
-    images = neighbours.views(bank, parts.monitor, chosen)
-    board.project(place, features[some], images, bank.labels(chosen))
+    log.picture(last, "view pairs", place / "views.png")
+    images = neighbours.views(parts.source, parts.recipe, found.sample, config.workers)
+    board.project(place, found.features, images, parts.source.labels(found.sample))

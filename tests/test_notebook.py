@@ -1,5 +1,6 @@
 """The Colab notebook runs from its first cell to its last, in small form and without Jupyter's server."""
 
+import base64
 import os
 from pathlib import Path
 
@@ -37,13 +38,15 @@ def test_it_runs_whole(tmp_path, monkeypatch):
     assert "features (4, 128) float32" in text
     assert "backbone.pth is written" in text or "PyTorch is not here" in text
     pictures = [
-        o
+        base64.b64decode(o["data"]["image/png"])
         for c in notebook.cells
         if c.cell_type == "code"
         for o in c.outputs
         if "image/png" in o.get("data", {})
     ]
-    assert len(pictures) >= 4
+    assert len(pictures) >= 5
+    for run in ("demo", "mine"):
+        assert (tmp_path / "runs" / run / "neighbours.png").read_bytes() in pictures
     saved = os.environ.get("MOCO_JAX_KEEP_NOTEBOOK")
     if saved:
         nbformat.write(notebook, saved)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moco_jax import train
 from moco_jax.errors import UserError
@@ -38,6 +39,8 @@ def test_a_run_cut_in_two_equals_a_whole_run(tmp_path, capsys):
         train.train(tiny(stop_at_step=stop, monitor_every=1), cut, set())
     assert len(losses(whole)) == 8
     assert losses(whole) == losses(cut)
+    found = [(tmp_path / place / "neighbours.json").read_text() for place in ("whole", "cut")]
+    assert found[0] == found[1]
     assert "resumed" in capsys.readouterr().out
 
 
@@ -110,6 +113,9 @@ def test_a_whole_run_ends_with_table_and_picture(tmp_path, capsys):
         assert words in out
     assert (tmp_path / "neighbours.png").stat().st_size > 10_000
     assert (tmp_path / "views.png").stat().st_size > 10_000
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Tensors("neighbours")] == [0, 22, 44]
+    assert [event.step for event in board.Tensors("view pairs")] == [44]
     assert len((tmp_path / "tensorboard/features.tsv").read_text().splitlines()) == 1000
     scores = [r for r in writers.records(train.epath.Path(tmp_path)) if "knn" in r]
     assert len(scores) == 3
@@ -210,6 +216,7 @@ def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
     lines = (tmp_path / "runs/here/metrics.jsonl").read_text().splitlines()
     start, record = map(json.loads, lines)
     assert (start["event"], start["examples"], start["steps_per_epoch"]) == ("start", 1437, 22)
+    assert start["chance"] == pytest.approx(np.log(1 + 256))
     assert {"command", "versions", "code", "devices", "device_kind", "hosts"} <= start.keys()
     assert record["step"] == 1
     assert {"loss", "top1", "lr", "images_per_second", "waiting_share", "spread"} <= record.keys()

@@ -66,14 +66,14 @@ class Search:
         block: int = QUERIES,
         bank_block: int = BANK,
     ):
-        """`queries` `[M, D]`, of any length; `mesh`: the devices that share them, None: this host's first.
+        """`queries` `[M, D]`, of any length, M may be 0; `mesh`: the devices that share them, None: this host's first.
 
         `block` queries (on each device) and `bank_block` rows are compared at once.
         """
         self.mesh = mesh_lib.create_mesh(jax.local_devices()[:1]) if mesh is None else mesh
         self.k, self.count, self.number = k, len(queries), 0
         width = queries.shape[1]
-        block = min(block, -(-self.count // self.mesh.size)) * self.mesh.size
+        block = min(block, max(-(-self.count // self.mesh.size), 1)) * self.mesh.size
         steps = -(-self.count // block)
         padded = np.zeros((steps * block, width), np.float32)
         padded[: self.count] = unit(queries)

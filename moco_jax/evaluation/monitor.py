@@ -19,6 +19,8 @@ RAW_PIXELS_SIDE = 64
 RANKED = (
     1024  # features at most of which the effective rank is taken: it costs the cube of their number
 )
+FEW, NEAREST = 10, 6  # queries whose neighbours are handed over, and how many of each
+SAMPLE = 1000  # searched images whose features are handed over
 
 
 def effective_rank(features: np.ndarray) -> float:
@@ -29,6 +31,28 @@ def effective_rank(features: np.ndarray) -> float:
     values = np.linalg.svd(np.asarray(features, np.float64), compute_uv=False)
     shares = values[values > 0] / max(values.sum(), np.finfo(np.float64).tiny)
     return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What an encoder makes of some of a monitor's images.
+
+    Attributes:
+        queries: int64 `[Q]`, the few whose neighbours are looked for, indices; damaged ones are left out.
+        nearest: int64 `[Q, K]`, of each the nearest searched images by cosine, nearest first, indices.
+        sample: int64 `[P]`, searched images, evenly spread, indices.
+        features: float32 `[P, D]`, theirs.
+    """
+
+    queries: np.ndarray
+    nearest: np.ndarray
+    sample: np.ndarray
+    features: np.ndarray
+
+
+def evenly(count: int, most: int) -> np.ndarray:
+    """Places int64 `[min(count, most)]` in a row of `count`, evenly spread."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
 @dataclasses.dataclass
@@ -67,22 +91,40 @@ class Monitor:
         bank = features.extract(self.bank, self.recipe, self.bank_indices, *common)
         return *bank, *features.extract(self.queries, self.recipe, chosen, *common)
 
-    def score(self, encode) -> dict[str, float]:
-        """`knn` (share of queries classified rightly) if there are labels, `feature_spread` (0..1), and
-        `effective_rank` of features that are finite."""
+    def score(self, encode) -> tuple[dict[str, float], Found]:
+        """Numbers, and what was found on the way.
+
+        The numbers are `knn` (share of queries classified rightly) if there are labels, `feature_spread` (0..1), and
+        `effective_rank` of features that are finite.
+        """
         bank, bank_indices, queries, query_indices = self.features(encode)
         unit = knn.unit(queries)
         result = {"feature_spread": float(spread(jnp.asarray(unit)))}
         if np.isfinite(unit).all():
             result["effective_rank"] = effective_rank(unit[:: -(-len(unit) // RANKED)])
+        few = np.flatnonzero(np.isin(query_indices, self.few))
         labels, truth = self.bank.labels(bank_indices), self.queries.labels(query_indices)
         if labels is not None and truth is not None:
-            found = knn.classify(bank, labels, queries, self.k, self.temperature)
-            result["knn"] = float(np.mean(found == truth))
-        return result
+            cosines, rows = knn.nearest(bank, queries, max(self.k, NEAREST))
+            grid = knn.votes(cosines, labels[rows], [self.k], [self.temperature])
+            result["knn"] = float(np.mean(grid[self.k, self.temperature] == truth))
+            rows = rows[few]
+        else:
+            rows = knn.nearest(bank, queries[few], NEAREST)[1]
+        return result, _found(bank, bank_indices, query_indices[few], rows)
 
-    def measure(self, variables: Mapping[str, Any]) -> dict[str, float]:
-        """The score of the encoder with these variables."""
+    @property
+    def few(self) -> np.ndarray:
+        """The queries int64 `[Q]` whose neighbours are handed over, always the same."""
+        return self.query_indices[evenly(len(self.query_indices), FEW)]
+
+    def look(self, variables: Mapping[str, Any]) -> Found:
+        """What the encoder with these variables finds, without a score."""
+        bank, bank_indices, queries, kept = self.features(lambda images: self.encode(variables, images), self.few)  # fmt: skip
+        return _found(bank, bank_indices, kept, knn.nearest(bank, queries, NEAREST)[1])
+
+    def measure(self, variables: Mapping[str, Any]) -> tuple[dict[str, float], Found]:
+        """The score of the encoder with these variables, and what it found on the way."""
         return self.score(lambda images: self.encode(variables, images))
 
     def raw_pixels(self) -> dict[str, float]:
@@ -93,7 +135,14 @@ class Monitor:
             lambda images: images.reshape(len(images), -1) / 127.5 - 1,
             out_shardings=mesh_lib.replicated(self.mesh),
         )
-        return self.score(flatten)
+        return self.score(flatten)[0]
+
+
+def _found(
+    bank: np.ndarray, bank_indices: np.ndarray, queries: np.ndarray, rows: np.ndarray
+) -> Found:
+    some = evenly(len(bank), SAMPLE)
+    return Found(queries, bank_indices[rows[:, :NEAREST]], bank_indices[some], bank[some])
 
 
 def choose(

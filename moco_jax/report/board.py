@@ -1,10 +1,9 @@
-"""What TensorBoard shows of a run beside its scalars: settings, view pairs, neighbours, and the projector's embedding."""
+"""What TensorBoard shows of a run beside its scalars: settings and pictures as it takes them, the projector's embedding."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from clu import metric_writers
 from etils import epath
 from PIL import Image
 from tensorboard.plugins import projector
@@ -12,7 +11,6 @@ from tensorboard.plugins import projector
 from moco_jax.report.figures import shown
 
 FOLDER = "tensorboard"
-POINTS = 1000  # of the projector, at most
 SIDE = 32  # pixels of a point's picture
 FILES = ("features.tsv", "classes.tsv", "images.png")
 
@@ -23,18 +21,10 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v if isinstance(v, plain) else str(tuple(v)) for k, v in config.items()}
 
 
-def write(
-    workdir: epath.Path, step: int, pictures: Mapping[str, epath.Path], config: Mapping[str, Any] | None = None
-) -> None:  # fmt: skip
-    """Add `pictures`, PNG files by name, and the settings in `config` to the board of the run in `workdir`."""
-    board = metric_writers.SummaryWriter(str(workdir / FOLDER))
-    if config is not None:
-        board.write_hparams(settings(config))
-    for name, path in pictures.items():
-        with path.open("rb") as file:
-            board.write_images(step, {name: np.asarray(Image.open(file).convert("RGB"))})
-    board.flush()
-    board.close()
+def picture(path: epath.Path) -> np.ndarray:
+    """The PNG at `path` as uint8 `[H, W, 3]`."""
+    with path.open("rb") as file:
+        return np.asarray(Image.open(file).convert("RGB"))
 
 
 def project(

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from moco_jax import files
 
@@ -26,38 +27,34 @@ def neighbours(
     """Draw each query image with its nearest images, one block of columns for each encoder.
 
     Args:
-        path: the PNG to write.
+        path: the PNG to write, whole or not at all.
         queries: uint8 `[R, H, W, C]`, shown as `shown` says.
         columns: title -> uint8 `[R, N, H, W, C]`, nearest first.
         right: title -> bool `[R, N]`, whether a neighbour is of the query's class; None without labels.
     """
-    rows = len(queries)
-    widths = [1] + [block.shape[1] for block in columns.values()]
-    figure = Figure(figsize=(0.75 * (sum(widths) + len(columns) * 0.4), 0.75 * rows + 0.6))
-    FigureCanvasAgg(figure)
-    ratios = [w for width in widths for w in (*[1] * width, 0.4)][:-1]
-    grid = figure.add_gridspec(
-        rows, len(ratios), width_ratios=ratios, wspace=0.06, hspace=0.06, left=0.01, right=0.99, bottom=0.01,
-        top=1 - 0.5 / (0.75 * rows + 0.6),
-    )  # fmt: skip
-    place = 0
     blocks = {"image": queries[:, None], **columns}
-    for title, block in blocks.items():
-        for column in range(block.shape[1]):
-            for row in range(rows):
-                axes = figure.add_subplot(grid[row, place + column])
-                axes.imshow(shown(block[row, column]), "gray", vmin=0, vmax=255)
-                axes.set(xticks=[], yticks=[])
-                if right is not None and title in right:
-                    good = right[title][row, column]
-                    for side in axes.spines.values():
-                        side.set(color="#2a9d4a" if good else "#d03030", linewidth=2.5)
-                if row == 0 and column == 0:
-                    axes.set_title(title, loc="left", fontsize=10)
-        place += block.shape[1] + 1
+    rows, widths = len(queries), [block.shape[1] for block in blocks.values()]
+    width, height = 0.75 * (sum(widths) + 0.4 * len(columns)) + 0.2, 0.75 * rows + 0.6
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    left = 0.1
+    for (title, block), cells in zip(blocks.items(), widths, strict=True):
+        # Axes for each image would take ten times as long.
+        axes = figure.add_axes((left / width, 0.05 / height, 0.75 * cells / width, 0.75 * rows / height))  # fmt: skip
+        left += 0.75 * (cells + 0.4)
+        for row, column in np.ndindex(rows, cells):
+            place = (column + 0.04, column + 0.96, row + 0.96, row + 0.04)
+            axes.imshow(shown(block[row, column]), "gray", vmin=0, vmax=255, extent=place)
+            colour, thick = "black", 0.8
+            if right is not None and title in right:
+                colour, thick = "#2a9d4a" if right[title][row, column] else "#d03030", 2.5
+            axes.add_patch(Rectangle((place[0], place[3]), 0.92, 0.92, fill=False, color=colour, linewidth=thick))  # fmt: skip
+        axes.set(xlim=(0, cells), ylim=(rows, 0), aspect="auto")
+        axes.set_axis_off()
+        axes.set_title(title, loc="left", fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
-    path.write_bytes(buffer.getvalue())
+    files.write(path, buffer.getvalue())
 
 
 def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray) -> None:

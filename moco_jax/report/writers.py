@@ -1,5 +1,6 @@
-"""The numbers of a run for tools: JSON lines in `metrics.jsonl` and the same scalars for TensorBoard."""
+"""The numbers of a run for tools: JSON lines in `metrics.jsonl`, and the same scalars, settings and pictures for TensorBoard."""
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from clu import metric_writers
 from etils import epath
 
 from moco_jax import files
+from moco_jax.report import board
 
 HELD = 4000  # records of a run that are kept in memory, about 4 MB
 
@@ -30,7 +32,7 @@ class Writers:
 
     def __init__(self, workdir: epath.Path, writes: bool, resumed_step: int):
         """Open the files; records past `resumed_step`, of work that was lost, are taken out first."""
-        self.path = workdir / "metrics.jsonl"
+        self.path, self.workdir = workdir / "metrics.jsonl", workdir
         self.writes = writes
         self.held: list[dict[str, Any]] = []
         if not writes:
@@ -39,14 +41,29 @@ class Writers:
         files.write(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         for record in kept:
             self._hold(record)
-        self.board = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+
+    @functools.cached_property
+    def _board(self) -> metric_writers.SummaryWriter:
+        """One at a time: TensorBoard leaves a file, and what is added to it later, as soon as there is a younger one."""
+        return metric_writers.SummaryWriter(str(self.workdir / board.FOLDER))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Record `numbers` at `step`."""
         if not self.writes:
             return
         self._append({"step": step, **numbers})
-        self.board.write_scalars(step, dict(numbers))
+        self._board.write_scalars(step, dict(numbers))
+
+    def settings(self, config: Mapping[str, Any]) -> None:
+        """Give TensorBoard the settings of the run."""
+        if self.writes:
+            self._board.write_hparams(board.settings(config))
+
+    def picture(self, step: int, name: str, path: epath.Path) -> None:
+        """Give TensorBoard the PNG at `path` as it is at `step`; at once, for whoever waits for it."""
+        if self.writes:
+            self._board.write_images(step, {name: board.picture(path)})
+            self._board.flush()
 
     def event(self, step: int, kind: str, facts: Mapping[str, Any]) -> None:
         """Record that something happened at `step`: `kind` names it."""
@@ -63,10 +80,11 @@ class Writers:
         self.held = thinned(self.held)
 
     def close(self) -> None:
-        """Write what is buffered."""
-        if self.writes:
-            self.board.flush()
-            self.board.close()
+        """Write what is buffered; what is written after this goes to another file of TensorBoard's."""
+        if "_board" in vars(self):
+            self._board.flush()
+            self._board.close()
+            del self._board
 
 
 def records(workdir: epath.Path) -> list[dict[str, Any]]:

@@ -37,6 +37,11 @@ def test_more_neighbours_than_images_means_all():
     )
 
 
+def test_no_query_has_no_neighbours():
+    cosines, rows = knn.nearest(np.eye(3), np.zeros((0, 3)), 2)
+    assert cosines.shape == rows.shape == (0, 2)
+
+
 def unstreamed(bank, queries, k):
     cosines = knn.unit(queries) @ knn.unit(bank).T
     rows = np.argsort(-cosines, axis=1, kind="stable")[:, :k]

@@ -7,8 +7,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.util.tensor_util import make_ndarray
 
 from moco_jax.report import board
+from moco_jax.report.writers import Writers
 from tests.test_config import load
 
 
@@ -16,7 +18,9 @@ def test_pictures_and_settings_are_read_back(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "views.png")
     config = load("digits").to_dict()
-    board.write(epath.Path(tmp_path), 7, {"view pairs": epath.Path(tmp_path) / "views.png"}, config)
+    log = Writers(epath.Path(tmp_path), True, 0)
+    log.settings(config)
+    log.picture(7, "view pairs", epath.Path(tmp_path) / "views.png")
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     (event,) = found.Tensors("view pairs")
     assert event.step == 7
@@ -27,6 +31,11 @@ def test_pictures_and_settings_are_read_back(tmp_path):
     assert values["symmetric"].bool_value is False
     assert values["mean"].string_value == "(0.1, 0.1, 0.1)"
     assert values.keys() == config.keys()
+    # Whoever looks on sees what follows: all of a run that goes on is in one file.
+    log.write(8, {"loss": 1.5})
+    log.close()
+    (event,) = found.Reload().Tensors("loss")
+    assert (event.step, float(make_ndarray(event.tensor_proto))) == (8, 1.5)
 
 
 def test_the_projector_has_each_image_at_the_place_of_its_features(tmp_path):

@@ -246,7 +246,7 @@ def _map(number: int, run: Run, found: Embedding) -> dict[str, Any]:
 
 
 def _drawn(run: Run) -> list[dict[str, str]]:
-    """The picture that a finished run has drawn itself, for want of a better."""
+    """The picture that a run has drawn itself, for want of a better."""
     path = run.place / "neighbours.png"
     if not path.exists():
         return []
