@@ -139,7 +139,7 @@ start() {
 }
 
 stop() {
-    ssh_to all "$enter; if $running; then kill -TERM \"\$(cat run.pid)\"; $say saves and ends; else $say not running; fi"
+    ssh_to all "$enter; if $running; then kill -TERM \"\$(cat run.pid)\"; $say is told to end; else $say not running; fi"
 }
 
 status() {

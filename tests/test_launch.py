@@ -268,7 +268,7 @@ def test_tpu_pod_run_stop_and_status_on_a_host(tmp_path):
         assert ": running" in pod("status").stdout
     finally:
         stopped = pod("stop")
-    assert "saves and ends" in stopped.stdout
+    assert "is told to end" in stopped.stdout
     wait_for(lambda: "saved" in (home / "moco_jax/run.log").read_text())
     dead = subprocess.Popen(["true"])
     dead.wait()

@@ -73,7 +73,7 @@ def read(path: str) -> Arrays:
     if kind == ".safetensors":
         load = library("safetensors.numpy", "safetensors").load
         try:
-            return {name: _array(value) for name, value in load(content).items()}
+            return {name: _array(value) for name, value in sorted(load(content).items())}
         except Exception as error:  # the library has exceptions of its own, and the format's names
             raise UserError(f"{path} is damaged: {_line(error)}") from error
     if kind in TORCH and "tensorflow" in sys.modules and "torch" not in sys.modules:

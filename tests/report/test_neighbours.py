@@ -110,7 +110,7 @@ def test_the_picture_renews_and_a_run_that_goes_on_has_the_same(tmp_path, drawn)
     for title, step in {"before training": 0, "step 20": 20}.items():
         found = finds[step]
         np.testing.assert_array_equal(columns[title], monitor.bank.images[found.nearest])
-        same = monitor.bank.classes[found.nearest] == monitor.queries.classes[found.queries][:, None]  # fmt: skip
+        same = monitor.bank.labels(found.nearest) == monitor.queries.labels(found.queries)[:, None]
         np.testing.assert_array_equal(right[title], same)
 
     events = EventAccumulator(str(tmp_path / "whole/tensorboard")).Reload().Tensors("neighbours")

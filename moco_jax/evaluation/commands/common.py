@@ -67,7 +67,7 @@ def open_images(task: Task, features: str) -> Subject:
     """The labelled images that the flags name; what will be done with which encoder is told."""
     config, found = task.found.config, task.found
     subject = open_subject(
-        config, str(task.folder), dataset=DATASET.value, data_dir=DATA_DIR.value, train_split=TRAIN_SPLIT.value,
+        config, str(task.folder / "index"), dataset=DATASET.value, data_dir=DATA_DIR.value, train_split=TRAIN_SPLIT.value,
         test_split=TEST_SPLIT.value, test_data_dir=TEST_DATA_DIR.value,
     )  # fmt: skip
     hosts.require_agreement({
