@@ -114,6 +114,45 @@ def _contains(content: tf.Tensor, mark: bytes) -> tf.Tensor:
     return tf.size(tf.strings.split([content], mark, 1).values) > 1
 
 
+def _is_transparent_png(content: tf.Tensor) -> tf.Tensor:
+    """Whether a PNG has an alpha channel, or a transparent colour."""
+    with_alpha = tf.reduce_any(tf.strings.substr(content, 25, 1) == [b"\4", b"\6"])
+    return with_alpha | _contains(content, b"tRNS")
+
+
+def _blended_png(content: tf.Tensor, background: int) -> tf.Tensor:
+    """As `pixels.blended`."""
+    image = tf.cast(tf.io.decode_png(content, channels=4), tf.int32)
+    alpha = image[..., 3:]
+    total = image[..., :3] * alpha + background * (255 - alpha) + 128
+    shifted = tf.bitwise.right_shift(total, 8)
+    return tf.cast(tf.bitwise.right_shift(total + shifted, 8), tf.uint8)
+
+
+def _opaque(content: tf.Tensor, start: tf.Tensor, white: float) -> tf.Tensor:
+    return tf.cond(
+        (start == b"\x89P") & (tf.strings.substr(content, 24, 1) == b"\x10"),
+        lambda: _png_16(content, white),
+        lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
+    )
+
+
+def _on_background(content: tf.Tensor, start: tf.Tensor, decoding: Decoding) -> tf.Tensor:
+    transparent = tf.cond(
+        start == b"\x89P", lambda: _is_transparent_png(content), lambda: tf.constant(False)
+    )
+    # With fewer bits TensorFlow's alpha has another scale.
+    known = ~transparent | (tf.strings.substr(content, 24, 1) == b"\x08")
+    # GIF, and any WebP but the one kind that has no alpha.
+    known &= (start != b"GI") & ((start != b"RI") | (tf.strings.substr(content, 12, 4) == b"VP8 "))
+    with tf.control_dependencies([tf.debugging.Assert(known, ["left to PIL"])]):
+        return tf.cond(
+            transparent,
+            lambda: _blended_png(content, decoding.background),
+            lambda: _opaque(content, start, decoding.white),
+        )
+
+
 def _not_jpeg(content: tf.Tensor, decoding: Decoding) -> tf.Tensor:
     start = tf.strings.substr(content, 0, 2)
     # TensorFlow takes a palette's numbers for grays: only BMPs of 24 bits without compression are left to it.
@@ -121,11 +160,9 @@ def _not_jpeg(content: tf.Tensor, decoding: Decoding) -> tf.Tensor:
     if decoding.exif_rotation:
         plain &= ~(_contains(content, b"eXIf") | _contains(content, b"EXIF"))  # PNG's and WebP's
     with tf.control_dependencies([tf.debugging.Assert(plain, ["left to PIL"])]):
-        return tf.cond(
-            (start == b"\x89P") & (tf.strings.substr(content, 24, 1) == b"\x10"),
-            lambda: _png_16(content, decoding.white),
-            lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
-        )
+        if decoding.blends:
+            return _on_background(content, start, decoding)
+        return _opaque(content, start, decoding.white)
 
 
 def decode_image(
@@ -133,7 +170,8 @@ def decode_image(
 ) -> tf.Tensor:
     """Encoded bytes, a string scalar -> uint8 RGB `[H, W, 3]`; an error where TensorFlow cannot do it as PIL does.
 
-    JPEG with the accurate inverse transform (the pixels PIL gives); sixteen bits as in `pixels.to_eight_bits`.
+    JPEG with the accurate inverse transform (the pixels PIL gives); sixteen bits as in `pixels.to_eight_bits`,
+    transparency as `decoding.background` says.
     `shrunk`: the number of one of `RATIOS`, an int32 scalar: a JPEG's height and width come divided by it and rounded up.
     """
     image = tf.cond(
