@@ -8,9 +8,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from moco_jax.config import default_config
 from moco_jax.data.sources import decode, pixels
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
+from moco_jax.parts import open_images
 from tests.data.pictures import decoded, encoded, write
 from tests.data.sources.test_decode import KINDS
 from tests.data.sources.test_pixels import over_257, tiff
@@ -161,6 +163,14 @@ def test_colour_tiffs_of_many_bits_are_blended_where_their_fourth_sample_is_alph
         np.testing.assert_array_equal(pixels.pixels(content, Decoding(white=65535)), colours)
     other = tiff(DEEP, photometric="rgb", extrasamples=["unspecified"])
     np.testing.assert_array_equal(pixels.pixels(other, decoding), colours)
+
+
+def test_the_images_of_a_run_stand_on_its_background(tmp_path):
+    config = default_config()
+    config.update({"dataset": "folder", "background": 77, "exif_rotation": True})
+    config.data_dir = write(tmp_path, {"0.png": IN_THE_GRAPH["alpha.png"]})
+    ((image, _),) = decoded(open_images(config, "", None))
+    np.testing.assert_array_equal(image, np.asarray(pasted(IN_THE_GRAPH["alpha.png"], 77)))
 
 
 def test_transparency_that_is_a_channel_stays_one():
