@@ -13,7 +13,7 @@ from moco_jax.data.sources import decode, pixels
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.parts import open_images
-from tests.data.pictures import decoded, encoded, write
+from tests.data.pictures import decoded, encoded, opened, write
 from tests.data.sources.test_decode import KINDS
 from tests.data.sources.test_pixels import over_257, tiff
 
@@ -74,6 +74,7 @@ OPAQUE = {f"opaque_{name}": content for name, content in KINDS.items()} | {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("background", [0, 200, 255])
 def test_every_kind_is_pasted_as_pil_does_it(tmp_path, background):
     kinds = IN_THE_GRAPH | IN_PYTHON | (OPAQUE if background == 200 else {})
@@ -103,8 +104,8 @@ def test_the_graph_blends_eight_bits_itself_and_leaves_other_transparency_to_pyt
     for content in (*IN_PYTHON.values(), tf.io.encode_png(DEEP).numpy()):
         with pytest.raises(tf.errors.InvalidArgumentError):
             graph(tf.constant(content))
-    for name in ("opaque_four_bits.png", "opaque_lossy.webp", "opaque_bits.png"):
-        graph(tf.constant(OPAQUE[name]))
+    for name in ("opaque_rgb.PNG", "opaque_palette.png", "opaque_lossy.webp", "opaque_rgb.bmp"):
+        np.testing.assert_array_equal(graph(tf.constant(OPAQUE[name])), opened(OPAQUE[name]), name)
 
 
 def blended(colours, alpha, background):
