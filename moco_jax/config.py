@@ -36,6 +36,7 @@ RECIPE = dict(
     exif_rotation=False,  # turn images as their Exif orientation says; the authors' loader does not
     channels=3,  # of images and views; with any other number the colour operations are left out
     white=0.0,  # value that becomes 255 in images of more than eight bits; 0: 65535, only in sixteen bits
+    background=-1,  # gray level 0 to 255 (255: white) that transparent pixels are blended with; -1: transparency is dropped, and the colours hidden there, often black, are seen
     image_size=32,  # side of a view in pixels
     augment="digits",  # which views: 'v1', 'v2', 'v3' (BYOL's), 'cifar', 'digits', 'linear' (crop and flip)
     augment_on="host",  # who makes views: 'host'; 'device': within the step, what follows the crop; 'resident': all of it, of images that live on the devices
@@ -199,6 +200,7 @@ def check_values(config: ConfigDict) -> None:
         raise UserError(
             f"momentum={config.momentum} must be at least 0 and below 1; 0.999 is the paper's"
         )
+    check_background(config.background, config.channels)
     if config.scaled_decoding and config.channels != 3:
         raise UserError(
             f"scaled_decoding=True is of JPEGs in colour, and channels={config.channels}; scaled_decoding=False works"
@@ -224,6 +226,18 @@ def check_values(config: ConfigDict) -> None:
     if not 0 <= config.profile_steps[0] <= config.profile_steps[1]:
         raise UserError(
             f"profile_steps={tuple(config.profile_steps)} are no first and last step; (20, 25) are"
+        )
+
+
+def check_background(background: int, channels: int) -> None:
+    """Refuse a `background` that is no gray level, or where transparency is a channel of its own."""
+    if not -1 <= background <= 255:
+        raise UserError(
+            f"background={background} is no gray level: 0 (black) to 255 (white) work, and -1, which drops transparency"
+        )
+    if background >= 0 and channels not in (1, 3):
+        raise UserError(
+            f"background={background} is for images in gray or colour, and channels={channels}; background=-1 works"
         )
 
 

@@ -177,7 +177,9 @@ class FeatureEncoder:
 
     def _pixels(self, image: Any) -> np.ndarray:
         config = self.found.config
-        decoding = pixels.Decoding(config.exif_rotation, config.channels, config.white)
+        decoding = pixels.Decoding(
+            config.exif_rotation, config.channels, config.white, config.background
+        )
         if isinstance(image, str | os.PathLike):
             try:
                 content = files.absolute(os.fspath(image)).read_bytes()

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,8 +14,9 @@ from sklearn.neighbors import NearestNeighbors
 from moco_jax import checkpoint, mesh, parts, trained
 from moco_jax.data.packing import example
 from moco_jax.data.sources import open_source
+from moco_jax.data.sources.pixels import Decoding
 from moco_jax.embedding import search, table
-from moco_jax.embedding.encode import Damaged, Embedder, labels_of, rows
+from moco_jax.embedding.encode import SHOWN, Damaged, Embedder, labels_of, rows
 from moco_jax.embedding.table import Rows
 from moco_jax.errors import UserError
 from tests.command_lines import command_lines
@@ -300,6 +302,18 @@ def test_command_lines(place, alone):
         assert "Traceback" not in errors
     assert not (place / "bad.npz").exists()
     assert not [path for path in place.iterdir() if path.name.endswith(".part")]
+
+
+def test_tables_of_older_versions_say_nothing_of_a_background(tmp_path):
+    found = saved(tmp_path / "x.npz", made_up(3), sizes=(3,))
+    now = dict.fromkeys(SHOWN) | {"channels": 3, "white": 0.0, "exif_rotation": False, "background": -1}  # fmt: skip
+    found.facts = {"encoder": {k: v for k, v in now.items() if k != "background"} | {"which": ""}}
+    assert search.decoding(found.facts["encoder"]) == Decoding()
+    assert search.decoding(now | {"background": 7}) == Decoding(background=7)
+    search.same_encoder(found, SimpleNamespace(facts=lambda *_: now), "runs/mine")
+    now["background"] = 7
+    with pytest.raises(UserError, match="background=7, and they were made with -1"):
+        search.same_encoder(found, SimpleNamespace(facts=lambda *_: now), "runs/mine")
 
 
 def test_pictures_are_those_of_the_rows(tmp_path):

@@ -82,6 +82,18 @@ def test_whatever_holds_an_image_its_features_are_the_same(encoder, tmp_path):
         np.testing.assert_allclose(encoder(image), expected[1:2], rtol=1e-4)
 
 
+def test_transparent_pictures_stand_on_the_background_of_the_run(encoder, tmp_path, monkeypatch):
+    alpha = np.full(PHOTO.shape[:2], 60, np.uint8)
+    picture, path = Image.fromarray(np.dstack([PHOTO, alpha])), tmp_path / "1.png"
+    picture.save(path)
+    np.testing.assert_array_equal(encoder._view(picture), encoder._view(PHOTO))
+    monkeypatch.setitem(encoder.found.config, "background", 255)
+    canvas = Image.new("RGB", picture.size, "white")
+    canvas.paste(picture, mask=picture)
+    for image in (picture, path):
+        np.testing.assert_array_equal(encoder._view(image), encoder._view(np.asarray(canvas)))
+
+
 @pytest.mark.parametrize(
     ("images", "says"),
     [

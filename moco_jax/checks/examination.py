@@ -146,7 +146,12 @@ class Examination:
             files = getattr(source, "files", None)
             self.report.add(
                 *images.findings(
-                    found, source.name, files, self.config.image_size, self.config.max_bad_images
+                    found,
+                    source.name,
+                    files,
+                    self.config.image_size,
+                    self.config.max_bad_images,
+                    self.config.background,
                 )
             )
             if self.config.augment_on == "resident":

@@ -16,7 +16,12 @@ Name = Callable[[int], str]
 
 
 def findings(
-    survey: Survey, name: Name, files: Sequence[str] | None, image_size: int, max_bad_images: int
+    survey: Survey,
+    name: Name,
+    files: Sequence[str] | None,
+    image_size: int,
+    max_bad_images: int,
+    background: int,
 ) -> list[Finding]:
     """All that is said of a survey.
 
@@ -24,14 +29,14 @@ def findings(
         survey: what was found.
         name: what to call an image of the dataset.
         files: the images' file names by index; None where they are not single files.
-        image_size, max_bad_images: the settings.
+        image_size, max_bad_images, background: the settings.
     """
     return [
         *looked(survey),
         *measured(survey),
         *damaged(survey, name, files is not None, max_bad_images),
         *tiny(survey, name, image_size),
-        *see_through(survey, name),
+        *see_through(survey, name, background),
         *copies(survey, name),
         *([] if files is None else misnamed(survey, name, files)),
     ]
@@ -177,17 +182,20 @@ def tiny(survey: Survey, name: Name, image_size: int) -> list[Finding]:
     ]
 
 
-def see_through(survey: Survey, name: Name) -> list[Finding]:
+def see_through(survey: Survey, name: Name, background: int) -> list[Finding]:
     """Images with transparent pixels, where those are not a channel of their own."""
     rows = np.flatnonzero(survey.good & survey.transparent)
     if not len(rows) or len(survey.mean) not in (1, 3):
         return []
     share = len(rows) / len(survey.indices)
+    said = f"{len(rows):,} of {len(survey.indices):,} have transparent parts"
+    if background >= 0:
+        return [Finding(OK, f"{said}, which are blended with background={background}")]
     return [
         Finding(
             WARNING if share >= FREQUENT else NOTE,
-            f"{len(rows):,} of {len(survey.indices):,} have transparent parts. Transparency is dropped: the colours hidden there, "
-            "often black, are what the network sees. Put them on a background first",
+            f"{said}. Transparency is dropped: the colours hidden there, often black, are what the network sees; "
+            "--config.background=255 puts them on white",
             _named(survey, name, rows, lambda _: ""),
         )
     ]

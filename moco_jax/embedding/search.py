@@ -16,6 +16,7 @@ from moco_jax.embedding.table import Table, plain
 from moco_jax.errors import UserError
 from moco_jax.evaluation import knn
 
+OLDER = {"background": -1}  # what tables of older versions do not say of their encoder
 Report = Callable[[int], None]
 
 
@@ -68,7 +69,7 @@ def nearest(
 
 def same_encoder(table: Table, embedder: Embedder, place: str) -> None:
     """Refuse an encoder in `place` that is not the one which made `table`."""
-    made = table.facts["encoder"]
+    made = OLDER | table.facts["encoder"]
     found = embedder.facts(place, made["which"])
     odd = [key for key in found if key not in ("place", "step") and found[key] != made.get(key)]
     if odd:
@@ -84,7 +85,8 @@ def same_encoder(table: Table, embedder: Embedder, place: str) -> None:
 
 def decoding(made: Mapping[str, Any]) -> Decoding:
     """How images become pixels, by the facts of an encoder or the config of a run."""
-    return Decoding(made["exif_rotation"], made["channels"], made["white"])
+    background = made.get("background", OLDER["background"])
+    return Decoding(made["exif_rotation"], made["channels"], made["white"], background)
 
 
 def encoded(embedder: Embedder, paths: Sequence[str]) -> np.ndarray:

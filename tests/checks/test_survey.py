@@ -5,7 +5,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from moco_jax.checks import survey
+from moco_jax.checks import images, survey
+from moco_jax.checks.findings import OK, WARNING
+from moco_jax.data.sources.folder import FolderSource
+from moco_jax.data.sources.pixels import Decoding
 
 
 def test_a_sample_is_spread_and_a_full_one_is_everything():
@@ -35,3 +38,17 @@ def test_only_pixels_that_are_not_opaque_make_a_picture_transparent():
     assert not survey.is_transparent(encoded(opaque))
     assert not survey.is_transparent(encoded(pierced)[:40])
     assert not survey.is_transparent(encoded(opaque.convert("RGB"), format="JPEG"))
+
+
+def test_a_background_is_advised_and_then_said_to_be_used(tmp_path):
+    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "black.png")
+    for background, mark, words, mean in (
+        (-1, WARNING, "--config.background=255 puts them on white", 0),
+        (255, OK, "have transparent parts, which are blended with background=255", 1),
+    ):
+        source = FolderSource(str(tmp_path), Decoding(background=background))
+        found = survey.survey(source, np.arange(1), 1, lambda done, left: None)
+        (finding,) = images.see_through(found, source.name, background)
+        assert finding.mark == mark
+        assert words in finding.text
+        np.testing.assert_array_equal(found.mean, [mean] * 3)

@@ -21,6 +21,8 @@ RATIOS = (1, 2, 4, 8)  # by which JPEGs can be shrunk in decoding, at a part of 
 Shrink = Callable[[tf.Tensor], tf.Tensor]  # from height and width to the number of one of `RATIOS`
 _EXIF_REACH = 1 << 17  # bytes from a JPEG's start in which its Exif block is looked for
 _ORIENTATION = 0x0112
+# By a background: GIF, WebP of the kinds that may have alpha, PNG of other than eight bits, whose alpha has another scale.
+_LEFT_IF_BLENDED = r"(GIF|RIFF\C{8}VP8[XL]|\CPNG\C{20}[\x01\x02\x04\x10])\C*"
 
 
 def jpeg_is_complete(content: bytes) -> bool:
@@ -114,13 +116,36 @@ def _contains(content: tf.Tensor, mark: bytes) -> tf.Tensor:
     return tf.size(tf.strings.split([content], mark, 1).values) > 1
 
 
+def _blended_png(content: tf.Tensor, background: int) -> tf.Tensor:
+    """As `pixels.blended`, whose two shifts are one of 257 times the sum."""
+    image = tf.cast(tf.io.decode_png(content, channels=4), tf.int32)
+    colours, alpha = tf.split(image, [3, 1], -1)
+    total = (colours - background) * (257 * alpha) + 257 * (255 * background + 128)
+    return tf.cast(tf.bitwise.right_shift(total, 16), tf.uint8)
+
+
+def _on_background(content: tf.Tensor, background: int) -> tf.Tensor:
+    """What `_LEFT_IF_BLENDED` does not name. In few operations: their number costs every image some time, also a JPEG."""
+    channel = tf.strings.regex_full_match(content, r"\CPNG\C{21}[\x04\x06]\C*")
+    one_colour = tf.raw_ops.StringSplitV2(input=[content], sep=b"tRNS", maxsplit=1).values
+    return tf.cond(
+        channel | (tf.size(one_colour) > 1),
+        lambda: _blended_png(content, background),
+        lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
+    )
+
+
 def _not_jpeg(content: tf.Tensor, decoding: Decoding) -> tf.Tensor:
     start = tf.strings.substr(content, 0, 2)
     # TensorFlow takes a palette's numbers for grays: only BMPs of 24 bits without compression are left to it.
     plain = (start != b"BM") | (tf.strings.substr(content, 28, 6) == b"\x18\0\0\0\0\0")
     if decoding.exif_rotation:
         plain &= ~(_contains(content, b"eXIf") | _contains(content, b"EXIF"))  # PNG's and WebP's
+    if decoding.blends:
+        plain &= ~tf.strings.regex_full_match(content, _LEFT_IF_BLENDED)
     with tf.control_dependencies([tf.debugging.Assert(plain, ["left to PIL"])]):
+        if decoding.blends:
+            return _on_background(content, decoding.background)
         return tf.cond(
             (start == b"\x89P") & (tf.strings.substr(content, 24, 1) == b"\x10"),
             lambda: _png_16(content, decoding.white),
@@ -133,7 +158,8 @@ def decode_image(
 ) -> tf.Tensor:
     """Encoded bytes, a string scalar -> uint8 RGB `[H, W, 3]`; an error where TensorFlow cannot do it as PIL does.
 
-    JPEG with the accurate inverse transform (the pixels PIL gives); sixteen bits as in `pixels.to_eight_bits`.
+    JPEG with the accurate inverse transform (the pixels PIL gives); sixteen bits as in `pixels.to_eight_bits`,
+    transparency as `decoding.background` says.
     `shrunk`: the number of one of `RATIOS`, an int32 scalar: a JPEG's height and width come divided by it and rounded up.
     """
     image = tf.cond(

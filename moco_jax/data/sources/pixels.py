@@ -30,16 +30,24 @@ class Decoding:
         channels: C; three are red, green and blue.
         white: what becomes 255 in pixels of more than eight bits; 0: 65535 in unsigned sixteen bits, and no other
             kind is read.
+        background: gray level 0 to 255 that transparent pixels are blended with; -1: transparency is dropped, and the
+            colours hidden there are seen.
     """
 
     exif_rotation: bool = False
     channels: int = 3
     white: float = 0.0
+    background: int = -1
 
     @property
     def plain(self) -> bool:
         """Whether TensorFlow and PIL suffice for every encoded image, as neither C nor white is out of the ordinary."""
         return self.channels == 3 and not self.white
+
+    @property
+    def blends(self) -> bool:
+        """Whether transparent pixels are blended with `background`, as alpha is no channel of its own."""
+        return self.background >= 0 and self.channels in (1, 3)
 
 
 RGB = Decoding()
@@ -77,6 +85,13 @@ def to_eight_bits(values: np.ndarray, white: float) -> np.ndarray:
     if not white:
         raise Unfit(f"pixels of {values.dtype}: --config.white must say which value is white")
     return _scaled(values, white)
+
+
+def blended(image: np.ndarray, alpha: np.ndarray, background: int) -> np.ndarray:
+    """uint8 `image` `[H, W, C]`, opaque as uint8 `alpha` `[H, W]` says, on a gray background; rounded as PIL's paste."""
+    share = alpha.astype(np.int32)[..., None]
+    total = image * share + background * (255 - share) + 128
+    return ((total + (total >> 8)) >> 8).astype(np.uint8)
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -168,24 +183,45 @@ def _tiff(content: bytes, decoding: Decoding) -> np.ndarray:
                 raise UserError(f"{error}: pip install 'moco_jax[tiff]'") from error
             raise
         coloured = page.photometric == library.PHOTOMETRIC.RGB
+        transparent = tuple(page.extrasamples) == (library.EXTRASAMPLE.UNASSALPHA,)
         orientation = page.tags.valueof(_ORIENTATION, 1)
     found = np.moveaxis(found, axes.index(others), -1) if others else found[..., None]
     fit = _colours if coloured else _exactly
-    image = fit(to_eight_bits(found, decoding.white), decoding.channels)
+    image = to_eight_bits(found, decoding.white)
+    if decoding.blends and coloured and transparent and image.shape[-1] == 4:
+        opaque = np.iinfo(found.dtype).max if found.dtype.kind in "iu" else 1
+        alpha = to_eight_bits(found[..., 3], float(opaque))
+        image = blended(image[..., :3], alpha, decoding.background)
+    image = fit(image, decoding.channels)
     return turn(image, orientation) if decoding.exif_rotation else image
 
 
 def _deep_png(content: bytes, decoding: Decoding) -> np.ndarray:
-    """A PNG of sixteen bits, of which PIL would keep eight where it has several channels."""
+    """A PNG of sixteen bits, of which PIL would keep eight where it has several channels, and no transparent gray."""
     import tensorflow as tf
     from PIL import Image
 
-    values = tf.io.decode_png(content, dtype=tf.uint16).numpy()
-    image = _colours(to_eight_bits(values, decoding.white), decoding.channels)
+    values = tf.io.decode_png(content, 4 if decoding.blends else 0, tf.uint16).numpy()
+    image = to_eight_bits(values, decoding.white)
+    if decoding.blends:
+        image = blended(image[..., :3], to_eight_bits(values[..., 3], 0), decoding.background)
+    image = _colours(image, decoding.channels)
     if not decoding.exif_rotation:
         return image
     with Image.open(io.BytesIO(content)) as file:
         return turn(image, file.getexif().get(_ORIENTATION, 1))
+
+
+def _on_background(picture, background: int):
+    """A PIL image -> the same, or where it has transparency an RGB image on a gray background."""
+    from PIL import Image
+
+    if not picture.has_transparency_data:
+        return picture
+    image = picture.convert("RGBA")
+    canvas = Image.new("RGB", image.size, (background,) * 3)
+    canvas.paste(image.convert("RGB"), mask=image.getchannel("A"))
+    return canvas
 
 
 def of_picture(picture, decoding: Decoding) -> np.ndarray:
@@ -198,6 +234,7 @@ def of_picture(picture, decoding: Decoding) -> np.ndarray:
         gray = to_eight_bits(np.asarray(image), decoding.white)[..., None]
         return _colours(gray, channels)
     if channels in (1, 3):
+        image = _on_background(image, decoding.background) if decoding.blends else image
         converted = np.asarray(image.convert("L" if channels == 1 else "RGB"))
         return converted[..., None] if channels == 1 else converted
     found = np.asarray(image)
@@ -215,7 +252,8 @@ def pixels(content: bytes, decoding: Decoding) -> np.ndarray:
     """Encoded bytes -> uint8 `[H, W, C]`.
 
     Sixteen-bit values v become v / 257, rounded, or as `decoding.white` says; with three channels and without white
-    the high byte of a sixteen-bit colour TIFF is kept. Transparency is dropped where C is 1 or 3.
+    the high byte of a sixteen-bit colour TIFF is kept. Where C is 1 or 3 transparency is
+    dropped, or blended with `decoding.background`.
 
     Raises:
         Unfit: it is whole, but has other channels or bits than `decoding` asks for.
@@ -226,7 +264,11 @@ def pixels(content: bytes, decoding: Decoding) -> np.ndarray:
         image = _exactly(to_eight_bits(_array(content), decoding.white), decoding.channels)
     elif wants_tifffile(content, decoding):
         image = _tiff(content, decoding)
-    elif content.startswith(_PNG) and content[24:25] == b"\x10" and not decoding.plain:
+    elif (
+        content.startswith(_PNG)
+        and content[24:25] == b"\x10"
+        and (decoding.blends or not decoding.plain)
+    ):
         image = _deep_png(content, decoding)
     else:
         image = _with_pil(content, decoding)
