@@ -14,7 +14,6 @@ import tensorflow as tf
 from absl import flags, logging
 
 from moco_jax.command_line import fail, start
-from moco_jax.config import check_background
 from moco_jax.data import packing
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.report.console import Console, duration
@@ -29,7 +28,6 @@ FORMAT = flags.DEFINE_string(
 )
 CHANNELS = flags.DEFINE_integer("channels", 3, "As in training: other images are left out.", 1)
 WHITE = flags.DEFINE_float("white", 0.0, "As in training.", 0.0)
-BACKGROUND = flags.DEFINE_integer("background", -1, "As in training.")
 
 
 class Progress:
@@ -63,8 +61,7 @@ def main(argv: list[str]) -> None:
     tf.config.set_visible_devices([], "GPU")
     console = Console()
     try:
-        check_background(BACKGROUND.value, CHANNELS.value)
-        decoding = Decoding(channels=CHANNELS.value, white=WHITE.value, background=BACKGROUND.value)
+        decoding = Decoding(channels=CHANNELS.value, white=WHITE.value)
         plan = packing.make_plan(DATA_DIR.value, OUT.value, SHARDS.value, FORMAT.value, decoding)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
         packing.pack(plan, Progress(plan, console).seen)

@@ -142,13 +142,11 @@ from moco_jax.command_line import guarded, parse
 
 out, *folders = sys.argv[1:]
 for folder in folders:
-    words = ["pack", f"--data_dir={folder}", f"--out={out}", "--shards=2", "--background=255"]
-    guarded(pack.main, parse(words))
+    guarded(pack.main, parse(["pack", f"--data_dir={folder}", f"--out={out}", "--shards=2"]))
 """
     command = [sys.executable, "-c", code, f"{tmp_path}/out", folder, "/no/such"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert "shard 2/2  image 11/11" in ended.stdout, ended.stderr
-    assert json.loads((tmp_path / "out" / "pack.json").read_text())["background"] == 255
     assert f"--config.dataset=tfrecord --config.data_dir={tmp_path}/out" in ended.stdout
     assert f"named in {tmp_path}/out/*.damaged.txt: {folder}/dog/bad.jpg" in ended.stdout
     assert ended.returncode == 2
@@ -168,15 +166,3 @@ def test_images_of_other_channels_are_packed_where_that_is_said(tmp_path):
     assert [(image.shape, sound) for image, sound in decoded(source)] == [((8, 9, 5), True)] * 3
     with pytest.raises(UserError, match=r"another packing \(channels: 5 -> 3; white: 1 -> 0"):
         packing.pack(packing.make_plan(folder, str(out), 1, "tfrecord"), quiet)
-
-
-def test_older_packs_say_nothing_of_a_background(tmp_path):
-    folder, out = write(tmp_path / "images", {"0.png": encoded("PNG")}), tmp_path / "out"
-    packing.pack(packing.make_plan(folder, str(out), 0, "tfrecord"), quiet)
-    facts = json.loads((out / "pack.json").read_text())
-    assert facts.pop("background") == -1
-    (out / "pack.json").write_text(json.dumps(facts))
-    packing.pack(packing.make_plan(folder, str(out), 0, "tfrecord"), quiet)
-    other = packing.make_plan(folder, str(out), 0, "tfrecord", Decoding(background=0))
-    with pytest.raises(UserError, match=r"another packing \(background: -1 -> 0\)"):
-        packing.pack(other, quiet)
