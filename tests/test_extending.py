@@ -161,6 +161,7 @@ def test_the_evaluation_measures_a_rank(rank, plain, one_device, tmp_path, capsy
     axes = np.eye(6, 9)
     assert rank["effective_rank"](np.concatenate([axes, -axes])) == pytest.approx(6)
     from moco_jax.evaluation.commands.common import Task
+    from moco_jax.evaluation.resume import Trainings
 
     monkeypatch.setattr(mesh, "create_mesh", lambda: one_device)
     config = load("digits")
@@ -170,7 +171,9 @@ def test_the_evaluation_measures_a_rank(rank, plain, one_device, tmp_path, capsy
     rng = np.random.default_rng(0)
     weights = jax.tree.map(lambda x: rng.normal(1, 1, x.shape).astype(x.dtype) ** 2, shapes)
     found = trained.Trained(encoder, weights, config, 0)
-    task = Task({"trained": found}, "query", epath.Path(tmp_path), Console(), lambda _: None)
+    place, console = epath.Path(tmp_path), Console()
+    trainings = Trainings(place / "evaluate_rank", console)
+    task = Task({"trained": found}, "query", place, console, lambda _: None, trainings)
     result = rank["run"](task)
     assert 1 < result["results"]["trained"] <= 32
     assert result["test_images"] == 1440
