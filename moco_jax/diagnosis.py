@@ -21,6 +21,7 @@ CHANCE = 0.98  # of the chance level: a run that learns is below it once warm; c
 RISE = 0.02  # of the chance level: a rise that a person sees in the progress line
 LOST = 0.1  # of the chance level: a rise that is none of chance; healthy runs rose by 0.02
 FAIR = 0.5  # share of a run after which its kNN accuracy should say something
+FALLEN = 0.5  # of the learning rate at the lowest loss: below it, the schedule explains a rise
 EASY = 0.9  # contrastive top-1; healthy runs of the default recipes ended between 0.15 and 0.8
 LEARNT = 0.7  # of the chance level: recorded runs whose features got better were below it half-way
 SOLVED = 0.98  # contrastive top-1; without shuffled BN MoCo v1's reached 0.999 (appendix)
@@ -186,7 +187,19 @@ def _loss_rising(course: Course, facts: Facts) -> Finding | None:
         return None
     low = min(earlier, key=lambda r: r["loss"])
     now = sum(r["loss"] for r in recent) / len(recent)
-    if now - low["loss"] < LOST * facts.chance:
+    rise = (now - low["loss"]) / facts.chance
+    if facts.method.dictionary == "queue" and recent[-1].get("lr", 0) < FALLEN * low.get("lr", 0):
+        if rise < LOST / 2:
+            return None
+        return Finding(
+            "loss_rising", NOTE, low["step"],
+            f"The loss has risen from {low['loss']:.2f} (step {low['step']:,}) to {now:.2f}, while the learning rate fell.",
+            "Until then keys in the queue were out of date, and a query could tell its own key from them by age alone; now they "
+            "are not, and the task is harder.",
+            f"Nothing in this run. In the next, a momentum nearer to 1 (it is {facts.momentum:g}), a lower lr or a smaller "
+            "queue_size makes keys of all ages agree from the start (see drift).",
+        )  # fmt: skip
+    if rise < LOST:
         return None
     fast = facts.method.key_encoder == "momentum" and facts.momentum < SLOW_MOMENTUM
     return Finding(

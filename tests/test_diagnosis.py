@@ -70,7 +70,7 @@ def course(steps=2000, every=20, **numbers):
     """Records of a healthy run, with `numbers` in place of its own: constants, or functions of the step's share."""
     usual = {
         "loss": lambda x: 5.5 - 2 * x, "top1": lambda x: 0.1 + 0.3 * x, "spread": 0.6, "waiting_share": 0.03,
-        "knn": lambda x: 0.6 + 0.3 * x, "feature_spread": 0.5, "effective_rank": 30.0, "drift": 0.03, "raw_knn": 0.5,
+        "knn": lambda x: 0.6 + 0.3 * x, "feature_spread": 0.5, "effective_rank": 30.0, "drift": 0.03, "raw_knn": 0.5, "lr": 0.06,
     }  # fmt: skip
     at = usual | numbers
 
@@ -84,7 +84,7 @@ def course(steps=2000, every=20, **numbers):
     found = [{"step": 0, "event": "start", "examples": IMAGES, "device_kind": "an accelerator"}]
     found += [some(0, "raw_knn"), some(0, *scores)]
     for step in range(every, steps + 1, every):
-        found.append(some(step, "loss", "top1", "spread", "waiting_share"))
+        found.append(some(step, "loss", "top1", "spread", "waiting_share", "lr"))
         if step % (10 * every) == 0:
             found.append(some(step, *scores, "drift"))
     return found
@@ -99,6 +99,7 @@ MADE = [
     ("collapsed", "fault", {}, dict(spread=0.01)),
     ("collapsed", "fault", {}, dict(feature_spread=0.05)),
     ("loss_rising", "warning", {}, dict(loss=lambda x: 4 + 2 * x)),
+    ("loss_rising", "note", {}, dict(loss=share(4.5, 5.0, at=0.9), lr=share(0.06, 0.02, at=0.9))),
     ("shortcut", "warning", {}, dict(top1=0.95, knn=0.6)),
     ("shortcut", "warning", {}, dict(top1=0.99, knn=None, raw_knn=None)),
     ("shortcut", "note", {}, dict(top1=0.99)),
