@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 OPTIMIZERS = ("sgd", "lars", "adamw")
@@ -73,6 +74,11 @@ def adamw(weight_decay: float) -> optax.GradientTransformation:
     return optax.chain(
         optax.scale_by_adam(0.9, 0.999, 1e-8), optax.add_decayed_weights(weight_decay)
     )
+
+
+def values(schedule: Callable[[jax.Array], jax.Array], steps: int) -> np.ndarray:
+    """What `schedule` gives for each of the steps 0 to `steps` - 1, on the host: `[steps]`; nothing is left for the loop."""
+    return np.asarray(jax.vmap(schedule)(jnp.arange(steps)))
 
 
 def learning_rate(

@@ -310,7 +310,7 @@ def train(
     rate_at = optim.learning_rate(
         1.0, "cosine_per_step", epochs, steps, warmup_epochs=how.warmup * epochs
     )
-    factors = np.asarray(rate_at(jnp.arange(epochs * steps)), np.float32)
+    factors = optim.values(rate_at, epochs * steps).astype(np.float32)
     facts = (
         start.variables, encoder, how, (batch, steps, epochs), recipe, scratch, tested, tuple(config.mean), tuple(config.std),
         config.seed, subject.classes, subject.recipe, images.facts, subject.test.facts,

@@ -141,16 +141,16 @@ def fit(
 
     classifiers, buffers = start(lambda x: x), start(np.zeros_like)
     steps = -(-size // batch)
-    rate_at = optim.learning_rate(1.0, "cosine_per_step", epochs, steps)
+    schedule = optim.learning_rate(1.0, "cosine_per_step", epochs, steps)
+    factors = optim.values(schedule, epochs * steps).astype(np.float32)
     for epoch in range(epochs):
         features = sets[epoch % len(sets)]
         places = np.random.default_rng((seed, epoch)).permutation(size)
         for n, some in enumerate(blocks(size, batch)):
             chosen = _fill(places[some], batch)
-            factor = float(rate_at(jnp.asarray(epoch * steps + n)))
             classifiers, buffers = _step_all(
                 classifiers, buffers, mean, scale, features[chosen], classes[chosen],
-                np.arange(batch) < len(places[some]), rates * np.float32(factor), decays,
+                np.arange(batch) < len(places[some]), rates * factors[epoch * steps + n], decays,
             )  # fmt: skip
         jax.block_until_ready(classifiers)
         report(f"classifiers at once: {shape[0] * len(members)}  epoch {epoch + 1}/{epochs}")

@@ -148,7 +148,7 @@ def train_on_crops(
     state = mesh_lib.to_every_device(mesh, state)
     facts = chosen, recipe, config.seed, subject.recipe, train.facts, subject.test.facts
     (classifier, buffer), begun, notes = kept.begin(mesh, state, facts)
-    rate_at = chosen.rate_at(steps)
+    rates = optim.values(chosen.rate_at(steps), chosen.epochs * steps)
     step = jax.jit(sgd_step, donate_argnums=(0, 1), out_shardings=mesh_lib.replicated(mesh))
 
     batches = epoch_batches(
@@ -158,7 +158,7 @@ def train_on_crops(
     scores: list[float] = notes.get("scores", [])
     for n, (epoch, arrays) in enumerate(batches, begun):
         classifier, buffer, loss = step(
-            classifier, buffer, encode(arrays["image"]), arrays["classes"], arrays["present"], np.asarray(rate_at(jnp.asarray(n)))
+            classifier, buffer, encode(arrays["image"]), arrays["classes"], arrays["present"], rates[n]
         )  # fmt: skip
         said = f"epoch {epoch + 1}/{chosen.epochs}  step {n % steps + 1}/{steps}"
         if (n + 1) % steps == 0:

@@ -201,14 +201,14 @@ def fine_tune(
     state = mesh_lib.to_every_device(mesh, jax.device_get(state))
     facts = network, chosen, tuple(mean), tuple(std), seed, scenes.facts
     state, begun, notes = kept.begin(mesh, state, facts)
-    rate_at, rows = chosen.rate_at(), mesh_lib.local_rows(mesh, chosen.batch_size)
+    rates = optim.values(chosen.rate_at(), chosen.iterations)
+    rows = mesh_lib.local_rows(mesh, chosen.batch_size)
     fill = [round(255 * value) for value in mean]
     losses: list[float] = notes.get("losses", [])
     running: list[jax.Array] = []
     for n, batch in enumerate(views(scenes, chosen, rows, fill, seed, workers, begun), begun):
         arrays = mesh_lib.to_devices(mesh, batch)
-        rate = np.asarray(rate_at(jnp.asarray(n)))
-        state, loss = step(state, arrays["image"], arrays["label"], rate)
+        state, loss = step(state, arrays["image"], arrays["label"], rates[n])
         running.append(loss)
         last = n + 1 == chosen.iterations
         due = kept.due(last)
@@ -219,7 +219,7 @@ def fine_tune(
             kept.save(n + 1, state, losses=losses)
         if losses:
             report(
-                f"step {len(losses):,}/{chosen.iterations:,}  loss {losses[-1]:.3f}  rate {float(rate):g}"
+                f"step {len(losses):,}/{chosen.iterations:,}  loss {losses[-1]:.3f}  rate {rates[n]:g}"
             )
     parts = np.array_split(losses, min(10, len(losses)))
     return state.variables, [float(np.mean(part)) for part in parts]
