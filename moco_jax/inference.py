@@ -177,9 +177,7 @@ class FeatureEncoder:
 
     def _pixels(self, image: Any) -> np.ndarray:
         config = self.found.config
-        decoding = pixels.Decoding(
-            config.exif_rotation, config.channels, config.white, config.background
-        )
+        decoding = pixels.Decoding.of(config)
         if isinstance(image, str | os.PathLike):
             try:
                 content = files.absolute(os.fspath(image)).read_bytes()

@@ -87,8 +87,7 @@ def compute_dtype(name: str):
 
 def open_images(config: ConfigDict, split: str, index_dir: str | None) -> Source:
     """The images of one split of the dataset that `config` names."""
-    decoding = Decoding(config.exif_rotation, config.channels, config.white, config.background)
-    return open_source(config.dataset, split, config.data_dir, index_dir, decoding)
+    return open_source(config.dataset, split, config.data_dir, index_dir, Decoding.of(config))
 
 
 def recipe_of(config: ConfigDict) -> recipes.Recipe:

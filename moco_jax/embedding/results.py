@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from moco_jax.data.sources.folder import FilesSource
+from moco_jax.data.sources.pixels import Decoding
 from moco_jax.embedding import search
 from moco_jax.embedding.table import Table
 from moco_jax.report import console, figures
@@ -79,7 +80,7 @@ def draw(path: epath.Path, table: Table, found: Found) -> None:
     inside, outside = np.flatnonzero(own >= 0), np.flatnonzero(own < 0)
     rows = np.concatenate([own[inside], found.rows[few].ravel()])
     shown = search.pictures_of_rows(table, rows)
-    files = FilesSource([found.words[n] for n in outside.tolist()], search.decoding(made))
+    files = FilesSource([found.words[n] for n in outside.tolist()], Decoding.of(made))
     encoded = search.pictures(made, files, np.arange(len(files)))
     of_query = dict(zip(outside.tolist(), encoded, strict=True))
     of_query |= dict(zip(inside.tolist(), shown[: len(inside)], strict=True))

@@ -83,15 +83,9 @@ def same_encoder(table: Table, embedder: Embedder, place: str) -> None:
         )
 
 
-def decoding(made: Mapping[str, Any]) -> Decoding:
-    """How images become pixels, by the facts of an encoder or the config of a run."""
-    background = made.get("background", OLDER["background"])
-    return Decoding(made["exif_rotation"], made["channels"], made["white"], background)
-
-
 def encoded(embedder: Embedder, paths: Sequence[str]) -> np.ndarray:
     """Features float32 `[n, D]` of image files; UserError where one cannot be decoded."""
-    source = FilesSource(paths, decoding(embedder.found.config))
+    source = FilesSource(paths, Decoding.of(embedder.found.config))
     damaged = Damaged(source)
     found = []
     for some, indices in embedder.stream(source):
@@ -121,8 +115,10 @@ def pictures_of_rows(table: Table, rows: np.ndarray) -> list[np.ndarray | None]:
     names = table.take("names", rows).tolist()
     if place["root"]:
         files = [os.path.join(place["root"], name) for name in names]
-        return pictures(made, FilesSource(files, decoding(made)), np.arange(len(rows)))
-    source = open_source(place["dataset"], place["split"], place["data_dir"], None, decoding(made))
+        return pictures(made, FilesSource(files, Decoding.of(made)), np.arange(len(rows)))
+    source = open_source(
+        place["dataset"], place["split"], place["data_dir"], None, Decoding.of(made)
+    )
     indices = table.take("indices", rows)
     if len(source) != place["number"] or plain(source.names(indices)) != names:
         raise UserError(

@@ -9,6 +9,8 @@ import functools
 import importlib.util
 import io
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +40,12 @@ class Decoding:
     channels: int = 3
     white: float = 0.0
     background: int = -1
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Decoding":
+        """As `settings` say, those of a run or of a table of features; what older ones do not name is as by default."""
+        named = (field.name for field in dataclasses.fields(cls))
+        return cls(**{name: settings[name] for name in named if name in settings})
 
     @property
     def plain(self) -> bool:

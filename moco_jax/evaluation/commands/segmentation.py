@@ -123,6 +123,7 @@ def _protocol(cities: bool, devices: int) -> tuple[training.Protocol, list[str]]
 def _images(task: Task) -> tuple[data.Scenes, data.Scenes]:
     folder, config = DATA_DIR.value, task.found.config
     splits = TRAIN_SPLIT.value or data.train_split(folder), TEST_SPLIT.value or "val"
-    decoding = Decoding(channels=config.channels, white=config.white, background=config.background)
-    train, test = (data.open_scenes(folder, split, decoding, task.report) for split in splits)
+    train, test = (
+        data.open_scenes(folder, split, Decoding.of(config), task.report) for split in splits
+    )
     return train, test
