@@ -1,8 +1,11 @@
 """Paths here and in buckets, and a file written whole or not at all: a run killed at any moment leaves no half."""
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from etils import epath
 
@@ -15,6 +18,27 @@ def is_remote(path: object) -> bool:
 def absolute(path: str) -> epath.Path:
     """`path` from the root, or as it is where it names a bucket."""
     return epath.Path(path if is_remote(path) else os.path.abspath(path))
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open the regular file `path` of this machine to read its bytes; anything else is refused at once.
+
+    A named pipe would wait for a writer, and a device can be read for ever: neither is opened.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            raise OSError(code, "is no regular file (a folder, pipe, socket or device)", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        raise
 
 
 @contextlib.contextmanager

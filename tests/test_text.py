@@ -1,0 +1,41 @@
+"""Names of every kind become one line that prints, and different names of plain text stay different."""
+
+import doctest
+import os
+import random
+
+import pytest
+
+from moco_jax import text
+
+ODD = ["\n", "\r", "\x1b[2J", "\u202e", "\u2028", "\x85", "\0", "\ud800", "\udce9", "\u200f", "\x7f", "\t", "\ufeff"]
+
+
+def random_name(seed: int) -> bytes:
+    return random.Random(seed).randbytes(12)
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_does_not_print_is_written_out(odd):
+    shown = text.printable(f"a{odd}b")
+    assert shown.isprintable()
+    assert shown.encode("utf-8").startswith(b"a\\")
+    assert shown.endswith("b")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_bytes_are_one_line_of_utf8(seed):
+    name = random_name(seed)
+    shown = text.printable(name)
+    assert shown.isprintable()
+    assert shown == text.printable(os.fsdecode(name))
+    shown.encode("utf-8")
+
+
+def test_plain_names_stay_as_they_are():
+    for name in ("cat.png", "猫/é 1.jpg", "22.05.00.png", r"a\b"):
+        assert text.printable(name) == name
+
+
+def test_examples():
+    assert doctest.testmod(text).failed == 0
