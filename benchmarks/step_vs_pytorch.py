@@ -19,7 +19,7 @@ from absl import app, flags
 from torch import nn
 
 from benchmarks import machine
-from moco_jax import mesh, parts, step
+from moco_jax import mesh, parts, step, xla_flags
 from moco_jax.config import default_config
 from moco_jax.method import Method
 from moco_jax.report.console import table
@@ -225,6 +225,7 @@ def profile(times: int) -> None:
 
 def main(argv: list[str]) -> None:
     """Time what the flags name."""
+    xla_flags.set_up()
     jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     torch.set_num_threads(os.cpu_count() or 1)

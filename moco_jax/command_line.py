@@ -12,7 +12,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import recipe_files
+from moco_jax import recipe_files, xla_flags
 from moco_jax.errors import UserError
 
 flags.DEFINE_bool("debug", False, "Show where in the program an error comes from.")
@@ -37,6 +37,8 @@ def start(main: Callable[[list[str]], None], settings: Iterable[str] = SETTINGS)
 
 def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
     """Call `main(argv)`; what a user can mend, and Ctrl-C, end the program with one line."""
+    # Before anything asks JAX for its devices.
+    xla_flags.set_up()
     try:
         main(argv)
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from moco_jax import encoding, files, trained
+from moco_jax import encoding, files, trained, xla_flags
 from moco_jax.data import recipes
 from moco_jax.data.sources import pixels, store
 from moco_jax.errors import UserError
@@ -243,6 +243,8 @@ def load(
         UserError: nothing readable there, or no such encoder in it.
     """
     path = os.fspath(place)
+    with xla_flags.while_jax_starts():
+        jax.devices()
     found = trained.load(path, which, step, image_size=image_size, mean=mean, std=std, stem=stem)
     of = f"step {found.step} of {path}" if trained.is_run(path) else path
     return FeatureEncoder(found, features, f"{which} encoder of {of}", batch_size)

@@ -10,7 +10,17 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, diagnosis, environment, files, guard, hosts, mesh, warm_start
+from moco_jax import (
+    checkpoint,
+    diagnosis,
+    environment,
+    files,
+    guard,
+    hosts,
+    known_answers,
+    mesh,
+    warm_start,
+)
 from moco_jax.checks import sheet
 from moco_jax.clock import Clock, Profile
 from moco_jax.data import pipeline, resident
@@ -39,6 +49,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     place = files.absolute(workdir)
     first = jax.process_index() == 0
     console = Console(speaks=first)
+    known_answers.require_right()
     hosts.require_agreement(hosts.facts_of(config))
     parts = build(config, str(place / "index"))
     program = parts.program

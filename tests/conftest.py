@@ -6,8 +6,10 @@ import os
 import shutil
 import tempfile
 
+from moco_jax import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
+os.environ["XLA_FLAGS"] = xla_flags.with_fast_convolutions(
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

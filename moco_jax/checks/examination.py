@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, mesh, train, warm_start
+from moco_jax import checkpoint, known_answers, mesh, train, warm_start
 from moco_jax import config as config_lib
 from moco_jax.checks import images, memory, rate, settings, sheet, survey, workdir
 from moco_jax.checks.findings import FAULT, NOTE, OK, Finding, Report
@@ -184,6 +184,8 @@ class Examination:
         if self.source is None and self.config.augment_on == "resident":
             return self.report.skip("devices", NO_IMAGES)
         with self.report.section("devices"):
+            known_answers.require_right()
+            self.report.add(Finding(OK, "sums, products and convolutions come out right"))
             shape = resident_shape(self.config, self.source) if self.source else None
             examples = len(self.source) if self.source is not None and self.enough else 1
             self.computed = program(self.config, mesh.create_mesh(), examples, shape)

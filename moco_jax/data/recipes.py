@@ -60,6 +60,7 @@ RECIPES: dict[str, Recipe] = {
     "v3": Recipe(  # BYOL's
         224,
         ("crop", "color", "grayscale", "blur", "solarize", "flip"),
+        crop_scale=(0.08, 1.0),  # the authors' default; their ResNet recipes say 0.2
         jitter=(0.4, 0.4, 0.2, 0.1),
         jitter_probability=0.8,
         blur_probability=(1.0, 0.1),

@@ -24,15 +24,32 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> ja
     )  # fmt: skip
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolve(
     x: jax.Array, kernel: jax.Array, stride: int, reduce: str, dilation: int = 1
 ) -> jax.Array:
-    """`x` `[B, H, W, C]` with `kernel` `[k, k, C, D]`, k odd, padded by `dilation * (k // 2)`, in the dtype of `x`.
+    """Convolve `x` `[B, H, W, C]` with `kernel` `[k, k, C, D]`, k odd, in the dtype of `x`.
 
-    `reduce`: the kernel's gradient is summed in the dtype of 'parameter' or of 'compute'.
-    `dilation`: pixels from one tap of the kernel to the next.
+    `x` is padded by `dilation * (k // 2)` pixels on every side.
+
+    Args:
+        x: images.
+        kernel: of at least the precision of `x`.
+        stride: in both directions.
+        reduce: the dtype in which the kernel's gradient is summed: that of the 'parameter' or that of 'compute'.
+        dilation: pixels from one tap of the kernel to the next.
     """
+    if x.dtype == kernel.dtype:
+        # Both dtypes are one, so nothing is rounded on the way, and JAX's own gradient is the fastest on CPUs
+        # (69 ms beside 97, a 3x3 kernel of 64 channels at 32 px, 64 images, two cores).
+        return _convolve(x, kernel, stride, dilation)
+    return mixed_convolve(x, kernel, stride, reduce, dilation)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def mixed_convolve(
+    x: jax.Array, kernel: jax.Array, stride: int, reduce: str, dilation: int
+) -> jax.Array:
+    """Do what `convolve` does, with a gradient of the kernel that `reduce` says how to sum."""
     return _convolve(x, kernel, stride, dilation)
 
 
@@ -59,7 +76,7 @@ def _convolve_backward(
     return x_gradient, kernel_gradient.astype(kernel.dtype)
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+mixed_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -24,6 +24,7 @@ class Stem(NamedTuple):
         kernel, stride: of the convolution.
         pool: whether the 3x3/2 max-pool follows.
         padding: pixels on each side of the image.
+        initializer: of the convolution's kernel.
         relu: whether a ReLU follows its BatchNorm.
     """
 
@@ -31,19 +32,24 @@ class Stem(NamedTuple):
     stride: int
     pool: bool
     padding: int
+    initializer: nn.initializers.Initializer
     relu: bool = True
 
 
-# The last two are of networks that others have trained: solo-learn's for CIFAR, lightly's cut from its own ResNet.
-STEMS = {
-    "imagenet": Stem(7, 2, True, 3),
-    "cifar": Stem(3, 1, False, 1),
-    "cifar_stride2": Stem(3, 2, False, 1),
-    "cifar_pad2": Stem(3, 1, False, 2),
-    "cifar_no_relu": Stem(3, 1, False, 1, relu=False),
-}
-
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# PyTorch's default, U(+-1 / sqrt(fan_in)): the authors' CIFAR demo, solo-learn and lightly put a fresh layer in the place
+# of torchvision's first convolution, and it keeps this.
+fresh_layer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+# 'cifar' is of the authors' demo, 'cifar_stride2' this project's own for small images, and the last two are of networks that
+# others have trained: solo-learn's for CIFAR, lightly's cut from its own ResNet.
+STEMS = {
+    "imagenet": Stem(7, 2, True, 3, kaiming_normal),
+    "cifar": Stem(3, 1, False, 1, fresh_layer),
+    "cifar_stride2": Stem(3, 2, False, 1, kaiming_normal),
+    "cifar_pad2": Stem(3, 1, False, 2, fresh_layer),
+    "cifar_no_relu": Stem(3, 1, False, 1, fresh_layer, relu=False),
+}
 
 
 class Block(nn.Module):
@@ -134,7 +140,7 @@ class ResNet(nn.Module):
         beyond = stem.padding - stem.kernel // 2  # the convolution pads by half its kernel
         if beyond:
             x = jnp.pad(x, ((0, 0), (beyond, beyond), (beyond, beyond), (0, 0)))
-        common = (self.dtype, self.reduce, kaiming_normal)
+        common = (self.dtype, self.reduce, stem.initializer)
         x = Conv(self.width, stem.kernel, stem.stride, *common, name="conv1")(x)
         x = BatchNorm(self.bn_groups, dtype=self.dtype, name="bn1")(x, train)
         x = nn.relu(x) if stem.relu else x

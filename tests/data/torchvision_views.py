@@ -98,7 +98,7 @@ class Solarize:
 
 def authors_transform(name: str, size: int, number: int = 0) -> transforms.Compose:
     """The augmentation of main_moco.py, which draws for itself, to a uint8 tensor; of view `number` where they differ."""
-    crop = transforms.RandomResizedCrop(size, scale=(0.2, 1.0))
+    crop = transforms.RandomResizedCrop(size, scale=(0.08 if name == "v3" else 0.2, 1.0))
     flip = transforms.RandomHorizontalFlip()
     if name == "v1":
         jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.4)

@@ -23,10 +23,13 @@ def plain(x, kernel, stride, dilation):
 @pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (7, 1), (3, 2), (5, 3)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("side", [(8, 8), (7, 9), (16, 5)])
-def test_convolution_and_its_gradients_are_jaxs_own(float64, kernel, dilation, stride, side):
+@pytest.mark.parametrize("function", [layers.convolve, layers.mixed_convolve])
+def test_convolution_and_its_gradients_are_jaxs_own(
+    float64, function, kernel, dilation, stride, side
+):
     x, k = drawn(3, *side, 4), drawn(kernel, kernel, 4, 5)
     expected, expected_back = jax.vjp(lambda x, k: plain(x, k, stride, dilation), x, k)
-    found, back = jax.vjp(lambda x, k: layers.convolve(x, k, stride, "parameter", dilation), x, k)
+    found, back = jax.vjp(lambda x, k: function(x, k, stride, "parameter", dilation), x, k)
     np.testing.assert_array_equal(found, expected)
     g = drawn(*expected.shape)
     for ours, theirs in zip(back(g), expected_back(g), strict=True):

@@ -1,5 +1,7 @@
 """Encoders against torchvision's with the same weights, and PyTorch's initialisation."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,28 +50,41 @@ def worst(ours, theirs):
     return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
+def outputs(net, images):
+    """Of a torch network, evaluated and then trained."""
+    with torch.no_grad():
+        return net.eval()(images).numpy(), net.train()(images).numpy()
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-9), ("float32", 1e-4)])
-def test_outputs_and_statistics_equal_torchvisions(name, dtype, bound):
-    """Torchvision computes in float64 both times, so that only our own rounding counts."""
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_outputs_and_statistics_equal_torchvisions(name, dtype):
+    """Torchvision computes in float64 both times, so that only our own rounding counts.
+
+    In float32 the statistics of few values in the last stages make much of any rounding, in whatever order a compiler
+    sums up: there ours may be four times as far from float64 as torchvision's own float32 is.
+    """
     with jax.enable_x64(dtype == "float64"):
         net = torch_network(name)
         backbone, variables = our_network(net, name, jnp.dtype(dtype))
         variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
         images = np.random.default_rng(0).normal(size=(6, 65, 97, 3)).astype(np.float32)
-        torch_images = torch.tensor(images).double().permute(0, 3, 1, 2)
+        torch_images = torch.tensor(images).permute(0, 3, 1, 2)
+        rounded = outputs(copy.deepcopy(net), torch_images)
         net = net.double()
-        with torch.no_grad():
-            evaluated = net.eval()(torch_images).numpy()
-            trained = net.train()(torch_images).numpy()
+        evaluated, trained = outputs(net, torch_images.double())
+        if dtype == "float64":
+            bound, trained_bound = 1e-9, 1e-9
+        else:
+            bound, trained_bound = 1e-5, 4 * worst(rounded[1], trained)
         images = images.astype(dtype)
         assert worst(backbone.apply(variables, images, False), evaluated) <= bound
         ours, updated = backbone.apply(variables, images, True, mutable=["batch_stats"])
-        assert worst(ours, trained) <= bound
+        assert worst(ours, trained) <= trained_bound
         after = weights.save({"params": variables["params"], **updated})
         for key, value in arrays(net).items():
             if "running" in key:
-                assert worst(after[key], value) <= bound, key
+                assert worst(after[key], value) <= trained_bound, key
 
 
 @pytest.mark.parametrize(
@@ -101,11 +116,14 @@ def test_batch_norm_groups_equal_separate_passes(float64):
     np.testing.assert_allclose(updated["batch_stats"]["var"], np.mean(variances, 0), rtol=1e-10)
 
 
-def test_initialisation_has_torchvisions_moments():
+@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+def test_initialisation_has_torchvisions_moments(stem):
     """Mean and deviation of every convolution, within four standard errors; bounds of uniform layers."""
     net = models.resnet18()
     net.fc = torch.nn.Linear(512, 128)
-    encoder = encoders.create("resnet18", head="linear")
+    if stem == "cifar":  # as the authors' demo puts a fresh layer there
+        net.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    encoder = encoders.create("resnet18", head="linear", stem=stem)
     variables = encoder.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
     ours = weights.save({c: variables[c]["backbone"] for c in ("params", "batch_stats")})
     for key, theirs in arrays(net).items():
