@@ -4,7 +4,7 @@
 #   docker build --tag moco_jax:gpu --build-arg EXTRA=gpu .    # or EXTRA=tpu
 #   docker run --rm --gpus=all --volume=$PWD/photos:/photos:ro --volume=$PWD/runs:/runs moco_jax:gpu \
 #       moco-pretrain --config=folder --config.data_dir=/photos --workdir=/runs/mine
-FROM python:3.11-slim
+FROM python:3.13-slim
 ARG EXTRA=""
 WORKDIR /moco_jax
 COPY setup.cfg pyproject.toml README.md LICENSE ./
