@@ -107,7 +107,7 @@ def test_the_doctor_asks_for_white_where_images_are_nearly_black(tmp_path):
             {"background": 255, "channels": 4, "mean": (0.5,) * 4, "std": (0.2,) * 4},
             "background=255 is for images in gray or colour, and channels=4; background=-1 works",
         ),
-        ({"std": (0.2, 0.0, 0.2)}, r"std=\(0.2, 0.0, 0.2\) must be above 0"),
+        ({"std": (0.2, 0.0, 0.2)}, r"std=\(0.2, 0.0, 0.2\) must be at least 0.0001"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(changes, message):
