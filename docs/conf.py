@@ -1,18 +1,16 @@
 """How Sphinx makes a site of these pages, which are plain markdown and read as well without it (`make docs`).
 
 Two things are made while it builds, so that nothing is kept twice: the table of contents, from the links of index.md,
-and the tables of settings.md, from moco_jax/config.py with its comments. Nothing of the package is imported.
+and the tables of settings.md, from moco_jax/settings.
 """
 
-import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterable
 from pathlib import Path
 
+from moco_jax.settings import SETTINGS
+
 DOCS = Path(__file__).resolve().parent
-SETTINGS = DOCS.parent / "moco_jax" / "config.py"
 INIT = DOCS.parent / "moco_jax" / "__init__.py"
 
 project = "moco_jax"
@@ -41,24 +39,14 @@ def contents(index: str, pages: Iterable[str]) -> list[tuple[str, list[str]]]:
     return [section for section in [*sections, ("More", left)] if section[1]]
 
 
-def settings(source: str, name: str) -> list[tuple[str, str, str]]:
-    """Of the dictionary `name` in the text `source` of config.py: each setting, its default, and the comment beside it."""
-    assigned = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
-    chosen = next(node.value for node in assigned if getattr(node.targets[0], "id", "") == name)
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0]: t.string[1:].strip() for t in tokens if t.type == tokenize.COMMENT}
-    return [
-        (word.arg, ast.unparse(word.value), comments.get(word.value.end_lineno, ""))
-        for word in chosen.keywords
-    ]
-
-
-def settings_table(source: str, name: str) -> str:
-    """The same as a table in markdown."""
-    lines = ["| setting | default | meaning |", "|---|---|---|"]
-    for key, default, meaning in settings(source, name):
-        linked = re.sub(r"docs/(\w+\.md)", r"[\1](\1)", meaning.replace("|", r"\|"))
-        lines.append(f"| `{key}` | `{default}` | {linked} |")
+def settings_table(group: str) -> str:
+    """The settings of a `group`, 'recipe' or 'operational', as a table in markdown."""
+    lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+    for setting in SETTINGS.values():
+        if setting.group == group:
+            meaning = re.sub(r"docs/(\w+\.md)", r"[\1](\1)", setting.meaning.replace("|", r"\|"))
+            cells = f"`{setting.name}`", f"`{setting.default!r}`", setting.allowed, meaning
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -70,9 +58,8 @@ def on_source_read(app, name: str, texts: list[str]) -> None:
             lines = "\n".join(found)
             texts[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{lines}\n```\n"
     if name == "settings":
-        for kind in ("RECIPE", "OPERATIONAL"):
-            table = settings_table(SETTINGS.read_text(), kind)
-            texts[0] = texts[0].replace(f"<!-- {kind} -->", table)
+        for group in ("recipe", "operational"):
+            texts[0] = texts[0].replace(f"<!-- {group.upper()} -->", settings_table(group))
 
 
 def setup(app) -> None:

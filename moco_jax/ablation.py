@@ -25,6 +25,7 @@ from moco_jax import files, train
 from moco_jax.command_line import SETTINGS, fail, refuse_words, set_up, start
 from moco_jax.report import figures, writers
 from moco_jax.report.console import Console, table
+from moco_jax.settings.kinds import Range
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Rows: configs/ablation.py or configs/ablation.py:VARIANT."
@@ -35,6 +36,7 @@ ONLY = flags.DEFINE_string(
 )
 
 KNOWN = ("seeds", *(f"base.{name}" for name in SETTINGS))  # as --config.NAME
+SEEDS = Range(1, 1000)
 Row = dict[str, Any]
 
 
@@ -143,6 +145,10 @@ def main(argv: list[str]) -> None:
         ran = shared_run(config.base, rows, row)
         if ONLY.value in ("", row["table"]) and ran not in wanted:
             wanted.append(ran)
+    if config.seeds not in SEEDS:
+        fail(f"--config.seeds={config.seeds} must be {SEEDS}; try 3")
+    for row in wanted:
+        config_lib.check_values(row_config(config.base, row, 0))
     set_up(config.base)
     runs = [(row, seed) for seed in range(config.seeds) for row in wanted]
     for number, (row, seed) in enumerate(runs, start=1):

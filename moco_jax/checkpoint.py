@@ -76,7 +76,7 @@ def recipe_changes(
     if unknown:
         raise UserError(
             f"--allow_change={','.join(unknown)} names no recipe setting; they are listed in "
-            "moco_jax/config.py, and others may always change"
+            "moco_jax/settings/recipe.py, and others may always change"
         )
     path = workdir / "config.json"
     changed = config_lib.recipe_differences(read_config(path), config) if path.exists() else {}

@@ -9,15 +9,19 @@ from typing import NoReturn
 import jax
 import tensorflow as tf
 from absl import app, flags, logging
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from moco_jax import config as config_lib
-from moco_jax import recipe_files, xla_flags
+from moco_jax import number_flags, recipe_files, xla_flags
+from moco_jax import settings as settings_lib
 from moco_jax.errors import UserError
 
 flags.DEFINE_bool("debug", False, "Show where in the program an error comes from.")
 
-SETTINGS = (*config_lib.RECIPE, *config_lib.OPERATIONAL)
+# `--config.epochs=2.0` is 2, as in a recipe file; 2.5 is refused, not cut.
+config_flags.register_flag_parser_for_type(int, number_flags.NumberParser(int))
+
+SETTINGS = tuple(settings_lib.SETTINGS)
 HELP = {"-h", "-help", "--help"}
 
 
@@ -26,11 +30,12 @@ def start(main: Callable[[list[str]], None], settings: Iterable[str] = SETTINGS)
 
     `settings`: the names that `--config.NAME` may have.
 
-    `--help` prints the docstring of the module of `main`, which has examples, and the flags.
+    `--help` prints the docstring of the module of `main`, which has examples, the flags, and the
+    settings where there is a `--config`.
     """
 
     if HELP & set(sys.argv[1:]):
-        print(help_text(main))
+        print(help_text(main, settings))
         return
     app.run(partial(guarded, main), flags_parser=partial(parse, settings=settings))
 
@@ -53,8 +58,8 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
         fail(error, f"the devices have too little memory; a smaller batch takes less: {said}")
 
 
-def help_text(main: Callable) -> str:
-    """What `--help` prints: what the command does, and its flags with their defaults."""
+def help_text(main: Callable, settings: Iterable[str] = SETTINGS) -> str:
+    """What `--help` prints: what the command does, its flags with defaults, and its `settings`."""
     texts = [(main.__globals__["__doc__"] or "").strip(), "", "flags:"]
     ours = {
         flag.name: flag
@@ -65,6 +70,14 @@ def help_text(main: Callable) -> str:
     for name, flag in sorted(ours.items()):
         default = "" if flag.default in (None, "", [], False) else f" (default {flag.default_as_str})"  # fmt: skip
         texts.append(f"  --{name}: {' '.join(flag.help.split())}{default}")
+    if "config" in ours:
+        first = next(name for name in settings if name.rpartition(".")[2] in SETTINGS)
+        prefix = first.rpartition(".")[0]
+        texts += [
+            "",
+            f"settings, as --config.{prefix and prefix + '.'}NAME=VALUE; a recipe changes some of the defaults:",
+        ]
+        texts += settings_lib.overview()
     return "\n".join(texts)
 
 

@@ -3,7 +3,8 @@
     python -m moco_jax.doctor --config=folder --config.data_dir=FOLDER
     python -m moco_jax.doctor --config=imagenet:v2 --config.data_dir=TFDS --workdir=runs/v2 --full
 
-Ends with a verdict and status 0 (ready), 1 (a fault was found) or 2 (the command line is wrong).
+Ends with a verdict and status 0 (ready), 1 (a fault was found) or 2 (the command line is wrong, or
+a setting is none that any run could have).
 """
 
 from moco_jax import quiet  # noqa: F401
@@ -16,7 +17,8 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
-from moco_jax import files
+from moco_jax import config as config_lib
+from moco_jax import files, number_flags
 from moco_jax.checks.examination import examine
 from moco_jax.checks.findings import FAULT, SHOWN, Report, verdict
 from moco_jax.command_line import fail, refuse_words, set_up, start
@@ -32,11 +34,14 @@ ALLOW_CHANGE = flags.DEFINE_list(
 FULL = flags.DEFINE_bool(
     "full", False, "Look at every image, and name all in which something is found."
 )
-SAMPLE = flags.DEFINE_integer("sample", 200, "Images to look at without --full.", lower_bound=1)
-STEP_SECONDS = flags.DEFINE_float(
-    "step_seconds", None, "Seconds of a step on the devices of the run; measured here where not given.",
-    lower_bound=1e-6,
-)  # fmt: skip
+SAMPLE = number_flags.DEFINE_whole("sample", 200, "Images to look at without --full.", 1, 2**31 - 1)
+STEP_SECONDS = number_flags.DEFINE_number(
+    "step_seconds",
+    None,
+    "Seconds of a step on the devices of the run; measured here where not given.",
+    1e-6,
+    1e6,
+)
 OUT = flags.DEFINE_string(
     "out", "", "Folder of the contact sheet; WORKDIR/doctor, or runs/doctor without a workdir."
 )
@@ -53,6 +58,7 @@ def main(argv: list[str]) -> None:
     refuse_words(argv)
     if CONFIG.value is None:
         fail("--config=configs/RECIPE.py is needed; --help lists all flags")
+    config_lib.check_values(CONFIG.value)
     set_up(CONFIG.value)
     logging.set_verbosity(logging.ERROR)  # damaged images are findings here, not news
     console = Console()

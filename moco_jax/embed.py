@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags, logging
 from etils import epath
 
-from moco_jax import __version__, files, parts, trained
+from moco_jax import __version__, files, number_flags, parts, trained
 from moco_jax import config as config_lib
 from moco_jax import mesh as mesh_lib
 from moco_jax.command_line import fail, set_up, start
@@ -30,7 +30,9 @@ from moco_jax.report.console import Console, Progress
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Of the run whose encoder it is. search: where it lies now, if it has moved."
 )
-STEP = flags.DEFINE_integer("step", None, "Of which checkpoint; left out: the last sound one.")
+STEP = number_flags.DEFINE_whole(
+    "step", None, "Of which checkpoint; left out: the last sound one.", 0, 2**31 - 1
+)
 WHICH = flags.DEFINE_enum("which", "query", list(trained.PARTS), "Query or momentum encoder.")
 FEATURES = flags.DEFINE_enum(
     "features", "backbone", KINDS, "Pooled features, or those after the head."
@@ -45,7 +47,7 @@ SPLIT = flags.DEFINE_string("split", "", "Of digits and tfds:NAME; left out: tra
 OUT = flags.DEFINE_string(
     "out", "", "The file to write: .npz or .parquet. search: the picture; left out: beside the features."
 )  # fmt: skip
-K = flags.DEFINE_integer("k", 8, "search: how many of the nearest.", 1)
+K = number_flags.DEFINE_whole("k", 8, "search: how many of the nearest.", 1, 10**6)
 
 FORMS = (
     "python -m moco_jax.embed --workdir=DIR --data_dir=FOLDER --out=features.npz, or "

@@ -17,7 +17,7 @@ import jax
 from absl import flags, logging
 
 from moco_jax import config as config_lib
-from moco_jax import files, host_flags, hosts, trained
+from moco_jax import files, host_flags, hosts, number_flags, settings, trained
 from moco_jax.command_line import fail, set_up, start
 from moco_jax.errors import UserError
 from moco_jax.evaluation.commands import finetune, knn, linear, segmentation
@@ -26,14 +26,16 @@ from moco_jax.evaluation.resume import Trainings, digest
 from moco_jax.report.console import Console, Progress
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Of the run; the result is written there.")
-STEP = flags.DEFINE_integer("step", None, "Of which checkpoint; left out: the last sound one.")
+STEP = number_flags.DEFINE_whole(
+    "step", None, "Of which checkpoint; left out: the last sound one.", 0, 2**31 - 1
+)
 WHICH = flags.DEFINE_enum("which", "query", list(trained.PARTS), "Query or momentum encoder.")
 WEIGHTS = flags.DEFINE_string(
     "weights", "", "In place of --workdir: a file or folder of weights, of any library that docs/weights.md names."
 )  # fmt: skip
 OUT = flags.DEFINE_string("out", "", "Folder of the result; the workdir if empty.")
-IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", 0, "Other than the run's or the file's, in pixels.", 0
+IMAGE_SIZE = number_flags.DEFINE_whole(
+    "image_size", 0, "Other than the run's or the file's, in pixels.", 0, 8192
 )
 MEAN = flags.DEFINE_list("mean", [], "Per channel, of images scaled to 0..1; the run's or the file's if empty.")  # fmt: skip
 STD = flags.DEFINE_list("std", [], "As --mean.")
@@ -49,11 +51,16 @@ EVALUATIONS = {
 
 def _statistics(flag: flags.FlagHolder) -> tuple[float, ...]:
     try:
-        return tuple(float(word) for word in flag.value)
+        found = tuple(float(word) for word in flag.value)
     except ValueError as error:
         raise UserError(
             f"--{flag.name}={','.join(flag.value)} is no list of numbers; 0.485,0.456,0.406 is one"
         ) from error
+    try:
+        settings.SETTINGS[flag.name].check(found)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
+    return found
 
 
 def _given() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from moco_jax import hosts
+from moco_jax import hosts, number_flags
 
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join a run of many hosts whose addresses the platform gives."
@@ -10,8 +10,12 @@ DISTRIBUTED = flags.DEFINE_bool(
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0, to join a run of several processes by hand."
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "With --coordinator: how many there are.")
-PROCESS_ID = flags.DEFINE_integer("process_id", 0, "With --coordinator: which this one is.")
+NUM_PROCESSES = number_flags.DEFINE_whole(
+    "num_processes", 1, "With --coordinator: how many there are.", 1, 2**20
+)
+PROCESS_ID = number_flags.DEFINE_whole(
+    "process_id", 0, "With --coordinator: which this one is.", 0, 2**20
+)
 
 
 def join(asks_for_stops: bool) -> None:

@@ -4,8 +4,8 @@
     python -m moco_jax.main --config=folder --config.data_dir=FOLDER --config.batch_size=128 --workdir=runs/mine
     python -m moco_jax.main --config=imagenet:v2 --config.data_dir=TFDS --workdir=gs://BUCKET/v2 --distributed
 
-A recipe is named, or is a file; any setting of moco_jax/config.py is changed by --config.NAME=VALUE. The same command
-goes on from the last checkpoint of its workdir.
+A recipe is named, or is a file; any setting is changed by --config.NAME=VALUE, and --help lists all.
+The same command goes on from the last checkpoint of its workdir.
 """
 
 from moco_jax import quiet  # noqa: F401
@@ -17,6 +17,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from moco_jax import config as config_lib
 from moco_jax import host_flags, train
 from moco_jax.command_line import fail, refuse_words, set_up, start
 from moco_jax.errors import full_disk
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> None:
     refuse_words(argv)
     if not WORKDIR.value or CONFIG.value is None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
+    config_lib.check_values(CONFIG.value)
     set_up(CONFIG.value)
     try:
         host_flags.join(asks_for_stops=True)

@@ -67,7 +67,7 @@ class Method:
         if self.dictionary not in known:
             raise UserError(
                 f"key_encoder={self.key_encoder!r} does not go with dictionary={self.dictionary!r}; "
-                f"{' or '.join(known)} does"
+                f"use dictionary={' or '.join(map(repr, known))}"
             )
         if self.loss == "nce" and self.dictionary != "memory_bank":
             raise UserError(

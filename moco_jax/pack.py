@@ -13,6 +13,7 @@ import time
 import tensorflow as tf
 from absl import flags, logging
 
+from moco_jax import number_flags
 from moco_jax.command_line import fail, start
 from moco_jax.data import packing
 from moco_jax.data.sources.pixels import Decoding
@@ -22,12 +23,16 @@ DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "Folder of images at any depth, or a text file with one path a line."
 )
 OUT = flags.DEFINE_string("out", "", "Folder of the shards; may be gs://BUCKET/FOLDER.")
-SHARDS = flags.DEFINE_integer("shards", 0, "How many files; 0: one per 5,000 images.")
+SHARDS = number_flags.DEFINE_whole(
+    "shards", 0, "How many files; 0: one per 5,000 images.", 0, 10**5
+)
 FORMAT = flags.DEFINE_string(
     "format", "tfrecord", f"Of the shards: {' or '.join(packing.FORMATS)}."
 )
-CHANNELS = flags.DEFINE_integer("channels", 3, "As in training: other images are left out.", 1)
-WHITE = flags.DEFINE_float("white", 0.0, "As in training.", 0.0)
+CHANNELS = number_flags.DEFINE_whole(
+    "channels", 3, "As in training: other images are left out.", 1, 1024
+)
+WHITE = number_flags.DEFINE_number("white", 0.0, "As in training.", 0, 2**32)
 
 
 class Progress:

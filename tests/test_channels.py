@@ -99,15 +99,15 @@ def test_the_doctor_asks_for_white_where_images_are_nearly_black(tmp_path):
     [
         ({"channels": 5}, r"mean=\(0.485, 0.456, 0.406\) has 3 values, and channels=5 .*moco_jax\.doctor"),
         ({"channels": 1, "mean": (0.5,)}, r"std=\(0.229, 0.224, 0.225\) has 3 values, and channels=1 asks for 1"),
-        ({"channels": 0}, r"channels=0 must be above 0; 3 is the default"),
-        ({"white": -1.0}, r"white=-1.0 must not be negative; 0.0 is the default"),
-        ({"background": 256}, r"background=256 is no gray level: 0 \(black\) to 255 \(white\) work, and -1"),
-        ({"background": -2}, "background=-2 is no gray level"),
+        ({"channels": 0}, r"channels=0 must be at least 1 and at most 1024; try 3"),
+        ({"white": -1.0}, r"white=-1.0 must be at least 0 and at most 4294967296; try 0.0"),
+        ({"background": 256}, r"background=256 must be at least -1 and at most 255 \(a gray level: 0 is black, 255 white; -1"),
+        ({"background": -2}, "background=-2 must be at least -1 and at most 255 .*a gray level"),
         (
             {"background": 255, "channels": 4, "mean": (0.5,) * 4, "std": (0.2,) * 4},
             "background=255 is for images in gray or colour, and channels=4; background=-1 works",
         ),
-        ({"std": (0.2, 0.0, 0.2)}, r"std=\(0.2, 0.0, 0.2\) must be above 0"),
+        ({"std": (0.2, 0.0, 0.2)}, r"std=\(0.2, 0.0, 0.2\) must be at least 0.0001"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(changes, message):

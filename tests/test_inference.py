@@ -136,7 +136,7 @@ def test_a_file_of_weights_serves_as_the_run_does(workdir, tmp_path):
         (backbone, dict(which="key"), "holds no momentum encoder"),
         (backbone, dict(step=3), "step=3 is of a run"),
         (backbone, dict(mean=(0.5,)), r"mean=\(0.5,\) has 1 values, and channels=3 asks for 3"),
-        (backbone, dict(std=(0.1, 0, 1)), "must be above 0"),
+        (backbone, dict(std=(0.1, 0, 1)), "must be at least 0.0001"),
         (workdir, dict(which="both"), "which='both' is no encoder"),
         (workdir, dict(step=3), "has no checkpoint of step 3"),
         (workdir, dict(features="all"), "features='all' is unknown"),

@@ -69,7 +69,7 @@ def _groups(config: ConfigDict) -> list[Finding]:
                 WARNING,
                 f"bn_groups={groups} with shuffle_groups={config.shuffle_groups} does not shuffle BatchNorm: a query "
                 "and its key share statistics, which lets the network cheat (MoCo v1, section 3.3); "
-                "bn_groups and shuffle_groups of 2 or more do",
+                "take 2 or more of both",
             )
         )
     return found

@@ -79,7 +79,7 @@ class BatchNorm(nn.Module):
             works = max(batch - batch % groups, groups)
             raise UserError(
                 f"batch_size={batch} does not divide into bn_groups={groups}; "
-                f"{works} and {works + groups} do"
+                f"use {works} or {works + groups}"
             )
         if math.prod(x.shape[:-1]) == groups:
             raise UserError(

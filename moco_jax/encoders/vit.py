@@ -208,4 +208,4 @@ class ViT(nn.Module):
 
 def _nearest(value: int, unit: int) -> str:
     below = value // unit * unit
-    return f"{below} and {below + unit} do" if below else f"{unit} does"
+    return f"use {below} or {below + unit}" if below else f"use {unit}"

@@ -17,7 +17,7 @@ from moco_jax import quiet  # noqa: F401
 from absl import flags, logging
 
 from moco_jax import config as config_lib
-from moco_jax import files
+from moco_jax import files, number_flags
 from moco_jax.command_line import fail, set_up, start
 from moco_jax.errors import UserError
 from moco_jax.report.console import Console, Progress, size
@@ -28,8 +28,12 @@ from moco_jax.report.page.watch import Watch
 
 OUT = flags.DEFINE_string("out", "", "The HTML file; report.html in the first workdir if empty.")
 WATCH = flags.DEFINE_bool("watch", False, "Serve the page to this machine, and renew it while the run goes on.")  # fmt: skip
-PORT = flags.DEFINE_integer("port", 8765, "With --watch: where; 0 for any that is free.", 0, 65535)
-IMAGES = flags.DEFINE_integer("images", 1000, "That the map shows at most; 0: neither map nor neighbours.", 0)  # fmt: skip
+PORT = number_flags.DEFINE_whole(
+    "port", 8765, "With --watch: where; 0 for any that is free.", 0, 65535
+)
+IMAGES = number_flags.DEFINE_whole(
+    "images", 1000, "That the map shows at most; 0: neither map nor neighbours.", 0, 10**6
+)
 
 PAUSE = 2.0  # seconds between looks at the workdirs
 

@@ -380,9 +380,9 @@ def test_bfloat16_is_near_float32_and_keeps_parameters_in_it():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(image_size=30), "image_size=30 does not divide into patches of 16; 16 and 32 do"),
-        (dict(image_size=8), "image_size=8 does not divide into patches of 16; 16 does"),
-        (dict(image_size=32, width=100), "width=100 does not divide into 12 heads .*; 96 and 108 do"),
+        (dict(image_size=30), "image_size=30 does not divide into patches of 16; use 16 or 32"),
+        (dict(image_size=8), "image_size=8 does not divide into patches of 16; use 16"),
+        (dict(image_size=32, width=100), "width=100 does not divide into 12 heads .*; use 96 or 108"),
         (dict(image_size=32, stem="cifar"), "stem='cifar' means nothing to vit_small"),
         (dict(image_size=32, zero_init_residual=True), "zero_init_residual=True means nothing to vit"),
     ],

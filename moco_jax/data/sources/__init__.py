@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # what only decodes pixels does without it
     import tensorflow as tf
 
 LARGEST = 2**31 - 1  # an example's number travels to the devices as int32
-KINDS = "digits, folder, tar, tfrecord, arrayrecord and tfds:NAME, as in tfds:cifar10"
+NAMES = ("digits", "folder", "tar", "tfrecord", "arrayrecord")
+KINDS = f"{', '.join(NAMES)} and tfds:NAME, as in tfds:cifar10"
 
 
 class Source(Protocol):

@@ -9,13 +9,14 @@ from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 
-from moco_jax import hosts, trained
+from moco_jax import hosts, number_flags, trained
 from moco_jax.data import recipes
 from moco_jax.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.resume import Trainings, digest
 from moco_jax.evaluation.subject import Report, Subject, open_subject
 from moco_jax.report.console import Console
+from moco_jax.settings.kinds import LARGEST, Range
 
 FEATURES = flags.DEFINE_enum(
     "features", None, ["backbone", "output"],
@@ -28,8 +29,12 @@ TEST_SPLIT = flags.DEFINE_string(
     "test_split", "", "What is tested on; if empty the run's eval_split, or else a tenth of the training images."
 )  # fmt: skip
 TEST_DATA_DIR = flags.DEFINE_string("test_data_dir", "", "Where images to test on are, if apart.")
-EPOCHS = flags.DEFINE_integer("epochs", 0, "Of a training; 0 for the protocol's own.", 0)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Of a training; 0 for the protocol's own.", 0)
+EPOCHS = number_flags.DEFINE_whole(
+    "epochs", 0, "Of a training; 0 for the protocol's own.", 0, 10**6
+)
+BATCH_SIZE = number_flags.DEFINE_whole(
+    "batch_size", 0, "Of a training; 0 for the protocol's own.", 0, 2**20
+)
 AUGMENT = flags.DEFINE_enum(
     "augment", "linear", list(recipes.RECIPES), "Training crops; 'linear' is the papers'."
 )
@@ -107,12 +112,12 @@ def about(task: Task, subject: Subject, name: str, features: str) -> dict[str, A
 
 
 def numbers(flag: Any, kind: Callable[[str], Any], least: float) -> list[Any]:
-    """The values of a list flag, ascending; UserError where one is no number, or below `least`."""
+    """The values of a list flag, ascending; UserError where one is no number of at least `least`."""
     try:
         found = sorted({kind(word) for word in flag.value})
     except ValueError:
         found = []
-    if len(found) < len(set(flag.value)) or any(not least <= x < float("inf") for x in found):
+    if len(found) < len(set(flag.value)) or any(x not in Range(least, LARGEST) for x in found):
         raise UserError(
             f"--{flag.name}={','.join(flag.value)} is no list of numbers of at least {least:g}"
         )

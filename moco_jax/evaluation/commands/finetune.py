@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from moco_jax import trained
+from moco_jax import number_flags, trained
 from moco_jax.encoders.vit import ViT
 from moco_jax.errors import UserError
 from moco_jax.evaluation import finetune, linear, subsets
@@ -22,21 +22,28 @@ from moco_jax.evaluation.commands.common import (
 )  # fmt: skip
 from moco_jax.evaluation.subject import Labelled, Subject
 from moco_jax.report.console import table
+from moco_jax.settings.kinds import LARGEST
 from moco_jax.weights import bridge
 from moco_jax.weights import files as weight_files
 from moco_jax.weights.pretrained import Pretrained
 
 LABELS = flags.DEFINE_list("labels", [], "finetune: per cent of the labels, one training each; 1,10,100 unless --subset is given.")  # fmt: skip
 SUBSET = flags.DEFINE_list("subset", [], "finetune: text files that name the images to learn from, one training each.")  # fmt: skip
-SUBSET_SEED = flags.DEFINE_integer("subset_seed", 0, "finetune: of which images --labels draws; the same for all runs.", 0)  # fmt: skip
+SUBSET_SEED = number_flags.DEFINE_whole("subset_seed", 0, "finetune: of which images --labels draws; the same for all runs.", 0, 2**63 - 1)  # fmt: skip
 RECIPE = flags.DEFINE_enum("recipe", None, list(finetune.RECIPES), "finetune: left out, 'deit' for a ViT and 'sgd' for a ResNet.")  # fmt: skip
 SCRATCH = flags.DEFINE_bool("scratch", False, "finetune: also the same training from random weights (as --untrained says too).")  # fmt: skip
-BACKBONE_LR = flags.DEFINE_float("backbone_lr", None, "finetune: left out, the recipe's.", 0.0)
-CLASSIFIER_LR = flags.DEFINE_float("classifier_lr", None, "finetune: left out, the recipe's.", 0.0)
-SCRATCH_LR = flags.DEFINE_float("scratch_lr", None, "finetune: of all weights from scratch; left out, the recipe's.", 0.0)  # fmt: skip
-WEIGHT_DECAY = flags.DEFINE_float("weight_decay", None, "finetune: left out, the recipe's.", 0.0)
-LAYER_DECAY = flags.DEFINE_float("layer_decay", 1.0, "finetune, of a ViT: each layer's rate as a share of the next one's.", 1e-3, 1.0)  # fmt: skip
-TESTS = flags.DEFINE_integer("tests", 20, "finetune: how often a training is tested on its way, the end included.", 1)  # fmt: skip
+BACKBONE_LR = number_flags.DEFINE_number(
+    "backbone_lr", None, "finetune: left out, the recipe's.", 0, LARGEST
+)
+CLASSIFIER_LR = number_flags.DEFINE_number(
+    "classifier_lr", None, "finetune: left out, the recipe's.", 0, LARGEST
+)
+SCRATCH_LR = number_flags.DEFINE_number("scratch_lr", None, "finetune: of all weights from scratch; left out, the recipe's.", 0, LARGEST)  # fmt: skip
+WEIGHT_DECAY = number_flags.DEFINE_number(
+    "weight_decay", None, "finetune: left out, the recipe's.", 0, 100
+)
+LAYER_DECAY = number_flags.DEFINE_number("layer_decay", 1.0, "finetune, of a ViT: each layer's rate as a share of the next one's.", 1e-3, 1.0)  # fmt: skip
+TESTS = number_flags.DEFINE_whole("tests", 20, "finetune: how often a training is tested on its way, the end included.", 1, 10**6)  # fmt: skip
 SAVE = flags.DEFINE_string("save", "", "finetune: a .safetensors file for the fine-tuned network, encoder and classifier under timm's names.")  # fmt: skip
 
 

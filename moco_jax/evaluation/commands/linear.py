@@ -4,6 +4,7 @@ from typing import Any
 
 from absl import flags
 
+from moco_jax import number_flags
 from moco_jax.data import recipes
 from moco_jax.errors import UserError
 from moco_jax.evaluation import grid as grids
@@ -26,7 +27,9 @@ PROTOCOL = flags.DEFINE_enum(
     "protocol", "fast", ["fast", "paper", "v3"],
     "linear: 'fast', features once and many settings at a time; or the training on crops of MoCo v1 and v2, or of v3.",
 )  # fmt: skip
-CROPS = flags.DEFINE_integer("crops", 1, "fast: sets of crops beside the centre crops.", 0)
+CROPS = number_flags.DEFINE_whole(
+    "crops", 1, "fast: sets of crops beside the centre crops.", 0, 1000
+)
 RATES = flags.DEFINE_list("rates", [str(x) for x in grids.RATES], "fast: learning rates.")
 DECAYS = flags.DEFINE_list("decays", [str(x) for x in grids.DECAYS], "fast: weight decays.")
 

@@ -4,9 +4,8 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from absl import flags
 
-from moco_jax import hosts, parts
+from moco_jax import hosts, number_flags, parts
 from moco_jax import mesh as mesh_lib
 from moco_jax.data.sources import reading
 from moco_jax.data.sources.pixels import Decoding
@@ -25,14 +24,17 @@ from moco_jax.evaluation.commands.common import (
 from moco_jax.evaluation.resume import digest
 from moco_jax.evaluation.segmentation import data, fcn, scoring, training
 from moco_jax.report.console import table
+from moco_jax.settings.kinds import LARGEST
 from moco_jax.trained import Trained
 
-ITERATIONS = flags.DEFINE_integer(
-    "iterations", 0, "segmentation: steps; 0 for the protocol's own.", 0
+ITERATIONS = number_flags.DEFINE_whole(
+    "iterations", 0, "segmentation: steps; 0 for the protocol's own.", 0, 2**31 - 1
 )
-RATE = flags.DEFINE_float("rate", 0.0, "segmentation: learning rate; 0 for the protocol's own.", 0)
-CROP = flags.DEFINE_integer(
-    "crop", 0, "segmentation: side of training crops; 0 for the protocol's own.", 0
+RATE = number_flags.DEFINE_number(
+    "rate", 0.0, "segmentation: learning rate; 0 for the protocol's own.", 0, LARGEST
+)
+CROP = number_flags.DEFINE_whole(
+    "crop", 0, "segmentation: side of training crops; 0 for the protocol's own.", 0, 8192
 )
 
 # How many images of VOC (train_aug2012, val2012) and Cityscapes (train_fine, val) the paper trains and tests on.

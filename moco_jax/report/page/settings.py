@@ -29,7 +29,7 @@ def shown(value: Any) -> str:
 
 
 def every(runs: Sequence[Run]) -> list[Setting]:
-    """All settings, in the order of moco_jax/config.py."""
+    """All settings, in the order of moco_jax/settings."""
     default = config_lib.default_config()
     return [
         Setting(

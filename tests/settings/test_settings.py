@@ -1,0 +1,308 @@
+"""Every setting has type, bounds and meaning, and what lies outside is refused by one line that names it."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax.data import sources
+from moco_jax.errors import UserError
+from moco_jax.settings import OPERATIONAL, RECIPE, SETTINGS, kinds, overview
+from tests.command_lines import forget_words, own_flags
+
+# The same members at every run.
+steady = hypothesis_settings(derandomize=True, deadline=None, database=None, max_examples=25)
+NUMBERS = [name for name, setting in SETTINGS.items() if setting.range is not None]
+CHOSEN = [name for name, setting in SETTINGS.items() if setting.choices is not None]
+
+
+def accepted(name, value):
+    config = config_lib.default_config()
+    config[name] = value
+    config_lib.check_values(config)
+    return config[name]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_has_type_bounds_and_meaning(name):
+    setting = SETTINGS[name]
+    assert setting.kind in kinds.CASTS
+    assert setting.group in ("recipe", "operational")
+    assert setting.topic
+    assert len(setting.meaning.split()) >= 3
+    setting.check(setting.default)
+    if setting.kind in (int, float):
+        assert (setting.range is None) == (setting.choices is not None)
+    if setting.range is not None:
+        assert -math.inf < setting.range.least < setting.range.most < math.inf
+    if setting.choices is not None:
+        assert setting.default in setting.choices()
+    if setting.several:
+        assert isinstance(setting.default, tuple)
+
+
+def test_the_table_is_whole():
+    assert set(config_lib.default_config()) == set(SETTINGS)
+    assert [*RECIPE, *OPERATIONAL] == list(SETTINGS)
+    assert len([line for line in overview() if line.startswith("  ")]) == len(SETTINGS)
+
+
+def outside(setting):
+    """Values that a setting of numbers does not allow: beyond its ends, not finite, of another type."""
+    low, high = setting.range.least, setting.range.most
+    odd = [math.nan, math.inf, -math.inf, "abc", None, True, 10**400, [low, "x"], 1 + 2j]
+    beyond = st.one_of(
+        st.integers(max_value=math.ceil(low) - 1),
+        st.integers(min_value=math.floor(high) + 1, max_value=2**200),
+        st.floats(max_value=math.nextafter(low, -math.inf)),
+        st.floats(min_value=math.nextafter(high, math.inf)),
+    )
+    broken = st.floats(low + 0.001, min(high, 1e6)).filter(lambda x: not x.is_integer())
+    return st.one_of(st.sampled_from(odd), beyond, *([broken] if setting.kind is int else []))
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_outside_is_accepted(name):
+    setting = SETTINGS[name]
+
+    @steady
+    @given(st.data())
+    def holds(data):
+        value = data.draw(outside(setting))
+        if setting.several:
+            many = setting.length if isinstance(setting.length, int) and setting.length else 3
+            place = data.draw(st.integers(0, many - 1))
+            value = tuple(value if n == place else setting.default[0] for n in range(many))
+        with pytest.raises(UserError, match=rf"^{name}=.*try") as stopped:
+            setting.check(value)
+        assert "\n" not in str(stopped.value)
+
+    holds()
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_inside_is_accepted_and_kept(name):
+    setting = SETTINGS[name]
+    low, high = setting.range.least, setting.range.most
+    inside = (
+        st.integers(low, high)
+        if setting.kind is int
+        else st.floats(low, high, exclude_min=setting.range.above, exclude_max=setting.range.below)
+    )
+    if setting.kind is float:
+        inside = inside.filter(lambda x: x == 0 or abs(x) >= kinds.SMALLEST)
+    if setting.rule is not None and not setting.several:
+        inside = inside.filter(lambda x: not setting.rule(x))
+
+    @steady
+    @given(inside, inside)
+    def holds(one, other):
+        value = one
+        if setting.several:
+            value = (
+                tuple(sorted({one, other})) if setting.length != 2 else tuple(sorted((one, other)))
+            )
+        setting.check(value)
+        assert setting.cast(value) == value
+        assert type(setting.cast(value)) is type(setting.default)
+        if setting.kind is int and not setting.several and abs(value) < 2**53:
+            setting.check(float(value))
+            assert type(setting.cast(float(value))) is int
+
+    holds()
+
+
+@steady
+@given(st.sampled_from(CHOSEN), st.text(max_size=20))
+def test_no_name_outside_is_accepted(name, value):
+    setting = SETTINGS[name]
+    if setting.kind is str and value in setting.choices():
+        return
+    with pytest.raises(UserError, match=f"^{name}="):
+        setting.check(value)
+
+
+@steady
+@given(st.sampled_from([n for n, s in SETTINGS.items() if s.kind in (bool, str)]),
+       st.one_of(st.integers(), st.floats(), st.none(), st.tuples(st.text()), st.binary()))  # fmt: skip
+def test_switches_and_names_are_no_numbers(name, value):
+    with pytest.raises(UserError, match=f"^{name}=.* must be .*; try"):
+        config_lib.default_config()[name] = value
+
+
+@pytest.mark.parametrize("name", sources.NAMES)
+def test_every_kind_of_source_is_a_dataset(name):
+    accepted("dataset", name)
+
+
+# What goes wrong with each is told in docs/settings.md's column of what is allowed.
+WRONG = {
+    "lr": ["nan", "1e40", "-inf", "0", "1e-60", "'0.1'"],
+    "temperature": ["inf", "1e-12", "nan", "-0.1"],
+    "momentum": ["nan", "1.0", "-0.5"],
+    "bank_momentum": ["nan", "1"],
+    "weight_decay": ["nan", "-1e-4", "1e39"],
+    "sgd_momentum": ["1.0", "2", "nan"],
+    "std": ["(1e999,1.0,1.0)", "(1e-30,1.0,1.0)", "(58.4,57.1,57.4)", "(0,1,1)", "(0.2,)"],
+    "mean": ["(124.0,116.0,104.0)", "('a','b','c')", "(0.5,0.5)", "(-0.1,0,0)", "0.5", "()"],
+    "crop_min": ["2.0", "-0.1", "nan"],
+    "white": ["inf", "nan", "1e-30"],
+    "image_size": ["1000000", "0", "32.5"],
+    "knn_temperature": ["nan", "0"],
+    "seed": ["-1", "9223372036854775808"],
+    "profile_steps": ["(5,)", "('a','b')", "(5,4)", "(1,2,3)", "(-1,2)"],
+    "lr_steps": ["('abc',)", "(160,120)", "(120,120)", "abc", "(0.5,)"],
+    "width": ["10**12", "1000000000000"],
+    "workers": ["1000000", "-1"],
+    "first_epoch": ["1000000", "2", "-1"],
+    "warmup_epochs": ["1000000", "100", "nan"],
+    "background": ["300", "-2"],
+    "dataset": ["tfds:", "tfds: ", "pictures", ""],
+    "epochs": ["2.5", "0", "1e300", "1000000000000"],
+    "queue_size": ["1000000000000", "nan"],
+    "keep": ["1"],
+    "symmetric": ["maybe"],
+    "arch": ["resnet19"],
+}
+RIGHT = {
+    "lr": ["1e-8", "1", "0.5"],
+    "temperature": ["0.01", "1"],
+    "momentum": ["0.0", "0"],
+    "crop_min": ["1.0"],
+    "weight_decay": ["0.0", "0"],
+    "mean": ["(0.0,0.0,0.0)", "(0,0,1)"],
+    "std": ["(1.0,1.0,1.0)", "(1,1,1)"],
+    "white": ["4095.0", "65535"],
+    "profile_steps": ["(0,0)", "(20.0,25)"],
+    "background": ["255", "-1"],
+    "seed": ["4294967295", "9223372036854775807"],
+    "epochs": ["2.0", "2e2", "50"],
+    "warmup_epochs": ["0.5", "3"],
+    "lr_steps": ["(120.0,160)", "()", "30"],
+    "dataset": ["tfds:cifar10", "tar"],
+    "symmetric": ["True", "false"],
+}
+EACH = [(name, value, False) for name, values in WRONG.items() for value in values] + [
+    (name, value, True) for name, values in RIGHT.items() for value in values
+]
+FOLDER = ["--config=folder:cpu", "--config.data_dir=nowhere"]
+
+
+@pytest.fixture(params=["main", "doctor"])
+def command(request, monkeypatch, tmp_path):
+    """A command line in this process: words -> (its config if it is taken, what it printed, its status)."""
+
+    class Taken(Exception):
+        """The settings are checked, and work would begin."""
+
+    def taken(config):
+        raise Taken
+
+    def run(*words):
+        argv = [request.param, *words]
+        monkeypatch.setattr("sys.argv", argv)
+        monkeypatch.setattr(module, "set_up", taken)
+        forget_words()
+        status = None
+        try:
+            command_line.guarded(module.main, command_line.parse(argv))
+        except Taken:
+            return flags.FLAGS["config"].value, None
+        except SystemExit as ended:
+            status = ended.code
+        return None, status
+
+    with own_flags(f"moco_jax.{request.param}") as module:
+        command_line = sys.modules["moco_jax.command_line"]
+        yield run
+
+
+def test_a_command_line_refuses_what_no_run_could_have(command, capsys, tmp_path):
+    workdir = tmp_path / "new"
+    for name, value, right in EACH:
+        config, status = command(*FOLDER, f"--config.{name}={value}", f"--workdir={workdir}")
+        said = capsys.readouterr().err
+        if right:
+            assert config is not None, said
+            assert type(config[name]) is type(SETTINGS[name].default)
+        else:
+            assert status == 2, f"{name}={value} is taken"
+            (line,) = said.splitlines()
+            assert line.startswith("error: "), line
+            assert name in line, line
+        assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--noconfig.symmetrc"], "symmetrc is not a setting; did you mean symmetric"),
+        (["--config.lr[0]=1"], "is not a setting"),
+        (["--config.=1"], "is not a setting"),
+    ],
+)
+def test_words_that_name_no_setting(command, capsys, words, said):
+    assert command(*FOLDER, *words, "--workdir=new")[1] == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("config.epochs = 2.5", "epochs=2.5 must be a whole number"),
+        ("config.epocs = 2", "epocs is not a setting; did you mean epochs"),
+        ("config.lr = '0.1'", "lr='0.1' must be a number"),
+        ("config.mean = None", "mean=None must be numbers"),
+        ("config.lr = float('nan')", "lr=nan must be above 0"),
+    ],
+)
+def test_a_recipe_file_with_a_wrong_value(command, capsys, tmp_path, line, said):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from moco_jax.config import default_config\n\n\ndef get_config():\n"
+        f"    config = default_config()\n    {line}\n    return config\n"
+    )
+    assert command(f"--config={recipe}", f"--workdir={tmp_path}/new")[1] == 2
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(f"error: {said}"), printed
+
+
+def test_a_recipe_may_write_numbers_as_it_likes():
+    config = config_lib.default_config()
+    config.update(epochs=np.int64(3), lr=1, warmup_epochs=2, mean=[0, 0.5, 1], seed=5.0)
+    config.lr_steps = [1.0, np.float32(2)]
+    config_lib.check_values(config)
+    assert (config.epochs, config.lr, config.warmup_epochs, config.seed) == (3, 1.0, 2.0, 5)
+    assert (config.mean, config.lr_steps) == ((0.0, 0.5, 1.0), (1, 2))
+    json.dumps(config.to_dict())
+    assert config.copy_and_resolve_references() == config
+
+
+def test_a_config_of_an_older_run_is_still_the_same_recipe():
+    new = config_lib.default_config()
+    older = json.loads(json.dumps(new.to_dict() | {"warmup_epochs": 0, "white": 0, "crop_min": 0}))
+    assert config_lib.recipe_differences(older, new) == {}
+    new.warmup_epochs = 0.5
+    assert config_lib.recipe_differences(older, new) == {"warmup_epochs": (0, 0.5)}
+
+
+def test_a_config_that_lacks_settings_is_no_recipe():
+    with pytest.raises(UserError, match="seed is missing; recipes start from"):
+        config_lib.check_values(ConfigDict({"lr": 0.1}))
+
+
+def test_rates_that_only_together_are_beyond_float32():
+    config = config_lib.default_config()
+    config.update(lr=1e38, lr_reference_batch=1)
+    with pytest.raises(UserError, match=r"lr=1e\+38 times batch_size=256 .* float32 does not hold"):
+        config_lib.check_values(config)
+    config.update(lr_reference_batch=0)
+    config_lib.check_values(config)

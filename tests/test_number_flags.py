@@ -1,0 +1,97 @@
+"""Flags of numbers: what is inside comes through, all else is refused by a line that names the flag."""
+
+import math
+
+import pytest
+from absl import flags
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moco_jax import number_flags
+from moco_jax.errors import UserError
+from moco_jax.evaluation.commands import common
+from moco_jax.number_flags import NumberParser
+from moco_jax.settings.kinds import Range
+from tests.command_lines import own_flags
+
+steady = settings(derandomize=True, deadline=None, database=None, max_examples=50)
+
+
+NAMES = {
+    "main": {"num_processes", "process_id"},
+    "doctor": {"sample", "step_seconds"},
+    "evaluate": {
+        "step", "image_size", "epochs", "batch_size", "crops", "subset_seed", "backbone_lr", "classifier_lr", "scratch_lr",
+        "weight_decay", "layer_decay", "tests", "iterations", "rate", "crop", "num_processes", "process_id",
+    },
+    "embed": {"step", "k"},
+    "pack": {"shards", "channels", "white"},
+    "convert": set(),
+    "report.__main__": {"port", "images"},
+    "ablation": set(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_every_flag_of_a_number_refuses_what_is_outside(command):
+    with own_flags(f"moco_jax.{command}"):
+        by_module = flags.FLAGS.flags_by_module_dict().items()
+        each = [
+            flag for module, some in by_module if module.startswith("moco_jax") for flag in some
+        ]
+        numbers = [
+            f
+            for f in each
+            if isinstance(f.parser, flags.ArgumentParser) and f.flag_type() in ("int", "float")
+        ]
+        assert {flag.name for flag in numbers} == NAMES[command]
+        for flag in numbers:
+            allowed = flag.parser.allowed  # those of absl have none, and let NaN through
+            words = ["nan", "inf", "-inf", "", "x", "1e999", "9" * 5000, str(allowed.most * 2 + 1)]
+            words += [str(allowed.least - 1), "0.5"] if flag.parser.kind is int else ["-1"]
+            for word in words:
+                with pytest.raises(
+                    flags.IllegalFlagValueError, match=f"--{flag.name}=.* must be a "
+                ):
+                    flag._parse(word)
+            assert flag._parse(str(allowed.most)) == allowed.most
+
+
+@steady
+@given(st.integers(-(2**70), 2**70))
+def test_whole_numbers_are_read_however_they_are_written(number):
+    assert number_flags.read_whole(str(number)) == number
+    assert number_flags.read_whole(f"{number}.0") == number
+    assert number_flags.read_whole(f"{number}e2") == 100 * number
+    with pytest.raises(ValueError, match="whole"):
+        number_flags.read_whole(f"{number}.5")
+
+
+@pytest.mark.parametrize(
+    "text", ["1e999999999", "nan", "Infinity", "1e-3", "", "0x", "1,5", "9" * 5000]
+)
+def test_no_whole_number(text):
+    with pytest.raises(ValueError, match="number"):
+        number_flags.read_whole(text)
+
+
+@steady
+@given(st.floats(allow_nan=True), st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_a_number_comes_through_if_it_is_inside(number, least, span):
+    parser = NumberParser(float, Range(least, least + span))
+    if math.isfinite(number) and least <= number <= least + span:
+        assert parser.parse(repr(number)) == number
+    else:
+        with pytest.raises(ValueError, match="must be a number, at least"):
+            parser.parse(repr(number))
+
+
+@pytest.mark.parametrize(
+    "words", [["nan"], ["1", "inf"], ["-1"], ["0.1", "1e39"], ["x"], ["1", ""]]
+)
+def test_lists_of_numbers(words):
+    class Flag:
+        name, value = "rates", words
+
+    with pytest.raises(UserError, match=f"--rates={','.join(words)} is no list of numbers"):
+        common.numbers(Flag, float, 1e-9)
