@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from moco_jax import mesh as mesh_lib
+from moco_jax import random_keys
 from moco_jax.dictionary import MemoryBank, Queue
 from moco_jax.encoders import Encoder
 
@@ -92,7 +93,7 @@ def initial_state(
         dtype: of images: float32, or float64 for a float64 run.
         channels: of images.
     """
-    encoder_rng, dictionary_rng = jax.random.split(jax.random.key(seed))
+    encoder_rng, dictionary_rng = jax.random.split(random_keys.of_seed(seed))
     images = jnp.zeros((1, image_size, image_size, channels), dtype)
     variables = encoder.init(encoder_rng, images, train=False, method=encoder.predict)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from moco_jax import contrastive, nce, optim
+from moco_jax import contrastive, nce, optim, random_keys
 from moco_jax import mesh as mesh_lib
 from moco_jax.encoders import Encoder
 from moco_jax.encoding import Encoding
@@ -171,7 +171,7 @@ def make_train_step(
         return loss, metrics, dictionary
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.examples_seen[1]), state.examples_seen[0])  # fmt: skip
+        rng = jax.random.fold_in(jax.random.fold_in(random_keys.of_seed(seed), state.examples_seen[1]), state.examples_seen[0])  # fmt: skip
         first, second = views(batch)
         query_views = [first, second] if method.symmetric else [first]
         key_views = [second, first] if method.symmetric else [second]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import encoders, files
+from moco_jax import encoders, files, random_keys
 from moco_jax.errors import UserError
 from moco_jax.weights import bridge, workdir
 from moco_jax.weights.pretrained import Pretrained
@@ -133,7 +133,7 @@ def _config_of(pretrained: Pretrained) -> ConfigDict:
 def untrained(found: Trained) -> Trained:
     """The encoder of the same run before its first step; of a file's architecture, as it would be drawn."""
     config = found.config
-    rng, _ = jax.random.split(jax.random.key(config.seed))
+    rng, _ = jax.random.split(random_keys.of_seed(config.seed))
     images = jnp.zeros((1, config.image_size, config.image_size, config.channels))
 
     def create() -> Any:

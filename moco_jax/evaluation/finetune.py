@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import encoders, optim, parts, trained
+from moco_jax import encoders, optim, parts, random_keys, trained
 from moco_jax import mesh as mesh_lib
 from moco_jax.data import recipes
 from moco_jax.encoding import to_network_input
@@ -319,7 +319,7 @@ def train(
     batches = epoch_batches(
         images, recipe, mesh, epochs=epochs, batch_size=batch, seed=config.seed, workers=config.workers, start=begun
     )  # fmt: skip
-    side, key = config.image_size, jax.random.key(config.seed)
+    side, key = config.image_size, random_keys.of_seed(config.seed)
     accuracies: list[float] = notes.get("accuracies", [])
     loss = notes.get("loss", math.nan)
     for n, (epoch, arrays) in enumerate(batches, begun):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moco_jax import mesh as mesh_lib
-from moco_jax import optim
+from moco_jax import optim, random_keys
 from moco_jax.data import recipes
 from moco_jax.evaluation import resume
 from moco_jax.evaluation.batches import epoch_batches
@@ -32,7 +32,7 @@ class Classifier(NamedTuple):
 
 def initial(seed: int, width: int, classes: int) -> Classifier:
     """Weights N(0, 0.01), biases 0, as the authors' script draws them."""
-    kernel = 0.01 * jax.random.normal(jax.random.key(seed), (width, classes), jnp.float32)
+    kernel = 0.01 * jax.random.normal(random_keys.of_seed(seed), (width, classes), jnp.float32)
     return Classifier(kernel, jnp.zeros(classes, jnp.float32))
 
 

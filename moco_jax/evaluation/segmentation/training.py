@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from moco_jax import mesh as mesh_lib
-from moco_jax import optim
+from moco_jax import optim, random_keys
 from moco_jax.data import order
 from moco_jax.encoding import to_network_input
 from moco_jax.errors import UserError
@@ -78,7 +78,9 @@ def start(network: fcn.FCN, backbone: Any, channels: int, seed: int) -> State:
     places = jax.eval_shape(
         lambda weights: network.backbone.apply(weights, images, method="feature_map"), backbone
     )
-    drawn = jax.jit(network.head.init)(jax.random.key(seed), jnp.zeros(places.shape, places.dtype))
+    drawn = jax.jit(network.head.init)(
+        random_keys.of_seed(seed), jnp.zeros(places.shape, places.dtype)
+    )
     variables = {kind: {"backbone": backbone[kind], "head": drawn[kind]} for kind in drawn}
     return State(variables, optimizer().init(variables["params"]))
 
