@@ -112,5 +112,7 @@ def _holds(tree: Mapping[Any, Any], seen: set[int], depth: int = _DEPTH) -> bool
 
 
 def _listed(names: Any) -> str:
-    some = [printable(str(name))[:100] for name in names]
-    return ", ".join(some[:5]) + (f" and {len(some) - 5} more" if len(some) > 5 else "")
+    """The first of `names`, which may be anything that a dictionary of a pickle has as keys, for a line of text."""
+    shown = (str, int, float, bool, type(None), StandIn)
+    some = [str(name)[:100] if isinstance(name, shown) else type(name).__name__ for name in names]
+    return printable(", ".join(some[:5]) + (f" and {len(some) - 5} more" if some[5:] else ""))

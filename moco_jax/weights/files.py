@@ -25,6 +25,7 @@ TORCH = (".pth.tar", ".pth", ".pt", ".bin", ".ckpt")
 ENDINGS = (*TORCH, ".safetensors", ".pkl")
 # How much more memory entries may take than their file: eight bits become 32, and a compressed zip may have zeros.
 MOST = 4 * torch_files.SWELLING
+LONGEST = 1000  # characters of an entry's name, which messages repeat
 # What safetensors calls the types, and what `stored.DTYPES` does.
 _SAFETENSORS = {
     "F64": "float64",
@@ -124,7 +125,7 @@ def contents(path: str) -> Contents:
     except UserError:
         raise
     except dictionaries.NoWeights as error:
-        raise UserError(f"{name} {error}") from error
+        raise UserError(f"{name} {_line(error)}") from error
     except Refused as error:
         raise UserError(
             f"{name} is refused: it asks for {printable(str(error))} to be run, and weights need nothing of the kind"
@@ -148,10 +149,14 @@ def _arrays(name: str, found: Mapping[str, stored.Stored], size: int) -> Arrays:
     """
     arrays, taken = {}, 0
     for entry, value in found.items():
+        if len(entry) > LONGEST:
+            raise UserError(f"{name} is refused: an entry has a name of {len(entry):,} characters")
         try:
             arrays[entry] = value.array()
         except stored.Unreadable as error:
-            raise UserError(f"{name} is refused: its entry {printable(entry)} {error}") from error
+            raise UserError(
+                f"{name} is refused: its entry {printable(entry)} {_line(error)}"
+            ) from error
         taken += arrays[entry].nbytes if arrays[entry].base is None else 0
         if taken > MOST * size:
             raise UserError(f"{name} is refused: its entries take {MOST} times the memory that they have in the file")  # fmt: skip

@@ -146,7 +146,8 @@ def plain(arrays: Arrays) -> dict[str, np.ndarray]:
 
 def _merged(name: str, array: np.ndarray, arrays: Arrays) -> np.ndarray:
     scale = arrays.get(re.sub(r"running_(mean|var)$", "weight", name), array)
-    if not name.endswith(("running_mean", "running_var")) or len(array) <= len(scale):
+    split = name.endswith(("running_mean", "running_var")) and array.ndim == scale.ndim == 1
+    if not split or not 0 < len(scale) < len(array):
         return array
     return array if len(array) % len(scale) else array.reshape(-1, len(scale)).mean(0)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from moco_jax.weights.stored import WIDENED, Plain, Unreadable
 
-STEPS = 3_000_000  # a pickle of weights has some thousands; each may take a hundred bytes of memory
+STEPS = 2_000_000  # a pickle of weights has some thousands; each may take a hundred bytes of memory
 
 
 class Refused(Exception):
@@ -38,6 +38,10 @@ class StandIn(dict):
         """An empty one."""
         super().__init__()
         self.name, self.known = name, known
+
+    def __repr__(self) -> str:
+        """Its name alone: what is in it may be in itself."""
+        return f"<{self.name}>"
 
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
@@ -147,6 +151,11 @@ class Machine:
         self._call, self._persistent = call, persistent
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._steps: dict[str, Callable[[Any], None]] = {
+            name.removeprefix("_on_").upper(): getattr(self, name)
+            for name in dir(self)
+            if name.startswith("_on_")
+        }
 
     def load(self, file: BinaryIO) -> Any:
         """The next object in `file`, which is left at its end.
@@ -169,6 +178,8 @@ class Machine:
     def _step(self, name: str, argument: Any) -> None:
         if name in _VALUES:
             self._stack.append(argument)
+        elif name in self._steps:
+            self._steps[name](argument)
         elif name in _CONSTANTS:
             self._stack.append(_CONSTANTS[name])
         elif name in _EMPTY:
@@ -177,10 +188,7 @@ class Machine:
             parts = [self._pop() for _ in range(_TUPLES[name])]
             self._stack.append(tuple(reversed(parts)))
         elif name not in ("PROTO", "FRAME"):
-            step = getattr(self, f"_on_{name.lower()}", None)
-            if step is None:
-                raise Unreadable(f"its pickle has the opcode {name}, which weights do not need")
-            step(argument)
+            raise Unreadable(f"its pickle has the opcode {name}, which weights do not need")
 
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:

@@ -143,7 +143,7 @@ def _with_token(table: np.ndarray) -> np.ndarray:
 
 def _are_fixed(positions: np.ndarray) -> bool:
     """Whether these are the fixed positions of a square grid, up to the rounding of float32."""
-    if positions.ndim != 3:
+    if positions.ndim != 3 or not positions.size:
         return False
     _, tokens, width = positions.shape
     side = round((tokens - 1) ** 0.5)

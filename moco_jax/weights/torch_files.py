@@ -44,7 +44,9 @@ class Held:
 
     def read(self, count: int) -> bytes:
         """The next `count` bytes, or fewer at its end."""
-        return self._file.read(max(0, min(count, self.size - self._file.tell())))
+        if count > _CHUNK:
+            count = max(0, min(count, self.size - self._file.tell()))
+        return self._file.read(count)
 
     def readline(self) -> bytes:
         """The next line."""
@@ -105,6 +107,8 @@ class _Storages(dict[str, Storage]):
 
 
 def _zipped(file: BinaryIO, size: int) -> Any:
+    if not zipfile.is_zipfile(file):
+        raise Unreadable("it is a zip that ends too early")
     archive = zipfile.ZipFile(file)
     entries = {entry.filename: entry for entry in archive.infolist()}
     _check_entries(archive, size)
