@@ -58,6 +58,12 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         raise
 
 
+def open_to_read(path: str) -> BinaryIO:
+    """Open the file `path`, here or in a bucket, to read its bytes; errors as of `absolute` and `open_regular`."""
+    place = absolute(path)
+    return place.open("rb") if is_remote(path) else open_regular(place)
+
+
 @contextlib.contextmanager
 def draft(path: epath.Path) -> Iterator[epath.Path]:
     """A file beside `path` to write to; it takes the name `path` at the end, and is gone where writing ended early."""

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from moco_jax import files
 from moco_jax.data import recipes
@@ -54,7 +55,7 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
         arrays = layouts.bare(read.arrays)
         found = _encoders(arrays, arch, stem, place if in_folder else "")
         taken = {name: arrays[name] for name in arrays if name not in set(found.left_out)}
-        _check_values(taken)
+        check_values(taken)
     except UserError as error:  # of names and values, without the file
         said = "" if str(place) in str(error) else f"{place}: "
         raise UserError(printable(f"{said}{error}")) from error
@@ -63,7 +64,7 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     return dataclasses.replace(found, remarks=(*found.remarks, *read.remarks))
 
 
-def _check_values(arrays: layouts.Arrays) -> None:
+def check_values(arrays: layouts.Arrays) -> None:
     """Refuse values with which features would be no numbers, and no line beside them would help.
 
     Raises:
@@ -83,6 +84,14 @@ def _check_values(arrays: layouts.Arrays) -> None:
             )
         if name.endswith("running_var") and lowest < 0:
             raise UserError(f"{name} has a variance of {lowest:g}, and none is below 0")
+
+
+def check_run(place: str, step: int, variables: Variables) -> None:
+    """Raise UserError where the weights of the run in the workdir `place` after `step` are not finite."""
+    try:
+        check_values(traverse_util.flatten_dict(variables, sep="/"))
+    except UserError as error:
+        raise UserError(f"step {step} of {printable(place)}: {error}") from error
 
 
 def _encoders(arrays: layouts.Arrays, arch: str, stem: str, folder: str) -> Pretrained:
@@ -185,6 +194,8 @@ def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
     for name, wanted in (("arch", arch), ("stem", stem)):
         if wanted not in ("", config[name]):
             raise UserError(f"{place} was trained with {name}={config[name]!r}, not {wanted!r}")
+    query = workdir.variables(place, "query", step)
+    check_run(place, step, query)
     options = dict(
         name=config.arch, head=config.head, head_width=config.head_width, dim=config.dim,
         predictor=config.predictor, width=config.width or None, stem=config.stem,
@@ -192,7 +203,7 @@ def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
     has_key = config.key_encoder == "momentum"
     return Pretrained(
         options=options,
-        query=workdir.variables(place, "query", step),
+        query=query,
         key=workdir.variables(place, "key", step) if has_key else None,
         queue=workdir.queue(place, step),
         image_size=config.image_size,

@@ -115,7 +115,7 @@ def contents(path: str) -> Contents:
     """
     kind, name = ending(path), printable(path)
     try:
-        with _opened(path) as file:
+        with files.open_to_read(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             if kind == ".safetensors":
@@ -134,11 +134,6 @@ def contents(path: str) -> Contents:
         raise UserError(f"{name} cannot be read: {error.strerror or _line(error)}") from error
     except Exception as error:  # whatever bytes that are no such file lead to
         raise UserError(f"{name} is damaged: {_line(error)}{_looks(path)}") from error
-
-
-def _opened(path: str) -> Any:
-    """`path`, open to be read; OSError where it is no file."""
-    return files.absolute(path).open("rb") if files.is_remote(path) else files.open_regular(path)
 
 
 def _arrays(name: str, found: Mapping[str, stored.Stored], size: int) -> Arrays:
@@ -194,7 +189,7 @@ def _line(error: object) -> str:
 
 def _looks(path: str) -> str:
     """What the file plainly is instead, as the end of a sentence; '' where it does not say it."""
-    with _opened(path) as file:
+    with files.open_to_read(path) as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
         return "; it is a pointer of Git LFS, and git lfs pull brings the file"
