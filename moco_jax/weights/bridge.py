@@ -61,7 +61,8 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
         raise UserError(printable(f"{said}{error}")) from error
     if in_folder:
         huggingface.check(place, found)
-    return dataclasses.replace(found, remarks=(*found.remarks, *read.remarks))
+    remarks = tuple(map(printable, (*found.remarks, *read.remarks)))
+    return dataclasses.replace(found, remarks=remarks)
 
 
 def check_values(arrays: layouts.Arrays) -> None:
