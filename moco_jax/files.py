@@ -25,7 +25,8 @@ def absolute(path: str) -> epath.Path:
     """`path` from the root, or as it is where it names a bucket.
 
     Raises:
-        UserError: it is an address on the web, or of anything else that is neither a file nor in a bucket.
+        UserError: it is an address on the web, or of anything else that is neither a file nor in a
+            bucket.
     """
     if not is_remote(path):
         return epath.Path(os.path.abspath(path))
@@ -59,7 +60,9 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def open_to_read(path: str) -> BinaryIO:
-    """Open the file `path`, here or in a bucket, to read its bytes; errors as of `absolute` and `open_regular`."""
+    """Open the file `path`, here or in a bucket, to read its bytes; errors as of `absolute` and
+    `open_regular`.
+    """
     place = absolute(path)
     return place.open("rb") if is_remote(path) else open_regular(place)
 

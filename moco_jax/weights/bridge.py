@@ -80,7 +80,8 @@ def check_values(arrays: layouts.Arrays) -> None:
             with np.errstate(over="ignore"):
                 count = array.size - np.isfinite(array.astype(np.float32)).sum()
             raise UserError(
-                f"{name} is not finite: {count:,} of its {array.size:,} values are NaN, infinite or beyond float32, "
+                f"{name} is not finite: {count:,} of its {array.size:,} values are NaN, infinite "
+                "or beyond float32, "
                 "and so would all features be; weights saved before that are needed"
             )
         if name.endswith("running_var") and lowest < 0:
@@ -88,7 +89,9 @@ def check_values(arrays: layouts.Arrays) -> None:
 
 
 def check_run(place: str, step: int, variables: Variables) -> None:
-    """Raise UserError where the weights of the run in the workdir `place` after `step` are not finite."""
+    """Raise UserError where the weights of the run in the workdir `place` after `step` are not
+    finite.
+    """
     try:
         check_values(traverse_util.flatten_dict(variables, sep="/"))
     except UserError as error:
@@ -96,7 +99,9 @@ def check_run(place: str, step: int, variables: Variables) -> None:
 
 
 def _encoders(arrays: layouts.Arrays, arch: str, stem: str, folder: str) -> Pretrained:
-    """The encoders in `arrays`, names as `layouts.bare` gives them; `folder`: of Hugging Face's, or ''."""
+    """The encoders in `arrays`, names as `layouts.bare` gives them; `folder`: of Hugging Face's, or
+    ''.
+    """
     layout = layouts.recognise(arrays)
     if layout.name.startswith("MoCo"):
         return moco.load(arrays, arch, stem)

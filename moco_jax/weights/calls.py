@@ -1,6 +1,8 @@
-"""What calls in a pickle of weights give: arrays and tensors as `stored` has them, and harmless containers.
+"""What calls in a pickle of weights give: arrays and tensors as `stored` has them, and harmless
+containers.
 
-Every other call is refused. None is made: the names are looked up in the tables below and nowhere else.
+Every other call is refused. None is made: the names are looked up in the tables below and nowhere
+else.
 """
 
 import sys
@@ -94,7 +96,16 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> 
     return _view(storage, storage.dtype, offset, shape, strides, metadata)
 
 
-def _tensor_3(storage: Any, offset: Any, shape: Any, strides: Any, _g: Any, _h: Any, dtype: Any, metadata: Any = None) -> Any:  # fmt: skip
+def _tensor_3(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _g: Any,
+    _h: Any,
+    dtype: Any,
+    metadata: Any = None,
+) -> Any:
     name = dtype.name.removeprefix("torch.")
     return _view(storage, DTYPES.get(name, name), offset, shape, strides, metadata)
 
@@ -201,7 +212,9 @@ class Calls:
 
 
 def _is_enumeration(name: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether this may be a member of somebody's enumeration, which is written as a call of a class with one value."""
+    """Whether this may be a member of somebody's enumeration, which is written as a call of a class
+    with one value.
+    """
     package, last = name.partition(".")[0], name.rpartition(".")[2].lstrip("_")
     plain = len(arguments) == 1 and isinstance(arguments[0], str | int | float)
     return plain and last[:1].isupper() and package not in _NO_ENUMERATIONS

@@ -1,4 +1,6 @@
-"""Where in a file the weights are: the dictionary of arrays by name among epochs, optimizers and arguments."""
+"""Where in a file the weights are: the dictionary of arrays by name among epochs, optimizers and
+arguments.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +9,9 @@ from moco_jax.text import printable
 from moco_jax.weights.pickles import StandIn
 from moco_jax.weights.stored import Odd, Plain, View
 
-# Usual names of the dictionary of weights, the first that is there being taken: what was trained, then averages of it;
-# of a teacher and its student the teacher, which is the average that such methods evaluate.
+# Usual names of the dictionary of weights, the first that is there being taken: what was trained,
+# then averages of it; of a teacher and its student the teacher, which is the average that such
+# methods evaluate.
 USUAL = (
     "state_dict",
     "model_state_dict",
@@ -41,7 +44,8 @@ class NoWeights(ValueError):
 
 
 def weights(tree: Any) -> tuple[dict[str, Any], list[str]]:
-    """Names to arrays that are not read yet, and sentences on what else there was to choose or is left out.
+    """Names to arrays that are not read yet, and sentences on what else there was to choose or is
+    left out.
 
     Args:
         tree: what a pickle was read to.
@@ -71,10 +75,13 @@ def weights(tree: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _next(tree: Any) -> tuple[str, list[str]]:
-    """The name in `tree` under which weights are, '' where they are in it, and the names of what is passed over."""
+    """The name in `tree` under which weights are, '' where they are in it, and the names of what is
+    passed over.
+    """
     if isinstance(tree, StandIn) and not _holds(tree, set()):
         raise NoWeights(
-            f"holds no weights by name: it is an object of {printable(tree.name)}; what its state_dict() gives can be read"
+            f"holds no weights by name: it is an object of {printable(tree.name)}; what its "
+            "state_dict() gives can be read"
         )
     if not isinstance(tree, Mapping) or not tree:
         raise NoWeights("holds no weights by name")
@@ -88,12 +95,17 @@ def _next(tree: Any) -> tuple[str, list[str]]:
         return usual[0], usual[1:]
     if _has_arrays(tree):
         return "", []
-    large = [name for name in inside if any(getattr(value, "rank", 0) > 1 for value in tree[name].values())]  # fmt: skip
+    large = [
+        name
+        for name in inside
+        if any(getattr(value, "rank", 0) > 1 for value in tree[name].values())
+    ]
     if len(large) == 1:
         return large[0], []
     if large:
         raise NoWeights(
-            f"holds several dictionaries of arrays, {_listed(large)}, and none of a usual name; keep one of them"
+            f"holds several dictionaries of arrays, {_listed(large)}, and none of a usual name; "
+            "keep one of them"
         )
     raise NoWeights(f"holds no weights by name: {_listed(tree)} is no array")
 
@@ -112,7 +124,9 @@ def _holds(tree: Mapping[Any, Any], seen: set[int], depth: int = _DEPTH) -> bool
 
 
 def _listed(names: Any) -> str:
-    """The first of `names`, which may be anything that a dictionary of a pickle has as keys, for a line of text."""
+    """The first of `names`, which may be anything that a dictionary of a pickle has as keys, for a
+    line of text.
+    """
     shown = (str, int, float, bool, type(None), StandIn)
     some = [str(name)[:100] if isinstance(name, shown) else type(name).__name__ for name in names]
     return printable(", ".join(some[:5]) + (f" and {len(some) - 5} more" if some[5:] else ""))

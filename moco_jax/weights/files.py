@@ -23,7 +23,8 @@ Arrays = dict[str, np.ndarray]
 
 TORCH = (".pth.tar", ".pth", ".pt", ".bin", ".ckpt")
 ENDINGS = (*TORCH, ".safetensors", ".pkl")
-# How much more memory entries may take than their file: eight bits become 32, and a compressed zip may have zeros.
+# How much more memory entries may take than their file: eight bits become 32, and a compressed zip
+# may have zeros.
 MOST = 4 * torch_files.SWELLING
 LONGEST = 1000  # characters of an entry's name, which messages repeat
 # What safetensors calls the types, and what `stored.DTYPES` does.
@@ -105,13 +106,14 @@ def read(path: str) -> Arrays:
 def contents(path: str) -> Contents:
     """The entries of the file `path`.
 
-    Nothing in a pickle is run, and no library that made one is needed. The dictionary of weights is found among epochs,
-    optimizers and arguments (`dictionaries.USUAL`). bfloat16 and eight-bit floating point become float32, exactly. Arrays
-    may share memory and be read-only.
+    Nothing in a pickle is run, and no library that made one is needed. The dictionary of weights is
+    found among epochs, optimizers and arguments (`dictionaries.USUAL`). bfloat16 and eight-bit
+    floating point become float32, exactly. Arrays may share memory and be read-only.
 
     Raises:
-        UserError: no such file, a damaged one (a zip's checksums are compared), one that asks for code to be run, one
-            that holds no weights, or an entry of a type that has no exact values here.
+        UserError: no such file, a damaged one (a zip's checksums are compared), one that asks for
+            code to be run, one that holds no weights, or an entry of a type that has no exact
+            values here.
     """
     kind, name = ending(path), printable(path)
     try:
@@ -128,7 +130,8 @@ def contents(path: str) -> Contents:
         raise UserError(f"{name} {_line(error)}") from error
     except Refused as error:
         raise UserError(
-            f"{name} is refused: it asks for {printable(str(error))} to be run, and weights need nothing of the kind"
+            f"{name} is refused: it asks for {printable(str(error))} to be run, and weights need "
+            "nothing of the kind"
         ) from error
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or _line(error)}") from error
@@ -140,7 +143,8 @@ def _arrays(name: str, found: Mapping[str, stored.Stored], size: int) -> Arrays:
     """The values of the entries `found` in the file called `name`.
 
     Raises:
-        UserError: an entry has none, or all of them together take more memory than a file of `size` bytes accounts for.
+        UserError: an entry has none, or all of them together take more memory than a file of `size`
+            bytes accounts for.
     """
     arrays, taken = {}, 0
     for entry, value in found.items():
@@ -154,12 +158,17 @@ def _arrays(name: str, found: Mapping[str, stored.Stored], size: int) -> Arrays:
             ) from error
         taken += arrays[entry].nbytes if arrays[entry].base is None else 0
         if taken > MOST * size:
-            raise UserError(f"{name} is refused: its entries take {MOST} times the memory that they have in the file")  # fmt: skip
+            raise UserError(
+                f"{name} is refused: its entries take {MOST} times the memory that they have in "
+                "the file"
+            )
     return arrays
 
 
 def _safetensors(content: bytes) -> dict[str, stored.Stored]:
-    """The entries of a file of safetensors, in the order of their names; its library examines sizes and places."""
+    """The entries of a file of safetensors, in the order of their names; its library examines sizes
+    and places.
+    """
     found: dict[str, stored.Stored] = {}
     entries = library("safetensors", "safetensors").deserialize(content)
     header = content[8 : 8 + int.from_bytes(content[:8], "little")]

@@ -277,7 +277,8 @@ def check(folder: str, pretrained: Pretrained) -> None:
 
 
 def preprocessing(folder: str) -> dict[str, Any]:
-    """What `preprocessor_config.json` in `folder` says, as `Pretrained.preprocessing` keeps it; empty where there is none.
+    """What `preprocessor_config.json` in `folder` says, as `Pretrained.preprocessing` keeps it;
+    empty where there is none.
 
     Raises:
         UserError: it is damaged, or says no numbers where numbers belong, or none that make sense.

@@ -70,8 +70,8 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-# Parts of a name that wrappers put before, or into, the names of what they wrap: compiling, sharding and recomputing
-# parts of a network. No network has parts of its own that are called so.
+# Parts of a name that wrappers put before, or into, the names of what they wrap: compiling,
+# sharding and recomputing parts of a network. No network has parts of its own that are called so.
 _WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # What wrappers of whole networks, of one device or several, put before all names.
 _WHOLE = ("module", "model", "net", "network", "ema", "ema_model", "teacher", "student")
@@ -80,7 +80,8 @@ _COUNTS = ("n_averaged",)
 
 
 def bare(arrays: Arrays) -> dict[str, np.ndarray]:
-    """The entries without what wrappers put before every name, however many there are, in whichever order.
+    """The entries without what wrappers put before every name, however many there are, in whichever
+    order.
 
     Raises:
         UserError: two entries then have one name.
@@ -88,7 +89,9 @@ def bare(arrays: Arrays) -> dict[str, np.ndarray]:
     arrays = {name: array for name, array in arrays.items() if name not in _COUNTS}
     found = {_WRAPPED.sub("", name): array for name, array in arrays.items()}
     if len(found) < len(arrays):
-        raise UserError("entries differ only in what wrappers put into their names (_orig_mod and the like)")  # fmt: skip
+        raise UserError(
+            "entries differ only in what wrappers put into their names (_orig_mod and the like)"
+        )
     while True:
         first = {name.partition(".")[0] if "." in name else "" for name in found}
         wrapper = first.pop() if len(first) == 1 else ""
@@ -153,7 +156,8 @@ def _merged(name: str, array: np.ndarray, arrays: Arrays) -> np.ndarray:
 
 
 def _first_stage(arrays: Arrays) -> int:
-    """The number of a ResNet's first stage among the parts of a torch Sequential: 4, or less without ReLU or pool.
+    """The number of a ResNet's first stage among the parts of a torch Sequential: 4, or less
+    without ReLU or pool.
 
     Raises:
         UserError: no part has parts in a row, as a stage has.

@@ -1,5 +1,6 @@
-"""Pickles, read without running anything: the opcodes are Python's own parser's, and what they ask for is made of
-dictionaries, lists, numbers, text and stand-ins. Nothing is imported, and no memory is taken for what is only claimed.
+"""Pickles, read without running anything: the opcodes are Python's own parser's, and what they ask
+for is made of dictionaries, lists, numbers, text and stand-ins. Nothing is imported, and no memory
+is taken for what is only claimed.
 """
 
 import pickletools
@@ -27,7 +28,8 @@ class Named:
 
 
 class StandIn(dict):
-    """An object in whose place nothing is made; what is put into it as into a dictionary can be read.
+    """An object in whose place nothing is made; what is put into it as into a dictionary can be
+    read.
 
     Attributes:
         name: of its class.
@@ -95,7 +97,9 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def key_of(key: Any) -> Any:
-    """`key` where a dictionary may have it; else a stand-in, as to hash tuples within tuples could take for ever."""
+    """`key` where a dictionary may have it; else a stand-in, as to hash tuples within tuples could
+    take for ever.
+    """
     plain = isinstance(key, _ATOMS) or (
         isinstance(key, tuple) and all(isinstance(part, _ATOMS) for part in key)
     )
@@ -146,7 +150,8 @@ class Machine:
 
         Args:
             call: what becomes of a call of a name with arguments; raises Refused.
-            persistent: what stands for an identity that the pickle has from outside; None: there is none.
+            persistent: what stands for an identity that the pickle has from outside; None: there is
+                none.
         """
         self._call, self._persistent = call, persistent
         self._stack: list[Any] = []
@@ -335,7 +340,7 @@ class Machine:
         return self._call(what.name, arguments)
 
     def _made(self, what: Any, arguments: Any) -> Any:
-        """An object of a class, which is made and filled and no call: data, whatever the class is."""
+        """An object that is made and filled without a call: data, whatever its class is."""
         try:
             return self._called(what, arguments)
         except Refused as refused:

@@ -1,5 +1,6 @@
-"""Arrays as files of weights keep them: numbers in a storage, and views of it. Nothing is taken on trust: sizes are held
-against the bytes that are there, and what is no plain array says what it is once its values are asked for.
+"""Arrays as files of weights keep them: numbers in a storage, and views of it. Nothing is taken on
+trust: sizes are held against the bytes that are there, and what is no plain array says what it is
+once its values are asked for.
 """
 
 import dataclasses
@@ -72,7 +73,8 @@ class Plain:
         return 0 if self.values is None else self.values.ndim
 
     def fill(self, shape: Any, dtype: np.dtype | str, content: Any, order: str = "C") -> None:
-        """Take `content`, bytes, as the values; a `dtype` that is text says what they are instead of numbers.
+        """Take `content`, bytes, as the values; a `dtype` that is text says what they are instead
+        of numbers.
 
         Raises:
             Unreadable: the bytes are not as many as `shape` and `dtype` ask for.
@@ -84,7 +86,9 @@ class Plain:
         shape, size = _whole_numbers(shape), len(content)
         if _count(shape) * dtype.itemsize != size:
             raise Unreadable(f"an array of {shape} {dtype} has {size:,} bytes")
-        self.values = np.frombuffer(content, dtype).reshape(shape, order="F" if order == "F" else "C")  # fmt: skip
+        self.values = np.frombuffer(content, dtype).reshape(
+            shape, order="F" if order == "F" else "C"
+        )
 
     def array(self) -> np.ndarray:
         """The values; raises Unreadable where there are none."""
@@ -100,7 +104,8 @@ class Storage:
 
     Attributes:
         key: its name in the file.
-        dtype: of the numbers; None: bytes, whose type each tensor says; text: a type that is not read.
+        dtype: of the numbers; None: bytes, whose type each tensor says; text: a type that is not
+            read.
         length: how many numbers there are, or bytes where `dtype` is None, as the pickle says it.
         nbytes: how many bytes that are.
         content: gives the bytes; None until the file says where they lie.
@@ -121,7 +126,8 @@ class Storage:
         content = self.content()
         if len(content) != self.nbytes:
             raise Unreadable(
-                f"is a view of the storage {self.key}, which must have {self.nbytes:,} bytes and has {len(content):,}"
+                f"is a view of the storage {self.key}, which must have {self.nbytes:,} bytes and "
+                f"has {len(content):,}"
             )
         return content
 
@@ -130,7 +136,9 @@ class Storage:
         return {}
 
     def numbers(self, dtype: np.dtype) -> np.ndarray:
-        """All of its numbers, of the type `dtype` and then `widened`; made once, however many tensors share them."""
+        """All of its numbers, of the type `dtype` and then `widened`; made once, however many
+        tensors share them.
+        """
         if dtype not in self._read:
             whole = len(self._bytes) // dtype.itemsize * dtype.itemsize
             content = self._bytes[:whole] if whole < len(self._bytes) else self._bytes
@@ -142,7 +150,9 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A tensor: the numbers of `storage` from `offset` on, a step in each dimension being as long as `strides` says."""
+    """A tensor: the numbers of `storage` from `offset` on, a step in each dimension being as long
+    as `strides` says.
+    """
 
     storage: Storage
     dtype: np.dtype | str | None
@@ -159,8 +169,9 @@ class View:
         """Its values, which share the memory of the storage.
 
         Raises:
-            Unreadable: its type is not read, or it reaches beyond the storage, or it repeats so few numbers so often
-                that whoever copies it would take memory for what is not in the file.
+            Unreadable: its type is not read, or it reaches beyond the storage, or it repeats so few
+                numbers so often that whoever copies it would take memory for what is not in the
+                file.
         """
         dtype = self.dtype or self.storage.dtype
         if not isinstance(dtype, np.dtype):
@@ -174,7 +185,8 @@ class View:
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if last >= len(numbers) or _count(shape) > max(len(numbers), 1 << 16):
             raise Unreadable(
-                f"has shape {shape}, strides {strides} and offset {offset}: its storage has {len(numbers):,} numbers"
+                f"has shape {shape}, strides {strides} and offset {offset}: its storage has "
+                f"{len(numbers):,} numbers"
             )
         steps = tuple(step * numbers.itemsize for step in strides)
         return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps, writeable=False)

@@ -1,5 +1,6 @@
-"""Files that PyTorch saves, read without it: a zip of a pickle and of storages, or before version 1.6 pickles and storages
-in a row. What a zip's checksums say is held to for every entry, also for those that nobody asks for.
+"""Files that PyTorch saves, read without it: a zip of a pickle and of storages, or before version
+1.6 pickles and storages in a row. What a zip's checksums say is held to for every entry, also for
+those that nobody asks for.
 """
 
 import functools
@@ -30,11 +31,21 @@ _KINDS = {
     "Bool": "bool",
 }
 # What is not read, and its bytes.
-_ODD = {"ComplexFloat": 8, "ComplexDouble": 16, "QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1}  # fmt: skip
+_ODD = {
+    "ComplexFloat": 8,
+    "ComplexDouble": 16,
+    "QInt8": 1,
+    "QUInt8": 1,
+    "QInt32": 4,
+    "QUInt4x2": 1,
+    "QUInt2x4": 1,
+}
 
 
 class Held:
-    """A file of `size` bytes that is never asked for more than it holds, as that would take the memory first."""
+    """A file of `size` bytes that is never asked for more than it holds, as that would take the
+    memory first.
+    """
 
     def __init__(self, file: BinaryIO, size: int):
         """Of `file`, from where it stands."""
@@ -70,7 +81,9 @@ def tree(file: BinaryIO, size: int) -> Any:
 
 
 def _storage_type(named: Any) -> tuple[np.dtype | str | None, int]:
-    """The type of the numbers in a storage of this class, and their bytes; None: bytes; text: a type that is not read."""
+    """The type of the numbers in a storage of this class, and their bytes; None: bytes; text: a
+    type that is not read.
+    """
     name = named.name if isinstance(named, Named) else ""
     kind = name.rpartition(".")[2].removesuffix("Storage")
     if name.startswith("torch.") and name.endswith("Storage"):
@@ -112,7 +125,11 @@ def _zipped(file: BinaryIO, size: int) -> Any:
     archive = zipfile.ZipFile(file)
     entries = {entry.filename: entry for entry in archive.infolist()}
     _check_entries(archive, size)
-    roots = [name.partition("/")[0] for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]  # fmt: skip
+    roots = [
+        name.partition("/")[0]
+        for name in entries
+        if name.endswith("/data.pkl") and name.count("/") == 1
+    ]
     if len(roots) != 1:
         raise Unreadable("it is a zip without one data.pkl, and so no file of PyTorch")
     order = entries.get(f"{roots[0]}/byteorder")

@@ -1,4 +1,6 @@
-"""What files of weights may be made of, for tests: a narrow network, and pickles and zips written byte by byte."""
+"""What files of weights may be made of, for tests: a narrow network, and pickles and zips written
+byte by byte.
+"""
 
 import io
 import struct
@@ -54,7 +56,9 @@ def numbers(values):
 
 
 def called(name, *arguments, by="R"):
-    """The opcodes that call `name`, 'module name', with these opcodes of arguments: `by` is REDUCE, INST, OBJ or NEWOBJ."""
+    """The opcodes that call `name`, 'module name', with these opcodes of arguments: `by` is REDUCE,
+    INST, OBJ or NEWOBJ.
+    """
     module, name = (part.encode() for part in name.split(" "))
     inside = b"".join(arguments)
     if by == "i":
@@ -66,8 +70,25 @@ def called(name, *arguments, by="R"):
 
 def tensor(length, offset, shape, strides, key="0", kind="FloatStorage"):
     """The opcodes of PyTorch's tensor, with a claim in each place."""
-    storage = b"(" + text("storage") + b"ctorch\n" + kind.encode() + b"\n" + text(key) + text("cpu") + whole(length) + b"tQ"  # fmt: skip
-    return called("torch._utils _rebuild_tensor_v2", storage, whole(offset), numbers(shape), numbers(strides), b"\x89}")  # fmt: skip
+    storage = (
+        b"("
+        + text("storage")
+        + b"ctorch\n"
+        + kind.encode()
+        + b"\n"
+        + text(key)
+        + text("cpu")
+        + whole(length)
+        + b"tQ"
+    )
+    return called(
+        "torch._utils _rebuild_tensor_v2",
+        storage,
+        whole(offset),
+        numbers(shape),
+        numbers(strides),
+        b"\x89}",
+    )
 
 
 def named(**entries):

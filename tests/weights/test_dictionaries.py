@@ -1,4 +1,4 @@
-"""The dictionary of weights is found whatever a file holds beside it, and what was taken is said."""
+"""The dictionary of weights is found whatever is beside it, and what was taken is said."""
 
 import argparse
 import collections
@@ -44,7 +44,11 @@ def test_weights_are_found_under_usual_names(tmp_path, name):
     rng = random.Random(name)
     outer = rng.choice(dictionaries.USUAL)
     ordered = collections.OrderedDict(WEIGHTS)
-    for tree in ({name: WEIGHTS}, among(rng, {name: ordered}), among(rng, {outer: among(rng, {name: WEIGHTS})})):  # fmt: skip
+    for tree in (
+        {name: WEIGHTS},
+        among(rng, {name: ordered}),
+        among(rng, {outer: among(rng, {name: WEIGHTS})}),
+    ):
         found = contents(tmp_path, tree)
         assert found.remarks == ()
         assert found.arrays.keys() == WEIGHTS.keys()

@@ -109,10 +109,25 @@ def test_bfloat16_becomes_float32(tmp_path):
 
 
 TYPES = {
-    "F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U64": "u8", "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "?",
-}  # fmt: skip
+    "F64": "f8",
+    "F32": "f4",
+    "F16": "f2",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "I64": "i8",
+    "I32": "i4",
+    "I16": "i2",
+    "I8": "i1",
+    "U64": "u8",
+    "U32": "u4",
+    "U16": "u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
 
 
 def safetensors(**entries):
@@ -153,14 +168,20 @@ def test_types_of_safetensors_are_read_exactly(tmp_path, kind, seed):
         (safetensors(a=("F32", [1 << 40, 1 << 20], bytes(4))), "is damaged"),
         (safetensors(a=("F32", [1], bytes(4))).replace(b'"shape"', b'"dtype"'), "is damaged"),
         (safetensors(a=("F32", [1 << 60, 0], b"")), "sane size"),
-        (safetensors(a=("F32", [1], bytes(4)), b=("F32", [1], bytes(4))).replace(b'"b"', b'"a"'), "is damaged"),
-        (safetensors(a=("F32", [0], b""), b=("I32", [0], b"")).replace(b'"b"', b'"a"'), "name twice"),
+        (
+            safetensors(a=("F32", [1], bytes(4)), b=("F32", [1], bytes(4))).replace(b'"b"', b'"a"'),
+            "is damaged",
+        ),
+        (
+            safetensors(a=("F32", [0], b""), b=("I32", [0], b"")).replace(b'"b"', b'"a"'),
+            "name twice",
+        ),
         ((1 << 62).to_bytes(8, "little") + b"{}", "is damaged"),
         ((90_000_000).to_bytes(8, "little") + b"{}", "is damaged"),
         (b"", "is damaged"),
         (safetensors(**{"a" * 2000: ("F32", [1], bytes(4))}), "a name of 2,000 characters"),
     ],
-)  # fmt: skip
+)
 def test_headers_of_safetensors_are_not_trusted(tmp_path, content, says):
     pytest.importorskip("safetensors", reason="pip install '.[safetensors]'")
     path = tmp_path / "weights.safetensors"

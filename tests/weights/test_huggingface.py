@@ -168,14 +168,40 @@ def test_transformers_computes_the_same_from_the_same_picture(folder):
     assert np.abs(seen.transpose(1, 2, 0) - ours).max() <= 1.01 / 255 / min(SEEN["std"])
 
 
-WHOLE = {"image_mean": [0.5] * 3, "image_std": [0.2] * 3, "size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": True, "rescale_factor": 1 / 255}  # fmt: skip
+WHOLE = {
+    "image_mean": [0.5] * 3,
+    "image_std": [0.2] * 3,
+    "size": {"shortest_edge": 256},
+    "crop_size": 224,
+    "do_center_crop": True,
+    "rescale_factor": 1 / 255,
+}
 ODD = [
-    {"image_mean": None}, {"image_mean": 3}, {"image_mean": ["a"]}, {"image_mean": [[1]]}, {"image_mean": [math.nan] * 3},
-    {"image_std": None}, {"image_std": [0, 1, 1]}, {"image_std": [-1] * 3}, {"image_std": [math.inf] * 3}, {"image_std": []},
-    {"size": "large"}, {"size": -3}, {"size": 10**12}, {"size": [224, 224]}, {"size": {"height": None, "shortest_edge": "x"}},
-    {"size": math.nan}, {"size": math.inf}, {"crop_size": "x"}, {"crop_size": {"height": []}}, {"crop_size": 10**9},
-    {"rescale_factor": None}, {"rescale_factor": "1"}, {"do_center_crop": False, "crop_pct": 1e-9}, {"do_center_crop": False, "crop_pct": "x"},
-]  # fmt: skip
+    {"image_mean": None},
+    {"image_mean": 3},
+    {"image_mean": ["a"]},
+    {"image_mean": [[1]]},
+    {"image_mean": [math.nan] * 3},
+    {"image_std": None},
+    {"image_std": [0, 1, 1]},
+    {"image_std": [-1] * 3},
+    {"image_std": [math.inf] * 3},
+    {"image_std": []},
+    {"size": "large"},
+    {"size": -3},
+    {"size": 10**12},
+    {"size": [224, 224]},
+    {"size": {"height": None, "shortest_edge": "x"}},
+    {"size": math.nan},
+    {"size": math.inf},
+    {"crop_size": "x"},
+    {"crop_size": {"height": []}},
+    {"crop_size": 10**9},
+    {"rescale_factor": None},
+    {"rescale_factor": "1"},
+    {"do_center_crop": False, "crop_pct": 1e-9},
+    {"do_center_crop": False, "crop_pct": "x"},
+]
 
 
 def test_a_preprocessor_of_odd_numbers_is_one_line(tmp_path):

@@ -1,4 +1,6 @@
-"""Names and shapes of strangers: wrappers come off, and what fits no encoder is one line that names the file."""
+"""Names and shapes of strangers: wrappers come off, and what fits no encoder is one line that names
+the file.
+"""
 
 import random
 
@@ -13,7 +15,14 @@ from moco_jax.weights import bridge, files, layouts
 from tests.weights.odd_files import network, refusal
 
 NETWORK = network()
-WRAPPERS = ("module.", "model.", "net.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # fmt: skip
+WRAPPERS = (
+    "module.",
+    "model.",
+    "net.",
+    "_orig_mod.",
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +41,9 @@ def test_wrappers_come_off_in_whichever_order(seed):
     rng = random.Random(seed)
     before = "".join(rng.choices(WRAPPERS, k=rng.randrange(1, 5)))
     within = rng.choice(["", *WRAPPERS[3:]])  # of a part of the network alone
-    wrapped = {before + name.replace("layer2.", f"layer2.{within}"): a for name, a in NETWORK.items()}  # fmt: skip
+    wrapped = {
+        before + name.replace("layer2.", f"layer2.{within}"): a for name, a in NETWORK.items()
+    }
     wrapped |= {"n_averaged": np.array(3)} if rng.random() < 0.3 else {}
     found = layouts.bare(wrapped)
     assert list(found) == list(NETWORK)
@@ -75,7 +86,11 @@ def misfit(rng):
         how = rng.randrange(6)
         array = arrays.pop(name)
         if how == 1:
-            arrays[rng.choice(["", "a\nb", "cls_token", "pos_embed", "0.weight", "1.2.weight", name + "\x1b"])] = array  # fmt: skip
+            arrays[
+                rng.choice(
+                    ["", "a\nb", "cls_token", "pos_embed", "0.weight", "1.2.weight", name + "\x1b"]
+                )
+            ] = array
         elif how == 2:
             arrays[name] = array.reshape(-1)
         elif how == 3:
@@ -126,7 +141,9 @@ def test_weights_that_are_not_finite_are_refused_by_name(path, seed):
 
 
 def test_a_variance_below_0_is_refused_and_a_classifier_may_be_anything(path):
-    said = refusal(bridge.load, put(path, NETWORK | {"bn1.running_var": np.full(8, -1, np.float32)}))  # fmt: skip
+    said = refusal(
+        bridge.load, put(path, NETWORK | {"bn1.running_var": np.full(8, -1, np.float32)})
+    )
     assert said == f"{path}: bn1.running_var has a variance of -1, and none is below 0"
     arrays = NETWORK | {"fc.weight": np.full((3, 64), np.nan, np.float32)}
     assert "fc.weight" in bridge.load(put(path, arrays)).left_out

@@ -1,4 +1,6 @@
-"""Pickles of strangers: harmless containers are read over, calls are refused, and claims take no memory."""
+"""Pickles of strangers: harmless containers are read over, calls are refused, and claims take no
+memory.
+"""
 
 import argparse
 import collections
@@ -146,7 +148,9 @@ def test_calls_are_refused_wherever_they_stand(tmp_path, evil, by):
 def test_what_is_called_is_never_looked_up(tmp_path):
     """Modules of these names would be found if anything were imported."""
     (tmp_path / "made_by_import.py").write_text("raise SystemExit('was imported')")
-    content = named(a=called("made_by_import Thing", by="\x81"), b=called("made_by_import Thing", text("x")))  # fmt: skip
+    content = named(
+        a=called("made_by_import Thing", by="\x81"), b=called("made_by_import Thing", text("x"))
+    )
     assert "holds no weights by name" in refusal(files.read, put(tmp_path, "weights.pkl", content))
 
 
@@ -165,10 +169,14 @@ def test_a_whole_network_is_named(tmp_path):
 
 
 def test_big_endian_and_python_2_arrays_are_read(tmp_path):
-    for number, array in enumerate((ARRAY.astype(">f4"), ARRAY.astype(">i2"), np.asfortranarray(ARRAY), ARRAY.astype("f2"))):  # fmt: skip
+    for number, array in enumerate(
+        (ARRAY.astype(">f4"), ARRAY.astype(">i2"), np.asfortranarray(ARRAY), ARRAY.astype("f2"))
+    ):
         path = put(tmp_path, f"{number}.pkl", pickle.dumps({"a": array}, 2))
         np.testing.assert_array_equal(files.read(path)["a"], array)
-    old = called("numpy ndarray", numbers((2,)), text("<f4"), b"U\x08" + np.float32([1.5, -2]).tobytes())  # fmt: skip
+    old = called(
+        "numpy ndarray", numbers((2,)), text("<f4"), b"U\x08" + np.float32([1.5, -2]).tobytes()
+    )
     np.testing.assert_array_equal(
         files.read(put(tmp_path, "old.pkl", named(a=old)))["a"], [1.5, -2]
     )
@@ -199,17 +207,24 @@ CLAIMS = {
     + called("builtins list", called("builtins range", whole(1 << 30)))
     + b".",
     "an array": named(a=called("numpy ndarray", numbers((1 << 30,)), text("f4"), b"U\0")),
-    "an array of a product": named(a=called("numpy ndarray", numbers((1 << 33, 1 << 33)), text("f4"), b"U\0")),
-    "an array of nothing": named(a=called("numpy ndarray", numbers((1 << 60, 0)), text("f4"), b"U\0")),
+    "an array of a product": named(
+        a=called("numpy ndarray", numbers((1 << 33, 1 << 33)), text("f4"), b"U\0")
+    ),
+    "an array of nothing": named(
+        a=called("numpy ndarray", numbers((1 << 60, 0)), text("f4"), b"U\0")
+    ),
     "a large type": named(a=called("numpy ndarray", numbers((1,)), text("V999999999"), b"U\0")),
     "a deque": b"\x80\x02" + called("collections deque", b"]", whole(1 << 60)) + b".",
     "keys within keys": b"\x80\x02}(K\1q\0" + b"h\0h\0\x86q\0" * 200 + b"Nu.",
-    "text that is encoded often": b"\x80\x02(" + text("a" * 100_000) + b"q\0"
-    + (b"c_codecs\nencode\nh\0" + text("latin1") + b"\x86R") * 2000 + b"l.",
+    "text that is encoded often": b"\x80\x02("
+    + text("a" * 100_000)
+    + b"q\0"
+    + (b"c_codecs\nencode\nh\0" + text("latin1") + b"\x86R") * 2000
+    + b"l.",
     "a file within itself": b"\x80\x02}q\0" + text("model") + b"h\0s.",
     "lists in lists": b"\x80\x02" + b"]" * 20_000 + b"a" * 19_999 + b".",
     "digits": b"I" + b"9" * 100_000 + b"\n.",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", CLAIMS)
@@ -233,9 +248,42 @@ def test_a_pickle_of_endless_steps_is_refused(tmp_path, monkeypatch):
 def test_scrambled_pickles_are_read_or_refused(tmp_path, seed):
     """Opcodes in any order: never anything but values or a refusal."""
     rng = random.Random(seed)
-    pieces = [b"]", b"}", b")", b"(", b"0", b"1", b"2", b"t", b"l", b"d", b"e", b"u", b"s", b"a", b"b", b"R", b"\x81", b"q\0", b"h\0",
-              b"N", b"K\1", b"o", b"Q", b"\x92", b"\x90", b"\x91", b"\x8f", b"\x94", b"\x97", text("a"), whole(3), called("numpy dtype", text("f4")),
-              called("numpy.core.multiarray _reconstruct"), b"ccollections\nOrderedDict\n"]  # fmt: skip
+    pieces = [
+        b"]",
+        b"}",
+        b")",
+        b"(",
+        b"0",
+        b"1",
+        b"2",
+        b"t",
+        b"l",
+        b"d",
+        b"e",
+        b"u",
+        b"s",
+        b"a",
+        b"b",
+        b"R",
+        b"\x81",
+        b"q\0",
+        b"h\0",
+        b"N",
+        b"K\1",
+        b"o",
+        b"Q",
+        b"\x92",
+        b"\x90",
+        b"\x91",
+        b"\x8f",
+        b"\x94",
+        b"\x97",
+        text("a"),
+        whole(3),
+        called("numpy dtype", text("f4")),
+        called("numpy.core.multiarray _reconstruct"),
+        b"ccollections\nOrderedDict\n",
+    ]
     for _ in range(20):
         content = b"\x80\x04" + b"".join(rng.choices(pieces, k=rng.randrange(1, 30))) + b"."
         refusal(files.read, put(tmp_path, "weights.pkl", content))

@@ -1,4 +1,6 @@
-"""PyTorch's files read without PyTorch: its own values, checksums that hold, odd tensors by name, claims that are not met."""
+"""PyTorch's files read without PyTorch: its own values, checksums that hold, odd tensors by name,
+claims that are not met.
+"""
 
 import collections
 import io
@@ -16,7 +18,26 @@ from tests.weights.odd_files import named, put, refusal, tensor, text, zipped
 
 torch = pytest.importorskip("torch", reason="these files are PyTorch's: pip install '.[torch]'")
 
-TYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"]  # fmt: skip
+TYPES = [
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "float8_e4m3fnuz",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+]
 
 
 def saved(thing, new=True):
@@ -32,8 +53,13 @@ def drawn(rng, dtype):
     content = rng.integers(0, 2 if dtype == "bool" else 256, int(np.prod(shape)) * width, np.uint8)
     made = torch.frombuffer(bytearray(content.tobytes()), dtype=getattr(torch, dtype))
     made = made.reshape(shape)
-    views = [lambda x: x, lambda x: x.T if x.ndim == 2 else x, lambda x: x[..., :1] if x.ndim else x,
-             lambda x: x[1:] if x.ndim else x, lambda x: x[:, None].expand(-1, 3, *x.shape[1:]) if x.ndim > 1 else x]  # fmt: skip
+    views = [
+        lambda x: x,
+        lambda x: x.T if x.ndim == 2 else x,
+        lambda x: x[..., :1] if x.ndim else x,
+        lambda x: x[1:] if x.ndim else x,
+        lambda x: x[:, None].expand(-1, 3, *x.shape[1:]) if x.ndim > 1 else x,
+    ]
     return views[rng.integers(len(views))](made)
 
 
@@ -82,20 +108,28 @@ def damaged(content, rng):
     elif how == "take out":
         del changed[start:end]
     else:
-        pieces = {"zero": bytes(end - start), "double": changed[start:end], "put in": rng.randbytes(length)}  # fmt: skip
+        pieces = {
+            "zero": bytes(end - start),
+            "double": changed[start:end],
+            "put in": rng.randbytes(length),
+        }
         changed[start : end if how == "zero" else start] = pieces[how]
     return bytes(changed)
 
 
 def same(found, whole):
     return found.keys() == whole.keys() and all(
-        found[n].dtype == whole[n].dtype and found[n].shape == whole[n].shape and found[n].tobytes() == whole[n].tobytes()
+        found[n].dtype == whole[n].dtype
+        and found[n].shape == whole[n].shape
+        and found[n].tobytes() == whole[n].tobytes()
         for n in whole
-    )  # fmt: skip
+    )
 
 
 def outcomes(tmp_path, name, content, count, call=files.read):
-    """How often `content`, damaged in `count` ways, is read as before, read as something else, or refused in a line."""
+    """How often `content`, damaged in `count` ways, is read as before, read as something else, or
+    refused in a line.
+    """
     whole, found = call(put(tmp_path, name, content)), collections.Counter()
     for seed in range(count):
         path = put(tmp_path, f"damaged.{name}", damaged(content, random.Random(seed)))
@@ -151,14 +185,16 @@ ODD = {
     "a sparse tensor ": lambda x: x.to_sparse_csr(),
     "a sparse tensor  ": lambda x: x.to_sparse_csc(),
     "a quantized tensor": lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
-    "a quantized tensor ": lambda x: torch.quantize_per_channel(x, torch.ones(2), torch.zeros(2), 0, torch.quint8),
+    "a quantized tensor ": lambda x: torch.quantize_per_channel(
+        x, torch.ones(2), torch.zeros(2), 0, torch.quint8
+    ),
     "a meta tensor": meta,
     "a conjugated tensor": lambda x: torch.complex(x, x).conj(),
     "a negated tensor": lambda x: torch._neg_view(x),
     "a nested tensor": lambda x: torch.nested.nested_tensor([x, x[:1]]),
     "of the type ComplexFloat": lambda x: torch.complex(x, x),
     "of the type ComplexDouble": lambda x: torch.complex(x.double(), x.double()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -181,7 +217,10 @@ def test_views_reach_no_further_than_their_storage(tmp_path, seed):
         large = rng.random() < 0.3
         shape = [rng.choice([1, 2, 3, 4, 6, 10**12 if large else 5]) for _ in range(rank)]
         strides = [rng.choice([0, 1, 2, 4, -1 if large else 3]) for _ in range(rank)]
-        offset, length = rng.choice([0, 1, 5, 23, -1 if large else 2]), rng.choice([24, 24, 24, 23, 10**12])  # fmt: skip
+        offset, length = (
+            rng.choice([0, 1, 5, 23, -1 if large else 2]),
+            rng.choice([24, 24, 24, 23, 10**12]),
+        )
         content = zipped(named(a=tensor(length, offset, shape, strides)), values.tobytes())
         path = put(tmp_path, "weights.pth", content)
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
@@ -214,20 +253,36 @@ def claims():
     two = tensor(2, 0, [2], [1])
     pair = named(a=two)
     zeros = bytes(8)
-    yield "entries would become", zipped(named(a=tensor(1 << 24, 0, [1 << 24], [1])), bytes(1 << 26), compression=zipfile.ZIP_DEFLATED)  # fmt: skip
+    yield (
+        "entries would become",
+        zipped(
+            named(a=tensor(1 << 24, 0, [1 << 24], [1])),
+            bytes(1 << 26),
+            compression=zipfile.ZIP_DEFLATED,
+        ),
+    )
     yield "entries would become", zipped(b"]" * (1 << 24) + b".", compression=zipfile.ZIP_DEFLATED)
     yield "compressed in a way", zipped(pair, zeros, compression=zipfile.ZIP_LZMA)
     yield "compressed in a way", zipped(pair, zeros, compression=zipfile.ZIP_BZIP2)
     yield "entries would become", overlapping()
-    yield "must have 4,000,000,000,000 bytes and has 8", zipped(named(a=tensor(10**12, 0, [2], [1])), zeros)  # fmt: skip
+    yield (
+        "must have 4,000,000,000,000 bytes and has 8",
+        zipped(named(a=tensor(10**12, 0, [2], [1])), zeros),
+    )
     yield "must have 8 bytes and has 16", zipped(pair, bytes(16))
     yield "which is not in the file", zipped(pair)
     yield "two sizes or types", zipped(named(a=two, b=tensor(1, 0, [1], [1])), zeros)
-    yield "two sizes or types", zipped(named(a=two, b=tensor(2, 0, [2], [1], kind="IntStorage")), zeros)  # fmt: skip
+    yield (
+        "two sizes or types",
+        zipped(named(a=two, b=tensor(2, 0, [2], [1], kind="IntStorage")), zeros),
+    )
     yield "none that is known", zipped(named(a=tensor(2, 0, [2], [1], kind="OtherStorage")), zeros)
     yield "without a length or a name", zipped(named(a=tensor(-2, 0, [2], [1])), zeros)
     yield "sane size", zipped(named(a=tensor(2, 0, [10**18, 0], [1, 1])), zeros)
-    yield "has shape (1000000, 1000000)", zipped(named(a=tensor(2, 0, [10**6, 10**6], [0, 0])), zeros)  # fmt: skip
+    yield (
+        "has shape (1000000, 1000000)",
+        zipped(named(a=tensor(2, 0, [10**6, 10**6], [0, 0])), zeros),
+    )
     yield "has shape", zipped(named(a=tensor(2, 0, [2] * 40, [0] * 40)), zeros)
     yield "without one data.pkl", zipped(pair, zeros).replace(b"data.pkl", b"data.pk1")
     yield "ends too early", zipped(pair, zeros)[:-30]
@@ -272,11 +327,15 @@ def test_compressed_and_big_endian_zips_are_read(tmp_path):
     values = np.random.default_rng(0).normal(size=6).astype(np.float32)
     entry = named(a=tensor(6, 0, [2, 3], [3, 1]))
     packed = zipped(entry, values.tobytes(), compression=zipfile.ZIP_DEFLATED)
-    np.testing.assert_array_equal(files.read(put(tmp_path, "a.pth", packed))["a"], values.reshape(2, 3))  # fmt: skip
+    np.testing.assert_array_equal(
+        files.read(put(tmp_path, "a.pth", packed))["a"], values.reshape(2, 3)
+    )
     swapped = io.BytesIO(zipped(entry, values.byteswap().tobytes()))
     with zipfile.ZipFile(swapped, "a") as archive:
         archive.writestr("archive/byteorder", "big")
-    np.testing.assert_array_equal(files.read(put(tmp_path, "b.pth", swapped.getvalue()))["a"], values.reshape(2, 3))  # fmt: skip
+    np.testing.assert_array_equal(
+        files.read(put(tmp_path, "b.pth", swapped.getvalue()))["a"], values.reshape(2, 3)
+    )
 
 
 def test_what_a_file_plainly_is_instead_is_said(tmp_path):
