@@ -20,6 +20,7 @@ from absl import flags, logging
 from moco_jax.command_line import start
 from moco_jax.errors import UserError
 from moco_jax.report.console import Console
+from moco_jax.text import printable
 from moco_jax.weights import bridge, huggingface, verify
 from moco_jax.weights.workdir import PARTS
 
@@ -56,7 +57,7 @@ def _convert(place: str, out: str, console: Console) -> None:
     pretrained = bridge.load(place, ARCH.value, STEM.value)
     console.line(f"{place}: {bridge.describe(pretrained)}")
     if pretrained.left_out:
-        console.line(f"left out: {', '.join(pretrained.left_out)}")
+        console.line(f"left out: {', '.join(map(printable, pretrained.left_out))}")
     for remark in pretrained.remarks:
         console.line(remark)
     bridge.save(pretrained, out, FORMAT.value, WHICH.value)

@@ -9,15 +9,33 @@ from typing import BinaryIO
 
 from etils import epath
 
+from moco_jax.errors import UserError
+from moco_jax.text import printable
+
 
 def is_remote(path: object) -> bool:
     """Whether `path` has a scheme, as gs://bucket/folder has."""
     return "://" in str(path)
 
 
+BUCKETS = ("gs", "s3")  # schemes of places that are read and written where they are
+
+
 def absolute(path: str) -> epath.Path:
-    """`path` from the root, or as it is where it names a bucket."""
-    return epath.Path(path if is_remote(path) else os.path.abspath(path))
+    """`path` from the root, or as it is where it names a bucket.
+
+    Raises:
+        UserError: it is an address on the web, or of anything else that is neither a file nor in a
+            bucket.
+    """
+    if not is_remote(path):
+        return epath.Path(os.path.abspath(path))
+    if str(path).partition("://")[0] not in BUCKETS:
+        raise UserError(
+            f"{printable(str(path))} is an address that nothing is fetched from here; "
+            "download it, and give the path of the file"
+        )
+    return epath.Path(path)
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -39,6 +57,14 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         with contextlib.suppress(OSError):
             os.close(descriptor)
         raise
+
+
+def open_to_read(path: str) -> BinaryIO:
+    """Open the file `path`, here or in a bucket, to read its bytes; errors as of `absolute` and
+    `open_regular`.
+    """
+    place = absolute(path)
+    return place.open("rb") if is_remote(path) else open_regular(place)
 
 
 @contextlib.contextmanager

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from moco_jax import encoding, files, trained, xla_flags
 from moco_jax.data import recipes
 from moco_jax.data.sources import pixels, store
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 
 FEATURES = ("backbone", "output")
 WANTED = "wanted are uint8, or floating-point numbers from 0 to 1"
@@ -180,14 +181,17 @@ class FeatureEncoder:
         decoding = pixels.Decoding.of(config)
         if isinstance(image, str | os.PathLike):
             try:
-                content = files.absolute(os.fspath(image)).read_bytes()
+                with files.open_to_read(os.fspath(image)) as file:
+                    content = file.read()
                 return pixels.pixels(content, decoding)
             except UserError:
                 raise
             except Exception as error:  # whatever a damaged file leads to
-                raise UserError(
-                    f"{os.fspath(image)} cannot be read as an image: {error}"
-                ) from error
+                strange = isinstance(error, UnidentifiedImageError)
+                why = getattr(error, "strerror", None) or error
+                why = "it is none of a known kind, or is cut off" if strange else why
+                said = f"{os.fspath(image)} cannot be read as an image: {why}"
+                raise UserError(printable(said)) from error
         if isinstance(image, Image.Image):
             try:
                 return pixels.of_picture(image, decoding)
@@ -242,7 +246,7 @@ def load(
     Raises:
         UserError: nothing readable there, or no such encoder in it.
     """
-    path = os.fspath(place)
+    path = os.fsdecode(place)
     with xla_flags.while_jax_starts():
         jax.devices()
     found = trained.load(path, which, step, image_size=image_size, mean=mean, std=std, stem=stem)

@@ -84,6 +84,7 @@ def load(
         variables = workdir.variables(place, which, step)
         if not variables["params"]:
             raise UserError(f"{place} has no momentum encoder (key_encoder={config.key_encoder!r})")
+        bridge.check_run(place, step, variables)
     else:
         if step and files.absolute(place).exists():  # 0 is what a file's own answer says
             raise UserError(f"step={step} is of a run, and {place} is a file; leave it out")

@@ -66,7 +66,7 @@ def read(config: ConfigDict, like: TrainState) -> Weights:
     try:
         pretrained = bridge.load(place, config.arch, stem)
     except UserError as error:
-        raise UserError(f"init_from={place}: {error}") from error
+        raise UserError(f"init_from={place}: {str(error).removeprefix(f'{place}: ')}") from error
     shapes = {"params": like.params, "batch_stats": like.batch_stats}
     fault = _fault(part(pretrained.query, "backbone"), part(shapes, "backbone"))
     if fault:

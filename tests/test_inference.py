@@ -1,5 +1,6 @@
 """`moco_jax.load` in a user's code: features are those of evaluation, whatever holds the images, and bad ones are refused."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -111,6 +112,42 @@ def test_what_is_no_image_is_refused_in_one_line(encoder, images, says):
     with pytest.raises(UserError, match=says) as error:
         encoder(images)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0, 0.02, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "gif", "webp", "tiff"])
+def test_pictures_that_are_cut_are_one_line(encoder, tmp_path, kind, share):
+    path = tmp_path / f"a\nb.{kind}"
+    Image.fromarray(PHOTO).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=rf"a\\nb.{kind} cannot be read as an image: ") as error:
+        encoder(path)
+    assert str(error.value).isprintable()
+    assert "object at" not in str(error.value)
+
+
+def test_addresses_and_what_is_no_regular_file_are_one_line(encoder, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe.png cannot be read as an image: is no regular file"):
+        encoder(tmp_path / "pipe.png")
+    for images in ("https://example.com/a.jpg", ["http://example.com/a.jpg"]):
+        with pytest.raises(UserError, match=r"http.*a.jpg is an address .*; download it"):
+            encoder(images)
+    with pytest.raises(
+        UserError, match=r"https://example.com/r50.pth is an address .*; download it"
+    ):
+        moco_jax.load("https://example.com/r50.pth")
+
+
+def test_a_run_whose_weights_are_not_finite_is_refused_by_step_and_name(tmp_path, workdir):
+    found = trained.load(workdir)
+    broken = jax.tree.map(np.array, found.variables)
+    broken["params"]["backbone"]["conv1"]["kernel"][0, 0, 0, 0] = np.nan
+    with pytest.raises(
+        UserError, match=r"^step 7 of .*: params/backbone/conv1/kernel is not finite"
+    ):
+        bridge.check_run(workdir, 7, broken)
 
 
 def test_a_file_of_weights_serves_as_the_run_does(workdir, tmp_path):

@@ -1,12 +1,15 @@
 """From a workdir or any file of weights that is known to `Pretrained`, and from there to any kind of file."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from moco_jax import files
 from moco_jax.data import recipes
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 from moco_jax.weights import (
     detectron2,
     heads,
@@ -42,12 +45,63 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     """
     if not files.absolute(place).exists():
         raise UserError(
-            f"{place} is not there; a workdir, or a file or folder of weights, is wanted"
+            f"{printable(place)} is not there; a workdir, or a file or folder of weights, is wanted"
         )
     if is_run(place):
         return _from_workdir(place, arch, stem)
     in_folder = huggingface.weights_in(place)
-    arrays = layouts.bare(weight_files.read(in_folder or place))
+    read = weight_files.contents(in_folder or place)
+    try:
+        arrays = layouts.bare(read.arrays)
+        found = _encoders(arrays, arch, stem, place if in_folder else "")
+        taken = {name: arrays[name] for name in arrays if name not in set(found.left_out)}
+        check_values(taken)
+    except UserError as error:  # of names and values, without the file
+        said = "" if str(place) in str(error) else f"{place}: "
+        raise UserError(printable(f"{said}{error}")) from error
+    if in_folder:
+        huggingface.check(place, found)
+    remarks = tuple(map(printable, (*found.remarks, *read.remarks)))
+    return dataclasses.replace(found, remarks=remarks)
+
+
+def check_values(arrays: layouts.Arrays) -> None:
+    """Refuse values with which features would be no numbers, and no line beside them would help.
+
+    Raises:
+        UserError: an entry has NaN, infinity or numbers beyond float32, or a variance is negative.
+    """
+    most = np.finfo(np.float32).max
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or not array.size:
+            continue
+        lowest, highest = float(array.min()), float(array.max())
+        if not (-most <= lowest and highest <= most):  # NaN is neither
+            with np.errstate(over="ignore"):
+                count = array.size - np.isfinite(array.astype(np.float32)).sum()
+            raise UserError(
+                f"{name} is not finite: {count:,} of its {array.size:,} values are NaN, infinite "
+                "or beyond float32, "
+                "and so would all features be; weights saved before that are needed"
+            )
+        if name.endswith("running_var") and lowest < 0:
+            raise UserError(f"{name} has a variance of {lowest:g}, and none is below 0")
+
+
+def check_run(place: str, step: int, variables: Variables) -> None:
+    """Raise UserError where the weights of the run in the workdir `place` after `step` are not
+    finite.
+    """
+    try:
+        check_values(traverse_util.flatten_dict(variables, sep="/"))
+    except UserError as error:
+        raise UserError(f"step {step} of {printable(place)}: {error}") from error
+
+
+def _encoders(arrays: layouts.Arrays, arch: str, stem: str, folder: str) -> Pretrained:
+    """The encoders in `arrays`, names as `layouts.bare` gives them; `folder`: of Hugging Face's, or
+    ''.
+    """
     layout = layouts.recognise(arrays)
     if layout.name.startswith("MoCo"):
         return moco.load(arrays, arch, stem)
@@ -59,8 +113,8 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     first = query.get("conv1.weight", query.get("patch_embed.proj.weight"))
     channels = 3 if first is None else first.shape[1]
     said = moco.preprocessing_of(query)
-    if in_folder:
-        said = huggingface.preprocessing(place) | said
+    if folder:
+        said = huggingface.preprocessing(folder) | said
     size = said.get("image_size", moco.image_size_of(query))
     shapes = part(template(options, moco.image_size_of(query), channels), "backbone")
     query, turned = timm.rows_first(query)
@@ -68,7 +122,7 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     on_top = heads.load(arrays, layout, options, moco.image_size_of(query), channels, bool(key))
     if turned:
         on_top = on_top.reading_exchanged_features()
-    found = Pretrained(
+    return Pretrained(
         options=options | on_top.options,
         query=joined(backbone=moco.load_backbone(query, shapes), **on_top.query),
         key=joined(backbone=moco.load_backbone(key, shapes), **on_top.key) if key else None,
@@ -76,12 +130,9 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
         image_size=size,
         channels=channels,
         left_out=_left_out(arrays, layout, on_top.taken),
-        remarks=(*on_top.remarks, *_remarks(layout, options, turned, bool(in_folder))),
+        remarks=(*on_top.remarks, *_remarks(layout, options, turned, bool(folder))),
         preprocessing=said,
     )
-    if in_folder:
-        huggingface.check(place, found)
-    return found
 
 
 def _stem(arrays: layouts.Arrays, layout: layouts.Layout, stem: str) -> str:
@@ -149,6 +200,8 @@ def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
     for name, wanted in (("arch", arch), ("stem", stem)):
         if wanted not in ("", config[name]):
             raise UserError(f"{place} was trained with {name}={config[name]!r}, not {wanted!r}")
+    query = workdir.variables(place, "query", step)
+    check_run(place, step, query)
     options = dict(
         name=config.arch, head=config.head, head_width=config.head_width, dim=config.dim,
         predictor=config.predictor, width=config.width or None, stem=config.stem,
@@ -156,7 +209,7 @@ def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
     has_key = config.key_encoder == "momentum"
     return Pretrained(
         options=options,
-        query=workdir.variables(place, "query", step),
+        query=query,
         key=workdir.variables(place, "key", step) if has_key else None,
         queue=workdir.queue(place, step),
         image_size=config.image_size,

@@ -1,15 +1,13 @@
 """Files of weights: read without running what a pickle asks for, and written whole; names and NumPy arrays on this side."""
 
+import dataclasses
 import importlib
 import importlib.util
 import io
+import json
 import os
 import pickle
-import re
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +15,39 @@ import numpy as np
 
 from moco_jax import files
 from moco_jax.errors import UserError
+from moco_jax.text import printable
+from moco_jax.weights import dictionaries, stored, torch_files
+from moco_jax.weights.pickles import Refused
 
 Arrays = dict[str, np.ndarray]
 
 TORCH = (".pth.tar", ".pth", ".pt", ".bin", ".ckpt")
 ENDINGS = (*TORCH, ".safetensors", ".pkl")
+# How much more memory entries may take than their file: eight bits become 32, and a compressed zip
+# may have zeros.
+MOST = 4 * torch_files.SWELLING
+LONGEST = 1000  # characters of an entry's name, which messages repeat
+# What safetensors calls the types, and what `stored.DTYPES` does.
+_SAFETENSORS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
 
 def ending(path: str) -> str:
@@ -59,143 +85,125 @@ def library(module: str, extra: str) -> Any:
         ) from error
 
 
-def read(path: str) -> Arrays:
-    """The entries of the file `path`: names to arrays.
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a file of weights holds.
 
-    Files of PyTorch are read with `weights_only`, other pickles by a reader that knows arrays and nothing else. What
-    lies under 'state_dict' or 'model' is taken where there is such an entry. bfloat16 becomes float32, exactly. Where
-    TensorFlow is in this process and PyTorch is not, PyTorch reads in a process of its own.
+    Attributes:
+        arrays: names to arrays.
+        remarks: sentences on which of several dictionaries was taken, and what is left out.
+    """
+
+    arrays: Arrays
+    remarks: tuple[str, ...] = ()
+
+
+def read(path: str) -> Arrays:
+    """The entries of the file `path`, names to arrays; arguments and errors as of `contents`."""
+    return contents(path).arrays
+
+
+def contents(path: str) -> Contents:
+    """The entries of the file `path`.
+
+    Nothing in a pickle is run, and no library that made one is needed. The dictionary of weights is
+    found among epochs, optimizers and arguments (`dictionaries.USUAL`). bfloat16 and eight-bit
+    floating point become float32, exactly. Arrays may share memory and be read-only.
 
     Raises:
-        UserError: no such file, a damaged one, one that asks for code to be run, or one that holds no weights.
+        UserError: no such file, a damaged one (a zip's checksums are compared), one that asks for
+            code to be run, one that holds no weights, or an entry of a type that has no exact
+            values here.
     """
-    kind, content = ending(path), _content(path)
-    if kind == ".safetensors":
-        load = library("safetensors.numpy", "safetensors").load
-        try:
-            return {name: _array(value) for name, value in sorted(load(content).items())}
-        except Exception as error:  # the library has exceptions of its own, and the format's names
-            raise UserError(f"{path} is damaged: {_line(error)}") from error
-    if kind in TORCH and "tensorflow" in sys.modules and "torch" not in sys.modules:
-        return _read_elsewhere(path)
-    tree = _read_pickle(path, content) if kind == ".pkl" else _read_torch(path, content)
-    for key in ("state_dict", "model"):
-        if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
-            tree = tree[key]
-    if not isinstance(tree, Mapping) or not tree:
-        raise UserError(f"{path} holds no weights by name")
-    strange = [name for name, value in tree.items() if not hasattr(value, "shape")]
-    if strange:
+    kind, name = ending(path), printable(path)
+    try:
+        with files.open_to_read(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            if kind == ".safetensors":
+                return Contents(_arrays(name, _safetensors(file.read()), size))
+            found, remarks = dictionaries.weights(torch_files.tree(file, size))
+            return Contents(_arrays(name, found, size), tuple(remarks))
+    except UserError:
+        raise
+    except dictionaries.NoWeights as error:
+        raise UserError(f"{name} {_line(error)}") from error
+    except Refused as error:
         raise UserError(
-            f"{path} holds no weights by name: {', '.join(map(str, strange[:5]))} is no array"
-        )
-    return {str(name): _array(value) for name, value in tree.items()}
-
-
-def _read_elsewhere(path: str) -> Arrays:
-    """What `read` gives in a new process, without TensorFlow."""
-    code = "import sys; from moco_jax.weights import files; files.hand_over(*sys.argv[1:])"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with tempfile.TemporaryDirectory() as folder:
-        out = os.path.join(folder, "arrays.npz")
-        command = [sys.executable, "-c", code, str(path), out]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(done.stderr.strip().splitlines()[-1])
-        with np.load(out) as arrays:
-            return dict(arrays)
-
-
-def hand_over(path: str, out: str) -> None:
-    """Read `path` and put the entries into the .npz file `out`; what is wrong with it goes to standard error."""
-    try:
-        np.savez(out, allow_pickle=False, **read(path))
-    except UserError as error:
-        sys.exit(str(error))
-
-
-def _content(path: str) -> bytes:
-    try:
-        return files.absolute(path).read_bytes()
+            f"{name} is refused: it asks for {printable(str(error))} to be run, and weights need "
+            "nothing of the kind"
+        ) from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or _line(error)}") from error
+        raise UserError(f"{name} cannot be read: {error.strerror or _line(error)}") from error
+    except Exception as error:  # whatever bytes that are no such file lead to
+        raise UserError(f"{name} is damaged: {_line(error)}{_looks(path)}") from error
 
 
-def _array(value: Any) -> np.ndarray:
-    if isinstance(value, np.ndarray):
-        return value.astype(np.float32) if value.dtype.name == "bfloat16" else value
-    value = value.detach()
-    return (value.float() if value.dtype == torch().bfloat16 else value).numpy()
+def _arrays(name: str, found: Mapping[str, stored.Stored], size: int) -> Arrays:
+    """The values of the entries `found` in the file called `name`.
+
+    Raises:
+        UserError: an entry has none, or all of them together take more memory than a file of `size`
+            bytes accounts for.
+    """
+    arrays, taken = {}, 0
+    for entry, value in found.items():
+        if len(entry) > LONGEST:
+            raise UserError(f"{name} is refused: an entry has a name of {len(entry):,} characters")
+        try:
+            arrays[entry] = value.array()
+        except stored.Unreadable as error:
+            raise UserError(
+                f"{name} is refused: its entry {printable(entry)} {_line(error)}"
+            ) from error
+        taken += arrays[entry].nbytes if arrays[entry].base is None else 0
+        if taken > MOST * size:
+            raise UserError(
+                f"{name} is refused: its entries take {MOST} times the memory that they have in "
+                "the file"
+            )
+    return arrays
+
+
+def _safetensors(content: bytes) -> dict[str, stored.Stored]:
+    """The entries of a file of safetensors, in the order of their names; its library examines sizes
+    and places.
+    """
+    found: dict[str, stored.Stored] = {}
+    entries = library("safetensors", "safetensors").deserialize(content)
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    json.loads(header, object_pairs_hook=_once)
+    for entry, about in entries:
+        dtype, shape = _SAFETENSORS.get(about["dtype"]), about["shape"]
+        if dtype is None:
+            found[entry] = stored.Odd(f"of the type {about['dtype']}", len(shape))
+        else:
+            plain = found[entry] = stored.Plain()
+            plain.fill(shape, stored.DTYPES[dtype].newbyteorder("<"), about["data"])
+    return dict(sorted(found.items()))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of names that are there once; the library takes the last of several."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise stored.Unreadable("its header has a name twice")
+    return found
 
 
 def _line(error: object) -> str:
     """The first line of what it says."""
-    return (str(error).strip().splitlines() or ["it ends too early"])[0]
+    return printable((str(error).strip().splitlines() or ["it ends too early"])[0])[:300]
 
 
-def _refused(path: str, what: str) -> UserError:
-    return UserError(
-        f"{path} is refused: it asks for {what} to be run, and weights need nothing of the kind"
-    )
-
-
-def _read_torch(path: str, content: bytes) -> Any:
-    own = torch()
-    try:
-        return own.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # of the zip reader, the unpickler, or a tensor that does not fit
-        asked = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class) (\S+)", str(error))
-        if asked:
-            raise _refused(path, (asked[1] or asked[2]).rstrip(".")) from error
-        cut = not zipfile.is_zipfile(io.BytesIO(content))
-        why = "it ends too early or is no file of PyTorch" if cut else _line(error)
-        raise UserError(f"{path} is damaged: {why}") from error
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows dictionaries, lists, numbers, text and NumPy arrays; anything else that is named is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Harmless stand-ins of what arrays are made from."""
-        root = module.replace("numpy._core", "numpy.core")
-        known = {
-            ("numpy.core.multiarray", "_reconstruct"): lambda *_: np.empty(0),
-            ("numpy.core.numeric", "_frombuffer"): _from_bytes,
-            ("numpy", "ndarray"): _from_buffer,
-            ("numpy", "dtype"): _dtype,
-            ("builtins", "bytearray"): bytearray,
-            ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
-            ("collections", "OrderedDict"): dict,
-        }
-        if (root, name) not in known:
-            raise LookupError(f"{module}.{name}")
-        return known[root, name]
-
-
-def _dtype(text: str, *flags: bool) -> np.dtype:
-    found = np.dtype(text, *flags)
-    if found.kind not in "fiub":
-        raise ValueError(f"{found} is no type of weights")
-    return found
-
-
-def _from_bytes(content: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    return np.frombuffer(content, _dtype(dtype.str)).reshape(shape, order="F" if order == "F" else "C")  # fmt: skip
-
-
-def _from_buffer(shape: tuple[int, ...], dtype: str, content: bytes) -> np.ndarray:
-    return np.ndarray(shape, _dtype(dtype), content)
-
-
-def _read_pickle(path: str, content: bytes) -> Any:
-    try:
-        return _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    except LookupError as error:
-        if type(error) is LookupError:
-            raise _refused(path, str(error.args[0])) from error
-        raise UserError(f"{path} is damaged: {_line(error)}") from error
-    except Exception as error:  # whatever bytes that are no pickle lead to
-        raise UserError(f"{path} is damaged: {_line(error)}") from error
+def _looks(path: str) -> str:
+    """What the file plainly is instead, as the end of a sentence; '' where it does not say it."""
+    with files.open_to_read(path) as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        return "; it is a pointer of Git LFS, and git lfs pull brings the file"
+    text = start.decode("utf-8", "replace")[:20]
+    return f"; it begins with {text!r}" if text and text.isprintable() else ""
 
 
 class _Pickler(pickle.Pickler):

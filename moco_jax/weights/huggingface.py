@@ -3,6 +3,7 @@ preprocessing, which `AutoModel` and `AutoImageProcessor` load; the names within
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from moco_jax import files
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 from moco_jax.weights import files as weight_files
 from moco_jax.weights.pretrained import Pretrained
 
@@ -20,6 +22,7 @@ Arrays = Mapping[str, np.ndarray]
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+LARGEST = 100_000  # pixels, far above any side of an image that an encoder takes
 BILINEAR = 2  # PIL's number
 EPSILON = 1e-6  # of every LayerNorm here; transformers' own is 1e-12
 # Parts of their models that ours end before.
@@ -247,10 +250,15 @@ def weights_in(folder: str) -> str:
 
 def _json(folder: str, name: str) -> dict[str, Any]:
     path = files.absolute(folder) / name
+    if not path.exists():
+        return {}
     try:
-        found = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        with files.open_to_read(str(path)) as file:
+            found = json.loads(file.read())
+    except (ValueError, RecursionError) as error:
+        raise UserError(printable(f"{path} is damaged: {error}")) from error
+    except OSError as error:
+        raise UserError(printable(f"{path} cannot be read: {error.strerror or error}")) from error
     return found if isinstance(found, dict) else {}
 
 
@@ -269,8 +277,21 @@ def check(folder: str, pretrained: Pretrained) -> None:
 
 
 def preprocessing(folder: str) -> dict[str, Any]:
-    """What `preprocessor_config.json` in `folder` says, as `Pretrained.preprocessing` keeps it; empty where there is none."""
+    """What `preprocessor_config.json` in `folder` says, as `Pretrained.preprocessing` keeps it;
+    empty where there is none.
+
+    Raises:
+        UserError: it is damaged, or says no numbers where numbers belong, or none that make sense.
+    """
     said = _json(folder, PREPROCESSOR)
+    try:
+        return _preprocessing(said)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        path = files.absolute(folder) / PREPROCESSOR
+        raise UserError(printable(f"{path} has no usable numbers: {error}")) from error
+
+
+def _preprocessing(said: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def side(value: Any) -> int:
@@ -278,14 +299,22 @@ def preprocessing(folder: str) -> dict[str, Any]:
         value = (
             next((value[n] for n in names if n in value), 0) if isinstance(value, dict) else value
         )
-        return int(value or 0)
+        value = int(value or 0)
+        if not 0 <= value <= LARGEST:
+            raise ValueError(f"a side of {value} pixels")
+        return value
 
     scaled = abs(said.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-3
     if said.get("do_normalize", True) and scaled and {"image_mean", "image_std"} <= said.keys():
-        found |= {"mean": tuple(said["image_mean"]), "std": tuple(said["image_std"])}
+        for name in ("mean", "std"):
+            found[name] = tuple(float(number) for number in said[f"image_{name}"])
+            if not all(map(math.isfinite, found[name])):
+                raise ValueError(f"image_{name}={found[name]}")
+        if min(found["std"], default=0) <= 0:
+            raise ValueError(f"image_std={found['std']} is not above 0")
     resized = side(said.get("size"))
     if resized:
         cropped = side(said.get("crop_size")) if said.get("do_center_crop") else 0
-        whole = round(resized / (said.get("crop_pct") or 1))
+        whole = side(round(resized / (said.get("crop_pct") or 1)))
         found |= {"image_size": cropped or resized, "resize": resized if cropped else whole}
     return found

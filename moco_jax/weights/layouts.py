@@ -70,12 +70,34 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
+# Parts of a name that wrappers put before, or into, the names of what they wrap: compiling,
+# sharding and recomputing parts of a network. No network has parts of its own that are called so.
+_WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# What wrappers of whole networks, of one device or several, put before all names.
+_WHOLE = ("module", "model", "net", "network", "ema", "ema_model", "teacher", "student")
+# Their own entries, beside those of the network: how many steps torch's AveragedModel has averaged.
+_COUNTS = ("n_averaged",)
+
+
 def bare(arrays: Arrays) -> dict[str, np.ndarray]:
-    """The entries without what wrappers of whole networks put before every name."""
-    for wrapper in ("module.", "_orig_mod.", "model."):
-        if arrays and all(name.startswith(wrapper) for name in arrays):
-            arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
-    return dict(arrays)
+    """The entries without what wrappers put before every name, however many there are, in whichever
+    order.
+
+    Raises:
+        UserError: two entries then have one name.
+    """
+    arrays = {name: array for name, array in arrays.items() if name not in _COUNTS}
+    found = {_WRAPPED.sub("", name): array for name, array in arrays.items()}
+    if len(found) < len(arrays):
+        raise UserError(
+            "entries differ only in what wrappers put into their names (_orig_mod and the like)"
+        )
+    while True:
+        first = {name.partition(".")[0] if "." in name else "" for name in found}
+        wrapper = first.pop() if len(first) == 1 else ""
+        if wrapper not in _WHOLE:
+            return found
+        found = {name.removeprefix(f"{wrapper}."): array for name, array in found.items()}
 
 
 def recognise(arrays: Arrays) -> Layout:
@@ -83,8 +105,12 @@ def recognise(arrays: Arrays) -> Layout:
     for layout in LAYOUTS:
         if any(re.match(layout.mark, name) for name in arrays):
             return layout
+    raise _unknown(arrays)
+
+
+def _unknown(arrays: Arrays) -> UserError:
     some = ", ".join(list(arrays)[:3])
-    raise UserError(f"these names are of no layout that is known here: {some}, ...")
+    return UserError(f"these names are of no layout that is known here: {some}, ...")
 
 
 def under(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
@@ -123,14 +149,23 @@ def plain(arrays: Arrays) -> dict[str, np.ndarray]:
 
 def _merged(name: str, array: np.ndarray, arrays: Arrays) -> np.ndarray:
     scale = arrays.get(re.sub(r"running_(mean|var)$", "weight", name), array)
-    if not name.endswith(("running_mean", "running_var")) or len(array) <= len(scale):
+    split = name.endswith(("running_mean", "running_var")) and array.ndim == scale.ndim == 1
+    if not split or not 0 < len(scale) < len(array):
         return array
     return array if len(array) % len(scale) else array.reshape(-1, len(scale)).mean(0)
 
 
 def _first_stage(arrays: Arrays) -> int:
-    """The number of a ResNet's first stage among the parts of a torch Sequential: 4, or less without ReLU or pool."""
-    return min(int(found[1]) for name in arrays if (found := re.match(r"(\d+)\.\d+\.", name)))
+    """The number of a ResNet's first stage among the parts of a torch Sequential: 4, or less
+    without ReLU or pool.
+
+    Raises:
+        UserError: no part has parts in a row, as a stage has.
+    """
+    stages = [int(found[1]) for name in arrays if (found := re.match(r"(\d{1,4})\.\d+\.", name))]
+    if not stages:
+        raise _unknown(arrays)
+    return min(stages)
 
 
 def _named(arrays: Arrays) -> dict[str, np.ndarray]:
@@ -214,11 +249,26 @@ def architecture(arrays: Arrays, name: str = "", stem: str = "") -> dict[str, An
     return options
 
 
+# The first convolution of a ResNet, of a ViT, and of a ViT with a convolutional stem.
+_FIRST = ("conv1.weight", "patch_embed.proj.weight", "patch_embed.proj.0.weight")
+
+
 def _looks(arrays: Arrays) -> tuple[tuple[Any, ...], int]:
     """What tells architectures apart, and the width."""
+    first = arrays[next((name for name in _FIRST if name in arrays), _FIRST[0])]
+    if first.ndim != 4 or not first.size:
+        raise UserError(
+            f"weights do not fit any encoder: the first convolution has shape {first.shape}"
+        )
     if "cls_token" in arrays:
         depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
         conv_stem = "patch_embed.proj.0.weight" in arrays
+        token, positions = arrays["cls_token"].shape, arrays.get("pos_embed", np.zeros((1, 1, 1)))
+        if len(token) != 3 or positions.ndim != 3 or positions.shape[-1] not in (1, token[-1]):
+            raise UserError(
+                "weights do not fit any encoder: cls_token and pos_embed have shapes "
+                f"{token} and {positions.shape}"
+            )
         patch = 16 if conv_stem else arrays["patch_embed.proj.weight"].shape[-1]
         return ("ViT", depth, patch, conv_stem), arrays["cls_token"].shape[-1]
     blocks = {tuple(name.split(".")[:2]) for name in arrays if re.match(r"layer\d+\.\d+\.", name)}

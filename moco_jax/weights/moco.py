@@ -107,7 +107,7 @@ def load_backbone(arrays: Arrays, shapes: Variables) -> Variables:
 def image_size_of(arrays: Arrays) -> int:
     """Side in pixels of the images for which the fixed positions of a ViT stand in `arrays`; 224 without them."""
     positions, patches = arrays.get("pos_embed"), arrays.get("patch_embed.proj.weight")
-    if positions is None or positions.ndim != 3:
+    if positions is None or positions.ndim != 3 or not positions.size:
         return 224
     return round((positions.shape[1] - 1) ** 0.5) * (16 if patches is None else patches.shape[-1])
 

@@ -60,7 +60,8 @@ class Pretrained:
 def template(options: dict[str, Any], image_size: int, channels: int = 3) -> Variables:
     """Shapes and dtypes of the variables of the encoder with these `options`, as `jax.eval_shape` gives them."""
     encoder = encoders.create(**options)
-    images = jnp.zeros((1, image_size, image_size, channels), jnp.float32)
+    # No array of zeros: its size is what a file says.
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
     init = partial(encoder.init, method=encoder.predict)
     return dict(jax.eval_shape(init, jax.random.key(0), images))
 

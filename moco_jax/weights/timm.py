@@ -72,7 +72,7 @@ def load(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables
     loaded, faults = {}, []
     for path, leaf in traverse_util.flatten_dict(template).items():
         name = _torch_name(path)
-        shape = _to_torch(name, np.empty(leaf.shape, np.bool_)).shape
+        shape = _to_torch(name, np.broadcast_to(np.False_, leaf.shape)).shape
         array = found.pop(name, None)
         if array is None:
             faults.append(f"missing {name}")
@@ -143,7 +143,9 @@ def _with_token(table: np.ndarray) -> np.ndarray:
 
 def _are_fixed(positions: np.ndarray) -> bool:
     """Whether these are the fixed positions of a square grid, up to the rounding of float32."""
-    *_, tokens, width = positions.shape
+    if positions.ndim != 3 or not positions.size:
+        return False
+    _, tokens, width = positions.shape
     side = round((tokens - 1) ** 0.5)
     table = _with_token(sincos_positions(side, side, width))
     return table.shape == positions.shape and np.allclose(positions, table, rtol=0, atol=1e-4)

@@ -63,7 +63,7 @@ def load(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables
         if array is None:
             faults.append(f"missing {name}")
         elif _from_torch(array).shape != tuple(leaf.shape):
-            shape = _to_torch(np.empty(leaf.shape, np.bool_)).shape
+            shape = _to_torch(np.broadcast_to(np.False_, leaf.shape)).shape
             faults.append(f"{name} has shape {array.shape}, not {shape}")
         else:
             loaded[path] = np.ascontiguousarray(_from_torch(array), leaf.dtype)

@@ -340,7 +340,9 @@ def test_faults_are_listed_and_a_wrong_architecture_is_named(tmp_path):
     files.write(path, arrays, {})
     with pytest.raises(UserError, match="do not fit the head") as error:
         bridge.load(path)
-    faults = str(error.value).split(": ", 1)[1].split("; ")
+    beginning = f"{path}: weights do not fit the head: "
+    assert str(error.value).startswith(beginning)
+    faults = str(error.value).removeprefix(beginning).split("; ")
     assert sorted(faults) == [
         "fc.2.weight has shape (6, 9), not (6, 10)",
         "missing fc.2.bias",

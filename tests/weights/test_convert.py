@@ -56,5 +56,8 @@ def test_a_workdir_becomes_the_authors_checkpoint_and_wrong_wishes_one_line(run,
     np.testing.assert_array_equal(again.queue, slots[[1, 2, 0]].reshape(192, 128)[-160:])
 
     status, _, errors = convert(out, tmp_path / "x.pth", "--format=timm", "--arch=resnet50")
-    assert (status, errors) == (2, ["error: these are weights of resnet10, not of resnet50"])
+    assert (status, errors) == (
+        2,
+        [f"error: {out}: these are weights of resnet10, not of resnet50"],
+    )
     assert not (tmp_path / "x.pth").exists()

@@ -1,6 +1,8 @@
 """Hugging Face folders: names, shapes and bits, the models and processors of transformers that load them, and refusals."""
 
 import json
+import math
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from moco_jax.errors import UserError
 from moco_jax.weights import bridge, files, huggingface, verify
 from moco_jax.weights.pretrained import Pretrained, joined, part
 from tests.data.pictures import PHOTO
+from tests.weights import odd_files
 from tests.weights.test_bridge import CONV_VIT, RESNET, VIT, assert_same_bits, drawn
 
 pytest.importorskip("safetensors", reason="pip install '.[safetensors]'")
@@ -163,3 +166,55 @@ def test_transformers_computes_the_same_from_the_same_picture(folder):
     ours = (encoder._view(PHOTO) / 255 - np.asarray(SEEN["mean"])) / np.asarray(SEEN["std"])
     # Resized by PIL here, by torchvision there: values differ by a level of 255.
     assert np.abs(seen.transpose(1, 2, 0) - ours).max() <= 1.01 / 255 / min(SEEN["std"])
+
+
+WHOLE = {
+    "image_mean": [0.5] * 3,
+    "image_std": [0.2] * 3,
+    "size": {"shortest_edge": 256},
+    "crop_size": 224,
+    "do_center_crop": True,
+    "rescale_factor": 1 / 255,
+}
+ODD = [
+    {"image_mean": None},
+    {"image_mean": 3},
+    {"image_mean": ["a"]},
+    {"image_mean": [[1]]},
+    {"image_mean": [math.nan] * 3},
+    {"image_std": None},
+    {"image_std": [0, 1, 1]},
+    {"image_std": [-1] * 3},
+    {"image_std": [math.inf] * 3},
+    {"image_std": []},
+    {"size": "large"},
+    {"size": -3},
+    {"size": 10**12},
+    {"size": [224, 224]},
+    {"size": {"height": None, "shortest_edge": "x"}},
+    {"size": math.nan},
+    {"size": math.inf},
+    {"crop_size": "x"},
+    {"crop_size": {"height": []}},
+    {"crop_size": 10**9},
+    {"rescale_factor": None},
+    {"rescale_factor": "1"},
+    {"do_center_crop": False, "crop_pct": 1e-9},
+    {"do_center_crop": False, "crop_pct": "x"},
+]
+
+
+def test_a_preprocessor_of_odd_numbers_is_one_line(tmp_path):
+    place = tmp_path / huggingface.PREPROCESSOR
+    place.write_text(json.dumps(WHOLE))
+    assert huggingface.preprocessing(str(tmp_path))["resize"] == 256
+    for odd in ODD:
+        place.write_text(json.dumps(WHOLE | odd))
+        said = odd_files.refusal(huggingface.preprocessing, str(tmp_path))
+        assert said.startswith(f"{place} has no usable numbers: "), odd
+    for content in (b"{", b"\xff", b"[" * 100_000, b""):
+        place.write_bytes(content)
+        assert "is damaged" in odd_files.refusal(huggingface.preprocessing, str(tmp_path))
+    place.unlink()
+    os.mkfifo(place)
+    assert "no regular file" in odd_files.refusal(huggingface.preprocessing, str(tmp_path))

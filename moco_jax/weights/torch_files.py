@@ -1,0 +1,234 @@
+"""Files that PyTorch saves, read without it: a zip of a pickle and of storages, or before version
+1.6 pickles and storages in a row. What a zip's checksums say is held to for every entry, also for
+those that nobody asks for.
+"""
+
+import functools
+import io
+import struct
+import zipfile
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from moco_jax.weights.calls import Calls
+from moco_jax.weights.pickles import Machine, Named
+from moco_jax.weights.stored import DTYPES, Storage, Unreadable
+
+MAGIC = 0x1950A86A20F9469CFC6C  # what a file of before version 1.6 begins with, as a pickle
+SWELLING = 16  # compressed weights hardly shrink; zeros do, and a bomb is a thousandfold
+_CHUNK = 1 << 20
+_KINDS = {
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+}
+# What is not read, and its bytes.
+_ODD = {
+    "ComplexFloat": 8,
+    "ComplexDouble": 16,
+    "QInt8": 1,
+    "QUInt8": 1,
+    "QInt32": 4,
+    "QUInt4x2": 1,
+    "QUInt2x4": 1,
+}
+
+
+class Held:
+    """A file of `size` bytes that is never asked for more than it holds, as that would take the
+    memory first.
+    """
+
+    def __init__(self, file: BinaryIO, size: int):
+        """Of `file`, from where it stands."""
+        self._file, self.size = file, size
+        self.tell = file.tell
+        self.seek = file.seek
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes, or fewer at its end."""
+        if count > _CHUNK:
+            count = max(0, min(count, self.size - self._file.tell()))
+        return self._file.read(count)
+
+    def readline(self) -> bytes:
+        """The next line."""
+        return self._file.readline()
+
+
+def tree(file: BinaryIO, size: int) -> Any:
+    """What is in `file`, which must stay open until all arrays have been asked for their values.
+
+    Args:
+        file: at its start: a zip, or a pickle, of whoever wrote it.
+        size: of it in bytes.
+
+    Raises:
+        Refused: something was to be run.
+        Exception: of any kind, where it is damaged or nothing of the kind.
+    """
+    start = file.read(4)
+    file.seek(0)
+    return _zipped(file, size) if start[:2] == b"PK" else _pickled(Held(file, size))
+
+
+def _storage_type(named: Any) -> tuple[np.dtype | str | None, int]:
+    """The type of the numbers in a storage of this class, and their bytes; None: bytes; text: a
+    type that is not read.
+    """
+    name = named.name if isinstance(named, Named) else ""
+    kind = name.rpartition(".")[2].removesuffix("Storage")
+    if name.startswith("torch.") and name.endswith("Storage"):
+        if kind in _KINDS:
+            return DTYPES[_KINDS[kind]], DTYPES[_KINDS[kind]].itemsize
+        if kind in _ODD:
+            return kind, _ODD[kind]
+        if kind in ("Untyped", "_Untyped"):
+            return None, 1
+    raise Unreadable(f"it has a storage of the class {name}, which is none that is known")
+
+
+class _Storages(dict[str, Storage]):
+    """The storages that a pickle names, by their keys."""
+
+    def __call__(self, identity: Any) -> Any:
+        """What stands for an identity: a storage, or a part of one; Unreadable where it is none."""
+        if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
+            return identity[1]  # with a whole network came the source text of its class
+        if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
+            raise Unreadable("its pickle refers to something that is no storage")
+        _, named, key, _, length, *more = identity
+        if type(length) is not int or length < 0 or not isinstance(key, str):
+            raise Unreadable("it has a storage without a length or a name")
+        if more and more[0] is not None:
+            raise Unreadable(
+                f"the storage {key} is a part of another, as before version 0.4 of PyTorch"
+            )
+        dtype, width = _storage_type(named)
+        known = self.setdefault(key, Storage(key, dtype, length, width * length))
+        if (known.dtype, known.length) != (dtype, length):
+            raise Unreadable(f"it has the storage {key} in two sizes or types")
+        return known
+
+
+def _zipped(file: BinaryIO, size: int) -> Any:
+    if not zipfile.is_zipfile(file):
+        raise Unreadable("it is a zip that ends too early")
+    archive = zipfile.ZipFile(file)
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    _check_entries(archive, size)
+    roots = [
+        name.partition("/")[0]
+        for name in entries
+        if name.endswith("/data.pkl") and name.count("/") == 1
+    ]
+    if len(roots) != 1:
+        raise Unreadable("it is a zip without one data.pkl, and so no file of PyTorch")
+    order = entries.get(f"{roots[0]}/byteorder")
+    big_endian = order is not None and _entry(archive, order) == b"big"
+    storages = _Storages()
+    content = _entry(archive, entries[f"{roots[0]}/data.pkl"])
+    found = Machine(Calls(), storages).load(io.BytesIO(content))
+    for storage in storages.values():
+        entry = entries.get(f"{roots[0]}/data/{storage.key}")
+        if entry is not None:
+            storage.content = functools.partial(_entry, archive, entry)
+            storage.big_endian = big_endian
+    for entry in entries.values():
+        _verify(archive, entry)
+    return found
+
+
+def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
+    """Unreadable where what the entries say of themselves cannot be true, or is not sane."""
+    entries, seen, total = archive.infolist(), set(), 0
+    for entry in entries:
+        total += entry.file_size
+        packed = entry.compress_type == zipfile.ZIP_DEFLATED
+        if entry.filename in seen:
+            raise Unreadable(f"it has the entry {entry.filename} twice")
+        if not packed and entry.compress_type != zipfile.ZIP_STORED:
+            raise Unreadable(
+                f"its entry {entry.filename} is compressed in a way that PyTorch's are not"
+            )
+        if entry.compress_size > size or (not packed and entry.file_size != entry.compress_size):
+            raise Unreadable(
+                f"its entry {entry.filename} says that it has more bytes than the file"
+            )
+        seen.add(entry.filename)
+    if total > SWELLING * size:
+        raise Unreadable(f"its entries would become {total:,} bytes, and the file has {size:,}")
+
+
+def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """The bytes of an entry; Unreadable where they are not those that the checksum says."""
+    try:
+        with archive.open(entry) as file:
+            content = file.read(entry.file_size)
+    except Exception as error:  # a checksum, a cut or scrambled stream, a header that is another's
+        raise Unreadable(f"its entry {entry.filename} cannot be read: {error}") from error
+    if len(content) != entry.file_size:
+        raise Unreadable(f"its entry {entry.filename} ends too early")
+    return content
+
+
+def _verify(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Read an entry for its checksum alone, a piece at a time; raises as `_entry` does."""
+    left = entry.file_size
+    try:
+        with archive.open(entry) as file:
+            while left and (content := file.read(min(left, _CHUNK))):
+                left -= len(content)
+            file.read(
+                1
+            )  # the checksum is compared at the end, which an entry without bytes reaches here
+    except Exception as error:
+        raise Unreadable(f"its entry {entry.filename} cannot be read: {error}") from error
+    if left:
+        raise Unreadable(f"its entry {entry.filename} ends too early")
+
+
+def _pickled(file: Held) -> Any:
+    storages = _Storages()
+    machine = Machine(Calls(), storages)
+    found = machine.load(file)  # type: ignore[arg-type]
+    if found != MAGIC:
+        return found
+    machine.load(file)  # type: ignore[arg-type]  # the protocol
+    system = machine.load(file)  # type: ignore[arg-type]
+    big_endian = isinstance(system, dict) and system.get("little_endian") is False
+    found = machine.load(file)  # type: ignore[arg-type]
+    keys = machine.load(file)  # type: ignore[arg-type]
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+        raise Unreadable("it has other storages than its tensors name")
+    for key in keys:
+        _place(file, storages[key])
+        storages[key].big_endian = big_endian
+    if file.tell() != file.size:
+        raise Unreadable("it goes on behind its last storage")
+    return found
+
+
+def _place(file: Held, storage: Storage) -> None:
+    """Note where in `file`, which stands there, the bytes of `storage` are, and go to their end."""
+    header = file.read(8)
+    if len(header) < 8 or struct.unpack("<q", header)[0] != storage.length:
+        raise Unreadable(f"its storage {storage.key} has another length than its tensors say")
+    start = file.tell()
+    if start + storage.nbytes > file.size:
+        raise Unreadable("it ends too early")
+
+    def content() -> bytes:
+        file.seek(start)
+        return file.read(storage.nbytes)
+
+    storage.content = content
+    file.seek(start + storage.nbytes)
