@@ -5,7 +5,7 @@ import math
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -198,9 +198,9 @@ class Npz:
             return columns_lib.picked(self._pass(column), np.asarray(rows))
 
 
-def _fill(file: BinaryIO, block: np.ndarray) -> None:
+def _fill(file: IO[bytes], block: np.ndarray) -> None:
     """Read the bytes of `block` from `file`, a piece at a time, so that nothing is held twice."""
-    bytes_of = memoryview(block.reshape(-1).view(np.uint8))
+    bytes_of = block.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(bytes_of):
         count = file.readinto(bytes_of[done : done + PIECE])  # type: ignore[attr-defined]

@@ -191,16 +191,21 @@ class Parquet:
         """The rows of one batch, which begin with row `first`; UserError where one is null or of another length."""
         if column == "names":
             names = np.asarray([None, *found.to_pylist()], object)[1:]
-            self._refuse(column, np.equal(names, None), first, "is null")
+            self._refuse(column, np.asarray([name is None for name in names]), first, "is null")
             return names
         self._refuse(column, ~np.asarray(found.is_valid()), first, "is null")
         if column != "features":
             return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
-        lengths = np.asarray(self._arrow.compute.list_value_length(found))
+        lengths: np.ndarray = np.asarray(self._arrow.compute.list_value_length(found))
         width = self.width or int(lengths[0])
         if not width:
             raise UserError(f"{self._path}: features of row {first:,} hold no numbers")
-        self._refuse(column, lengths != width, first, f"is not of {width:,} numbers, as others are")
+        self._refuse(
+            column,
+            np.asarray(lengths != width),
+            first,
+            f"is not of {width:,} numbers, as others are",
+        )
         values = found.flatten()
         holes = ~np.asarray(values.is_valid()).reshape(-1, width).all(1)
         self._refuse(column, holes, first, "holds a null")

@@ -256,7 +256,9 @@ def test_command_line(two, tmp_path):
     (line,) = (x for x in ended.stdout.splitlines() if "metrics.jsonl" in x)
     assert line.startswith("left out: torn: ")
     assert "metrics.jsonl is damaged" in line
-    assert line.removeprefix("left out: ") in html.unescape((tmp_path / "torn/report.html").read_text())
+    assert line.removeprefix("left out: ") in html.unescape(
+        (tmp_path / "torn/report.html").read_text()
+    )
     with pytest.raises(UserError, match="is no workdir"):
         runs_lib.read([two[0], str(tmp_path / "empty")])
 

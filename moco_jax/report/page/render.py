@@ -57,8 +57,8 @@ class _Parts:
     def of_each(self, runs: Sequence[Run], called: str, make: Callable[[Run], Any]) -> list[Any]:
         """What `make` gives of each of `runs`; those are left out of which it cannot be made."""
         found = (
-            self.made(f"{run.name}: {called}", lambda run=run: make(run), None) for run in runs
-        )  # type: ignore[misc]
+            self.made(f"{run.name}: {called}", functools.partial(make, run), None) for run in runs
+        )
         return [one for one in found if one is not None]
 
 
@@ -84,8 +84,9 @@ def page(
     optional = ("views", "neighbours", "maps")
     left = {key.replace("maps", "map") for key in optional if not found[key]}
     left |= set() if missing else {"missing"}
-    for line in missing if say else ():
-        say(line)
+    if say is not None:
+        for line in missing:
+            say(line)
     text = template.render(
         **found, names=names, missing=missing, live=live, style=style, script=script, colours=charts.COLOURS,
         title=f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs compared",
