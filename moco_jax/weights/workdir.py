@@ -30,6 +30,8 @@ def read_config(place: str) -> ConfigDict:
         raise UserError(f"{workdir / 'config.json'} is damaged: it holds no object; {remedy}")
     for key in saved.keys() & config.keys():
         try:
+            if saved[key] is None and config[key] is not None:
+                raise TypeError("null")
             config.update({key: saved[key]})
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise UserError(

@@ -86,7 +86,7 @@ def shown(place):
 
 
 def write_records(place, *lines):
-    kept = [json.dumps(START), *map(json.dumps, GOOD), *lines]
+    kept = [json.dumps(START), *lines]
     (place / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
 
 
@@ -106,7 +106,7 @@ def _line(chosen):
 def test_records_of_any_json_leave_a_page_with_the_others(place, seed):
     chosen = random.Random(seed)
     lines = [_line(chosen) for _ in range(chosen.randrange(1, 8))]
-    write_records(place, *lines)
+    write_records(place, *map(json.dumps, GOOD), *lines)
     page, said = shown(place)
     text = (place / "metrics.jsonl").read_text()
     unusable = [line for line in text.splitlines() if records.wrong(json.loads(line))]
@@ -264,7 +264,7 @@ def test_settings_of_another_shape_are_refused_in_one_line(tmp_path, text):
     ],
 )
 def test_settings_that_no_run_has_leave_what_does_not_need_them(tmp_path, text):
-    place = epath.Path(write_run(tmp_path / "run", tiny(), None))
+    place = epath.Path(write_run(tmp_path / "run", tiny(), None, []))
     whole = json.loads((place / "config.json").read_text()) | json.loads(text)
     (place / "config.json").write_text(json.dumps(whole))
     run, said = runs_lib.read([str(place)])[0], []

@@ -14,6 +14,25 @@ from moco_jax.text import printable
 
 Record = dict[str, Any]
 
+# What curves and diagnosis read, of whatever record has it.
+MEASURED = frozenset(
+    (
+        "loss",
+        "top1",
+        "knn",
+        "raw_knn",
+        "feature_spread",
+        "raw_feature_spread",
+        "spread",
+        "drift",
+        "effective_rank",
+        "lr",
+        "momentum",
+        "grad_norm",
+        "images_per_second",
+        "waiting_share",
+    )
+)
 MOST = 2**53  # of a step or a count; a float holds each of them
 
 
@@ -44,9 +63,13 @@ def wrong(record: Any) -> str:
         return f"it is {short(record)} and no object"
     if not is_count(record.get("step")):
         return f"step={short(record.get('step'))} is no number of steps"
+    # An event may tell anything beside, but what is measured is a number there too.
+    measured = MEASURED & record.keys() if "event" in record else record
+    for name in measured:
+        if not is_number(record[name]):
+            return f"{printable(name)}={short(record[name])} is no number"
     if "event" not in record:
-        odd = [name for name, value in record.items() if not is_number(value)]
-        return f"{printable(odd[0])}={short(record[odd[0]])} is no number" if odd else ""
+        return ""
     if not isinstance(record["event"], str):
         return f"event={short(record['event'])} is no name"
     if record["event"] == "start":
