@@ -1,4 +1,4 @@
-"""What both kinds of features file share: their columns, how much of one is held at once, how damage is told."""
+"""What both kinds of features file share: columns, how much is held at once, how damage is told."""
 
 import contextlib
 import json
@@ -78,7 +78,7 @@ def require(path: str, columns: Iterable[str], rows: dict[str, int]) -> int:
     """The number of rows of a file with these columns and their lengths.
 
     Raises:
-        UserError: a column that is needed is missing, there are no rows, or columns are of unequal length.
+        UserError: a needed column is missing, there are no rows, or columns are of unequal length.
     """
     lacking = [name for name in REQUIRED if name not in set(columns)]
     if lacking:
@@ -89,7 +89,8 @@ def require(path: str, columns: Iterable[str], rows: dict[str, int]) -> int:
     for name, count in rows.items():
         if count != number:
             raise UserError(
-                f"{path} is damaged: it has {number:,} features and {count:,} {name}; as many are meant"
+                f"{path} is damaged: it has {number:,} features and "
+                f"{count:,} {name}; as many are meant"
             )
     return number
 
@@ -100,13 +101,13 @@ def at_once(row_bytes: int) -> int:
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:
-    """`values` as float32; what is beyond its range becomes infinite, which a search leaves out and counts."""
+    """`values` as float32; what is beyond its range becomes infinite, and a search leaves it out."""
     with np.errstate(over="ignore"):
         return np.asarray(values, np.float32)
 
 
 def picked(blocks: Iterable[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """`rows` int `[n]`, in any order, of a column that passes by in blocks; all blocks are gone through."""
+    """`rows` int `[n]`, in any order, of a column that passes by in blocks, all of them."""
     found, places, first = [], [], 0
     for block in blocks:
         inside = np.flatnonzero((rows >= first) & (rows < first + len(block)))

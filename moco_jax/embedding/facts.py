@@ -1,4 +1,4 @@
-"""What a features file must say of the encoder and the images that it was made of, before any of it is believed."""
+"""What a features file must say of its encoder and images before any of it is believed."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -77,7 +77,7 @@ def checked(facts: Any, path: str) -> dict[str, Any]:
     """`facts` of the file `path`, as JSON gave them, if a search can go by them.
 
     Raises:
-        UserError: they are no object, of another format, or one of them is missing or of another kind.
+        UserError: they are no object, or of another format, or one is missing or of another kind.
     """
     if not isinstance(facts, dict):
         raise UserError(f"{path} is damaged: its facts are {_short(facts)}, and an object is meant")
@@ -90,7 +90,8 @@ def checked(facts: Any, path: str) -> dict[str, Any]:
         if not isinstance(found, dict):
             said = f"say {group}={_short(found)}" if group in facts else f"lack {group}"
             raise UserError(
-                f"{path} is damaged: its facts {said}, and an object is meant; python -m moco_jax.embed writes it anew"
+                f"{path} is damaged: its facts {said}, and an object is meant; "
+                "python -m moco_jax.embed writes it anew"
             )
         for name, kind in {**needed, **KNOWN[group]}.items():
             if name not in found and name in KNOWN[group]:
@@ -102,8 +103,8 @@ def checked(facts: Any, path: str) -> dict[str, Any]:
                     else f"lack {group}.{name}"
                 )
                 raise UserError(
-                    f"{path} is damaged: its facts {said}, and {kind.called} is meant; python -m moco_jax.embed writes "
-                    "it anew"
+                    f"{path} is damaged: its facts {said}, and {kind.called} is meant; "
+                    "python -m moco_jax.embed writes it anew"
                 )
     return facts
 

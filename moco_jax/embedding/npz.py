@@ -1,4 +1,7 @@
-"""The features file as an uncompressed .npz: written and read in parts, each array's checksum looked at as it passes by."""
+"""The features file as an uncompressed .npz, written and read in parts.
+
+The checksum of an array is looked at as the array passes by, so that nothing is read twice for it.
+"""
 
 import contextlib
 import math
@@ -34,7 +37,10 @@ _COLUMNS = {
 
 @contextlib.contextmanager
 def writing(draft: epath.Path, content: Callable[[], str]) -> Iterator[Callable[[Rows], None]]:
-    """Write the file `draft` of the rows that are given to what this gives; `content`: the facts, asked at the end."""
+    """Write the file `draft` of the rows that what this gives is called with.
+
+    `content` gives the facts, and is asked at the end.
+    """
     names: list[Names] = []
     indices: list[np.ndarray] = []
     labels: list[np.ndarray] = []
@@ -81,7 +87,10 @@ def _member(
 
 
 class _Array(NamedTuple):
-    """An array in the file: its member, the bytes before its numbers (in the member, in the file), type and shape."""
+    """An array in the file.
+
+    `header` and `start` are the bytes before its numbers, in the member and in the file.
+    """
 
     member: zipfile.ZipInfo
     header: int
@@ -121,7 +130,7 @@ class Npz:
         found: dict[str, _Array] = {}
         for member in self._archive.infolist():
             name = member.filename.removesuffix(".npy")
-            # Opened whether it is needed or not: a name that its two places spell differently is found here.
+            # Opened, needed or not: a name that its two places spell differently is found here.
             if name not in _COLUMNS or member.compress_type == zipfile.ZIP_STORED:
                 with self._archive.open(member) as file:
                     if name in _COLUMNS:
@@ -130,7 +139,8 @@ class Npz:
                         found[name] = self._array(name, member, file)
             else:
                 raise UserError(
-                    f"{self._path} is compressed and cannot be searched; np.savez writes one that can"
+                    f"{self._path} is compressed and cannot be searched; "
+                    "np.savez writes one that can"
                 )
         return found
 
@@ -148,7 +158,8 @@ class Npz:
             raise UserError(f"{self._path}: features of shape {shape} hold no numbers")
         if by_columns and len(shape) > 1:
             raise UserError(
-                f"{self._path}: {member.filename} is laid out by columns; np.ascontiguousarray mends it"
+                f"{self._path}: {member.filename} is laid out by columns; "
+                "np.ascontiguousarray mends it"
             )
         header = file.tell()
         needed = header + math.prod(shape) * kind.itemsize
@@ -158,7 +169,8 @@ class Npz:
                 f"{self._path} is damaged: {name} of shape {shape} take {needed:,} bytes, and "
                 f"{sizes.pop():,} are there"
             )
-        # Thirty bytes, of which the last four are the lengths of the name and of what else stands before the array.
+        # Thirty bytes, of which the last four are the lengths of the name and of what else stands
+        # before the array.
         self._file.seek(member.header_offset + 26)
         lengths = int(np.frombuffer(self._file.read(4), "<u2").sum())
         return _Array(member, header, member.header_offset + 30 + lengths + header, kind, shape)

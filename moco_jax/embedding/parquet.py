@@ -1,7 +1,8 @@
-"""The features file as a .parquet: written and read in parts, with checksums of its pages and of what describes them.
+"""The features file as a .parquet, written and read in parts.
 
-Parquet has a checksum for each page of values and none for the footer, which says where pages lie, what columns are
-called and, here, what made the features. The footer therefore holds its own SHA-256, computed with zeros in its place.
+Parquet has a checksum for each page of values and none for the footer, which says where pages lie,
+what columns are called and, here, what made the features. The footer therefore holds its own
+SHA-256, computed with zeros in its place.
 """
 
 import contextlib
@@ -29,7 +30,8 @@ def _arrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
-            "the package pyarrow is needed for .parquet: pip install 'moco_jax[parquet]'; .npz needs none"
+            "the package pyarrow is needed for .parquet: pip install 'moco_jax[parquet]'; "
+            ".npz needs none"
         ) from error
     return pyarrow
 
@@ -51,7 +53,10 @@ def _table(arrow: Any, waiting: list[Rows]) -> Any:
 
 @contextlib.contextmanager
 def writing(draft: epath.Path, content: Callable[[], str]) -> Iterator[Callable[[Rows], None]]:
-    """Write the file `draft` of the rows that are given to what this gives; `content`: the facts, asked at the end."""
+    """Write the file `draft` of the rows that what this gives is called with.
+
+    `content` gives the facts, and is asked at the end.
+    """
     arrow = _arrow()
     waiting: list[Rows] = []
     writer = None
@@ -92,7 +97,7 @@ def writing(draft: epath.Path, content: Callable[[], str]) -> Iterator[Callable[
 
 
 def _footer(file: BinaryIO) -> tuple[int, bytes]:
-    """Where the footer begins, and its bytes: eight more follow, its length and Parquet's own mark."""
+    """Where the footer begins, and its bytes; its length and Parquet's mark follow, eight more."""
     end = file.seek(0, 2)
     file.seek(max(end - 8, 0))
     length = int.from_bytes(file.read(4), "little")
@@ -116,7 +121,10 @@ def _seal(draft: epath.Path, mark: bytes) -> None:
 
 
 class Parquet:
-    """Columns of a .parquet, whoever wrote it: lists of numbers, texts and whole numbers of any size, none of them null."""
+    """Columns of a .parquet, whoever wrote it.
+
+    Features are lists of numbers of any type, names text, the rest whole numbers; none is null.
+    """
 
     def __init__(self, path: str):
         """Of the file `path`, which stays open; UserError where it is none."""
@@ -137,7 +145,7 @@ class Parquet:
             self.columns = self._examined()
             number = self._metadata.num_rows
             self.number = columns_lib.require(path, self.columns, {"features": number})
-            # A list's length may stand in the type as a mere claim, or nowhere: the first row has it.
+            # A list's length in the type is a mere claim, or is not there: the first row has it.
             self.width = 0
             self.width = len(next(self._pass("features", 1)).ravel())
 
@@ -160,7 +168,8 @@ class Parquet:
             is_wide = kind == self._arrow.uint64() and name != "features"
             if is_wide or not fits(kind):
                 raise UserError(
-                    f"{self._path}: the column {PARQUET[name]} is of type {kind}, and {words} are meant"
+                    f"{self._path}: the column {PARQUET[name]} is of type {kind}, "
+                    f"and {words} are meant"
                 )
             found.add(name)
         return found
@@ -179,7 +188,7 @@ class Parquet:
         return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
     def _pass(self, column: str, rows: int = 0) -> Iterator[np.ndarray]:
-        """The whole column, so many rows at a time, as many as memory should hold where 0; as long as the file says."""
+        """The whole column, `rows` at a time, or as many as memory should hold where 0."""
         at_once, done = rows or columns_lib.at_once(4 * self.width), 0
         for batch in self._file.iter_batches(at_once, columns=[PARQUET[column]], use_threads=False):
             yield self._values(column, batch.column(0), done)
@@ -188,7 +197,7 @@ class Parquet:
             raise ValueError(f"{column} of {done:,} rows are there, and {self.number:,} are meant")
 
     def _values(self, column: str, found: Any, first: int) -> np.ndarray:
-        """The rows of one batch, which begin with row `first`; UserError where one is null or of another length."""
+        """The rows of a batch, from row `first` on; UserError where one is null or too short."""
         if column == "names":
             names = np.asarray([None, *found.to_pylist()], object)[1:]
             self._refuse(column, np.asarray([name is None for name in names]), first, "is null")
@@ -214,8 +223,8 @@ class Parquet:
     def _refuse(self, column: str, odd: np.ndarray, first: int, why: str) -> None:
         if odd.any():
             raise UserError(
-                f"{self._path}: in column {PARQUET[column]} row {first + int(odd.argmax()):,} {why}; every row needs its "
-                "own, so take such rows out"
+                f"{self._path}: in column {PARQUET[column]} row {first + int(odd.argmax()):,} {why}; "
+                "every row needs its own, so take such rows out"
             )
 
     def blocks(self, column: str) -> Iterator[np.ndarray]:

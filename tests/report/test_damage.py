@@ -126,7 +126,7 @@ def test_what_a_record_must_be():
     sound = [
         START,
         *GOOD,
-        {"step": 3, "event": "spike", "indices": [1]},
+        {"step": 3, "event": "skipped_step", "grad_norm": "nan", "indices": [1]},
         {"step": 3, "loss": float("nan")},
     ]
     assert records.sound(sound) == (sound, [])

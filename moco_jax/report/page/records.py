@@ -1,6 +1,7 @@
-"""What the files of a run hold, looked at before the page believes it: they may hold any JSON, or none.
+"""What the files of a run hold, looked at before the page believes it: it may be any JSON, or none.
 
-What is not as a run writes it is left out, each record or evaluation by itself, with a sentence that says so.
+What is not as a run writes it is left out, each record or evaluation by itself, with a sentence
+that says so.
 """
 
 import json
@@ -14,7 +15,7 @@ from moco_jax.text import printable
 
 Record = dict[str, Any]
 
-# What curves and diagnosis read, of whatever record has it.
+# What curves and diagnosis read of whatever record has it; an event's `grad_norm` may be text.
 MEASURED = frozenset(
     (
         "loss",
@@ -27,9 +28,6 @@ MEASURED = frozenset(
         "drift",
         "effective_rank",
         "lr",
-        "momentum",
-        "grad_norm",
-        "images_per_second",
         "waiting_share",
     )
 )
@@ -88,7 +86,7 @@ def _wrong_start(record: Mapping[str, Any]) -> str:
 
 
 def sound(found: Iterable[Any]) -> tuple[list[Record], list[str]]:
-    """The records among `found` that the page can use, in their order, and a sentence on the others if there are any."""
+    """The records among `found` that the page can use, and a sentence on the others, if any."""
     kept: list[Record] = []
     odd: list[str] = []
     for record in found:
