@@ -216,7 +216,7 @@ class Parquet:
             f"is not of {width:,} numbers, as others are",
         )
         values = found.flatten()
-        holes = ~np.asarray(values.is_valid()).reshape(-1, width).all(1)
+        holes = np.logical_not(np.asarray(values.is_valid()).reshape(-1, width)).any(1)
         self._refuse(column, holes, first, "holds a null")
         return columns_lib.as_float32(values.to_numpy().reshape(-1, width))
 
