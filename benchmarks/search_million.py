@@ -35,13 +35,34 @@ FOLDER = flags.DEFINE_string("folder", None, "Where the file is made; left out: 
 FORMAT = flags.DEFINE_enum("format", "npz", ["npz", "parquet"], "Of the file.")
 PART = flags.DEFINE_enum("part", None, ["ours", "scikit-learn"], "One search, as the script starts it.")  # fmt: skip
 FILE = flags.DEFINE_string("file", "", "With --part: the features.")
+# What a table says of its encoder and images, here of none.
+FACTS = {
+    "encoder": {
+        "place": "",
+        "which": "query",
+        "step": 0,
+        "arch": "",
+        "features": "backbone",
+        "augment": "linear",
+        "image_size": 224,
+        "channels": 3,
+    },
+    "images": {
+        "dataset": "folder",
+        "split": "",
+        "data_dir": "",
+        "number": 0,
+        "root": "",
+        "classes": [],
+    },
+}
 MEMORY = 7e9  # bytes that a search may take; scikit-learn's takes twice the features
 
 
 def make(path: str) -> None:
     """Write normal features, the same every time."""
     rng = np.random.default_rng(0)
-    with table_lib.writing(path, {"images": {"root": ""}}) as write:
+    with table_lib.writing(path, FACTS) as write:
         for first in range(0, ROWS.value, table_lib.BLOCK):
             indices = np.arange(first, min(first + table_lib.BLOCK, ROWS.value))
             features = rng.standard_normal((len(indices), DIM.value), np.float32)
@@ -53,14 +74,14 @@ def queries(found: table_lib.Table) -> np.ndarray:
     rng = np.random.default_rng(1)
     rows = rng.integers(0, found.number, QUERIES.value)
     noise = rng.standard_normal((QUERIES.value, found.width), np.float32)
-    return found.take("features", rows) + 0.5 * noise
+    return found.peek("features", rows) + 0.5 * noise
 
 
 def search_ours() -> np.ndarray:
     """Rows int `[QUERIES, K]` by this project."""
     found = table_lib.opened(FILE.value)
     none = np.full(QUERIES.value, -1)
-    return search.nearest(found, queries(found), none, K.value, lambda _: None)[1]
+    return search.nearest(found, queries(found), none, K.value, lambda _: None).rows
 
 
 def search_theirs() -> np.ndarray:

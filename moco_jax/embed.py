@@ -140,7 +140,7 @@ def embed(console: Console) -> None:
         "images": f"{len(source):,} of {about(images)}",
         "devices": f"{embedder.mesh.size} x {embedder.mesh.devices.flat[0].device_kind}",
     })  # fmt: skip
-    damaged, count, width = Damaged(source), 0, 0
+    damaged, count, width, odd = Damaged(source), 0, 0, 0
     progress = Counter(console, "images", len(source))
     with table.writing(out, facts) as write:
         for some in rows(embedder, source, damaged):
@@ -148,10 +148,15 @@ def embed(console: Console) -> None:
                 table.require_room(out, len(source), some.features.shape[1])
             write(some)
             count, width = count + len(some.indices), some.features.shape[1]
+            odd += int((~np.isfinite(some.features).all(1)).sum())
             progress(int(some.indices[-1]) + 1)
         facts["damaged"] = damaged.names
     size = console_lib.size(epath.Path(out).stat().length)
     console.line(f"written: {out}, {count:,} x {width:,} features, {size}")
+    if odd:
+        console.line(
+            f"{odd:,} of {count:,} rows hold numbers that are not finite, as the encoder gave them: a search leaves them out"
+        )
     if damaged.names:
         more = ", ..." if len(damaged.names) > 10 else ""
         console.line(
@@ -160,34 +165,58 @@ def embed(console: Console) -> None:
         )
 
 
-def run_search(path: str, words: Sequence[str], console: Console) -> None:
-    """Print the nearest images of each of `words`, and draw them."""
-    features = table.opened(path)
-    own = search.find(features, words)
+def queries_of(
+    path: str, features: table.Table, words: Sequence[str], own: np.ndarray
+) -> np.ndarray:
+    """Features float32 `[M, D]` of each of `words`: of row `own` int64 `[M]` of the table, or encoded now where it is -1.
+
+    `path` is where `features` were opened. What is taken from the table has been verified once all its features passed by.
+    """
     strange = [word for word, row in zip(words, own.tolist(), strict=True) if row < 0]
     for word in strange:
         if not epath.Path(word).is_file():
-            first = features.take("names", np.asarray([0]))[0]
-            raise UserError(
-                f"{word!r} is neither a file nor a name in {path}, as {str(first)!r} is"
-            )
+            first = str(features.take("names", np.asarray([0]))[0])
+            raise UserError(f"{word!r} is neither a file nor a name in {path}, as {first!r} is")
     place = WORKDIR.value or features.facts["encoder"]["place"]
     prepare(place if strange else None)
     queries = np.zeros((len(words), features.width), np.float32)
     if strange:
         embedder = search.load_encoder(features, place, mesh_lib.create_mesh())
-        queries[own < 0] = search.encoded(embedder, strange)
+        found = search.encoded(embedder, strange)
+        if found.shape[1] != features.width:
+            raise UserError(
+                f"the encoder in {place} gives {found.shape[1]:,} numbers, and the features have {features.width:,}; make "
+                "them anew with it"
+            )
+        queries[own < 0] = found
     if len(strange) < len(words):
-        queries[own >= 0] = features.take("features", own[own >= 0])
+        queries[own >= 0] = features.peek("features", own[own >= 0])
+    for word, query in zip(words, queries, strict=True):
+        if not np.isfinite(query).all():
+            raise UserError(
+                f"the features of {word!r} hold numbers that are not finite, and nothing is near to them; search for "
+                "another image"
+            )
+    return queries
+
+
+def run_search(path: str, words: Sequence[str], console: Console) -> None:
+    """Print the nearest images of each of `words`, and draw them."""
+    features = table.opened(path)
+    own = search.find(features, words)
+    queries = queries_of(path, features, words, own)
     progress = Counter(console, "images compared", features.number)
-    found = results.named(
-        features, words, own, *search.nearest(features, queries, own, K.value, progress)
-    )
+    nearest = search.nearest(features, queries, own, K.value, progress)
+    found = results.named(features, words, own, nearest.cosines, nearest.rows)
     console.line(f"\n{results.tables(features, found)}\n")
+    if nearest.left_out:
+        console.line(
+            f"{nearest.left_out:,} of {features.number:,} rows hold numbers that are not finite and are left out"
+        )
     out = epath.Path(OUT.value or f"{path.rpartition('.')[0]}_nearest.png")
     try:
         results.draw(out, features, found)
-    except UserError as error:
+    except (UserError, OSError) as error:
         console.line(f"no picture: {error}")
         return
     some = f", the first {results.DRAWN} queries" if len(words) > results.DRAWN else ""

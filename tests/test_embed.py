@@ -15,7 +15,7 @@ from moco_jax import checkpoint, mesh, parts, trained
 from moco_jax.data.packing import example
 from moco_jax.data.sources import open_source
 from moco_jax.data.sources.pixels import Decoding
-from moco_jax.embedding import search, table
+from moco_jax.embedding import columns, search, table
 from moco_jax.embedding.encode import SHOWN, Damaged, Embedder, labels_of, rows
 from moco_jax.embedding.table import Rows
 from moco_jax.errors import UserError
@@ -103,9 +103,24 @@ def made_up(number=50, width=6):
     return Rows(features, names, np.arange(number) * 2, rng.integers(0, 9, number))
 
 
+# What a table must say of its encoder and images, here of none.
+ENCODER = {
+    "place": "none",
+    "which": "query",
+    "step": 1,
+    "arch": "resnet18",
+    "features": "backbone",
+    "augment": "linear",
+    "image_size": 8,
+    "channels": 3,
+}
+IMAGES = {"dataset": "folder", "split": "", "data_dir": "", "number": 50, "root": "", "classes": []}
+FACTS = {"encoder": ENCODER, "images": IMAGES}
+
+
 def saved(path, whole, labels=True, sizes=(1, 20, 3, 26)):
     """The table at `path`, written in parts."""
-    facts = {"images": {"root": ""}}
+    facts = json.loads(json.dumps(FACTS))
     with table.writing(str(path), facts) as write_rows:
         first = 0
         for size in sizes:
@@ -119,7 +134,7 @@ def saved(path, whole, labels=True, sizes=(1, 20, 3, 26)):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(table, "BLOCK", 16)
+    monkeypatch.setattr(columns, "BLOCK", 16)
 
 
 def test_both_formats_hold_the_same(tmp_path, small_blocks):
@@ -180,7 +195,7 @@ def test_a_search_equals_scikit_learns(tmp_path, small_blocks):
     assert own.tolist() == [-1, 7, 33, 49]
     queries = np.concatenate([np.ones((1, 6), np.float32), whole.features[own[1:]]])
     counted: list[int] = []
-    cosines, near = search.nearest(found, queries, own, 3, counted.append)
+    cosines, near, left_out = search.nearest(found, queries, own, 3, counted.append)
     assert counted == [16, 32, 48, 50]
     for query, row, ours, places in zip(queries, own, cosines, near, strict=True):
         distances, others = reference.kneighbors(query[None], 50)
@@ -190,8 +205,9 @@ def test_a_search_equals_scikit_learns(tmp_path, small_blocks):
         if row != 33:
             np.testing.assert_array_equal(places, others[0][kept][:3])
     assert set(near[2]) <= {5, 20, 21, 40}
-    cosines, near = search.nearest(found, queries, own, 200, counted.append)
+    cosines, near, left_out = search.nearest(found, queries, own, 200, counted.append)
     assert near.shape == (4, 49)
+    assert left_out == 0
 
 
 def test_names_are_short_and_labels_may_lack(tmp_path):

@@ -11,6 +11,7 @@ from moco_jax.data.sources.pixels import Decoding
 from moco_jax.embedding import search
 from moco_jax.embedding.table import Table
 from moco_jax.report import console, figures
+from moco_jax.text import printable
 
 DRAWN = 20  # queries that a picture shows at most
 
@@ -48,7 +49,15 @@ def named(
 
 def encoder_words(made: Mapping[str, Any]) -> str:
     """Which encoder made features, in a few words."""
-    return f"{made['arch']}, {made['which']}, step {made['step']} of {made['place']}, features: {made['features']}"
+    words = f"{made['arch']}, {made['which']}, step {made['step']} of {made['place']}, features: {made['features']}"
+    return printable(words)
+
+
+def class_words(classes: Sequence[str], label: int) -> str:
+    """What the class `label` is called; its number where `classes` has no name for it, and a dash where there is none."""
+    if label < 0:
+        return "-"
+    return printable(classes[label]) if label < len(classes) else str(label)
 
 
 def tables(table: Table, found: Found) -> str:
@@ -62,14 +71,13 @@ def tables(table: Table, found: Found) -> str:
         columns = [
             [f"{rank}" for rank in range(1, found.rows.shape[1] + 1)],
             [f"{cosine:.4f}" for cosine in found.cosines[number]],
-            found.names[number].tolist(),
+            [printable(name) for name in found.names[number].tolist()],
         ]
         if found.labels is not None:
-            labels = found.labels[number].tolist()
-            columns.append([classes[label] if classes else str(label) for label in labels])
+            columns.append([class_words(classes, n) for n in found.labels[number].tolist()])
         header = ["", "cosine", "image", "class"][: len(columns)]
         lines = console.table(header, list(zip(*columns, strict=True)))
-        said.append(f"nearest to {word} ({how})\n{lines}")
+        said.append(f"nearest to {printable(word)} ({how})\n{lines}")
     return "\n\n".join(said)
 
 

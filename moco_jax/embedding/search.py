@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,13 +11,31 @@ from moco_jax.data import pipeline, recipes
 from moco_jax.data.sources import Source, open_source
 from moco_jax.data.sources.folder import FilesSource
 from moco_jax.data.sources.pixels import Decoding
+from moco_jax.embedding import columns
+from moco_jax.embedding.columns import plain
 from moco_jax.embedding.encode import Damaged, Embedder
-from moco_jax.embedding.table import Table, plain
+from moco_jax.embedding.table import Table
 from moco_jax.errors import UserError
 from moco_jax.evaluation import knn
 
 OLDER = {"background": -1}  # what tables of older versions do not say of their encoder
 Report = Callable[[int], None]
+# Lengths are sums of squares in float32: beyond this power of two, up or down, a row is brought nearer to 1 first.
+RANGE = 40
+
+
+class Nearest(NamedTuple):
+    """The nearest rows of M queries.
+
+    Attributes:
+        cosines: float32 `[M, k]`, descending.
+        rows: int64 `[M, k]`; of equal cosines the smaller row first.
+        left_out: how many rows of the table were compared with nothing, as a number in them is not finite.
+    """
+
+    cosines: np.ndarray
+    rows: np.ndarray
+    left_out: int
 
 
 def find(table: Table, words: Sequence[str]) -> np.ndarray:
@@ -27,7 +45,8 @@ def find(table: Table, words: Sequence[str]) -> np.ndarray:
     for place, word in enumerate(words):
         path = os.path.abspath(word)
         names = {word, path, os.path.relpath(path, root)} if root else {word}
-        for name in names:
+        # A name with bytes that are no UTF-8 has them written out in the table.
+        for name in names | set(plain(list(names))):
             wanted.setdefault(name, []).append(place)
     rows, first = np.full(len(words), -1, np.int64), 0
     for block in table.blocks("names"):
@@ -38,33 +57,68 @@ def find(table: Table, words: Sequence[str]) -> np.ndarray:
     return rows
 
 
-def nearest(
-    table: Table, queries: np.ndarray, own: np.ndarray, k: int, report: Report
-) -> tuple[np.ndarray, np.ndarray]:
+def comparable(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `features` float32 `[n, D]` that have a direction that can be told, and which they are.
+
+    Returns:
+        float32 `[m, D]`, very long and very short rows scaled by a power of two, which no cosine sees; bool `[n]`, false
+        where a number is not finite.
+    """
+    peaks = np.maximum(features.max(1), -features.min(1))
+    finite = np.isfinite(peaks)
+    if not finite.all():
+        features, peaks = features[finite], peaks[finite]
+    _, powers = np.frexp(peaks)
+    odd = (np.abs(powers) > RANGE) & (peaks > 0)
+    if odd.any():
+        features = features.copy()
+        features[odd] = np.ldexp(features[odd], -powers[odd, None])
+    return features, finite
+
+
+def nearest(table: Table, queries: np.ndarray, own: np.ndarray, k: int, report: Report) -> Nearest:
     """The k rows of `table` nearest by cosine to each of `queries` float32 `[M, D]`, a query's own left out.
 
+    All features pass by, so that what was peeked at of them has been verified after this.
+
     Args:
-        table: what is searched.
-        queries: of any length.
+        table: what is searched; rows with a number that is not finite are nobody's neighbours, and counted.
+        queries: finite, of any length.
         own: int `[M]`, the row that a query itself is; -1 where it is none.
         k: how many; all others where there are fewer.
         report: told how many rows have been compared.
 
-    Returns:
-        cosines float32 `[M, k]`, descending, and rows int64 `[M, k]`; of equal cosines the smaller row first.
+    Raises:
+        UserError: no row is left to compare with, or the table is damaged.
     """
     among = bool((own >= 0).any())
-    search, done = knn.Search(queries, min(k + among, table.number)), 0
+    queries, _ = comparable(queries)
+    # Memory is for rows that are there: one long row needs no block of thousands.
+    block_of = min(columns.at_once(4 * table.width), knn.BANK, table.number)
+    search = knn.Search(queries, min(k + among, table.number), bank_block=block_of)
+    done, odd = 0, [np.zeros(0, np.int64)]
     for block in table.blocks("features"):
-        search.add(block)
+        some, finite = comparable(block)
+        search.add(some)
+        odd.append(done + np.flatnonzero(~finite))
         done += len(block)
         report(done)
+    left_out = np.concatenate(odd)
+    others = table.number - len(left_out) - among
+    if others < 1:
+        raise UserError(
+            f"of {table.number:,} rows {len(left_out):,} are not finite, and none is left to compare with"
+        )
     cosines, rows = search.result()
+    # Counted in the order of `add`: each row that was left out before moves those behind it.
+    rows = rows + np.searchsorted(left_out - np.arange(len(left_out)), rows, side="right")
     # Equal images may push a query's own row out of the k + 1; then the last goes.
-    last = np.argsort(rows == own[:, None], axis=1, kind="stable")[
-        :, : min(k, table.number - among)
-    ]
-    return np.take_along_axis(cosines, last, 1), np.take_along_axis(rows, last, 1).astype(np.int64)
+    last = np.argsort(rows == own[:, None], axis=1, kind="stable")[:, : min(k, others)]
+    return Nearest(
+        np.take_along_axis(cosines, last, 1),
+        np.take_along_axis(rows, last, 1).astype(np.int64),
+        len(left_out),
+    )
 
 
 def same_encoder(table: Table, embedder: Embedder, place: str) -> None:
@@ -119,6 +173,8 @@ def pictures_of_rows(table: Table, rows: np.ndarray) -> list[np.ndarray | None]:
     source = open_source(
         place["dataset"], place["split"], place["data_dir"], None, Decoding.of(made)
     )
+    if "indices" not in table.columns:
+        raise UserError("the features file does not say which images these are")
     indices = table.take("indices", rows)
     if len(source) != place["number"] or plain(source.names(indices)) != names:
         raise UserError(

@@ -44,16 +44,16 @@ def write(places: list[str], console: Console) -> None:
     runs = runs_lib.read(places)
     path = files.absolute(OUT.value) if OUT.value else runs[0].place / "report.html"
     seen = [looks.at(run) for run in runs]
-    content = page(runs, seen).encode()
+    left_out: list[str] = []
+    content = page(runs, seen, say=left_out.append).encode()
     try:
         files.write(path, content)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); give a file of yours: --out=FILE"
         ) from error
-    for look in seen:
-        for line in look.missing.values():
-            console.line(f"left out: {line}")
+    for line in left_out:
+        console.line(f"left out: {line}")
     console.line(f"written: {path} ({size(len(content))})")
 
 
@@ -61,10 +61,16 @@ def watch(places: list[str], console: Console) -> None:
     """Serve the page on the runs in `places` until Ctrl-C."""
     looks = Looks(IMAGES.value, lambda text: None)
     runs_lib.read(places)
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            console.line(f"left out: {line}")
 
     def make(version: str) -> str:
         runs = runs_lib.read(places)
-        return page(runs, [looks.at(run) for run in runs], version)
+        return page(runs, [looks.at(run) for run in runs], version, say)
 
     try:
         served = Watch(make, lambda: runs_lib.stamp(places), PORT.value)

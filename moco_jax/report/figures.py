@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from moco_jax import files
+from moco_jax.text import printable
 
 
 def shown(image: np.ndarray) -> np.ndarray:
@@ -125,7 +126,8 @@ def ranked(
             else:
                 axes.imshow(shown(image), "gray", vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{score}\n{_short(name, 24)}", loc="left", fontsize=7, pad=2)
+            title = f"{score}\n{_short(printable(name), 24)}"
+            axes.set_title(title, loc="left", fontsize=7, pad=2, parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     files.write(path, buffer.getvalue())

@@ -142,7 +142,15 @@ class Picture:
             kept = json.loads(self._kept.read_text())
             nearest = {int(query): list(map(int, found)) for query, found in kept["nearest"].items()}  # fmt: skip
             same = nearest.keys() <= set(self.monitor.few.tolist()) and self._names(nearest) == kept["names"]  # fmt: skip
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            OSError,
+        ):
             same = False
         if same:
             return nearest

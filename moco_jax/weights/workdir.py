@@ -25,7 +25,19 @@ def read_config(place: str) -> ConfigDict:
         raise UserError(f"{place} is no workdir: it has no config.json")
     config = config_lib.default_config()
     saved = checkpoint.read_config(workdir / "config.json")
-    config.update({key: value for key, value in saved.items() if key in config})
+    remedy = "its content is also in checkpoints/STEP/about"
+    if not isinstance(saved, dict):
+        raise UserError(f"{workdir / 'config.json'} is damaged: it holds no object; {remedy}")
+    for key in saved.keys() & config.keys():
+        try:
+            if saved[key] is None and config[key] is not None:
+                raise TypeError("null")
+            config.update({key: saved[key]})
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise UserError(
+                f"{workdir / 'config.json'} is damaged: {key}={str(saved[key])[:60]!r} is of another kind than "
+                f"{config[key]!r}; {remedy}"
+            ) from error
     return config
 
 

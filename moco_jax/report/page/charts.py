@@ -20,6 +20,7 @@ from moco_jax.report.page.curves import Panel
 
 COLOURS = 6  # that the page has for runs; more runs share them with other dashes
 DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2), (7, 2, 2, 2), (3, 2), (9, 2, 2, 2, 2, 2), (5, 4))  # fmt: skip
+DRAWN = 1e100  # what is larger, as the infinities are, stands in the table alone
 CONSTANT = 1e-5  # of its value: what changes by less stands still, but for rounding
 FROM_ZERO = (
     "lr",
@@ -57,11 +58,14 @@ def draw(panel: Panel, key: str) -> Markup:
 def _fill(axes, panel: Panel) -> None:
     for line in panel.lines:
         on, few = dash(line.run), len(line.x) <= 40
+        drawn = np.where(np.abs(line.y) < DRAWN, line.y, np.nan)
         axes.plot(
-            line.x, line.y, color=_colour(line.run), linewidth=1.6, dashes=on or (None, None),
+            line.x, drawn, color=_colour(line.run), linewidth=1.6, dashes=on or (None, None),
             marker="o" if few else None, markersize=3.5,
         )  # fmt: skip
     for level in panel.levels:
+        if not abs(level.value) < DRAWN:
+            continue
         colour = _MUTED if level.run is None else _colour(level.run)
         axes.axhline(level.value, color=colour, linewidth=1.2, dashes=(1, 2))
     right = max(float(line.x[-1]) for line in panel.lines)
@@ -81,7 +85,7 @@ def _fill(axes, panel: Panel) -> None:
     axes.set_xlim(0, right or 1)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     low, high = axes.dataLim.intervaly
-    if high - low < CONSTANT * abs(high):
+    if np.isfinite([low, high]).all() and high - low < CONSTANT * abs(high):
         axes.set_ylim(
             low - 0.05 * abs(low), high + 0.05 * abs(high)
         )  # else rounding would be drawn large

@@ -91,7 +91,8 @@ def thin(x: np.ndarray, y: np.ndarray, most: int = MOST) -> tuple[np.ndarray, np
     if len(x) <= most:
         return x, y, 1
     parts = np.array_split(np.arange(len(x)), most)
-    means = [np.asarray([values[part].mean() for part in parts]) for values in (x, y)]
+    with np.errstate(invalid="ignore"):  # the mean of both infinities is not a number
+        means = [np.asarray([values[part].mean() for part in parts]) for values in (x, y)]
     return means[0], means[1], len(parts[0])
 
 

@@ -6,16 +6,20 @@ import io
 
 import numpy as np
 import tensorflow as tf
+from etils import epath
 from PIL import Image
 
+from moco_jax import files
 from moco_jax.checks import sheet
 from moco_jax.data.sources.decode import decode_or_flag
+from moco_jax.errors import UserError
 from moco_jax.parts import open_images, recipe_of
 from moco_jax.report.figures import shown
 from moco_jax.report.page.run import Run
 
 SIDE = 96  # of a picture, in pixels
 LOSSLESS = 64  # up to this side
+MOST = 2 * 10**7  # pixels of a picture in a file; what a run draws has a million
 
 
 def thumbnail(image: np.ndarray, side: int) -> Image.Image:
@@ -30,6 +34,28 @@ def uri(picture: Image.Image, lossless: bool) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", lossless=lossless, quality=80, method=4)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def picture_file(path: epath.Path) -> Image.Image:
+    """The picture at `path`, as RGB.
+
+    Raises:
+        UserError: it is damaged, or of more than `MOST` pixels.
+    """
+    try:
+        with (
+            io.BytesIO(path.read_bytes())
+            if files.is_remote(path)
+            else files.open_regular(path) as file
+        ):
+            picture = Image.open(file)
+            if picture.width * picture.height > MOST:
+                raise ValueError(
+                    f"{picture.width} x {picture.height} pixels; {MOST:,} are shown at most"
+                )
+            return picture.convert("RGB")
+    except Exception as error:  # what a decoder raises on damage is of many kinds
+        raise UserError(f"{path} is damaged ({error})") from error
 
 
 def small(image: np.ndarray, side: int = SIDE) -> str:

@@ -8,6 +8,7 @@ from moco_jax.report.page import embedding, images
 from moco_jax.report.page.embedding import Embedding
 from moco_jax.report.page.images import Pair
 from moco_jax.report.page.run import Run
+from moco_jax.text import printable
 
 SHARE = 20  # while it is watched, looking takes at most one part in so many of the time
 
@@ -25,6 +26,14 @@ class Look:
     pairs: list[Pair] = dataclasses.field(default_factory=list)
     embedding: Embedding | None = None
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def reason(error: Exception) -> str:
+    """What `error` says, on one line; its kind too where it is none that is raised on purpose."""
+    said = " ".join(str(error).split())
+    if not said or not isinstance(error, ValueError | OSError):
+        said = f"{type(error).__name__} {said}".strip()
+    return printable(said[:300])
 
 
 class Looks:
@@ -61,11 +70,13 @@ class Looks:
         known.embedding = embedding.look(run, step, self.limit, self.report)
 
     def _try(self, known: Look, run: Run, part: str, look: Callable[[Look, Run], None]) -> None:
-        """A page without a part is better than none: images may be gone, a checkpoint may go while it is read."""
+        """Look, or say why not: images may be gone or damaged, a checkpoint may go while it is read.
+
+        A page without a part is better than none, whatever it is that fails.
+        """
         called = {"views": "view pairs", "map": "neighbours and map"}[part]
         known.missing.pop(part, None)
         try:
             look(known, run)
-        except (ValueError, OSError) as error:
-            why = " ".join(str(error).split())[:300]
-            known.missing[part] = f"{run.name}: {called}, as {why}"
+        except Exception as error:
+            known.missing[part] = f"{run.name}: {called}, as {reason(error)}"

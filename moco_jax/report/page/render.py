@@ -3,20 +3,21 @@
 import datetime
 import functools
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 import moco_jax
 from moco_jax import diagnosis
 from moco_jax.report.page import charts, curves, evaluations, images, settings
 from moco_jax.report.page.embedding import Embedding
-from moco_jax.report.page.looks import Look
+from moco_jax.report.page.looks import Look, reason
+from moco_jax.report.page.records import short
 from moco_jax.report.page.run import Run
+from moco_jax.text import printable
 
 SECTIONS = {
     "summary": "Summary", "diagnosis": "Diagnosis", "curves": "Curves", "settings": "Settings", "views": "View pairs",
@@ -38,43 +39,102 @@ def _templates() -> tuple[jinja2.Template, Markup, Markup]:
     return made.get_template("page.html"), Markup(style), Markup(script)
 
 
-def page(runs: Sequence[Run], looks: Sequence[Look], live: str = "") -> str:
+class _Parts:
+    """Makes the parts of a page; of one that cannot be made it remembers why."""
+
+    def __init__(self) -> None:
+        """Nothing is missing yet."""
+        self.missing: list[str] = []
+
+    def made(self, called: str, make: Callable[[], Any], instead: Any) -> Any:
+        """What `make` gives, or `instead`: records and files may hold anything, and a page without a part is better than none."""
+        try:
+            return make()
+        except Exception as error:
+            self.missing.append(f"{called}, as {reason(error)}")
+            return instead
+
+    def of_each(self, runs: Sequence[Run], called: str, make: Callable[[Run], Any]) -> list[Any]:
+        """What `make` gives of each of `runs`; those are left out of which it cannot be made."""
+        found = (
+            self.made(f"{run.name}: {called}", functools.partial(make, run), None) for run in runs
+        )
+        return [one for one in found if one is not None]
+
+
+def page(
+    runs: Sequence[Run],
+    looks: Sequence[Look],
+    live: str = "",
+    say: Callable[[str], None] | None = None,
+) -> str:
     """The page on `runs`, as HTML that needs no other file.
 
     Args:
         runs: those to be compared.
         looks: what was seen of each.
         live: names this state of the page where it is served; empty for a page that stays as it is.
+        say: told each line of what is left out, which the page has too.
     """
     template, style, script = _templates()
-    names = [run.name for run in runs]
-    pairs = list(zip(runs, looks, strict=True))
-    found: dict[str, Any] = dict(
-        names=names,
+    names, parts = [run.name for run in runs], _Parts()
+    found = _found(runs, looks, parts)
+    missing = [line for run in runs for line in run.left_out] + parts.missing
+    missing += [line for look in looks for line in look.missing.values()]
+    optional = ("views", "neighbours", "maps")
+    left = {key.replace("maps", "map") for key in optional if not found[key]}
+    left |= set() if missing else {"missing"}
+    if say is not None:
+        for line in missing:
+            say(line)
+    text = template.render(
+        **found, names=names, missing=missing, live=live, style=style, script=script, colours=charts.COLOURS,
         title=f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs compared",
-        summary=_summary(runs),
-        diagnosis=[{"name": r.name, "findings": findings(r), "events": _events(r)} for r in runs],
-        panels=_panels(runs),
         dashes=[" ".join(map(str, charts.dash(n))) for n in range(len(runs))],
-        differing=_rows(runs, settings.differing(runs)),
-        settings=_rows(runs, settings.every(runs), default=True),
-        views=_views(pairs),
-        neighbours=[_neighbours(r, k.embedding) for r, k in pairs if k.embedding],
-        maps=[_map(n, r, k.embedding) for n, (r, k) in enumerate(pairs) if k.embedding],
-        results=[result for run in runs for result in evaluations.results(run)],
-        environments=[_environment(run) for run in runs],
-        repeats=[settings.repeat(run) for run in runs],
-        missing=[line for look in looks for line in look.missing.values()],
-        fallback=[n for r, k in pairs if k.embedding is None for n in _drawn(r)],
-    )
-    optional = ("views", "neighbours", "missing")
-    left = {key for key in optional if not found[key]} | ({"map"} if not found["maps"] else set())
-    return template.render(
-        **found, live=live, style=style, script=script, colours=charts.COLOURS, class_colours=CLASS_COLOURS,
+        class_colours=CLASS_COLOURS,
         sections=[(key, name) for key, name in SECTIONS.items() if key not in left],
         version=moco_jax.__version__,
         time=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )  # fmt: skip
+    # Half a surrogate pair, which JSON can spell, is no UTF-8.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _found(runs: Sequence[Run], looks: Sequence[Look], parts: _Parts) -> dict[str, Any]:
+    """What the template shows, by the name of its part."""
+    pairs = list(zip(runs, looks, strict=True))
+    seen = {run.name: look.embedding for run, look in pairs if look.embedding}
+    numbers = {run.name: n for n, run in enumerate(runs)}
+    mapped = [run for run in runs if run.name in seen]
+    drawn = [run for run in runs if run.name not in seen]
+    results = parts.of_each(runs, "evaluations", evaluations.results)
+    pictures = parts.of_each(drawn, "the picture that it drew", _drawn)
+    return dict(
+        summary=parts.made("the summary", lambda: _summary(runs), []),
+        diagnosis=[_diagnosis(run, parts) for run in runs],
+        panels=_panels(runs, parts),
+        differing=parts.made(
+            "settings that differ", lambda: _rows(runs, settings.differing(runs)), []
+        ),
+        settings=parts.made(
+            "all settings", lambda: _rows(runs, settings.every(runs), default=True), []
+        ),
+        views=parts.made("view pairs", lambda: _views(pairs), []),
+        neighbours=parts.of_each(
+            mapped, "neighbours", lambda run: _neighbours(run, seen[run.name])
+        ),
+        maps=parts.of_each(mapped, "map", lambda run: _map(numbers[run.name], run, seen[run.name])),
+        results=[result for found in results for result in found],
+        environments=parts.of_each(runs, "environment", _environment),
+        repeats=parts.of_each(runs, "how to repeat it", settings.repeat),
+        fallback=[picture for found in pictures for picture in found],
+    )
+
+
+def _diagnosis(run: Run, parts: _Parts) -> dict[str, Any]:
+    found = parts.made(f"{run.name}: the diagnosis", lambda: findings(run), [])
+    events = parts.made(f"{run.name}: what it reported", lambda: _events(run), [])
+    return {"name": run.name, "findings": found, "events": events}
 
 
 def findings(run: Run) -> list[diagnosis.Finding]:
@@ -83,16 +143,22 @@ def findings(run: Run) -> list[diagnosis.Finding]:
     return diagnosis.examine(run.records, diagnosis.facts_of(run.config, images))
 
 
-def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    names, made = [run.name for run in runs], []
-    for panel in curves.panels(runs):
+def _panels(runs: Sequence[Run], parts: _Parts) -> list[dict[str, Any]]:
+    names = [run.name for run in runs]
+
+    def made(panel: curves.Panel) -> dict[str, Any]:
         key = f"curve-{panel.metric.key}"
         header, rows = charts.table(panel, names)
-        made.append({
+        return {
             "key": key, "title": panel.metric.title, "percent": panel.metric.percent, "svg": charts.draw(panel, key),
             "said": charts.describe(panel, names), "notes": charts.notes(panel, names), "header": header, "rows": rows,
-        })  # fmt: skip
-    return made
+        }  # fmt: skip
+
+    found = parts.made("curves", lambda: curves.panels(runs), [])
+    drawn = (
+        parts.made(f"the curve of {p.metric.key}", functools.partial(made, p), None) for p in found
+    )
+    return [panel for panel in drawn if panel is not None]
 
 
 def _views(looked: Sequence[tuple[Run, Look]]) -> list[dict[str, Any]]:
@@ -127,6 +193,7 @@ def _summary(runs: Sequence[Run]) -> list[list[str]]:
 
     def best(run: Run) -> str:
         scored = [(r["knn"], r["step"]) for r in run.records if "knn" in r and r["step"]]
+        scored = [(value, step) for value, step in scored if np.isfinite(value)]
         value, step = max(scored, default=(None, 0))
         return "" if value is None else f"{100 * value:.2f} % at step {step:,}"
 
@@ -152,7 +219,8 @@ def _summary(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def _median(values: Sequence[float], form: str) -> str:
-    return form.format(float(np.median(values))) if values else ""
+    finite = [value for value in values if np.isfinite(value)]
+    return form.format(float(np.median(finite))) if finite else ""
 
 
 def _events(run: Run) -> list[list[str]]:
@@ -161,16 +229,21 @@ def _events(run: Run) -> list[list[str]]:
         if record["event"] == "finding":
             continue  # the diagnosis has them
         facts = {k.replace("_", " "): v for k, v in record.items() if k not in ("step", "event")}
-        more = [f"{k}: {_short(v)}" for k, v in facts.items()]
-        rows.append([f"{record['step']:,}", record["event"].replace("_", " "), ", ".join(more)])
+        more = [f"{printable(k)}: {_short(v)}" for k, v in facts.items()]
+        called = printable(record["event"].replace("_", " "))
+        rows.append([f"{record['step']:,}", called, ", ".join(more)])
     return rows
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
         more = ", ..." if len(value) > 5 else ""
-        return ", ".join(map(str, value[:5])) + more
-    return charts.number(value) if isinstance(value, float) else str(value)
+        return ", ".join(map(_short_one, value[:5])) + more
+    return charts.number(value) if isinstance(value, float) else _short_one(value)
+
+
+def _short_one(value: Any) -> str:
+    return printable(value[:500]) if isinstance(value, str) else short(value, 500)
 
 
 def _rows(
@@ -250,5 +323,4 @@ def _drawn(run: Run) -> list[dict[str, str]]:
     path = run.place / "neighbours.png"
     if not path.exists():
         return []
-    with path.open("rb") as file:
-        return [{"name": run.name, "picture": images.uri(Image.open(file).convert("RGB"), False)}]
+    return [{"name": run.name, "picture": images.uri(images.picture_file(path), False)}]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +14,9 @@ from moco_jax import files, trained
 from moco_jax.errors import UserError
 from moco_jax.parts import open_images
 from moco_jax.report import writers
-
-Record = dict[str, Any]
+from moco_jax.report.page import records as records_lib
+from moco_jax.report.page.records import Record
+from moco_jax.text import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Run:
         config: its settings.
         records: those of metrics.jsonl, oldest first, events among them.
         evaluations: name -> what `moco_jax.evaluate` wrote.
+        left_out: what of its files is not as a run writes it, a line each.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Run:
     config: ConfigDict
     records: list[Record]
     evaluations: dict[str, Record]
+    left_out: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def starts(self) -> list[Record]:
@@ -93,36 +95,49 @@ class Run:
     def checkpoint(self) -> int | None:
         """The step of the last whole checkpoint; its content is not looked at."""
         folder = self.place / "digests"
-        if not folder.exists():
+        if not folder.is_dir():
             return None
-        steps = (int(p.name) for p in folder.iterdir() if p.name.isdigit())
+        # `isdigit` alone is true of a superscript, which is no number to `int`.
+        names = (p.name for p in folder.iterdir())
+        steps = (int(name) for name in names if name.isascii() and name.isdigit())
         return max((s for s in steps if (self.place / "checkpoints" / str(s)).exists()), default=None)  # fmt: skip
 
 
 def read(places: Sequence[str]) -> list[Run]:
-    """The runs in these workdirs; UserError where one is no workdir, or a file in it is damaged."""
+    """The runs in these workdirs; UserError where one is no workdir, or its settings are damaged."""
     found = [files.absolute(place) for place in places]
-    names = [place.name for place in found]
+    names = [printable(place.name) for place in found]
     if len(set(names)) < len(names):
-        names = [str(place) for place in found]
+        names = [printable(place) for place in found]
     return [_read(name, place) for name, place in zip(names, found, strict=True)]
 
 
 def _read(name: str, place: epath.Path) -> Run:
     config = trained.read_config(str(place))
+    left_out: list[str] = []
     try:
-        records = writers.records(place)
-    except ValueError as error:
-        raise UserError(
-            f"{place / 'metrics.jsonl'} is damaged ({error}); the page comes without curves once it is moved away"
-        ) from error
+        records, odd = records_lib.sound(writers.records(place))
+        left_out += odd
+    except (ValueError, OSError, RecursionError) as error:
+        records = []
+        left_out.append(
+            f"all records, as {printable(place / 'metrics.jsonl')} is damaged ({_line(error)})"
+        )
     evaluations = {}
     for path in sorted(place.glob("evaluate_*.json")):
+        called = printable(path.stem.removeprefix("evaluate_"))
         try:
-            evaluations[path.stem.removeprefix("evaluate_")] = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); the same evaluation writes it anew") from error  # fmt: skip
-    return Run(name, place, config, records, evaluations)
+            evaluations[called] = records_lib.evaluation(path)
+        except (ValueError, OSError) as error:
+            left_out.append(
+                f"the evaluation {called}, as {printable(path)} is damaged ({_line(error)}); the same evaluation writes it "
+                "anew"
+            )
+    return Run(name, place, config, records, evaluations, [f"{name}: {line}" for line in left_out])
+
+
+def _line(error: Exception) -> str:
+    return printable(" ".join(str(error).split())[:200])
 
 
 def stamp(places: Sequence[str]) -> tuple[Any, ...]:
@@ -134,5 +149,5 @@ def stamp(places: Sequence[str]) -> tuple[Any, ...]:
                 stat = path.stat()
                 found.append((str(path), stat.length, stat.mtime))
         digests = place / "digests"
-        found.append(sorted(p.name for p in digests.iterdir()) if digests.exists() else None)
+        found.append(sorted(p.name for p in digests.iterdir()) if digests.is_dir() else None)
     return tuple(map(str, found))

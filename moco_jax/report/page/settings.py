@@ -83,25 +83,37 @@ class Repeat:
 def repeat(run: Run) -> Repeat:
     """How `run` is repeated."""
     file = f"{run.place.name}.py"
-    known = run.starts[-1]["code"] == code_digest() if run.starts else None
+    known = run.starts[-1].get("code") == code_digest() if run.starts else None
     words = ["python", "-m", "moco_jax.main", f"--config={file}", "--workdir=runs/again"]
-    recorded = run.starts[0]["command"] if run.starts else ""
+    recorded = _said(run.starts[0].get("command")) if run.starts else ""
     return Repeat(run.name, file, recorded, recipe_file(run.config), shlex.join(words), known)
 
 
 def environment(run: Run) -> list[tuple[str, list[str]]]:
-    """What the run recorded of where it took place, at each start: name -> a value for each."""
+    """What the run recorded of where it took place, at each start: name -> a value for each, empty where it lacks."""
     starts = run.starts
     if not starts:
         return []
-    versions = list(dict.fromkeys(name for start in starts for name in start["versions"]))
+    given = [s.get("versions") for s in starts]
+    versions = [v if isinstance(v, dict) else {} for v in given]
+    names = list(dict.fromkeys(name for found in versions for name in found))
+
+    def told(key: str) -> list[str]:
+        return [_said(s.get(key)) for s in starts]
+
+    kinds = zip(told("devices"), told("device_kind"), strict=True)
     return [
         ("from step", [f"{s['step']:,}" for s in starts]),
-        ("time", [s["time"] for s in starts]),
-        ("devices", [f"{s['devices']} x {s['device_kind']}" for s in starts]),
-        ("hosts", [str(s["hosts"]) for s in starts]),
-        ("system", [s["system"] for s in starts]),
+        ("time", told("time")),
+        ("devices", [" x ".join(filter(None, words)) for words in kinds]),
+        ("hosts", told("hosts")),
+        ("system", told("system")),
         ("training images", [f"{s['examples']:,}" for s in starts]),
-        ("code, SHA-256", [s["code"][:16] for s in starts]),
-        *((name, [s["versions"].get(name, "") for s in starts]) for name in versions),
+        ("code, SHA-256", [code[:16] for code in told("code")]),
+        *((name, [_said(found.get(name)) for found in versions]) for name in names),
     ]
+
+
+def _said(value: Any) -> str:
+    """A text or whole number of a record as text; nothing where it is neither."""
+    return str(value) if isinstance(value, str) or type(value) is int else ""

@@ -1,0 +1,135 @@
+"""What both kinds of features file share: columns, how much is held at once, how damage is told."""
+
+import contextlib
+import json
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moco_jax.errors import UserError
+from moco_jax.text import printable
+
+BLOCK = 8192  # rows that are held at once
+BYTES = 2**28  # of a column that are held at once, where rows are long
+# How the columns are called in a .parquet, where each belongs to one image.
+PARQUET = {"features": "features", "names": "name", "indices": "index", "labels": "label"}
+REQUIRED = ("features", "names")
+
+# What the readers of zip, NumPy's headers, Parquet and JSON raise on bytes that are not theirs.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+)
+
+
+class Rows(NamedTuple):
+    """Some images.
+
+    Attributes:
+        features: float32 `[n, D]`.
+        names: n strings.
+        indices: int64 `[n]`, places in the data set.
+        labels: int64 `[n]`, or None where they are not known.
+    """
+
+    features: np.ndarray
+    names: list[str]
+    indices: np.ndarray
+    labels: np.ndarray | None
+
+
+@contextlib.contextmanager
+def told(path: str) -> Iterator[None]:
+    """Turn whatever damage of the file `path` raises into a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({_line(error.strerror or error)})") from error
+    except _DAMAGE as error:
+        raise UserError(
+            f"{path} is damaged, or not written by python -m moco_jax.embed ({_line(error)})"
+        ) from error
+
+
+def _line(error: object) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return printable(said[:200])
+
+
+def require(path: str, columns: Iterable[str], rows: dict[str, int]) -> int:
+    """The number of rows of a file with these columns and their lengths.
+
+    Raises:
+        UserError: a needed column is missing, there are no rows, or columns are of unequal length.
+    """
+    lacking = [name for name in REQUIRED if name not in set(columns)]
+    if lacking:
+        raise UserError(f"{path} has no {lacking[0]}; python -m moco_jax.embed writes them")
+    number = rows["features"]
+    if not number:
+        raise UserError(f"{path} has no rows; python -m moco_jax.embed writes one for each image")
+    for name, count in rows.items():
+        if count != number:
+            raise UserError(
+                f"{path} is damaged: it has {number:,} features and "
+                f"{count:,} {name}; as many are meant"
+            )
+    return number
+
+
+def at_once(row_bytes: int) -> int:
+    """How many rows of so many bytes are held at once."""
+    return max(1, min(BLOCK, BYTES // max(row_bytes, 1)))
+
+
+def as_float32(values: np.ndarray) -> np.ndarray:
+    """`values` as float32; what is beyond its range becomes infinite, and a search leaves it out."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values, np.float32)
+
+
+def picked(blocks: Iterable[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """`rows` int `[n]`, in any order, of a column that passes by in blocks, all of them."""
+    found, places, first = [], [], 0
+    for block in blocks:
+        inside = np.flatnonzero((rows >= first) & (rows < first + len(block)))
+        found.append(block[rows[inside] - first])
+        places.append(inside)
+        first += len(block)
+    values = np.concatenate(found)
+    if len(values) != len(rows):
+        raise IndexError(f"rows {rows} of {first}")
+    ordered = np.empty_like(values)
+    ordered[np.concatenate(places)] = values
+    return ordered
+
+
+def plain(names: list[str]) -> list[str]:
+    """Names that are no UTF-8 on disk, with their odd bytes written out."""
+    return [n.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for n in names]
+
+
+def parsed(facts: str | bytes, path: str) -> Any:
+    """The value that the text of `facts` holds; UserError where it is no JSON."""
+    try:
+        return json.loads(facts)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: its facts are no JSON ({_line(error)})") from error

@@ -1,0 +1,1 @@
+"""Tests of moco_jax.embedding."""
