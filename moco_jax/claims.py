@@ -26,7 +26,7 @@ class Store(Protocol):
     settle: float
 
     def read(self, name: str) -> bytes | None:
-        """The first `MOST` bytes of a file; None where there is none. OSError where it cannot be read."""
+        """The first `MOST` bytes of a file; None where there is none. OSError where it cannot be read, or the folder is gone."""
 
     def write(self, name: str, content: bytes) -> None:
         """Put a file there, whatever there was; the folder is not made."""
@@ -62,6 +62,8 @@ class Folder:
             with files.open_regular(self._path(name)) as file:
                 return file.read(MOST)
         except FileNotFoundError:
+            if not os.path.isdir(self._folder):
+                raise
             return None
 
     def write(self, name: str, content: bytes) -> None:

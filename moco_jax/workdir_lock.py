@@ -140,10 +140,10 @@ class Lock:
         slow = self._clock() - began > max(self._store.settle / 2, SLOW)
         if slow or self._store.settle:
             self._sleep(STALE if slow else self._store.settle)
+            self._safe_from = self._clock()
             if self._store.read(LOCK) != self._mine:
                 self._claimed = False
                 return False, ""
-            self._safe_from = self._clock()
         self.renew()
         if self.lost:
             self._claimed, self.lost = False, ""
@@ -200,8 +200,11 @@ class Lock:
                 # Somebody removed or damaged it: it is put back. A name in it means that another run has it, and after a
                 # time without a sign of life another one may have come and gone.
                 token, owner = parse(seen or b"")
-                silent = began - self._safe_from > SAFE
-                if token or silent or not self._store.replace(LOCK, seen, self._mine):
+                kept = not token and self._is_safe() and self._store.replace(LOCK, seen, self._mine)
+                if kept and not self._is_safe():
+                    self._store.remove(LOCK)
+                    kept = False
+                if not kept:
                     self.lost = (
                         f"{self._workdir} was taken over by {owner or self._stranger()}, as this run gave no sign of "
                         "life (was it suspended?); it stops and writes nothing more"
@@ -210,6 +213,9 @@ class Lock:
             self._beats += 1
             self._store.write(SIGN, f"{self._own.token} {self._beats}\n".encode())
             self._safe_from = began
+
+    def _is_safe(self) -> bool:
+        return self._clock() - self._safe_from <= SAFE
 
     def check(self) -> None:
         """Return where this run may write to its workdir now; call it before it does.
@@ -220,7 +226,7 @@ class Lock:
             Busy: the workdir can no longer be reached, and another run may have taken it meanwhile.
         """
         for _ in range(TRIES):
-            if not self._claimed or self.lost or self._clock() - self._safe_from <= SAFE:
+            if not self._claimed or self.lost or self._is_safe():
                 break
             try:
                 self.renew()
