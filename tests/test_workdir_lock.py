@@ -394,9 +394,9 @@ def test_whether_a_process_is_gone():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Signs of life, and waiting for them, a hundred times as fast."""
-    for name in ("BEAT", "SAFE", "STALE", "POLL", "TELL"):
-        monkeypatch.setattr(workdir_lock, name, getattr(workdir_lock, name) / 100)
+    """Signs of life a hundred times as fast, and waiting for them ten times, as a busy machine is late."""
+    for name, times in dict(BEAT=100, POLL=100, TELL=100, SAFE=10, STALE=10).items():
+        monkeypatch.setattr(workdir_lock, name, getattr(workdir_lock, name) / times)
 
 
 @pytest.mark.parametrize("error", [None, UserError, KeyboardInterrupt, SystemExit])
@@ -453,6 +453,7 @@ def test_a_bucket_is_held_too(monkeypatch, quick):
     assert not tf.io.gfile.glob(f"{place}/*")
     left = Lock(place, claims.store_in(place), on("elsewhere", 5))
     assert left.attempt()[0]
+    monkeypatch.setattr(workdir_lock, "STALE", 0.5)
     said = []
     with workdir_lock.hold(place, said.append):
         assert b'"pid": 5' not in claims.store_in(place).read(LOCK)
@@ -503,13 +504,14 @@ def contents(folder):
 
 
 def test_a_run_whose_lock_was_taken_writes_nothing_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir_lock, "SAFE", -1.0)  # every look is a look at the file
-    progress, found = train.lines.progress, []
+    progress, found, locks = train.lines.progress, [], []
+    monkeypatch.setattr(Lock, "beat_in_background", locks.append)
 
     def take(step, *arguments):
         text = progress(step, *arguments)
         if step == 3:
             (tmp_path / LOCK).write_bytes(workdir_lock.Owner("other", "now", on("b", 5)).to_bytes())
+            locks[0]._safe_from -= workdir_lock.SAFE + 1  # it was suspended
             found.append(contents(tmp_path))
         return text
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,10 @@ AT_ONCE = 32  # requests; more of them are turned away
 
 class Server(http.server.ThreadingHTTPServer):
     """A server with a thread a request, and no more than `AT_ONCE` of them: a request that does not end holds one."""
+
+    request_queue_size = (
+        128  # that wait to be answered or turned away; of more the clients try again after a second
+    )
 
     def __init__(self, *arguments: Any):
         """As a `ThreadingHTTPServer`."""
@@ -42,6 +47,11 @@ class Server(http.server.ThreadingHTTPServer):
         finally:
             late.cancel()
             self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that is gone; print what else went wrong."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
     @staticmethod
     def _cut(request: Any) -> None:
