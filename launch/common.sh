@@ -3,9 +3,16 @@
 
 DRY_RUN=false # the option --dry-run makes it true
 
+# A text without what would end its line or move on the terminal.
+one_line() {
+    local LC_ALL=C text=$1
+    text=${text//$'\n'/\\n}
+    printf '%s' "${text//[[:cntrl:]]/?}"
+}
+
 # End with one line; 2 is the status of what the user can mend, as in the program.
 die() {
-    printf 'error: %s\n' "$*" >&2
+    printf 'error: %s\n' "$(one_line "$*")" >&2
     exit 2
 }
 
@@ -28,7 +35,7 @@ run() {
 # A remark within the output of --dry-run, which stays a shell script with it.
 remark() {
     if $DRY_RUN; then
-        printf '# %s\n' "$*"
+        printf '# %s\n' "$(one_line "$*")"
     fi
 }
 
@@ -50,6 +57,26 @@ need_number() {
 # need_switch NAME: refuse a setting that is neither true nor false.
 need_switch() {
     [[ ${!1} == true || ${!1} == false ]] || die "$1=${!1} is neither true nor false"
+}
+
+# need_name NAME EXAMPLE: refuse a setting that no cloud takes for a name, and that a command may take for an option.
+need_name() {
+    [[ ${!1} =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
+        die "$1=${!1} is no name of small letters, digits and inner hyphens; $1=$2 would work"
+}
+
+# need_unicode WHAT TEXT: refuse a text that is no UTF-8, which YAML cannot carry.
+need_unicode() {
+    local LC_ALL=C next=$'[\x80-\xbf]' one
+    one=$'[\x01-\x7f]|[\xc2-\xdf]'$next$'|\xe0[\xa0-\xbf]'$next$'|[\xe1-\xec\xee\xef]'$next$next$'|\xed[\x80-\x9f]'$next
+    one+=$'|\xf0[\x90-\xbf]'$next$next$'|[\xf1-\xf3]'$next$next$next$'|\xf4[\x80-\x8f]'$next$next
+    [[ $2 =~ ^($one)*$ ]] || die "$1 $(quote "$2") is no UTF-8, which YAML cannot carry; give it another name"
+}
+
+# A path that no command takes for an option.
+as_path() {
+    [[ $1 == -* ]] && printf './'
+    printf '%s' "$1"
 }
 
 # The value of --workdir among the arguments of the program; nothing if there is none.

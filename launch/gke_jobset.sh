@@ -44,6 +44,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_command 'render submit logs delete' "$@"
 set -- ${program[@]+"${program[@]}"}
 
+need_name NAME moco
+need_name NAMESPACE default
+need_number LOG_LINES 50
+[[ $WORKER =~ ^[0-9]+$ ]] || die "WORKER=$WORKER is no number of a host; WORKER=0 would work"
 kubectl=(kubectl "--namespace=$NAMESPACE")
 [[ -z $CONTEXT ]] || kubectl+=("--context=$CONTEXT")
 
@@ -60,6 +64,12 @@ case $action in
         need_number MAX_RESTARTS 100
         need_number SAVE_SECONDS 120
         need_switch SPOT
+        for name in NAME NAMESPACE IMAGE ACCELERATOR SERVICE_ACCOUNT RECIPE WORKDIR; do
+            need_unicode "$name" "${!name}"
+        done
+        for word in "$@"; do
+            need_unicode 'an argument' "$word"
+        done
         chips=$((${TOPOLOGY//x/ * }))
         ((chips % CHIPS_PER_HOST == 0)) ||
             die "CHIPS_PER_HOST=$CHIPS_PER_HOST does not divide TOPOLOGY=$TOPOLOGY, which is $chips; CHIPS_PER_HOST=$((chips < 4 ? chips : 4)) would work"
@@ -72,14 +82,36 @@ if [[ $action != render ]] && ! $DRY_RUN; then
     command -v kubectl >/dev/null || die "kubectl is not there; the Google Cloud SDK has it"
 fi
 
-# A text as a YAML scalar within double quotes.
+# A text as a YAML scalar within double quotes: what YAML does not print, or would read as the end of a line, is escaped.
 yaml() {
-    local text=$1
-    text=${text//\\/\\\\}
-    text=${text//\"/\\\"}
-    text=${text//$'\n'/\\n}
-    text=${text//$'\t'/\\t}
-    printf '"%s"' "$text"
+    local LC_ALL=C text=$1 quoted='' character number i
+    for ((i = 0; i < ${#text}; i++)); do
+        character=${text:i:1}
+        case $character in
+            [\\\"]) quoted+="\\$character" ;;
+            [$'\x01'-$'\x1f'$'\x7f'])
+                printf -v number '%02x' "'$character"
+                quoted+="\\x$number"
+                ;;
+            $'\xc2' | $'\xe2' | $'\xef')
+                case ${text:i:3} in
+                    $'\xc2'[$'\x80'-$'\x9f']*)
+                        printf -v number '%d' "'${text:i+1:1}"
+                        printf -v number '%02x' "$((number & 255))"
+                        quoted+="\\x$number" i=$((i + 1))
+                        ;;
+                    $'\xe2\x80\xa8') quoted+='\L' i=$((i + 2)) ;;
+                    $'\xe2\x80\xa9') quoted+='\P' i=$((i + 2)) ;;
+                    $'\xef\xbb\xbf') quoted+='\uFEFF' i=$((i + 2)) ;;
+                    $'\xef\xbf\xbe') quoted+='\uFFFE' i=$((i + 2)) ;;
+                    $'\xef\xbf\xbf') quoted+='\uFFFF' i=$((i + 2)) ;;
+                    *) quoted+=$character ;;
+                esac
+                ;;
+            *) quoted+=$character ;;
+        esac
+    done
+    printf '"%s"' "$quoted"
 }
 
 # An argument of the container. Kubernetes puts variables in where it reads $(NAME), and makes $$ one $.

@@ -71,10 +71,13 @@ fi
 command_of() {
     local number=$1
     shift
-    command=(env "${variables[@]}" "$PYTHON" -m moco_jax.main "--coordinator=127.0.0.1:$PORT"
+    # `env` itself would take a path with = in it for one more variable.
+    # shellcheck disable=SC2016 # the inner bash puts the words in
+    command=(env "${variables[@]}" bash -c 'exec -- "$0" "$@"' "$PYTHON" -m moco_jax.main "--coordinator=127.0.0.1:$PORT"
         "--num_processes=$PROCESSES" "--process_id=$number" "$@")
 }
 
+LOGDIR=$(as_path "$LOGDIR")
 run mkdir -p "$LOGDIR"
 if $DRY_RUN; then
     for ((i = 0; i < PROCESSES; i++)); do

@@ -7,7 +7,8 @@
 # and this folder must lie on a disk that all nodes see.
 #
 # SAVE_SECONDS before the time limit the program gets SIGTERM, saves and ends with status 143; the job then goes
-# back into the queue and continues from its workdir. Slurm itself puts it back after a preemption or the loss
+# back into the queue and continues from its workdir, and so it does with status 75, where another run is still at work
+# there. Slurm itself puts it back after a preemption or the loss
 # of a node. Status 2, a mistake in the command, ends it for good, and so does `scancel JOB`.
 #
 # Options:
@@ -50,6 +51,9 @@ need_number SAVE_SECONDS 120
 need_number GRACE 300
 need_number MAX_REQUEUES 100
 need_workdir "$@"
+[[ $JOB_NAME != */* && $JOB_NAME != *\\* ]] || die "JOB_NAME=$JOB_NAME cannot name a log file; JOB_NAME=moco would work"
+[[ $LOGDIR != *\\* ]] || die "LOGDIR=$LOGDIR has a backslash, which Slurm takes for a sign of its own; LOGDIR=runs/slurm would work"
+LOGDIR=$(as_path "$LOGDIR")
 [[ $VENV == /* ]] || VENV=$PWD/$VENV
 if ! $DRY_RUN; then
     [[ -x $VENV/bin/python ]] || die "VENV=$VENV has no bin/python; VENV=FOLDER of a virtual environment would work"
@@ -58,7 +62,7 @@ fi
 
 command=(sbatch "--job-name=$JOB_NAME" "--nodes=$NODES" "--ntasks-per-node=$GPUS_PER_NODE"
     "--gpus-per-node=$GPUS_PER_NODE" "--cpus-per-task=$CPUS_PER_GPU" "--time=$TIME"
-    --requeue "--signal=TERM@$SAVE_SECONDS" --open-mode=append "--output=$LOGDIR/%x-%j.log")
+    --requeue "--signal=TERM@$SAVE_SECONDS" --open-mode=append "--output=${LOGDIR//%/%%}/%x-%j.log")
 [[ -z $PARTITION ]] || command+=("--partition=$PARTITION")
 [[ -z $ACCOUNT ]] || command+=("--account=$ACCOUNT")
 command+=("$here/slurm_job.sh" "$VENV/bin/python" "$GRACE" "$MAX_REQUEUES" "$@")

@@ -7,15 +7,19 @@ python=$1 grace=$2 max_requeues=$3
 shift 3
 
 # The first process that ends does not kill the others at once: one may still be finishing a checkpoint.
+# `env` itself would take a path with = in it for one more variable.
 status=0
+# shellcheck disable=SC2016 # the inner bash puts the words in
 srun "--cpus-per-task=$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 "--wait=$grace" \
-    env PYTHONUNBUFFERED=1 "$python" -m moco_jax.main --distributed "$@" || status=$?
+    env PYTHONUNBUFFERED=1 bash -c 'exec -- "$0" "$@"' "$python" -m moco_jax.main --distributed "$@" || status=$?
 
-if ((status == 143)); then
+if ((status == 143 || status == 75)); then
+    reason='stopped and saved'
+    ((status == 143)) || reason='another run is still at work in the workdir'
     if ((${SLURM_RESTART_COUNT:-0} >= max_requeues)); then
-        echo "launcher: stopped and saved, but MAX_REQUEUES=$max_requeues is reached; submit it again to go on" >&2
+        echo "launcher: $reason, but MAX_REQUEUES=$max_requeues is reached; submit it again to go on" >&2
     else
-        echo "launcher: stopped and saved; the job goes back into the queue" >&2
+        echo "launcher: $reason; the job goes back into the queue" >&2
         scontrol requeue "$SLURM_JOB_ID"
     fi
 fi

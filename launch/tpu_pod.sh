@@ -42,7 +42,9 @@ source "$root/launch/common.sh"
 
 read_command 'create install run logs status stop resume delete' "$@"
 set -- ${program[@]+"${program[@]}"}
+need_name NAME moco
 need ZONE us-central2-b
+[[ $WORKER =~ ^([0-9]+|all)$ ]] || die "WORKER=$WORKER is no number of a host; WORKER=0 would work"
 need_switch SPOT
 need_number LOG_LINES 50
 need_number POLL_SECONDS 30

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from moco_jax import config as config_lib
 from moco_jax import number_flags, recipe_files, xla_flags
 from moco_jax import settings as settings_lib
-from moco_jax.errors import UserError
+from moco_jax.errors import TRY_AGAIN, Busy, LockLost, UserError
 
 flags.DEFINE_bool("debug", False, "Show where in the program an error comes from.")
 
@@ -41,7 +41,7 @@ def start(main: Callable[[list[str]], None], settings: Iterable[str] = SETTINGS)
 
 
 def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Call `main(argv)`; what a user can mend, and Ctrl-C, end the program with one line."""
+    """Call `main(argv)`; what a user can mend, what passes by itself, and Ctrl-C end the program with one line."""
     # Before anything asks JAX for its devices.
     xla_flags.set_up()
     try:
@@ -49,6 +49,16 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+    except LockLost as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(TRY_AGAIN)  # at once: threads that save would go on while Python ends
+    except Busy as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(TRY_AGAIN)
     except (UserError, OSError) as error:
         fail(error)
     except jax.errors.JaxRuntimeError as error:

@@ -1,11 +1,22 @@
-"""The one exception for what a user can mend.
+"""The exceptions that end a command with one line: what a user can mend, and what passes by itself.
 
-Everything that checks a setting, a file or a folder raises it, and the command lines print it as one line.
+Everything that checks a setting, a file or a folder raises `UserError`; the command lines print it and end with status 2.
+`Busy` ends them with status 75, on which schedulers start the same command again.
 """
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class UserError(ValueError):
     """Bad input: one line that names setting, value and remedy."""
+
+
+class Busy(RuntimeError):
+    """Something that passes without the user: one line that says what is in the way."""
+
+
+class LockLost(Busy):
+    """Another run has taken the workdir: this one must write nothing more, also not in threads that are under way."""
 
 
 def full_disk(workdir: object) -> UserError:

@@ -70,6 +70,16 @@ def first_says(yes: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(yes)))
 
 
+def first_tells(text: str) -> str:
+    """The `text` of process 0, on every host; all must ask, and what the others give does not matter."""
+    if jax.process_count() == 1:
+        return text
+    own = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(own), np.int32)))
+    told = multihost_utils.broadcast_one_to_all(np.resize(own, length))
+    return np.asarray(told).astype(np.uint8).tobytes().decode()
+
+
 def facts_of(config: ConfigDict) -> dict[str, Any]:
     """What must be the same on every host of a run, by name: settings, code and library versions."""
     own = ("data_dir", "workers", "compilation_cache")

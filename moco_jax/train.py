@@ -20,6 +20,7 @@ from moco_jax import (
     known_answers,
     mesh,
     warm_start,
+    workdir_lock,
 )
 from moco_jax.checks import sheet
 from moco_jax.clock import Clock, Profile
@@ -44,19 +45,29 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
 
     Raises:
         UserError: a setting or file that the user can mend.
+        Busy: another run is at work in `workdir`; LockLost: it has taken it from this one, which was suspended.
     """
     # Orbax writes to absolute paths only; a bucket's (gs://...) is one already.
     place = files.absolute(workdir)
-    first = jax.process_index() == 0
-    console = Console(speaks=first)
+    console = Console(speaks=jax.process_index() == 0)
     known_answers.require_right()
     hosts.require_agreement(hosts.facts_of(config))
+    with workdir_lock.hold(place, console.line) as lock:
+        return _train(config, place, allow_change, console, lock)
+
+
+def _train(
+    config: ConfigDict, place: epath.Path, allow_change: set[str], console: Console, lock: workdir_lock.Lock
+) -> int:  # fmt: skip
+    """As `train`, in the workdir `place` whose `lock` is held."""
+    first = jax.process_index() == 0
     parts = build(config, str(place / "index"))
     program = parts.program
     weights = None
     if config.init_from and not checkpoint.is_begun(place):
         weights = warm_start.read(config, program.abstract)
         hosts.require_agreement({"init_from": weights.digest})
+    lock.check()
     changed = checkpoint.claim_workdir(place, config.to_dict(), allow_change)
     for name, (old, new) in changed.items():
         console.line(f"changed by --allow_change: {name}: {old!r} -> {new!r}")
@@ -74,6 +85,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     # Where the batch size was changed on the way, epochs and schedules count the steps of a run with this one.
     shift = int(state.schedule_step) - start
     last = parts.total_steps - shift
+    lock.check()
     log = writers.Writers(place, first, start)
     facts = diagnosis.facts_of(config.to_dict(), len(parts.source))
     log.event(start, "start", environment.facts() | {
@@ -112,6 +124,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
 
     def report(step: int, kind: str, text: str, facts: Mapping[str, Any]) -> None:
         console.line(text)
+        lock.check()
         log.event(step, kind, facts)
 
     watch = guard.Guard(config.max_bad_steps, config.spike_factor, parts.source.name, report)
@@ -135,6 +148,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
             stopping = stop.asked(step)
             if step % config.log_every == 0 or step == end or stopping:
                 numbers = clock.read()
+                lock.check()
                 log.write(step, numbers)
                 console.progress(lines.progress(step + shift, numbers, config, parts, clock.left))
             score, found, life = {}, None, parts.consistency.life
@@ -145,6 +159,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
                 with clock.pause():
                     score, found = parts.monitor.measure(variables(state))
                     score |= parts.consistency.measure(step, state)
+                    lock.check()
                     picture.renew(step, found)
                 log.write(step, score)
                 console.line(
@@ -152,16 +167,19 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
                 )
             teller.consider(step, at_once=bool(score) or step == end)
             if step % save_every == 0 or step == end or score or stopping:
+                lock.check()
                 checkpoints.save(step, state, config.to_dict(), score)
             if stopping:
                 break
         watch.finish()
     finally:
         host_batches.close()
-        profile.close()
-        checkpoints.close()
-        log.close()
+        if not lock.lost:  # else each of these would write
+            profile.close()
+            checkpoints.close()
+            log.close()
         stop.release()
+    lock.check()
     if stopping:
         console.line(
             f"stopped by signal {stopping}; saved at step {step}, the same command goes on from there"
@@ -172,6 +190,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         found = picture.complete(
             found, lambda: variables(state), lambda: first_variables(config, program)
         )
+        lock.check()
         conclude(config, console, place, parts, log, last, found)
     if damaged.names:
         console.line(

@@ -6,6 +6,7 @@ that note what they got.
 
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -442,7 +443,15 @@ def test_slurm_submits_one_process_a_gpu(tmp_path):
 
 @pytest.mark.parametrize(
     ("status", "before", "requeued"),
-    [(0, 0, False), (2, 0, False), (1, 0, False), (143, 0, True), (143, 5, False)],
+    [
+        (0, 0, False),
+        (2, 0, False),
+        (1, 0, False),
+        (143, 0, True),
+        (143, 5, False),
+        (75, 0, True),
+        (75, 5, False),
+    ],
 )
 def test_slurm_job_goes_back_into_the_queue_after_it_saved(status, before, requeued, tmp_path):
     stand_in(tmp_path, "srun", RECORD % "srun" + f"sys.exit({status})\n")
@@ -487,7 +496,7 @@ PROCESS = (
 @pytest.fixture
 def local(tmp_path):
     """Starts `local.sh` with stand-ins that behave as told; at the end none may be left over."""
-    folder = tmp_path / "a folder"
+    folder = tmp_path / "a=folder with blanks"  # that `env` would take for a variable
     python = stand_in(folder, "python", PROCESS)
     started = []
     # Tests that run in a shell's background would hand on that SIGINT is ignored.
@@ -625,3 +634,93 @@ def test_local_dry_run_prints_what_it_would_execute(tmp_path):
         assert command[start + 1 : start + 3] == ["-m", "moco_jax.main"]
         assert command[start + 5] == f"--process_id={number}"
         assert command[start + 6 :] == PROGRAM
+
+
+# Texts of any bytes
+
+
+def odd_texts():
+    """Every control character, what ends a line in YAML, quotes, and blanks at either end; then drawn ones."""
+    letters = [
+        *map(chr, range(1, 0x100)),
+        *"\u2027\u2028\u2029\ufeff\ufffd\ufffe\uffff\U0001f600\U0010ffff",
+    ]
+    texts = [f"a{c}b{c}" for c in letters]
+    texts += [" first", "last ", ": x", "- a", "#c", "null", "~", "\\n", "\\", "'", '"', "\r\n", "%d", "$(A)", "$$(A)"]  # fmt: skip
+    rng = random.Random(0)
+    return texts + ["".join(rng.choices(letters, k=rng.randrange(20))) for _ in range(100)]
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_jobset_keeps_every_character(locale, tmp_path):
+    words = odd_texts()
+    whole = jobset("--", *words, cwd=tmp_path, LC_ALL=locale, IMAGE="a\x85\u2028\x07b")
+    pod = whole["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "a\x85\u2028\x07b"
+    given = [w.replace("$$", "$") for w in pod["containers"][0]["command"][6:]]
+    assert given == words
+
+
+NO_UTF8 = [
+    b"\xff",
+    b"a\x80b",
+    b"\xed\xa0\x80",
+    b"\xc0\xaf",
+    b"\xf4\x90\x80\x80",
+    b"\xe2\x82",
+    b"caf\xe9",
+    b"\xc3",
+]
+
+
+@pytest.mark.parametrize("content", NO_UTF8)
+def test_jobset_refuses_what_yaml_cannot_carry(content, tmp_path):
+    text = os.fsdecode(content)
+    for words, settings in ((["--", text], {}), ([], {"RECIPE": text})):
+        done = launch("gke_jobset.sh", "render", *words, cwd=tmp_path, **{**GKE, **settings})
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "is no UTF-8, which YAML cannot carry" in done.stderr
+        assert ("RECIPE" if settings else "an argument") in done.stderr
+        assert not done.stdout
+
+
+def test_every_launcher_hands_on_every_character(tmp_path):
+    words = ["--workdir=/w", *odd_texts(), *map(os.fsdecode, NO_UTF8)]
+    for script, settings in (("slurm.sh", {}), ("local.sh", {"PROCESSES": 1})):
+        printed = launch(script, "--dry-run", "--", *words, cwd=tmp_path, **settings).stdout
+        line = next(x for x in printed.splitlines() if "--workdir=/w" in x)
+        shown = subprocess.run(
+            ["bash", "-c", f"set -- {line}; printf '%s\\0' \"$@\""], capture_output=True, check=True
+        )
+        given = shown.stdout.split(b"\0")[:-1]
+        assert given[given.index(b"--workdir=/w") :] == list(map(os.fsencode, words))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "settings", "message"),
+    [
+        ("gke_jobset.sh", ["delete"], {**GKE, "NAME": "--all"}, "NAME=--all is no name"),
+        ("gke_jobset.sh", ["logs"], {**GKE, "WORKER": "0,x=y"}, "WORKER=0,x=y is no number"),
+        ("tpu_pod.sh", ["install"], {**TPU, "NAME": "../x"}, "NAME=../x is no name"),
+        ("tpu_pod.sh", ["status"], {**TPU, "NAME": 'x" OR "'}, "is no name"),
+        ("slurm.sh", ["--", "--workdir=a"], {"LOGDIR": "a\\b"}, "LOGDIR=a\\b has a backslash"),
+        ("slurm.sh", ["--", "--workdir=a"], {"JOB_NAME": "a/b"}, "JOB_NAME=a/b cannot name"),
+        ("slurm.sh", ["--", "--workdir=a"], {"NODES": "1\n2\x1b[31m"}, "NODES=1\\n2?[31m is no whole"),
+    ],
+)  # fmt: skip
+def test_texts_that_a_command_would_misread_are_refused(name, arguments, settings, message, tmp_path):  # fmt: skip
+    done = launch(name, "--dry-run", *arguments, cwd=tmp_path, **settings)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+
+
+def test_slurm_log_folders_may_have_percent_signs_and_hyphens(tmp_path):
+    folder, submit = dry("slurm.sh", "--", *PROGRAM, cwd=tmp_path, LOGDIR="-100%j")
+    assert folder == ["mkdir", "-p", "./-100%j"]
+    assert "--output=./-100%%j/%x-%j.log" in submit
+
+
+def test_a_dry_run_with_a_line_break_in_a_folder_remains_one_script(tmp_path):
+    commands = dry("local.sh", "--", *PROGRAM, cwd=tmp_path, LOGDIR="logs\ntouch x")
+    assert [c[0] for c in commands] == ["mkdir", "env", "env"]

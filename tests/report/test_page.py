@@ -1,5 +1,6 @@
 """The page on runs: its markup, its numbers beside the records, what is left out, and that it is served to this machine alone."""
 
+import contextlib
 import html
 import html.parser
 import itertools
@@ -9,6 +10,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -22,6 +25,7 @@ from moco_jax.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.report.page import charts, curves, embedding, render, settings
 from moco_jax.report.page import run as runs_lib
+from moco_jax.report.page import watch as watch_lib
 from moco_jax.report.page.looks import Looks
 from moco_jax.report.page.watch import Watch
 from tests.test_config import load
@@ -286,5 +290,38 @@ def test_a_watched_page_is_for_this_machine_and_renews_itself():
                 get(path, **headers)
         with socket.socket() as other, pytest.raises(OSError, match="refused"):
             other.connect(("127.0.0.2", port))
+    finally:
+        watch.close()
+
+
+def test_requests_that_do_not_end_hold_few_threads_and_are_cut_off(monkeypatch):
+    monkeypatch.setattr(watch_lib, "SECONDS", 0.5)
+    before = threading.active_count()
+    watch = Watch(lambda version: "page", lambda: 1)
+    halves = [
+        b"",
+        b"G",
+        b"GET / HTTP/1.1\r\n",
+        b"GET /version HTTP/1.1\r\nHost: 127",
+        b"POST / HTTP/1.1\r\nA: b\r\n",
+    ]
+    try:
+        address = watch._server.server_address[:2]
+        others = []
+        for number in range(300):
+            others.append(socket.create_connection(address, timeout=5))
+            others[-1].sendall(halves[number % len(halves)])
+        time.sleep(0.1)
+        assert threading.active_count() - before <= 2 * watch_lib.AT_ONCE + 2  # each with its alarm
+        for other in others:
+            with contextlib.suppress(ConnectionResetError):
+                while other.recv(1000):
+                    pass
+            other.close()
+        deadline = time.monotonic() + 5
+        while threading.active_count() > before + 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert threading.active_count() <= before + 1
+        assert urllib.request.urlopen(watch.address, timeout=5).read() == b"page"
     finally:
         watch.close()

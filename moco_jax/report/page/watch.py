@@ -1,12 +1,62 @@
 """The page while a run goes on: served to this machine alone, and made anew when the workdirs change."""
 
+import contextlib
 import hashlib
 import http.server
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 HOST = "127.0.0.1"
+SECONDS = 10.0  # in which a request must have come whole; and an answer must be taken
+AT_ONCE = 32  # requests; more of them are turned away
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A server with a thread a request, and no more than `AT_ONCE` of them: a request that does not end holds one."""
+
+    request_queue_size = (
+        128  # that wait to be answered or turned away; of more the clients try again after a second
+    )
+
+    def __init__(self, *arguments: Any):
+        """As a `ThreadingHTTPServer`."""
+        self._free = threading.BoundedSemaphore(AT_ONCE)
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, or close the connection at once where too many are open."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one request, for at most `SECONDS` however slowly it comes."""
+        late = threading.Timer(SECONDS, self._cut, [request])
+        late.daemon = True
+        late.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            late.cancel()
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that is gone; print what else went wrong."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+    @staticmethod
+    def _cut(request: Any) -> None:
+        with contextlib.suppress(OSError):  # it has just ended by itself
+            request.shutdown(socket.SHUT_RDWR)
 
 
 class Watch:
@@ -29,7 +79,7 @@ class Watch:
         """
         self._make, self._stamp = make, stamp
         self._lock = threading.Lock()
-        self._server = http.server.ThreadingHTTPServer((HOST, port), self._handler())
+        self._server = Server((HOST, port), self._handler())
         self.address = f"http://{HOST}:{self._server.server_address[1]}/"
         self._renew()
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
