@@ -47,6 +47,8 @@ def write(places: list[str], console: Console) -> None:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); give a file of yours: --out=FILE"
         ) from error
+    for line in (line for run in runs for line in run.remarks):
+        console.line(f"left out: {line}")
     for look in seen:
         for line in look.missing.values():
             console.line(f"left out: {line}")

@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import files, trained
+from moco_jax import files, integrity, trained
 from moco_jax.errors import UserError
 from moco_jax.parts import open_images
 from moco_jax.report import writers
@@ -29,6 +29,7 @@ class Run:
         config: its settings.
         records: those of metrics.jsonl, oldest first, events among them.
         evaluations: name -> what `moco_jax.evaluate` wrote.
+        remarks: a line on each thing that could not be read, and is left out.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Run:
     config: ConfigDict
     records: list[Record]
     evaluations: dict[str, Record]
+    remarks: tuple[str, ...] = ()
 
     @property
     def starts(self) -> list[Record]:
@@ -95,8 +97,8 @@ class Run:
         folder = self.place / "digests"
         if not folder.exists():
             return None
-        steps = (int(p.name) for p in folder.iterdir() if p.name.isdigit())
-        return max((s for s in steps if (self.place / "checkpoints" / str(s)).exists()), default=None)  # fmt: skip
+        steps = (integrity.step_of(p.name) for p in folder.iterdir())
+        return max((s for s in steps if s is not None and (self.place / "checkpoints" / str(s)).exists()), default=None)  # fmt: skip
 
 
 def read(places: Sequence[str]) -> list[Run]:
@@ -110,19 +112,16 @@ def read(places: Sequence[str]) -> list[Run]:
 
 def _read(name: str, place: epath.Path) -> Run:
     config = trained.read_config(str(place))
-    try:
-        records = writers.records(place)
-    except ValueError as error:
-        raise UserError(
-            f"{place / 'metrics.jsonl'} is damaged ({error}); the page comes without curves once it is moved away"
-        ) from error
+    found = writers.read(place)
+    # A line that has no end may be one that is just being written.
+    remarks = () if found.only_cut else tuple(found.remarks)
     evaluations = {}
     for path in sorted(place.glob("evaluate_*.json")):
         try:
             evaluations[path.stem.removeprefix("evaluate_")] = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); the same evaluation writes it anew") from error  # fmt: skip
-    return Run(name, place, config, records, evaluations)
+    return Run(name, place, config, found.records, evaluations, remarks)
 
 
 def stamp(places: Sequence[str]) -> tuple[Any, ...]:
