@@ -60,6 +60,8 @@ def damaged(folder: epath.Path, record: epath.Path) -> list[str]:
         if head.decode("ascii", "replace") != hashlib.sha256(body).hexdigest():
             return [f"{record} has changed"]
         expected, found = json.loads(body), _listing(folder)
+        if not isinstance(expected, dict):
+            return [f"{record} holds no digests by name"]
     except OSError as error:  # a folder in a file's place, or the other way round
         return [f"{error.filename or folder} cannot be read ({error.strerror or error})"]
     common = {name: found[name] for name in sorted(expected.keys() & found.keys())}
