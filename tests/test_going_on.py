@@ -4,20 +4,22 @@ import json
 import os
 import shutil
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from flax import linen as nn
 
-from moco_jax import claim, encoders, integrity, parts, train, trained
+from moco_jax import checkpoint, claim, encoders, integrity, parts, train, trained
+from moco_jax.encoders.norm import BatchNorm
 from moco_jax.errors import UserError
 from moco_jax.report import writers
 from moco_jax.report.page import render
 from moco_jax.report.page import run as runs_lib
 from moco_jax.report.page.looks import Looks
 from tests import states
-from tests.test_methods import Tiny
 from tests.test_train import tiny
 
 BREAKS = (
@@ -27,8 +29,8 @@ BREAKS = (
 
 def settings(**changes):
     return tiny(
-        arch="tiny", epochs=3, image_size=16, checkpoint_every=2, log_every=1, keep=2, monitor_every=0, head="linear",
-        **changes,
+        arch="tiny", stem="imagenet", width=0, epochs=3, image_size=16, checkpoint_every=2, keep=2,
+        monitor_every=0, **changes,
     )  # fmt: skip
 
 
@@ -36,7 +38,7 @@ def settings(**changes):
 def run():
     """What goes on in a workdir to a step; all runs of this file share one compiled program."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(encoders.BACKBONES, "tiny", partial(Tiny))
+        patch.setitem(encoders.BACKBONES, "tiny", partial(Small))
         real = parts.optim.learning_rate
 
         def learning_rate(*arguments, **named):
@@ -124,7 +126,7 @@ GOES_ON = {  # name: what is done, the step it goes on from, words that are said
 
 
 @pytest.mark.parametrize("name", GOES_ON)
-def test_it_goes_on_and_says_what_was_wrong(run, finished, workdir, name, capsys):
+def test_it_goes_on_and_says_what_was_wrong(run, workdir, name, capsys):
     damage, step, words = GOES_ON[name]
     damage(workdir)
     read_all(workdir)
@@ -137,12 +139,9 @@ def test_it_goes_on_and_says_what_was_wrong(run, finished, workdir, name, capsys
     assert [r["step"] for r in records if "loss" in r][-1] == 10
     found, loaded = read_all(workdir)
     assert loaded.step == found.checkpoint() == 10
-    before = states.load(finished, 6)
     if step == 6:
-        assert {p.name.split("_")[0] for p in (workdir / "damaged").iterdir()} == {"8" if "link" in name else "9"}  # fmt: skip
-        states.assert_bitwise_equal(before, states.load(workdir, 6)) if integrity.steps(
-            epath.Path(workdir)
-        )[-1] == 6 else None
+        aside = [p.name.split("_")[0] for p in (workdir / "damaged").iterdir()]
+        assert aside == ["8" if "link" in name else "9"]
 
 
 REFUSED = {
@@ -193,8 +192,6 @@ def test_weights_that_overflow_are_neither_applied_nor_saved(run, workdir, capsy
 
 def test_a_checkpoint_that_is_not_finite_is_passed_over(run, workdir, monkeypatch, capsys):
     """As a version that looked at the gradient alone left them."""
-    from moco_jax import checkpoint
-
     real = checkpoint.is_finite
     monkeypatch.setattr(checkpoint, "is_finite", lambda state: int(state.step) != 8 and real(state))
     assert run(workdir, 7) == 0
