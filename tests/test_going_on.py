@@ -22,9 +22,22 @@ from moco_jax.report.page.looks import Looks
 from tests import states
 from tests.test_train import tiny
 
-BREAKS = (
-    20  # from this step on the rate makes every weight overflow, though it is a number of float32
-)
+# From this step on the rate makes every weight overflow, though it is a number of float32.
+BREAKS = 20
+
+
+class Small(nn.Module):
+    """A backbone that compiles in an instant and has all that a state has: kernels and statistics."""
+
+    bn_groups: int = 1
+    dtype: Any = jnp.float32
+    reduce: str = "float32"
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(8, (3, 3), (2, 2), dtype=self.dtype)(x)
+        x = BatchNorm(self.bn_groups, dtype=self.dtype)(x, train)
+        return nn.relu(x).mean((1, 2))
 
 
 def settings(**changes):
@@ -134,7 +147,7 @@ def test_it_goes_on_and_says_what_was_wrong(run, workdir, name, capsys):
     out = capsys.readouterr().out
     assert words in out
     assert f"at step {step}" in out
-    assert json.loads((workdir / "config.json").read_text())["temperature"] == 0.2
+    assert json.loads((workdir / "config.json").read_text())["temperature"] == 0.1
     records = writers.records(epath.Path(workdir))
     assert [r["step"] for r in records if "loss" in r][-1] == 10
     found, loaded = read_all(workdir)
@@ -149,8 +162,8 @@ REFUSED = {
     "another recipe, config.json of null": (config_json("null"), dict(lr=9.0), "lr: 0.06 -> 9.0"),
     "another config.json": (
         lambda w: (w / "config.json").write_text(
-            (w / "config.json").read_text().replace('"temperature": 0.2', '"temperature": 0.9')
-        ), {}, "temperature: 0.9 -> 0.2",
+            (w / "config.json").read_text().replace('"temperature": 0.1,', '"temperature": 0.9,')
+        ), {}, "temperature: 0.9 -> 0.1",
     ),
     "no digests": (lambda w: shutil.rmtree(w / "digests"), {}, "/digests has no digests of checkpoint 8, 6"),
 }  # fmt: skip
