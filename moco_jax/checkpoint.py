@@ -1,12 +1,13 @@
 """Saving and restoring whole train states, asynchronously, with the config beside them (Orbax).
 
-A checkpoint counts once the digests of all its files are written (`digests/STEP` in the workdir). One that lacks
-them, or differs from them, is set aside at the next start and the one before it is used.
+What is saved was found finite first, and counts once the digests of all its files are written (`integrity.py`); until
+then nothing that was saved before is dropped.
 """
 
 import dataclasses
 import errno
-import json
+import functools
+import os
 import shutil
 import threading
 import time
@@ -16,14 +17,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from moco_jax import config as config_lib
-from moco_jax import digests, files
+from moco_jax import digests, files, integrity, saving_lines
 from moco_jax.dictionary import Queue
 from moco_jax.errors import UserError, full_disk
-from moco_jax.state import FORMAT_VERSION, TrainState, for_batch_size
+from moco_jax.state import FORMAT_VERSION, TrainState, all_finite, for_batch_size
+from moco_jax.text import printable
 
 STEPS = 100  # at least between checkpoints that nobody asked for: after fewer, saving takes a part of the time
 ROOM = 1.2  # free space asked for, in sizes of the state
@@ -34,178 +34,37 @@ def interval(every: int, steps_per_epoch: int) -> int:
     return every or -(-STEPS // steps_per_epoch) * steps_per_epoch
 
 
-def claim_workdir(
-    workdir: epath.Path, config: Mapping[str, Any], allow_change: set[str]
-) -> dict[str, Any]:
-    """Make `workdir` this run's: write config.json there, or refuse when its recipe differs.
-
-    Args:
-        workdir: made if missing.
-        config: the settings of this run.
-        allow_change: recipe settings that may differ from the run that is there.
-
-    Returns:
-        The changes that were allowed: name -> (old, new).
-
-    Raises:
-        UserError: the folder cannot be written, or a recipe setting differs.
-    """
-    path = workdir / "config.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        changed = recipe_changes(workdir, config, allow_change)
-        if jax.process_index() == 0:
-            files.write(path, (json.dumps(dict(config), indent=2) + "\n").encode())
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"workdir={workdir} cannot be written ({reason}); give a folder of yours"
-        ) from error
-    return changed
-
-
-def recipe_changes(
-    workdir: epath.Path, config: Mapping[str, Any], allow_change: set[str]
-) -> dict[str, Any]:
-    """What `config` changes in the recipe of the run in `workdir`: name -> (old, new); nothing is written.
-
-    Raises:
-        UserError: a recipe setting differs and is not in `allow_change`.
-    """
-    unknown = sorted(allow_change - config_lib.RECIPE.keys())
-    if unknown:
-        raise UserError(
-            f"--allow_change={','.join(unknown)} names no recipe setting; they are listed in "
-            "moco_jax/settings/recipe.py, and others may always change"
-        )
-    path = workdir / "config.json"
-    changed = config_lib.recipe_differences(read_config(path), config) if path.exists() else {}
-    refused = {k: v for k, v in changed.items() if k not in allow_change}
-    if refused:
-        listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
-        raise UserError(
-            f"workdir={workdir} holds a run of another recipe ({listed}); take another workdir, or "
-            f"--allow_change={','.join(refused)}"
-        )
-    return changed
-
-
-def read_config(path: epath.Path) -> dict[str, Any]:
-    """The settings in a workdir's config.json; UserError where it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged; its content is also in checkpoints/STEP/about, or take another workdir"
-        ) from error
-
-
-def set_damaged_aside(workdir: epath.Path) -> list[str]:
-    """Move checkpoints that are unfinished or altered, newest first, to `workdir`/damaged, up to a sound one.
-
-    Returns:
-        A line on each.
-
-    Raises:
-        UserError: there were whole checkpoints, and none is sound any more.
-    """
-    said: list[str] = []
-    if jax.process_index() == 0:
-        said = _set_damaged_aside(workdir)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("checkpoints examined")
-    return said
-
-
-def _set_damaged_aside(workdir: epath.Path) -> list[str]:
-    said: list[str] = []
-    found = examine(workdir)
-    for checkpoint in found:
-        if checkpoint.wrong:
-            place = workdir / "damaged" / f"{checkpoint.step}_{time.time_ns()}"
-            place.parent.mkdir(exist_ok=True)
-            (workdir / "checkpoints" / str(checkpoint.step)).rename(place)
-            said.append(f"{checkpoint}; moved to {place}")
-    if is_lost(found):
-        raise UserError(
-            f"workdir={workdir} has no sound checkpoint left; {'; '.join(said)}. Start in another workdir, or "
-            "once more in this one from the beginning"
-        )
-    return said
-
-
-@dataclasses.dataclass(frozen=True)
-class Examined:
-    """A checkpoint that was looked at.
+class Checkpoints:
+    """The checkpoints of one workdir: the latest few, and the best by kNN.
 
     Attributes:
-        step: when it was saved.
-        wrong: what is wrong with it, a line each; empty when it is sound.
-        finished: whether it was ever whole.
+        seconds: how long the run waited for saving.
     """
-
-    step: int
-    wrong: list[str]
-    finished: bool
-
-    def __str__(self) -> str:
-        """One line on a damaged one."""
-        more = "; ..." if len(self.wrong) > 3 else ""
-        return f"checkpoint {self.step} is damaged ({'; '.join(self.wrong[:3])}{more})"
-
-
-def examine(workdir: epath.Path) -> list[Examined]:
-    """The checkpoints of `workdir`, newest first, down to the first sound one; nothing is changed."""
-    folder, found = workdir / "checkpoints", []
-    for step in _steps(workdir):
-        record = workdir / "digests" / str(step)
-        if not record.exists():
-            found.append(Examined(step, ["it was not finished"], finished=False))
-            continue
-        found.append(Examined(step, digests.damaged(folder / str(step), record), finished=True))
-        if not found[-1].wrong:
-            break
-    return found
-
-
-def _steps(workdir: epath.Path) -> list[int]:
-    """Of which steps there are checkpoints, finished or not, newest first."""
-    folder = workdir / "checkpoints"
-    if not folder.exists():
-        return []
-    return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
-
-
-def is_begun(workdir: epath.Path) -> bool:
-    """Whether `workdir` has a checkpoint that was once whole, so that no run starts there from the beginning."""
-    return any((workdir / "digests" / str(step)).exists() for step in _steps(workdir))
-
-
-def is_lost(found: list[Examined]) -> bool:
-    """Whether there were whole checkpoints among those `found`, and none is sound any more."""
-    sound = any(not checkpoint.wrong for checkpoint in found)
-    return not sound and (any(c.finished for c in found) or len(found) > 1)
-
-
-class Checkpoints:
-    """The checkpoints of one workdir: the latest few, and the best by kNN."""
 
     def __init__(self, workdir: epath.Path, keep: int):
         """`keep`: how many of the latest are kept beside the best, at least 2."""
+        saving_lines.quiet()
         best = BestN(get_metric_fn=lambda m: m["knn"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
             cleanup_tmp_directories=True,
         )
         self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
-        self.seconds = 0.0  # how long the run waited for saving
-        self._records = workdir / "digests"
+        self.seconds = 0.0
+        self._records = workdir / integrity.RECORDS
+        if jax.process_index() == 0:
+            self._records.mkdir(exist_ok=True)  # once it is gone, somebody took it away
+        self._place = _identity(workdir)
+        self._good: int | None = None
         self._finisher: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def latest(self) -> int | None:
-        """The step of the last checkpoint, or None."""
-        return self.manager.latest_step()
+    def good(self) -> str:
+        """A sentence on the last checkpoint that is known to be whole and finite, for a person."""
+        self._settle()
+        if self._good is None:
+            return "There is no checkpoint yet"
+        return f"Checkpoint {self._good} is good: it was found finite and is whole"
 
     def save(
         self, step: int, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, float]
@@ -213,14 +72,20 @@ class Checkpoints:
         """Begin to save `state`; the run goes on while it is written. A step that is there is left alone.
 
         Raises:
-            UserError: the disk is full; what was saved before is untouched.
+            UserError: `state` is not finite, or cannot be written; what was saved before is untouched.
         """
-        if step == self.latest():
+        if step == self.manager.latest_step():
             return
         began = time.perf_counter()
         self._settle()
+        # Before the save begins, because the end of one drops what is older.
+        if not is_finite(state):
+            raise UserError(
+                f"step {step}: the state holds numbers that are not finite and is not saved. {self.good()}; go on from "
+                "there with a lower lr: --config.lr=... --allow_change=lr"
+            )
         self._require_room(state)
-        about = {"format_version": FORMAT_VERSION, "config": dict(config)}
+        about = {"format_version": FORMAT_VERSION, "step": step, "config": dict(config)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
         )
@@ -228,7 +93,7 @@ class Checkpoints:
         try:
             self.manager.save(step, args=items, metrics=score)
         except Exception as error:
-            raise _explained(error, self._records.parent) from error
+            raise self._explained(error) from error
         self._finisher = threading.Thread(target=self._finish, args=(step,))
         self._finisher.start()
         self.seconds += time.perf_counter() - began
@@ -238,6 +103,12 @@ class Checkpoints:
         workdir = self._records.parent
         if files.is_remote(workdir):
             return
+        # Orbax would make the folders anew and the run go on into a workdir that has nothing but its last checkpoints.
+        if _identity(workdir) != self._place:
+            raise UserError(
+                f"workdir={workdir} is not the folder any more that the run began in: it was moved, removed or replaced. "
+                "Put it back and give the same command: it goes on from the last checkpoint there"
+            )
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         if shutil.disk_usage(workdir).free < needed * ROOM:
             raise full_disk(workdir)
@@ -252,6 +123,7 @@ class Checkpoints:
                 for record in self._records.iterdir():
                     if record.name not in present:
                         record.unlink()
+            self._good = step
         except BaseException as error:  # raised again by the run itself, in _settle
             self._error = error
 
@@ -261,20 +133,66 @@ class Checkpoints:
             self._finisher = None
         if self._error is not None:
             error, self._error = self._error, None
-            raise _explained(error, self._records.parent) from error
+            raise self._explained(error) from error
+
+    def _explained(self, error: BaseException) -> UserError:
+        """What to say of an `error` while saving."""
+        if isinstance(error, UserError):
+            return error
+        workdir = self._records.parent
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            return full_disk(workdir)
+        reason = printable((str(error).strip() or repr(error)).splitlines()[0])
+        return UserError(
+            f"workdir={workdir}: a checkpoint could not be saved ({reason}). See that the folder is there and can be "
+            "written, and give the same command: it goes on from the last whole checkpoint, which is untouched"
+        )
+
+    def go_on(
+        self, step: int, examined: list[integrity.Examined], like: TrainState, batch_size: int
+    ) -> tuple[int, TrainState, list[str]]:
+        """The state of the newest checkpoint that is finite; those that no run goes on from are set aside then.
+
+        Args:
+            step: of the newest sound one; where its numbers are not finite, an earlier one is taken.
+            examined: what `integrity.find` found on the way to it.
+            like, batch_size: as of `restore`.
+
+        Returns:
+            its step, the state as of `restore`, and a line on each checkpoint that was set aside.
+
+        Raises:
+            UserError: none is finite, or it is of another version; none is moved then.
+        """
+        workdir, passed = self._records.parent, [c for c in examined if c.wrong]
+        while True:
+            state = self.restore(step, like, batch_size)
+            wrong = "" if is_finite(state) else "it holds numbers that are not finite"
+            if not wrong and int(state.step) != step:
+                wrong = f"it was saved at step {int(state.step)}"
+            if not wrong:
+                break
+            passed.append(integrity.Examined(step, [wrong], finished=True))
+            before, more = integrity.find(workdir, before=step)
+            passed += [checkpoint for checkpoint in more if checkpoint.wrong]
+            if before is None:
+                raise UserError(integrity.lost(workdir, passed))
+            step = before
+        self._good = step
+        said = integrity.set_aside(workdir, passed if jax.process_index() == 0 else ())
+        self.manager.reload()
+        return step, state, said
 
     def restore(self, step: int, like: TrainState, batch_size: int) -> TrainState:
         """The state saved at `step`, laid over devices as the abstract state `like` says.
 
         It was saved with this `batch_size` or another; `like` is for this one.
         """
-        about = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
-            "about"
-        ]
-        if about["format_version"] != FORMAT_VERSION:
+        about = integrity.about(self._records.parent, step)
+        if about.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"checkpoint {self.manager.directory / str(step)} has format_version="
-                f"{about['format_version']}, this program reads {FORMAT_VERSION}; use the version that wrote it"
+                f"{about.get('format_version')}, this program reads {FORMAT_VERSION}; use the version that wrote it"
             )
         if about["config"]["batch_size"] == batch_size:
             return self._restore(step, like)
@@ -295,7 +213,7 @@ class Checkpoints:
             try:
                 self.manager.close()
             except Exception as error:  # a save that failed is told once more here
-                raise _explained(error, self._records.parent) from error
+                raise self._explained(error) from error
         self.seconds += time.perf_counter() - began
 
 
@@ -313,7 +231,20 @@ def _as_saved(like: TrainState, batch_size: int) -> TrainState:
     )
 
 
-def _explained(error: BaseException, workdir: epath.Path) -> BaseException:
-    """`error`, or where the disk is full the sentence that says so."""
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    return full_disk(workdir) if full else error
+def is_finite(state: TrainState) -> bool:
+    """Whether every number of `state` is finite; every host must ask."""
+    return bool(_finite_on(state.step.sharding)(state))
+
+
+@functools.cache
+def _finite_on(everywhere: jax.sharding.Sharding) -> Any:
+    """`all_finite`, compiled so that its answer is `everywhere`."""
+    return jax.jit(all_finite, out_shardings=everywhere)
+
+
+def _identity(workdir: epath.Path) -> tuple[int, int] | None:
+    """What tells a folder of this machine from another in its place; None where it is not there, and of buckets."""
+    if files.is_remote(workdir) or not workdir.exists():
+        return None
+    found = os.stat(workdir)
+    return found.st_dev, found.st_ino

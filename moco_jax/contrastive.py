@@ -47,7 +47,7 @@ def info_nce(
 
     Returns:
         The loss, a scalar in nats, and scalars: `top1` and `top5` (share of queries whose own key is the
-        nearest, or among the five nearest; a tie is no hit), `positive` and `negative` (mean cosine), and
+        nearest, or among the five nearest; neither a tie nor a NaN is a hit), `positive` and `negative` (mean cosine), and
         `effective_negatives` (as how many equal ones they weigh, `(sum e)^2 / sum e^2` with e = exp(q.k / tau)).
     """
     everyone = mesh_lib.replicate(query, mesh)
@@ -58,13 +58,25 @@ def info_nce(
     losses, found = streamed.losses(everyone, own, query_index, dictionary, temperature, mesh)
     loss = jnp.mean(losses)
     metrics = {
-        "top1": jnp.mean(found.closer < 1, dtype=loss.dtype),
-        "top5": jnp.mean(found.closer < 5, dtype=loss.dtype),
+        "top1": hits(own, found.closer, 1, loss.dtype),
+        "top5": hits(own, found.closer, 5, loss.dtype),
         "positive": jnp.mean(own),
         "negative": jnp.sum(found.cosine) / jnp.maximum(jnp.sum(found.counted), 1),
         "effective_negatives": jnp.mean(found.effective),
     }
     return loss, jax.lax.stop_gradient(metrics)
+
+
+def hits(own: jax.Array, closer: jax.Array, most: int, dtype) -> jax.Array:
+    """The share of queries that found their own key among the `most` nearest, a scalar of `dtype`.
+
+    Args:
+        own: `[B]`, cosine of each query and its own key; where it is NaN nothing was found.
+        closer: int32 `[B]`, negatives that are not farther than it.
+        most: how many places count.
+        dtype: of the result.
+    """
+    return jnp.mean((closer < most) & ~jnp.isnan(own), dtype=dtype)
 
 
 def spread(features: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from moco_jax import checkpoint
+from moco_jax import claim
 from moco_jax.checks.findings import FAULT, NOTE, WARNING
 from moco_jax.clock import MUCH_WAITING
 from moco_jax.course import QUEUES, Course, Facts, Record, facts_of, images_of
@@ -68,8 +68,7 @@ class Finding:
 def of_workdir(workdir: epath.Path) -> list[Finding]:
     """The findings of the run in `workdir`, from its two files alone."""
     records = writers.records(workdir)
-    config = checkpoint.read_config(workdir / "config.json")
-    return examine(records, facts_of(config, images_of(records)))
+    return examine(records, facts_of(claim.settings(workdir), images_of(records)))
 
 
 Rule = Callable[[Course, Facts], Finding | None]

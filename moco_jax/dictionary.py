@@ -154,13 +154,18 @@ class MemoryBank:
         index = jax.random.randint(rng, (1, number), 0, self.size, jnp.int32)
         return Negatives(self.keys[index], index)
 
-    def renew(
-        self, index: jax.Array, features: jax.Array, momentum: float, accept: jax.Array | bool
-    ) -> "MemoryBank":
-        """The entries of `index` moved towards `features` `[B, C]`: `momentum` old + (1 - `momentum`) new, unit length."""
+    def moved(self, index: jax.Array, features: jax.Array, momentum: float) -> jax.Array:
+        """The entries of `index` moved towards `features` `[B, C]`: `momentum` old + (1 - `momentum`) new, unit length.
+
+        One that its feature cancels out has no direction: it is NaN.
+        """
         old = self.keys[index]
         moved = momentum * old + (1 - momentum) * features.astype(old.dtype)
-        moved = moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)
-        return dataclasses.replace(
-            self, keys=self.keys.at[index].set(jnp.where(accept, moved, old))
-        )
+        return moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)
+
+    def renew(
+        self, index: jax.Array, moved: jax.Array, accept: jax.Array | bool = True
+    ) -> "MemoryBank":
+        """The bank with `moved` `[B, C]` in the places of `index`; as it is where `accept` is false."""
+        kept = jnp.where(accept, moved, self.keys[index])
+        return dataclasses.replace(self, keys=self.keys.at[index].set(kept))

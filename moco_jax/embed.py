@@ -78,7 +78,7 @@ class Counter:
 
 def prepare(place: str | None) -> None:
     """Quiet logs, and what JAX must know before it looks for devices, by the run in `place` if it is one."""
-    is_run = place is not None and (files.absolute(place) / "config.json").exists()
+    is_run = place is not None and trained.is_run(place)
     set_up(trained.read_config(place) if place and is_run else config_lib.default_config())
     logging.set_verbosity(logging.ERROR)
 

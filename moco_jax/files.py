@@ -67,6 +67,18 @@ def open_to_read(path: str) -> BinaryIO:
     return place.open("rb") if is_remote(path) else open_regular(place)
 
 
+def read(path: epath.Path) -> bytes:
+    """The content of the file `path`, here or in a bucket.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    if is_remote(path):
+        return path.read_bytes()
+    with open_regular(path) as file:
+        return file.read()
+
+
 @contextlib.contextmanager
 def draft(path: epath.Path) -> Iterator[epath.Path]:
     """A file beside `path` to write to; it takes the name `path` at the end, and is gone where writing ended early."""

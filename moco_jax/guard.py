@@ -18,6 +18,7 @@ LAG = 2
 WARM_UP = 20
 MEMORY = 0.98  # of the running mean of the gradient's norm, about fifty steps
 SHOWN = 5
+NEEDED = ("finite", "loss", "grad_norm")  # of a step's metrics
 
 
 class Guard:
@@ -29,28 +30,30 @@ class Guard:
         spike_factor: float,
         name: Callable[[int], str],
         report: Callable[[int, str, str, Mapping[str, Any]], None],
+        saved: Callable[[], str],
     ):
         """Begin to watch.
 
         Args:
-            max_bad_steps: steps in a row without a finite loss and gradient that end the run.
+            max_bad_steps: steps in a row that were not applied, as something was not finite, that end the run.
             spike_factor: a gradient norm this many times its running mean is reported.
             name: what to call an example of the dataset.
             report: takes a step, the kind of event, a sentence on it and its facts.
+            saved: says which checkpoint is good, once that is known.
         """
         self.max_bad_steps, self.spike_factor = max_bad_steps, spike_factor
-        self.name, self.report = name, report
+        self.name, self.report, self.saved = name, report, saved
         self.waiting: deque[tuple[int, Mapping[str, jax.Array], jax.Array]] = deque()
         self.bad: list[int] = []
         self.mean, self.count = 0.0, 0
 
     def observe(self, step: int, metrics: Mapping[str, jax.Array], index: jax.Array) -> None:
-        """Take in a step's metrics (`finite`, `grad_norm`) and the example indices int32 `[B]` of its batch.
+        """Take in a step's metrics (`finite`, `loss`, `grad_norm`) and the example indices int32 `[B]` of its batch.
 
         Raises:
             UserError: `max_bad_steps` in a row were not applied.
         """
-        self.waiting.append((step, {k: metrics[k] for k in ("finite", "grad_norm")}, index))
+        self.waiting.append((step, {k: metrics[k] for k in NEEDED}, index))
         if len(self.waiting) > LAG:
             self._judge(*self.waiting.popleft())
 
@@ -64,14 +67,17 @@ class Guard:
         finite, norm = bool(values["finite"]), float(values["grad_norm"])
         if not finite:
             self.bad.append(step)
-            self._tell(
-                step, "skipped_step", "loss or gradient not finite, step not applied", norm, index
+            # A finite gradient and an update that is not: the rate, or what the optimizer adds, is too large.
+            overflow = math.isfinite(norm) and math.isfinite(float(values["loss"]))
+            what = (
+                "what the update would make of the weights is" if overflow else "loss or gradient"
             )
+            self._tell(step, "skipped_step", f"{what} not finite, step not applied", norm, index)
             if len(self.bad) >= self.max_bad_steps:
                 raise UserError(
-                    f"max_bad_steps={self.max_bad_steps} steps in a row ({self.bad[0]} to {step}) had a loss or "
-                    "gradient that is not finite; none was applied and the last checkpoint is good. Look at the "
-                    "examples named above, or go on with a lower lr: --config.lr=... --allow_change=lr"
+                    f"max_bad_steps={self.max_bad_steps} steps in a row ({self.bad[0]} to {step}) had a loss, "
+                    f"gradient or update that is not finite; none was applied. {self.saved()}. Look at the examples "
+                    "named above, or go on with a lower lr: --config.lr=... --allow_change=lr"
                 )
             return
         self.bad = []

@@ -80,6 +80,13 @@ def first_tells(text: str) -> str:
     return np.asarray(told).astype(np.uint8).tobytes().decode()
 
 
+def first_gives(number: int) -> int:
+    """The `number` of process 0, below 2**31, on every host; all must ask."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(number, np.int32)))
+
+
 def facts_of(config: ConfigDict) -> dict[str, Any]:
     """What must be the same on every host of a run, by name: settings, code and library versions."""
     own = ("data_dir", "workers", "compilation_cache")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from moco_jax import mesh as mesh_lib
+from moco_jax.contrastive import hits
 
 
 def nce(
@@ -45,10 +46,10 @@ def nce(
     noise = number / size
     hit = own_weight / constant
     loss = jnp.mean(jnp.log1p(noise / hit) + jnp.log1p(weights / (constant * noise)).sum(1))
-    closer = jnp.sum(cosine >= own[:, None], axis=1)
+    closer = jnp.sum(~(cosine < own[:, None]), axis=1)
     metrics = {
-        "top1": jnp.mean(closer < 1, dtype=loss.dtype),
-        "top5": jnp.mean(closer < 5, dtype=loss.dtype),
+        "top1": hits(own, closer, 1, loss.dtype),
+        "top5": hits(own, closer, 5, loss.dtype),
         "positive": jnp.mean(own),
         "negative": jnp.mean(cosine),
         "effective_negatives": jnp.mean(weights.sum(1) ** 2 / (weights**2).sum(1)),

@@ -32,7 +32,7 @@ class TrainState:
         schedule_step: int32, the step that schedules see: `step`, unless the batch size was changed on the way; then
             the step at which a run with this batch would have seen as many examples.
         examples_seen: uint32 `[2]`, low and high word of the number of examples drawn.
-        skipped_steps: int32, steps that were not applied because loss or gradients were not finite.
+        skipped_steps: int32, steps that were not applied: loss, gradients or what they lead to were not finite.
         params: the query encoder's parameters, at least float32.
         batch_stats: the query encoder's BatchNorm running statistics.
         key_params: the momentum encoder's parameters, ready for the next key pass; empty where there is none.
@@ -63,6 +63,16 @@ def count_examples(seen: jax.Array) -> int:
     """The Python integer that the two words of `seen` mean."""
     low, high = np.asarray(seen).tolist()
     return high << 32 | low
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number in `tree`, a pytree of arrays, is finite: a bool scalar; True where there is none."""
+    found = [
+        jnp.all(jnp.isfinite(x))
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
 
 
 def key_part(tree: Any) -> Any:

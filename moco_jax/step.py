@@ -18,7 +18,7 @@ from moco_jax import mesh as mesh_lib
 from moco_jax.encoders import Encoder
 from moco_jax.encoding import Encoding
 from moco_jax.method import Method
-from moco_jax.state import TrainState, add_examples, key_part
+from moco_jax.state import TrainState, add_examples, all_finite, key_part
 
 Metrics = dict[str, jax.Array]
 
@@ -204,14 +204,24 @@ def make_train_step(
             loss_fn, has_aux=True
         )(state.params)
         grad_norm = optax.global_norm(grads)
+        rate = learning_rate(state.schedule_step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
+        entering: Any = keys
+        if method.dictionary == "memory_bank":
+            moved = state.dictionary.moved(batch.index, queries, method.bank_momentum)
+            entering = moved, dictionary.constant
+        # The whole update counts or none of it, so it is looked at before any of it is written. The sums below are
+        # taken from arrays that the optimizer reads anyway, in the compiler's same pass as the gradient's norm; its
+        # values are not stored for them. The momentum encoder needs no pass of its own: where the norm of the
+        # parameters is finite none is above 2e19, and an average of such numbers (0 <= m <= 1) cannot overflow.
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite &= jnp.isfinite(optax.global_norm(params))
+        finite &= all_finite((stats, key_stats, opt_state, entering))
 
         def if_finite(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
-        rate = learning_rate(state.schedule_step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
         metrics = {"loss": loss, **metrics, "grad_norm": grad_norm, "lr": rate, "finite": finite}
         key_params = state.key_params
         if method.key_encoder == "momentum":
@@ -225,7 +235,7 @@ def make_train_step(
                 dictionary = dictionary.enqueue(key, batch.index, accept=finite)
         elif method.dictionary == "memory_bank":
             constant = jnp.where(finite, dictionary.constant, state.dictionary.constant)
-            dictionary = state.dictionary.renew(batch.index, queries, method.bank_momentum, finite)
+            dictionary = state.dictionary.renew(batch.index, moved, finite)
             dictionary = dictionary.replace(constant=constant)
 
         new_state = TrainState(

@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
     """Of each query over its negatives, `[B]` each.
 
     Attributes:
-        closer: int32, negatives at least as close as the positive.
+        closer: int32, negatives that are not farther than the positive; one whose cosine is NaN is not.
         cosine: sum of cosines.
         counted: negatives that counted.
         effective: as how many equal ones they weigh, `(sum e)^2 / sum e^2` with e = exp(q.k / tau).
@@ -123,7 +123,8 @@ def _sums(
             top=top,
             total=sums.total * shrink + e.sum(1),
             squares=sums.squares * shrink**2 + (e * e).sum(1),
-            closer=sums.closer + jnp.sum(keep & (cosine >= own[:, None]), 1, dtype=jnp.int32),
+            # Not `>=`, which NaN never is: a query of NaNs would be nearest to its own key.
+            closer=sums.closer + jnp.sum(keep & ~(cosine < own[:, None]), 1, dtype=jnp.int32),
             cosine=sums.cosine + jnp.where(keep, cosine, 0).sum(1),
             counted=sums.counted + jnp.broadcast_to(keep, cosine.shape).sum(1, dtype=own.dtype),
             pull=pull,

@@ -12,11 +12,13 @@ from ml_collections import ConfigDict
 
 from moco_jax import (
     checkpoint,
+    claim,
     diagnosis,
     environment,
     files,
     guard,
     hosts,
+    integrity,
     known_answers,
     mesh,
     warm_start,
@@ -64,20 +66,24 @@ def _train(
     parts = build(config, str(place / "index"))
     program = parts.program
     weights = None
-    if config.init_from and not checkpoint.is_begun(place):
+    if config.init_from and not integrity.is_begun(place):
         weights = warm_start.read(config, program.abstract)
         hosts.require_agreement({"init_from": weights.digest})
+    # Whatever refuses comes before the first change: the same command is refused again, and finds all as it was.
+    sound, examined = integrity.find(place)
     lock.check()
-    changed = checkpoint.claim_workdir(place, config.to_dict(), allow_change)
-    for name, (old, new) in changed.items():
-        console.line(f"changed by --allow_change: {name}: {old!r} -> {new!r}")
-    for said in checkpoint.set_damaged_aside(place):
-        console.line(said)
+    said = claim.mended(place, sound)
+    changed = claim.claim_workdir(place, config.to_dict(), allow_change, sound)
+    said += [f"changed by --allow_change: {k}: {old!r} -> {new!r}" for k, (old, new) in changed.items()]  # fmt: skip
+    if sound is None:
+        said += integrity.set_aside(place, examined)
     checkpoints = checkpoint.Checkpoints(place, config.keep)
-    start = checkpoints.latest() or 0
-    hosts.require_agreement({"last checkpoint": start})
-    if start:
-        state = checkpoints.restore(start, program.abstract, config.batch_size)
+    start = 0
+    if sound is not None:
+        start, state, passed = checkpoints.go_on(
+            sound, examined, program.abstract, config.batch_size
+        )
+        said += passed
     elif weights:
         state = warm_start.begin(program, weights, config.momentum)
     else:
@@ -87,6 +93,8 @@ def _train(
     last = parts.total_steps - shift
     lock.check()
     log = writers.Writers(place, first, start)
+    for line in (*said, *log.said):
+        console.line(line)
     facts = diagnosis.facts_of(config.to_dict(), len(parts.source))
     log.event(start, "start", environment.facts() | {
         "examples": len(parts.source), "steps_per_epoch": parts.steps_per_epoch, "schedule_shift": shift,
@@ -96,8 +104,8 @@ def _train(
         log.settings(config.to_dict())
     teller = telling.Teller(console, log, facts)
     console.facts(lines.facts(config, parts, place, state))
-    for said in weights.said if weights else ():
-        console.line(said)
+    for line in weights.said if weights else ():
+        console.line(line)
     del weights
     damaged = pipeline.DamagedImages(config.max_bad_images)
     host_batches, held = open_batches(
@@ -127,7 +135,9 @@ def _train(
         lock.check()
         log.event(step, kind, facts)
 
-    watch = guard.Guard(config.max_bad_steps, config.spike_factor, parts.source.name, report)
+    watch = guard.Guard(
+        config.max_bad_steps, config.spike_factor, parts.source.name, report, checkpoints.good
+    )
     end = min(config.stop_at_step or last, last)
     save_every = checkpoint.interval(config.checkpoint_every, parts.steps_per_epoch)
     monitor_every = config.monitor_every * parts.steps_per_epoch

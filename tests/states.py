@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from moco_jax import checkpoint, mesh, parts
+from moco_jax import checkpoint, claim, mesh, parts
 
 
 def drawn(config, pointer=0, seed=0):
@@ -35,7 +35,7 @@ def save_drawn(workdir, config, step, pointer=0):
 
 def save(workdir, config, step, state):
     """Make `workdir` that of a run with one checkpoint, of this `state`."""
-    checkpoint.claim_workdir(workdir, config.to_dict(), set())
+    claim.claim_workdir(workdir, config.to_dict(), set())
     saving = checkpoint.Checkpoints(workdir, 2)
     saving.save(step, state, config.to_dict(), {})
     saving.close()

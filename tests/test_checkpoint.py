@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from moco_jax import checkpoint, digests, train
+from moco_jax import checkpoint, digests, integrity, train
 from moco_jax.errors import UserError
 from tests import states
 from tests.test_train import tiny
@@ -90,12 +90,12 @@ def test_a_run_without_a_sound_checkpoint_is_not_begun_again_in_silence(workdir)
     for step in (2, 4, 6):
         flip(files_of(workdir, step)[0], 0)
     with pytest.raises(UserError, match=r"has no sound checkpoint left; checkpoint 6 is damaged"):
-        checkpoint.set_damaged_aside(epath.Path(workdir))
+        integrity.set_damaged_aside(epath.Path(workdir))
 
 
 def test_only_the_newest_checkpoint_is_read_when_it_is_sound(workdir):
     flip(files_of(workdir, 4)[0], 0)
-    assert checkpoint.set_damaged_aside(epath.Path(workdir)) == []
+    assert integrity.set_damaged_aside(epath.Path(workdir)) == []
 
 
 def test_a_full_disk_ends_with_one_line_and_keeps_what_was_saved(tmp_path):
@@ -109,7 +109,7 @@ def test_a_full_disk_ends_with_one_line_and_keeps_what_was_saved(tmp_path):
         (disk / "ballast").write_bytes(bytes(BALLAST))
         with pytest.raises(UserError, match="is on a full disk"):
             train.train(config, str(run), set())
-        assert checkpoint.set_damaged_aside(epath.Path(run)) == []
+        assert integrity.set_damaged_aside(epath.Path(run)) == []
         steps = [int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()]
         assert 0 < max(steps) < 12, steps
         (disk / "ballast").unlink()

@@ -115,13 +115,14 @@ def test_a_bank_has_one_entry_an_example_and_moves_it_by_half(size):
     np.testing.assert_allclose(jnp.linalg.norm(bank.keys, axis=1), 1, rtol=1e-5)
     index = jnp.asarray([0, 3, size - 1], jnp.int32)
     features = jnp.asarray(keys_of(np.arange(3)))
-    moved = bank.renew(index, features, 0.5, accept=True)
+    rows = bank.moved(index, features, 0.5)
+    moved = bank.renew(index, rows, accept=True)
     expected = np.array(bank.keys)
     for place, feature in zip(np.asarray(index), np.asarray(features), strict=True):
         entry = 0.5 * expected[place] + 0.5 * feature
         expected[place] = entry / np.linalg.norm(entry)
     np.testing.assert_allclose(moved.keys, expected, rtol=1e-6)
-    np.testing.assert_array_equal(bank.renew(index, features, 0.5, accept=False).keys, bank.keys)
+    np.testing.assert_array_equal(bank.renew(index, rows, accept=False).keys, bank.keys)
     np.testing.assert_array_equal(moved.entries(index), moved.keys[index])
 
 

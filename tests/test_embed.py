@@ -11,7 +11,7 @@ from etils import epath
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from moco_jax import checkpoint, mesh, parts, trained
+from moco_jax import checkpoint, claim, mesh, parts, trained
 from moco_jax.data.packing import example
 from moco_jax.data.sources import open_source
 from moco_jax.data.sources.pixels import Decoding
@@ -45,7 +45,7 @@ def place(tmp_path_factory):
         return jax.device_put(values.astype(x.dtype), x.sharding)
 
     for name in ("run", "other"):
-        checkpoint.claim_workdir(place / name, config.to_dict(), set())
+        claim.claim_workdir(place / name, config.to_dict(), set())
         checkpoints = checkpoint.Checkpoints(place / name, 2)
         checkpoints.save(4, jax.tree.map(drawn, shapes), config.to_dict(), {})
         checkpoints.close()

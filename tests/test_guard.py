@@ -1,5 +1,7 @@
 """Steps that cannot be applied are skipped, named and counted; many in a row end the run; spikes are reported."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -64,9 +66,11 @@ def test_a_batch_with_nan_is_skipped_counted_and_named(poison, tmp_path, capsys)
 def test_ten_in_a_row_end_the_run_with_the_last_good_checkpoint(poison, tmp_path):
     poison.update(range(5, 40))
     config = tiny(stop_at_step=30, monitor_every=0, checkpoint_every=2, keep=2)
-    with pytest.raises(UserError, match=r"max_bad_steps=10 steps in a row \(5 to 14\)"):
+    with pytest.raises(UserError, match=r"max_bad_steps=10 steps in a row \(5 to 14\)") as raised:
         train.train(config, str(tmp_path), set())
     poison.clear()
+    (named,) = re.findall(r"Checkpoint (\d+) is good", str(raised.value))
+    assert all(np.isfinite(x).all() for x in states.load(tmp_path, int(named)).values())
     train.train(config, str(tmp_path), set())
     last = states.load(tmp_path, 30)
     assert all(np.isfinite(x).all() for x in last.values())
@@ -74,11 +78,13 @@ def test_ten_in_a_row_end_the_run_with_the_last_good_checkpoint(poison, tmp_path
 
 def test_a_spike_is_reported_once_the_usual_size_is_known():
     said = []
-    watch = guard.Guard(10, 5.0, str, lambda *event: said.append(event))
+    watch = guard.Guard(10, 5.0, str, lambda *event: said.append(event), str)
     for number in range(1, 60):
         norm = 40.0 if number in (3, 50) else 2.0
         watch.observe(
-            number, {"finite": jnp.asarray(True), "grad_norm": jnp.asarray(norm)}, jnp.arange(7)
+            number,
+            {"finite": jnp.asarray(True), "loss": jnp.ones(()), "grad_norm": jnp.asarray(norm)},
+            jnp.arange(7),
         )
     watch.finish()
     ((number, kind, text, facts),) = said
@@ -88,11 +94,15 @@ def test_a_spike_is_reported_once_the_usual_size_is_known():
 
 
 def test_bad_steps_must_be_in_a_row():
-    watch = guard.Guard(3, 5.0, str, lambda *event: None)
+    watch = guard.Guard(3, 5.0, str, lambda *event: None, str)
     for number in range(30):
         watch.observe(
             number,
-            {"finite": jnp.asarray(number % 3 == 0), "grad_norm": jnp.asarray(jnp.nan)},
+            {
+                "finite": jnp.asarray(number % 3 == 0),
+                "loss": jnp.asarray(jnp.nan),
+                "grad_norm": jnp.asarray(jnp.nan),
+            },
             jnp.arange(2),
         )
     watch.finish()

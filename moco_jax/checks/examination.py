@@ -9,8 +9,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, known_answers, mesh, train, warm_start
 from moco_jax import config as config_lib
+from moco_jax import integrity, known_answers, mesh, train, warm_start
 from moco_jax.checks import images, memory, rate, settings, sheet, survey, workdir
 from moco_jax.checks.findings import FAULT, NOTE, OK, Finding, Report
 from moco_jax.data import order, pipeline, resident
@@ -256,7 +256,7 @@ class Examination:
         if self.computed is None:
             return self.report.skip("weights", NO_SETTINGS)
         with self.report.section("weights"):
-            if place is not None and checkpoint.is_begun(place):
+            if place is not None and integrity.is_begun(place):
                 said = f"init_from={self.config.init_from} is not read: {place} has a checkpoint"
                 return self.report.add(Finding(NOTE, said))
             found = warm_start.read(self.config, self.computed.abstract)

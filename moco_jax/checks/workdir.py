@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from moco_jax import checkpoint, files
+from moco_jax import checkpoint, claim, files, integrity
 from moco_jax.checks.findings import FAULT, NOTE, OK, WARNING, Finding
 from moco_jax.report.console import size
 
@@ -40,17 +40,12 @@ def _existing(path: epath.Path) -> Path:
 
 def checkpoints(workdir: epath.Path, total_steps: int) -> list[Finding]:
     """Where a run would go on; `total_steps`: its length, 0 where it is not known."""
-    examined = checkpoint.examine(workdir)
+    examined = integrity.examine(workdir)
+    why = integrity.lost(workdir, examined)
+    if why:
+        return [Finding(FAULT, why)]
     found = [Finding(WARNING, f"{c}; the run will move it aside") for c in examined if c.wrong]
     last = examined[-1] if examined and not examined[-1].wrong else None
-    if checkpoint.is_lost(examined):
-        return [
-            *found,
-            Finding(
-                FAULT,
-                f"{workdir} has no sound checkpoint left: take another workdir, or delete its checkpoints",
-            ),
-        ]
     if last is None:
         return [*found, Finding(OK, "no checkpoint there: the run begins at step 0")]
     if total_steps and last.step >= total_steps:
@@ -71,7 +66,8 @@ def checkpoints(workdir: epath.Path, total_steps: int) -> list[Finding]:
 
 def recipe(workdir: epath.Path, config: Mapping[str, Any], allow_change: set[str]) -> list[Finding]:
     """What `config` changes in the recipe of the run that is there; UserError where that is not allowed."""
-    changed = checkpoint.recipe_changes(workdir, config, allow_change)
+    step = integrity.sound(integrity.examine(workdir))
+    changed = claim.recipe_changes(workdir, config, allow_change, step)
     if not changed:
         return []
     listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from moco_jax import mesh as mesh_lib
 from moco_jax import optim
 from moco_jax.data import recipes
+from moco_jax.evaluation.decide import decide
 from moco_jax.evaluation.linear import Classifier, blocks, initial, logits, losses, sgd_step
 from moco_jax.evaluation.subject import Report, Subject
 
@@ -82,7 +83,7 @@ class Fitted:
 @jax.jit
 def _count(classifiers, mean, scale, features, classes, present):
     def one(classifier, features):
-        found = logits(classifier, features).argmax(-1) == classes
+        found = decide(logits(classifier, features)) == classes
         lost = losses(classifier, features, classes)
         return jnp.sum(found & present), jnp.sum(jnp.where(present, lost, 0))
 

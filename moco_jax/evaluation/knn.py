@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from moco_jax import mesh as mesh_lib
+from moco_jax.evaluation.decide import decide
 
 QUERIES = 512  # that a device compares at once
 BANK = 8192  # rows of the bank they are compared with at once
@@ -36,7 +37,8 @@ def _compiled(mesh: Mesh, k: int):
         def one(block):
             queries, best, rows = block
             cosines = jnp.matmul(queries, bank.T, precision="highest")
-            cosines = jnp.where(present, cosines, -jnp.inf)
+            # top_k takes NaN for the largest: a row of NaNs would be everyone's nearest.
+            cosines = jnp.where(present & ~jnp.isnan(cosines), cosines, -jnp.inf)
             new, places = jax.lax.top_k(cosines, min(k, len(bank)))
             # Of equal cosines top_k takes the first, and what was seen before stands first.
             merged, chosen = jax.lax.top_k(jnp.concatenate([best, new], -1), k)
@@ -153,7 +155,8 @@ def votes(
         temperatures: tau of the weights.
 
     Returns:
-        int64 `[M]` for every (k, temperature).
+        int64 `[M]` for every (k, temperature), as `decide` names them: no class where two have as many votes, or where
+        a query's features are NaN.
     """
     number = int(classes.max()) + 1
     found = {(k, t): np.zeros(len(cosines), np.int64) for k in ks for t in temperatures}
@@ -162,13 +165,16 @@ def votes(
         near, named = cosines[some], classes[some]
         rows = np.arange(len(near))[:, None]
         for t in temperatures:
-            weights = np.exp((near - near[:, :1]).astype(np.float64) / t)
+            with np.errstate(
+                invalid="ignore"
+            ):  # no neighbour at all: -inf less -inf, a vote of NaN
+                weights = np.exp((near - near[:, :1]).astype(np.float64) / t)
             sums, counted = np.zeros((len(near), number)), 0
             for k in sorted(ks):
                 new = slice(counted, k)
                 np.add.at(sums, (rows, named[:, new]), weights[:, new])
                 counted = k
-                found[k, t][some] = sums.argmax(1)
+                found[k, t][some] = decide(sums)
     return found
 
 

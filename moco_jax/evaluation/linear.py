@@ -13,6 +13,7 @@ from moco_jax import optim, random_keys
 from moco_jax.data import recipes
 from moco_jax.evaluation import resume
 from moco_jax.evaluation.batches import epoch_batches
+from moco_jax.evaluation.decide import decide
 from moco_jax.evaluation.subject import Report, Subject
 
 MOMENTUM = 0.9
@@ -171,9 +172,9 @@ def train_on_crops(
 
 
 def predict(classifier: Classifier, features: np.ndarray, block: int = 4096) -> np.ndarray:
-    """The class int `[N]` of each row of `features` `[N, D]`."""
+    """The class int `[N]` of each row of `features` `[N, D]`, as `decide` names it."""
     kernel, bias = (np.asarray(x) for x in classifier)
-    parts = [(features[some] @ kernel + bias).argmax(1) for some in blocks(len(features), block)]
+    parts = [decide(features[some] @ kernel + bias) for some in blocks(len(features), block)]
     return np.concatenate(parts)
 
 

@@ -104,7 +104,7 @@ OPERATIONAL = table(
         "guard": {
             "max_bad_steps": (
                 count(10, 1, STEPS),
-                "steps in a row with a loss or gradient that is not finite before it stops",
+                "steps in a row with a loss, gradient or update that is not finite before it stops",
             ),
             "spike_factor": (
                 number(10.0, 1, LARGEST),

@@ -10,8 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoint, files
-from moco_jax import config as config_lib
+from moco_jax import claim, files, integrity
 from moco_jax.errors import UserError
 
 # which encoder of a run -> its fields in the state
@@ -20,35 +19,19 @@ PARTS = {"query": ("params", "batch_stats"), "key": ("key_params", "key_batch_st
 
 def read_config(place: str) -> ConfigDict:
     """The settings of the run in the workdir `place`; UserError where there is none."""
-    workdir = files.absolute(place)
-    if not (workdir / "config.json").exists():
-        raise UserError(f"{place} is no workdir: it has no config.json")
-    config = config_lib.default_config()
-    saved = checkpoint.read_config(workdir / "config.json")
-    remedy = "its content is also in checkpoints/STEP/about"
-    if not isinstance(saved, dict):
-        raise UserError(f"{workdir / 'config.json'} is damaged: it holds no object; {remedy}")
-    for key in saved.keys() & config.keys():
-        try:
-            if saved[key] is None and config[key] is not None:
-                raise TypeError("null")
-            config.update({key: saved[key]})
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
-            raise UserError(
-                f"{workdir / 'config.json'} is damaged: {key}={str(saved[key])[:60]!r} is of another kind than "
-                f"{config[key]!r}; {remedy}"
-            ) from error
-    return config
+    return claim.settings(files.absolute(place))
 
 
 def sound_step(place: str, step: int | None = None) -> int:
     """`step`, or the last sound one where None; UserError where the workdir `place` has no checkpoint of it."""
     workdir = files.absolute(place)
     if step is None:
-        sound = [found.step for found in checkpoint.examine(workdir) if not found.wrong]
-        if not sound:
-            raise UserError(f"{place} has no sound checkpoint")
-        return sound[0]
+        examined = integrity.examine(workdir)
+        sound = integrity.sound(examined)
+        if sound is None:
+            why = f": {'; '.join(map(str, examined))}" if examined else ""
+            raise UserError(f"{place} has no sound checkpoint{why}")
+        return sound
     if not (workdir / "checkpoints" / str(step)).exists():
         raise UserError(f"{place} has no checkpoint of step {step}")
     return step
@@ -64,12 +47,12 @@ def variables(place: str, which: str, step: int) -> dict[str, Any]:
 def queue(place: str, step: int) -> np.ndarray | None:
     """The keys in the queue of the run in the workdir `place` after `step`: `[K, dim]`, oldest first; None without one."""
     workdir = files.absolute(place)
-    saved = checkpoint.read_config(workdir / "config.json")
-    if saved.get("dictionary", "queue") != "queue":
+    saved = claim.settings(workdir)
+    if saved.dictionary != "queue":
         return None
     (found,) = _restore(workdir / "checkpoints" / str(step) / "state", ("dictionary",))
     oldest_first = np.roll(found["keys"], -int(found["pointer"]), axis=0)
-    return oldest_first.reshape(-1, oldest_first.shape[-1])[-saved["queue_size"] :]
+    return oldest_first.reshape(-1, oldest_first.shape[-1])[-saved.queue_size :]
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from tests.test_doctor import begin, line_with, small
 def save(place, step):
     """What a run leaves of a checkpoint, its arrays aside: files and their digests."""
     folder = epath.Path(place) / "checkpoints" / str(step)
-    for name in ("state/d/array", "about/metadata"):
-        files.write(folder / name, f"{name} at {step}".encode())
+    about = {"format_version": 2, "step": step, "config": small("").to_dict()}
+    files.write(folder / "about/metadata", json.dumps(about).encode())
+    files.write(folder / "state/d/array", f"array at {step}".encode())
     digests.write(folder, epath.Path(place) / "digests" / str(step))
 
 

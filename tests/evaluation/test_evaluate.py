@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from benchmarks import machine
-from moco_jax import checkpoint, mesh, parts
+from moco_jax import checkpoint, claim, mesh, parts
 from moco_jax.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.subject import open_subject
@@ -40,7 +40,7 @@ def workdir(tmp_path_factory):
     state = lowered.compile(
         {"xla_backend_optimization_level": 0}
     )()  # compiled in a fourth of the time
-    checkpoint.claim_workdir(place, config.to_dict(), set())
+    claim.claim_workdir(place, config.to_dict(), set())
     checkpoints = checkpoint.Checkpoints(place, 2)
     checkpoints.save(4, state, config.to_dict(), {})
     checkpoints.close()

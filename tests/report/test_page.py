@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from moco_jax import checkpoint, environment, mesh, parts
+from moco_jax import checkpoint, claim, environment, mesh, parts
 from moco_jax.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.report.page import charts, curves, embedding, render, settings
@@ -97,7 +97,7 @@ RECORDS = [
 
 def write_run(place, config, state, records=RECORDS):
     place = epath.Path(place)
-    checkpoint.claim_workdir(place, config.to_dict(), set())
+    claim.claim_workdir(place, config.to_dict(), set())
     start = {"step": 0, "event": "start", **environment.facts(), "examples": 1437, "steps_per_epoch": 22, "schedule_shift": 0}  # fmt: skip
     lines = "".join(json.dumps(r) + "\n" for r in [start, *records])
     (place / "metrics.jsonl").write_text(lines)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from moco_jax import mesh as mesh_lib
 from moco_jax.encoding import to_network_input
+from moco_jax.evaluation.decide import decide
 from moco_jax.evaluation.segmentation import fcn
 from moco_jax.evaluation.segmentation.data import IGNORED, Scenes
 from moco_jax.evaluation.segmentation.views import ahead
@@ -19,16 +20,19 @@ UNIT = 128  # sides are padded to a multiple, so that few shapes are compiled; a
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Pixels of each class (rows) that are taken for each (columns), int64 `[K, K]`; ignored ones do not count."""
-    counted = labels != IGNORED
-    pairs = labels[counted].astype(np.int64) * classes + predicted[counted]
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    """Pixels of each class (rows) that are taken for each (columns), int64 `[K, K + 1]`; ignored ones do not count.
+
+    The last column is of those for which no class was decided: a class beyond `classes`.
+    """
+    counted, columns = labels != IGNORED, classes + 1
+    pairs = labels[counted].astype(np.int64) * columns + np.minimum(predicted[counted], classes)
+    return np.bincount(pairs, minlength=classes * columns).reshape(classes, columns)
 
 
 def intersection_over_union(counts: np.ndarray) -> np.ndarray:
     """Of each class, from `confusion`: float64 `[K]`, NaN for a class that is neither there nor predicted."""
     common = np.diag(counts)
-    union = counts.sum(0) + counts.sum(1) - common
+    union = counts.sum(0)[: len(counts)] + counts.sum(1) - common
     return np.divide(common, union, out=np.full(len(counts), np.nan), where=union > 0)
 
 
@@ -45,12 +49,12 @@ def _groups(sizes: np.ndarray, unit: int, rows: int) -> Iterator[tuple[tuple[int
 def _make_predict(
     network: fcn.FCN, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
 ) -> Callable:
-    """From variables, padded uint8 images `[B, H, W, C]` and sizes int32 `[B, 2]` to classes uint8 `[B, H, W]`."""
+    """From variables, padded uint8 images `[B, H, W, C]` and sizes int32 `[B, 2]` to classes uint8 `[B, H, W]`; 254 for none."""
 
     def predict(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
         inputs = to_network_input(images, mean, std, network.backbone.dtype)
         logits = fcn.apply_padded(network, variables, inputs, sizes)
-        return fcn.resize(logits, images.shape[1:3], sizes).argmax(-1).astype(np.uint8)
+        return decide(fcn.resize(logits, images.shape[1:3], sizes)).astype(np.uint8)
 
     everywhere, divided = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
     return jax.jit(predict, in_shardings=(everywhere, divided, divided), out_shardings=everywhere)
@@ -68,7 +72,7 @@ def score(
     report: Callable[[str], None],
     unit: int = UNIT,
 ) -> np.ndarray:
-    """The confusion int64 `[K, K]` of all images in `scenes`, each at its own size; one a device at a time.
+    """The confusion int64 `[K, K + 1]` of all images in `scenes`, each at its own size; one a device at a time.
 
     Each host reads the images that its devices take, and all labels.
 
@@ -96,7 +100,7 @@ def score(
             images[row, : image.shape[0], : image.shape[1]] = image
         return images[own], sizes[own], [scenes.label(index) for index in indices]
 
-    counts, done = np.zeros((classes, classes), np.int64), 0
+    counts, done = np.zeros((classes, classes + 1), np.int64), 0
     groups = list(_groups(scenes.sizes, unit, rows))
     for images, sizes, labels in ahead(read, groups, workers or os.cpu_count() or 1, 4):
         predicted = np.asarray(predict(variables, *mesh_lib.to_devices(mesh, (images, sizes))))

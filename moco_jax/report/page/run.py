@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import files, trained
+from moco_jax import files, integrity, trained
 from moco_jax.errors import UserError
 from moco_jax.parts import open_images
 from moco_jax.report import writers
@@ -97,10 +97,8 @@ class Run:
         folder = self.place / "digests"
         if not folder.is_dir():
             return None
-        # `isdigit` alone is true of a superscript, which is no number to `int`.
-        names = (p.name for p in folder.iterdir())
-        steps = (int(name) for name in names if name.isascii() and name.isdigit())
-        return max((s for s in steps if (self.place / "checkpoints" / str(s)).exists()), default=None)  # fmt: skip
+        steps = (integrity.step_of(p.name) for p in folder.iterdir())
+        return max((s for s in steps if s is not None and (self.place / "checkpoints" / str(s)).exists()), default=None)  # fmt: skip
 
 
 def read(places: Sequence[str]) -> list[Run]:
@@ -116,7 +114,10 @@ def _read(name: str, place: epath.Path) -> Run:
     config = trained.read_config(str(place))
     left_out: list[str] = []
     try:
-        records, odd = records_lib.sound(writers.records(place))
+        found = writers.read(place)
+        # A line that has no end may be one that is just being written.
+        left_out += [] if found.only_cut else found.remarks
+        records, odd = records_lib.sound(found.records)
         left_out += odd
     except (ValueError, OSError, RecursionError) as error:
         records = []

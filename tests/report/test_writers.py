@@ -1,0 +1,103 @@
+"""Records are read over whatever is damaged among them, and what is taken out of their file is kept."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from moco_jax import diagnosis
+from moco_jax.errors import UserError
+from moco_jax.report import writers
+
+START = {"step": 0, "event": "start", "examples": 1437, "steps_per_epoch": 22, "schedule_shift": 0}
+LOGS = [{"step": n, "loss": 5.0 - n / 10, "top1": 0.1, "lr": 0.06} for n in range(1, 9)]
+SCORE = {"step": 8, "knn": 0.5, "feature_spread": float("nan")}
+EVENT = {"step": 4, "event": "skipped_step", "grad_norm": "nan", "indices": [1, 2]}
+WHOLE = [START, *LOGS[:4], EVENT, *LOGS[4:], SCORE]
+DAMAGE = [
+    bytes(100), b"7", b'{"loss": 1.5}', b"\xff\xfe", b'{"step": 5, "lo', b"null", b"[]", b'"text"', b"true", b"1e999",
+    b'{"step": "5", "loss": 1}', b'{"step": 5.5, "loss": 1}', b'{"step": -1, "loss": 1}', b'{"step": null}', b'{"step": true}',
+    b'{"step": 1' + b"0" * 400 + b"}", b'{"step": 5, "loss": "high"}', b'{"step": 5, "loss": null}', b'{"step": 5, "loss": [1]}',
+    b'{"step": 5, "loss": 1' + b"0" * 400 + b"}", b"[" * 100_000, b'{"step": 5, "event": "start"}', b'{"step": 5, "event": 7}',
+    b'{"step": 5, "event": "finding", "name": 3}', b'{"step": 5}}', b"{'step': 5}", b"\r", b" ", b"nan", b'{"step": NaN}',
+    b'{"step": 5, "event": "start", "examples": "x", "steps_per_epoch": 1, "schedule_shift": 0}',
+]  # fmt: skip
+
+
+def lines_of(records):
+    return [json.dumps(r).encode() for r in records]
+
+
+def write(folder, lines, end=b"\n"):
+    (folder / "metrics.jsonl").write_bytes(b"\n".join(lines) + end)
+    return epath.Path(folder)
+
+
+def same(one, other):
+    return json.dumps(one) == json.dumps(other)
+
+
+@pytest.mark.parametrize("number", range(len(DAMAGE)))
+def test_a_damaged_line_is_left_out_and_the_others_are_read(tmp_path, number):
+    """Thirty-one kinds of line, each at a place that is drawn; the run goes on, and what was taken out is kept."""
+    rng = np.random.default_rng(number)
+    lines = lines_of(WHOLE)
+    at = int(rng.integers(1, len(lines) + 1))
+    lines.insert(at, DAMAGE[number])
+    place = write(tmp_path, lines)
+    found = writers.read(place)
+    assert same(found.records, WHOLE)
+    assert found.damaged == {at + 1: DAMAGE[number]}
+    assert found.remarks == [f"{place}/metrics.jsonl: line {at + 1} is damaged and left out"]
+    diagnosis.examine(found.records, diagnosis.facts_of({}, diagnosis.images_of(found.records)))
+    log = writers.Writers(place, True, 8)
+    (line,) = log.said
+    assert "earlier/1/metrics.jsonl" in line
+    assert (place / "earlier/1/metrics.jsonl").read_bytes() == DAMAGE[number] + b"\n"
+    assert same(log.held, WHOLE)
+    again = writers.Writers(place, True, 8)
+    assert again.said == []
+    assert same(again.held, WHOLE)
+
+
+@pytest.mark.parametrize("cut", range(1, 25))
+def test_a_last_line_that_is_cut_off_is_left_out(tmp_path, cut):
+    whole = b"\n".join(lines_of(WHOLE)) + b"\n"
+    place = write(tmp_path, [whole[:-cut]], b"")
+    found = writers.read(place)
+    assert same(found.records, WHOLE[:-1])
+    assert found.only_cut
+    assert same(writers.records(place), WHOLE[:-1])
+    assert len(writers.Writers(place, True, 8).said) == 1
+
+
+def test_records_of_lost_steps_and_of_earlier_runs_are_kept_elsewhere(tmp_path):
+    place = write(tmp_path, lines_of(WHOLE))
+    (place / "neighbours.json").write_text("{}")
+    log = writers.Writers(place, True, 6)
+    assert log.said == []  # a run that goes on makes them again
+    assert [r["step"] for r in log.held][-1] == 6
+    assert same(writers.records(place / "earlier/1"), [*LOGS[6:], SCORE])
+    assert (place / "neighbours.json").exists()
+    anew = writers.Writers(place, True, 0)
+    assert len(anew.said) == 1
+    assert anew.held == writers.records(place) == []
+    assert len(writers.records(place / "earlier/2")) == 8
+    assert not (place / "neighbours.json").exists()
+    assert (place / "earlier/2/neighbours.json").exists()
+    assert not writers.Writers(tmp_path / "new", False, 0).said
+
+
+def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    place = epath.Path(tmp_path)
+    for look in (writers.records, lambda p: writers.Writers(p, True, 4)):
+        with pytest.raises(UserError, match=r"metrics.jsonl cannot be read and written"):
+            look(place)
+    (tmp_path / "metrics.jsonl").rmdir()
+    log = writers.Writers(place, True, 4)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics.jsonl cannot be read and written"):
+        log.event(5, "stopped", {})
