@@ -8,7 +8,21 @@ import pytest
 
 from moco_jax import text
 
-ODD = ["\n", "\r", "\x1b[2J", "\u202e", "\u2028", "\x85", "\0", "\ud800", "\udce9", "\u200f", "\x7f", "\t", "\ufeff"]
+ODD = [
+    "\n",
+    "\r",
+    "\x1b[2J",
+    "\u202e",
+    "\u2028",
+    "\x85",
+    "\0",
+    "\ud800",
+    "\udce9",
+    "\u200f",
+    "\x7f",
+    "\t",
+    "\ufeff",
+]
 
 
 def random_name(seed: int) -> bytes:

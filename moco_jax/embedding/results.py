@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from moco_jax.data.sources.folder import FilesSource
+from moco_jax.data.sources.labels import called
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.embedding import search
 from moco_jax.embedding.table import Table
@@ -65,8 +66,7 @@ def tables(table: Table, found: Found) -> str:
             found.names[number].tolist(),
         ]
         if found.labels is not None:
-            labels = found.labels[number].tolist()
-            columns.append([classes[label] if classes else str(label) for label in labels])
+            columns.append([called(classes, label) for label in found.labels[number].tolist()])
         header = ["", "cosine", "image", "class"][: len(columns)]
         lines = console.table(header, list(zip(*columns, strict=True)))
         said.append(f"nearest to {word} ({how})\n{lines}")
