@@ -96,7 +96,7 @@ def _without_labels(part: Part) -> UserError:
     said = "".join(f"; {remark}" for remark in remarks_of(part.source))
     all_missing = ""
     if part.source.labels(part.indices) is not None:
-        all_missing = f" ({MISSING} at each of its {len(part.indices):,} images)"
+        all_missing = f" ({MISSING}, or none, at each of its {len(part.indices):,} images)"
     return UserError(
         f"{part.about} has no labels{all_missing}, which an evaluation needs; a folder with one "
         f"folder a class has them (docs/data.md){said}"

@@ -251,9 +251,9 @@ def test_classes_that_no_training_image_has_count_as_wrong_and_are_named():
         (
             [-1] * 4,
             [0, 1],
-            r"TRAIN has no labels \(-1 at each of its 4 images\), which an evaluation needs",
+            r"TRAIN has no labels \(-1, or none, at each of its 4 images\), which",
         ),
-        ([0, 1], [-1], r"TEST has no labels \(-1 at each of its 1 images\)"),
+        ([0, 1], [-1], r"TEST has no labels \(-1, or none, at each of its 1 images\)"),
         (
             [1, 1, -1],
             [0, 1],

