@@ -154,10 +154,15 @@ class ExampleSource:
     ):
         """`label` names the set, `features` what it consists of; `classes` as in `Source`."""
         self.records, self.label, self.decoding = records, label, decoding
-        self.classes = list(classes)
+        self._names = list(classes)
         self.features = features
         self._labels: np.ndarray | None = None
-        self._places = {name: number for number, name in enumerate(self.classes)}
+        self._places = {name: number for number, name in enumerate(self._names)}
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """As in `Source`; those that only the records hold are there once their labels were read."""
+        return tuple(self._names)
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -214,21 +219,21 @@ class ExampleSource:
 
     def _add(self, name: str) -> None:
         if name not in self._places:
-            self._places[name] = len(self.classes)
-            self.classes.append(name)
+            self._places[name] = len(self._names)
+            self._names.append(name)
 
     def _within(
         self, numbers: np.ndarray, some: np.ndarray, which: np.ndarray | bool = True
     ) -> np.ndarray:
         """`numbers` int64 `[n]`; UserError where one of `which` has no name, but others do."""
-        if not self.classes and self.features.class_name is None:
+        if not self._names and self.features.class_name is None:
             return numbers
-        nameless = np.flatnonzero(which & (numbers >= len(self.classes)))
+        nameless = np.flatnonzero(which & (numbers >= len(self._names)))
         if len(nameless):
             first = int(nameless[0])
             raise UserError(
                 f"{self.name(int(some[first]))} has the class {numbers[first]}, and there are the "
-                f"names of {len(self.classes)} classes, from 0 on, alone; write its name into it, "
+                f"names of {len(self._names)} classes, from 0 on, alone; write its name into it, "
                 "or mend its number"
             )
         return numbers
