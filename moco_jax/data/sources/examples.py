@@ -161,7 +161,7 @@ class ExampleSource:
 
     @property
     def classes(self) -> Sequence[str]:
-        """As in `Source`; those that only the records hold are there once their labels were read."""
+        """As in `Source`; those in the records alone are there once their labels were read."""
         return tuple(self._names)
 
     def __len__(self) -> int:
