@@ -19,7 +19,7 @@ from moco_jax import __version__, files, number_flags, parts, trained
 from moco_jax import config as config_lib
 from moco_jax import mesh as mesh_lib
 from moco_jax.command_line import fail, set_up, start
-from moco_jax.data.sources import Source
+from moco_jax.data.sources import Source, remarks_of
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.embedding import results, search, table
 from moco_jax.embedding.encode import KINDS, Damaged, Embedder, rows
@@ -140,6 +140,8 @@ def embed(console: Console) -> None:
         "images": f"{len(source):,} of {about(images)}",
         "devices": f"{embedder.mesh.size} x {embedder.mesh.devices.flat[0].device_kind}",
     })  # fmt: skip
+    for said in remarks_of(source):
+        console.line(said)
     damaged, count, width, odd = Damaged(source), 0, 0, 0
     progress = Counter(console, "images", len(source))
     with table.writing(out, facts) as write:
@@ -151,6 +153,7 @@ def embed(console: Console) -> None:
             odd += int((~np.isfinite(some.features).all(1)).sum())
             progress(int(some.indices[-1]) + 1)
         facts["damaged"] = damaged.names
+        images["classes"] = list(source.classes)  # names that stand in the records are known by now
     size = console_lib.size(epath.Path(out).stat().length)
     console.line(f"written: {out}, {count:,} x {width:,} features, {size}")
     if odd:

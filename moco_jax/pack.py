@@ -69,6 +69,8 @@ def main(argv: list[str]) -> None:
         decoding = Decoding(channels=CHANNELS.value, white=WHITE.value)
         plan = packing.make_plan(DATA_DIR.value, OUT.value, SHARDS.value, FORMAT.value, decoding)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
+        for said in plan.source.remarks:
+            console.line(said)
         packing.pack(plan, Progress(plan, console).seen)
     except KeyboardInterrupt:
         console.line("stopped; finished shards are kept, the same command goes on")

@@ -27,6 +27,7 @@ from moco_jax import (
 from moco_jax.checks import sheet
 from moco_jax.clock import Clock, Profile
 from moco_jax.data import pipeline, resident
+from moco_jax.data.sources import labels, remarks_of
 from moco_jax.evaluation.monitor import Found
 from moco_jax.parts import Parts, Program, build
 from moco_jax.report import board, lines, neighbours, telling, writers
@@ -104,7 +105,7 @@ def _train(
         log.settings(config.to_dict())
     teller = telling.Teller(console, log, facts)
     console.facts(lines.facts(config, parts, place, state))
-    for line in weights.said if weights else ():
+    for line in (*remarks_of(parts.source), *(weights.said if weights else ())):
         console.line(line)
     del weights
     damaged = pipeline.DamagedImages(config.max_bad_images)
@@ -123,6 +124,7 @@ def _train(
         picture.renew(0, found)
         log.write(0, score)
         console.line(lines.score("before training", score))
+        tell_of_labels(console, parts)
 
     batches = device_batches(host_batches, program, held)
     stop = StopSignals()
@@ -175,6 +177,7 @@ def _train(
                 console.line(
                     lines.score(f"epoch {(step + shift) / parts.steps_per_epoch:g}", score)
                 )
+                tell_of_labels(console, parts)
             teller.consider(step, at_once=bool(score) or step == end)
             if step % save_every == 0 or step == end or score or stopping:
                 lock.check()
@@ -212,6 +215,12 @@ def _train(
 def variables(state: TrainState) -> dict:
     """What the query encoder needs to run."""
     return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def tell_of_labels(console: Console, parts: Parts) -> None:
+    """Say what scores leave out for want of a label, once."""
+    for said in parts.monitor.news():
+        console.line(said)
 
 
 def open_batches(
@@ -320,4 +329,8 @@ def fill_board(
     sheet.draw(place / "views.png", parts.source, pairs)
     log.picture(last, "view pairs", place / "views.png")
     images = neighbours.views(parts.source, parts.recipe, found.sample, config.workers)
-    board.project(place, found.features, images, parts.source.labels(found.sample))
+    numbers = labels.known(parts.source, found.sample)
+    called = None
+    if numbers is not None:
+        called = [labels.called(parts.source.classes, number) for number in numbers.tolist()]
+    board.project(place, found.features, images, called)

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from moco_jax import config as config_lib
 from moco_jax import integrity, known_answers, mesh, train, warm_start
 from moco_jax.checks import images, memory, rate, settings, sheet, survey, workdir
-from moco_jax.checks.findings import FAULT, NOTE, OK, Finding, Report
+from moco_jax.checks.findings import FAULT, NOTE, OK, WARNING, Finding, Report
 from moco_jax.data import order, pipeline, resident
-from moco_jax.data.sources import Source, store
+from moco_jax.data.sources import Source, remarks_of, store
 from moco_jax.evaluation import features
+from moco_jax.evaluation.classes import match_sources
 from moco_jax.evaluation.monitor import choose
 from moco_jax.parts import (
     Program,
@@ -27,6 +28,7 @@ from moco_jax.parts import (
 )
 from moco_jax.report.console import duration, size
 
+LABELS = 256  # images of each part whose labels are looked at: a record is read for each
 NO_IMAGES, NO_SETTINGS = "the dataset's fault is mended", "the settings' fault is mended"
 
 
@@ -121,11 +123,10 @@ class Examination:
                 queries = open_images(config, config.eval_split, index_dir)
             bank, chosen = choose(self.source, queries, config.knn_examples, config.seed)
             self.bank = len(bank) if config.monitor_every else 0
-            first = np.zeros(1, np.int64)
-            labelled = all(
-                s.labels(first) is not None for s in (self.source, queries or self.source)
-            )
-            self.report.add(*settings.monitor(config, labelled, len(bank), len(chosen)))
+            self.report.add(*(Finding(WARNING, said) for said in remarks_of(self.source)))
+            some = (x[survey.spread(len(x), LABELS, config.seed)] for x in (bank, chosen))
+            matched = match_sources(self.source, next(some), queries or self.source, next(some))
+            self.report.add(*settings.monitor(config, matched, len(bank), len(chosen)))
 
     def images(self, count: int | None) -> None:
         """What `count` of the images look like; all of them where None."""

@@ -1,11 +1,13 @@
 """What the doctor says of settings and of the dataset's size: arithmetic on numbers, each opinion with its source."""
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax.checks.findings import NOTE, OK, WARNING, Finding
 from moco_jax.data import recipes
 from moco_jax.errors import UserError
+from moco_jax.evaluation.classes import Matched
 
 FEW_FOR_STATISTICS = 8
 SLOW_MOMENTUM = 0.99
@@ -124,8 +126,14 @@ def length(config: ConfigDict, examples: int) -> list[Finding]:
     return found
 
 
-def monitor(config: ConfigDict, labelled: bool, bank: int, queries: int) -> list[Finding]:
-    """What the run will know of itself: `bank` images are searched for `queries` classified, with labels or without."""
+def monitor(config: ConfigDict, matched: Matched | None, bank: int, queries: int) -> list[Finding]:
+    """What the run will know of itself.
+
+    Args:
+        config: the settings.
+        matched: the classes of some of the images; None where none of these has a label.
+        bank, queries: how many images are searched, and how many classified.
+    """
     if not config.monitor_every:
         return [
             Finding(
@@ -134,11 +142,16 @@ def monitor(config: ConfigDict, labelled: bool, bank: int, queries: int) -> list
             )
         ]
     every = f"every {config.monitor_every} epochs"
-    if not labelled:
+    known = np.unique(matched.train[matched.train >= 0]) if matched else np.zeros(0, np.int64)
+    if matched is None or len(known) < 2:
+        why = "no labels"
+        if matched is not None:
+            why = f"labels of one class alone, {matched.called[known[0]]!r}"
         return [
             Finding(
                 NOTE,
-                f"no labels: {every} the spread of features is measured, which shows a collapse; no kNN",
+                f"{why}: {every} the spread of features is measured, which shows a collapse; "
+                "no kNN",
             )
         ]
     where = (
@@ -146,8 +159,19 @@ def monitor(config: ConfigDict, labelled: bool, bank: int, queries: int) -> list
         if config.eval_split
         else "of the training images themselves"
     )
+    said = f"labels: {every} {queries:,} images {where} are classified by kNN among {bank:,}"
+    return [Finding(OK, said), *_without_labels(matched)]
+
+
+def _without_labels(matched: Matched) -> list[Finding]:
+    numbers = np.concatenate([matched.train, matched.test])
+    without = int((numbers < 0).sum())
+    if not without:
+        return []
     return [
         Finding(
-            OK, f"labels: {every} {queries:,} images {where} are classified by kNN among {bank:,}"
+            NOTE,
+            f"{without:,} of {len(numbers):,} images whose labels were looked at have none; kNN "
+            "leaves such out",
         )
     ]

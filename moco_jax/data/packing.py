@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from moco_jax.data.running import running
-from moco_jax.data.sources import open_source, store
+from moco_jax.data.sources import labels, open_source, store
 from moco_jax.data.sources.decode import decode_or_flag
+from moco_jax.data.sources.examples import PACK
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
@@ -81,9 +82,9 @@ def make_plan(data_dir: str, out: str, shards: int, format: str, decoding: Decod
 
 def _facts(plan: Plan) -> dict:
     digest, source = hashlib.sha256(), plan.source
-    labels = source.labels(np.arange(len(source)))
+    numbers = source.labels(np.arange(len(source)))
     for index in range(len(source)):
-        label = "" if labels is None else labels[index]
+        label = "" if numbers is None else numbers[index]
         digest.update(f"{source.files[index]}\t{label}\n".encode("utf-8", "surrogateescape"))
     remote = store.is_remote(plan.data_dir)
     return {
@@ -100,7 +101,7 @@ def _facts(plan: Plan) -> dict:
 
 def claim(plan: Plan) -> None:
     """Make `plan.out` this packing's: write pack.json there, or refuse where it holds another's shards."""
-    path, facts = os.path.join(plan.out, "pack.json"), _facts(plan)
+    path, facts = os.path.join(plan.out, PACK), _facts(plan)
     with writing(plan.out):
         tf.io.gfile.makedirs(plan.out)
         if not store.is_file(path):
@@ -151,8 +152,12 @@ def _writer(path: str, format: str) -> Iterator[Callable[[bytes], None]]:
         array_records.close()
 
 
-def example(image: bytes, name: str, label: int | None) -> bytes:
-    """A serialized tf.train.Example: `image`, `name`, and `label` if there is one."""
+def example(image: bytes, name: str, label: int | None, class_name: str = "") -> bytes:
+    """A serialized tf.train.Example: `image`, `name`, and `label` and `class_name` if there are.
+
+    The label is `labels.MISSING`, without a class name, for an image that has no class though
+    others have.
+    """
 
     def some(content: bytes) -> tf.train.Feature:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
@@ -160,7 +165,19 @@ def example(image: bytes, name: str, label: int | None) -> bytes:
     feature = {"image": some(image), "name": some(name.encode("utf-8", "surrogateescape"))}
     if label is not None:
         feature["label"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
+    if class_name:
+        feature["class_name"] = some(class_name.encode("utf-8", "surrogateescape"))
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
+def _example(source: FolderSource, index: int, image: bytes) -> bytes:
+    """The example of image `index` of `source`, whose bytes are `image`."""
+    numbers, name = source.labels(np.asarray([index])), source.files[index]
+    if numbers is None:
+        return example(image, name, None)
+    number = int(numbers[0])
+    called = "" if number == labels.MISSING else source.classes[number]
+    return example(image, name, number, called)
 
 
 def _checked(source: FolderSource, start: int, stop: int) -> Iterator[tuple[int, bytes, bool]]:
@@ -191,10 +208,7 @@ def write_shard(plan: Plan, number: int, seen: Callable[[int], None]) -> None:
         with _writer(f"{path}.part", plan.format) as write:
             for index, content, good in _checked(source, start, stop):
                 if good:
-                    label = source.labels(np.asarray([index]))
-                    write(
-                        example(content, source.files[index], None if label is None else label[0])
-                    )
+                    write(_example(source, int(index), content))
                 else:
                     damaged.append(source.name(index))
                 seen(int(index))

@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from moco_jax.data.sources.folder import FilesSource
+from moco_jax.data.sources.labels import called
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.embedding import search
 from moco_jax.embedding.table import Table
@@ -53,13 +54,6 @@ def encoder_words(made: Mapping[str, Any]) -> str:
     return printable(words)
 
 
-def class_words(classes: Sequence[str], label: int) -> str:
-    """What the class `label` is called; its number where `classes` has no name for it, and a dash where there is none."""
-    if label < 0:
-        return "-"
-    return printable(classes[label]) if label < len(classes) else str(label)
-
-
 def tables(table: Table, found: Found) -> str:
     """A table for each query: rank, cosine, name, and class where it is known."""
     classes = table.facts["images"]["classes"]
@@ -74,7 +68,8 @@ def tables(table: Table, found: Found) -> str:
             [printable(name) for name in found.names[number].tolist()],
         ]
         if found.labels is not None:
-            columns.append([class_words(classes, n) for n in found.labels[number].tolist()])
+            labels = found.labels[number].tolist()
+            columns.append([called(classes, label) or "-" for label in labels])
         header = ["", "cosine", "image", "class"][: len(columns)]
         lines = console.table(header, list(zip(*columns, strict=True)))
         said.append(f"nearest to {printable(word)} ({how})\n{lines}")

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from moco_jax import mesh as mesh_lib
 from moco_jax.data import order, pipeline, recipes
-from moco_jax.evaluation.subject import Labelled
+from moco_jax.evaluation.labelled import Labelled
 
 
 def epoch_batches(

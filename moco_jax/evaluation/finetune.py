@@ -24,7 +24,8 @@ from moco_jax.data import recipes
 from moco_jax.encoding import to_network_input
 from moco_jax.evaluation import linear, mixing, resume
 from moco_jax.evaluation.batches import epoch_batches
-from moco_jax.evaluation.subject import Labelled, Report, Subject
+from moco_jax.evaluation.labelled import Labelled
+from moco_jax.evaluation.subject import Report, Subject
 
 MIN_STEPS = 1000  # what 20 epochs of 1 % of ImageNet come to, in batches of 256
 

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from moco_jax import mesh as mesh_lib
-from moco_jax.evaluation.decide import decide
+from moco_jax.data.sources.labels import MISSING
+from moco_jax.evaluation.decide import UNDECIDED, decide
 
 QUERIES = 512  # that a device compares at once
 BANK = 8192  # rows of the bank they are compared with at once
@@ -150,31 +151,35 @@ def votes(
 
     Args:
         cosines: float `[M, K]`, descending.
-        classes: int `[M, K]`, of these neighbours.
+        classes: int `[M, K]`, of these neighbours; -1 for one without a label, which has no vote.
         ks: numbers of neighbours that vote; K where larger.
         temperatures: tau of the weights.
 
     Returns:
         int64 `[M]` for every (k, temperature), as `decide` names them: no class where two have as many votes, or where
-        a query's features are NaN.
+        a query's features are NaN; -1 where none of the neighbours has a vote.
     """
-    number = int(classes.max()) + 1
+    # Numbers may be as far apart as they like: memory is for the classes that are there.
+    values, places = np.unique(classes, return_inverse=True)
+    places = places.reshape(np.shape(classes))
+    labelled, voting = classes >= 0, values >= 0
     found = {(k, t): np.zeros(len(cosines), np.int64) for k in ks for t in temperatures}
     for start in range(0, len(cosines), VOTES):
         some = slice(start, start + VOTES)
-        near, named = cosines[some], classes[some]
+        near, named = cosines[some], places[some]
         rows = np.arange(len(near))[:, None]
         for t in temperatures:
-            with np.errstate(
-                invalid="ignore"
-            ):  # no neighbour at all: -inf less -inf, a vote of NaN
+            # Without any neighbour this is -inf less -inf, a vote of NaN.
+            with np.errstate(invalid="ignore"):
                 weights = np.exp((near - near[:, :1]).astype(np.float64) / t)
-            sums, counted = np.zeros((len(near), number)), 0
+            sums, counted = np.zeros((len(near), len(values))), 0
             for k in sorted(ks):
                 new = slice(counted, k)
                 np.add.at(sums, (rows, named[:, new]), weights[:, new])
                 counted = k
-                found[k, t][some] = decide(sums)
+                place = decide(np.where(voting, sums, -1))
+                best = np.where(place == UNDECIDED, UNDECIDED, values[np.maximum(place, 0)])
+                found[k, t][some] = np.where(labelled[some, :k].any(1), best, MISSING)
     return found
 
 
@@ -185,13 +190,13 @@ def classify(
 
     Args:
         bank: `[N, D]` features of known class.
-        labels: int `[N]`.
+        labels: int `[N]`, -1 for a row that has no vote.
         queries: `[M, D]`.
         k: neighbours that vote; all N where N is smaller.
         temperature: tau of the weights.
 
     Returns:
-        int `[M]`.
+        int `[M]`, -1 where none has a vote.
     """
     cosines, rows = nearest(bank, queries, k)
     return votes(cosines, np.asarray(labels)[rows], [k], [temperature])[k, temperature]

@@ -13,7 +13,9 @@ from moco_jax import mesh as mesh_lib
 from moco_jax.contrastive import spread
 from moco_jax.data import recipes
 from moco_jax.data.sources import Source
+from moco_jax.data.sources.labels import listed
 from moco_jax.evaluation import features, knn
+from moco_jax.evaluation.classes import Matched, match_sources
 
 RAW_PIXELS_SIDE = 64
 RANKED = (
@@ -78,6 +80,8 @@ class Monitor:
     workers: int
     k: int
     temperature: float
+    _said: list[str] = dataclasses.field(default_factory=list)
+    _told: int = 0
 
     def features(
         self, encode, query_indices: np.ndarray | None = None
@@ -94,8 +98,9 @@ class Monitor:
     def score(self, encode) -> tuple[dict[str, float], Found]:
         """Numbers, and what was found on the way.
 
-        The numbers are `knn` (share of queries classified rightly) if there are labels, `feature_spread` (0..1), and
-        `effective_rank` of features that are finite.
+        The numbers are `knn` (share of queries classified rightly) if there are labels of two
+        classes or more, `feature_spread` (0..1), and `effective_rank` of features that are finite.
+        What has no label has no vote and is not classified; `news` says so.
         """
         bank, bank_indices, queries, query_indices = self.features(encode)
         unit = knn.unit(queries)
@@ -103,15 +108,64 @@ class Monitor:
         if np.isfinite(unit).all():
             result["effective_rank"] = effective_rank(unit[:: -(-len(unit) // RANKED)])
         few = np.flatnonzero(np.isin(query_indices, self.few))
-        labels, truth = self.bank.labels(bank_indices), self.queries.labels(query_indices)
-        if labels is not None and truth is not None:
-            cosines, rows = knn.nearest(bank, queries, max(self.k, NEAREST))
-            grid = knn.votes(cosines, labels[rows], [self.k], [self.temperature])
-            result["knn"] = float(np.mean(grid[self.k, self.temperature] == truth))
-            rows = rows[few]
-        else:
+        matched = self.matched(bank_indices, query_indices)
+        if matched is None or not self._can_score(matched):
             rows = knn.nearest(bank, queries[few], NEAREST)[1]
+        else:
+            self._count_left_out(matched)
+            searched, asked = matched.train >= 0, matched.test >= 0
+            cosines, rows = knn.nearest(bank[searched], queries[asked], max(self.k, NEAREST))
+            grid = knn.votes(cosines, matched.train[searched][rows], [self.k], [self.temperature])
+            result["knn"] = float(np.mean(grid[self.k, self.temperature] == matched.test[asked]))
+            if searched.all() and asked.all():
+                rows = rows[few]
+            else:
+                rows = knn.nearest(bank, queries[few], NEAREST)[1]
         return result, _found(bank, bank_indices, query_indices[few], rows)
+
+    def matched(self, bank_indices: np.ndarray, query_indices: np.ndarray) -> Matched | None:
+        """The classes of some searched images and queries in one numbering; None without labels."""
+        return match_sources(self.bank, bank_indices, self.queries, query_indices)
+
+    def _can_score(self, matched: Matched) -> bool:
+        """Whether labels tell good features from bad ones; if not, why is kept for `news`."""
+        known = np.unique(matched.train[matched.train >= 0])
+        if len(known) < 2:
+            self._say(f"no kNN: all labels are of one class, {matched.called[known[0]]!r}")
+        elif not np.isin(matched.test, known).any():
+            self._say("no kNN: no image that would be classified is of a class of those searched")
+        else:
+            return True
+        return False
+
+    def _count_left_out(self, matched: Matched) -> None:
+        """Keep for `news` how many images a score leaves out."""
+        for about, numbers, whole in (
+            ("searched images", matched.train, len(self.bank_indices)),
+            ("images to be classified", matched.test, len(self.query_indices)),
+        ):
+            without, damaged = int((numbers < 0).sum()), whole - len(numbers)
+            counted = {"without a label": without, "damaged": damaged}
+            parts = [f"{count:,} {why}" for why, count in counted.items() if count]
+            if parts:
+                self._say(f"kNN leaves out, of {whole:,} {about}: {', '.join(parts)}")
+        lost = np.isin(matched.test, matched.unlearnt)
+        if lost.any():
+            names = listed([matched.called[number] for number in matched.unlearnt.tolist()])
+            asked = int((matched.test >= 0).sum())
+            self._say(
+                f"kNN counts {int(lost.sum()):,} of {asked:,} images as wrong, as none of their "
+                f"class is searched: {names}"
+            )
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.append(text)
+
+    def news(self) -> list[str]:
+        """What is to be said of the labels that scores so far were made with, each line once."""
+        new, self._told = self._said[self._told :], len(self._said)
+        return new
 
     @property
     def few(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from moco_jax import mesh as mesh_lib
 from moco_jax import parts
 from moco_jax.data import recipes
-from moco_jax.data.sources import Source
 from moco_jax.encoders import Encoder
 from moco_jax.errors import UserError
 from moco_jax.evaluation import features
+from moco_jax.evaluation.labelled import Labelled, Part, labelled
 from moco_jax.evaluation.monitor import choose
 from moco_jax.trained import Trained
 
@@ -30,32 +30,6 @@ def _make_encode(
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
-    """Images of known class.
-
-    Attributes:
-        source: where they are.
-        indices: int64 `[N]`, which.
-        classes: int64 `[N]`.
-        about: their name, for a person.
-    """
-
-    source: Source
-    indices: np.ndarray
-    classes: np.ndarray
-    about: str
-
-    @property
-    def facts(self) -> tuple[Any, ...]:
-        """What tells these images from others, as `resume.digest` takes it."""
-        return self.about, self.indices, self.classes
-
-    def classes_of(self, indices: np.ndarray) -> np.ndarray:
-        """The classes int64 `[m]` of some of `indices`."""
-        return self.classes[np.searchsorted(self.indices, indices)]
-
-
-@dataclasses.dataclass(frozen=True)
 class Subject:
     """Images for an encoder, and how to go through them.
 
@@ -65,6 +39,8 @@ class Subject:
         config: the settings of the run.
         recipe: for the evaluation view.
         mesh: the devices.
+        remarks: what a person must know of the images, a line each.
+        damaged: by what images are called, how many could not be decoded and were left out.
     """
 
     train: Labelled
@@ -73,11 +49,21 @@ class Subject:
     config: ConfigDict
     recipe: recipes.Recipe
     mesh: Mesh
+    remarks: Sequence[str] = ()
+    damaged: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def classes(self) -> int:
         """How many there are."""
-        return int(max(self.train.classes.max(), self.test.classes.max())) + 1
+        return max(self.train.number, self.test.number)
+
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """How many images of each part no score counts: they have no label, or are damaged."""
+        parts = {"train": self.train, "test": self.test}
+        return {
+            name: {"unlabelled": part.unlabelled, "damaged": self.damaged.get(part.about, 0)}
+            for name, part in parts.items()
+        }
 
     def encoder(self, found: Trained, kind: str) -> Callable[[Any], Any]:
         """From uint8 images `[B, S, S, C]` to features `[B, D]` on every device; `kind` as in `make_encode`."""
@@ -110,20 +96,17 @@ class Subject:
             done += len(found)
             report(f"features of {images.about}: {done:,} of {len(images.indices):,}")
             yield found, images.classes_of(indices)
+        if not done:
+            raise UserError(
+                f"none of the {len(images.indices):,} images of {images.about} can be decoded; "
+                "give others"
+            )
+        self.damaged[images.about] = len(images.indices) - done
 
     def extract(self, *arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
         """What `stream` yields for these arguments, whole: float32 `[M, D]` and int64 `[M]`."""
         found, classes = zip(*self.stream(*arguments, **named), strict=True)
         return np.concatenate(found), np.concatenate(classes)
-
-
-def _labelled(source: Source, indices: np.ndarray, about: str) -> Labelled:
-    classes = source.labels(indices)
-    if classes is None:
-        raise UserError(
-            f"{about} has no labels, which an evaluation needs; a folder with one folder a class has them (docs/data.md)"
-        )
-    return Labelled(source, indices, np.asarray(classes, np.int64), about)
 
 
 def open_subject(
@@ -179,21 +162,15 @@ def open_subject(
         changed.data_dir = test_data_dir or changed.data_dir
         queries = parts.open_images(changed, test_split, index_dir)
         test_called = f"{changed.dataset} ({test_split})" if has_splits else test_data_dir
-        if not has_splits:
-            _require_same_classes(source, queries, called, test_called)
     train, test = choose(source, queries, 0, config.seed)
+    ours, theirs = Part(source, train, called), Part(queries or source, test, test_called)
+    learnt, tested, remarks = labelled(ours, theirs)
     return Subject(
-        train=_labelled(source, train, called),
-        test=_labelled(source if queries is None else queries, test, test_called),
-        own=own, config=config, recipe=parts.recipe_of(config), mesh=the_mesh,
-    )  # fmt: skip
-
-
-def _require_same_classes(train: Source, test: Source, called: str, test_called: str) -> None:
-    ours, theirs = (list(source.classes) for source in (train, test))
-    if ours != theirs:
-        odd = sorted(map(str, set(ours) ^ set(theirs)))
-        raise UserError(
-            f"{called} and {test_called} have different classes, numbered differently: {', '.join(odd[:5])} "
-            "are in one alone"
-        )
+        train=learnt,
+        test=tested,
+        own=own,
+        config=config,
+        recipe=parts.recipe_of(config),
+        mesh=the_mesh,
+        remarks=remarks,
+    )

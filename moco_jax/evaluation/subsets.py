@@ -1,5 +1,6 @@
 """Which images keep their labels: class-balanced shares, each inside the larger ones, or those that a text file lists."""
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import numpy as np
 from moco_jax import files
 from moco_jax.data import order
 from moco_jax.errors import UserError
-from moco_jax.evaluation.subject import Labelled
+from moco_jax.evaluation.labelled import Labelled
 
 NO_EPOCH = -1  # so that the order drawn here is none of a training's
 
@@ -50,12 +51,13 @@ def share(images: Labelled, percent: float, seed: int) -> Labelled:
 
 
 def _called(images: Labelled, number: int) -> str:
-    names = getattr(images.source, "classes", None)
-    return names[number] if isinstance(names, list) and names else str(number)
+    return images.called[number] if images.called else str(number)
 
 
 def _only(images: Labelled, places: np.ndarray, about: str) -> Labelled:
-    return Labelled(images.source, images.indices[places], images.classes[places], about)
+    return dataclasses.replace(
+        images, indices=images.indices[places], classes=images.classes[places], about=about
+    )
 
 
 def listed(images: Labelled, path: str) -> Labelled:

@@ -1,6 +1,6 @@
 """What TensorBoard shows of a run beside its scalars: settings and pictures as it takes them, the projector's embedding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def picture(path: epath.Path) -> np.ndarray:
 
 
 def project(
-    workdir: epath.Path, features: np.ndarray, images: np.ndarray, labels: np.ndarray | None
+    workdir: epath.Path, features: np.ndarray, images: np.ndarray, labels: Sequence[Any] | None
 ) -> None:
     """Put an embedding into the projector of the board of the run in `workdir`.
 
@@ -36,7 +36,7 @@ def project(
         workdir: of the run.
         features: float `[N, D]`.
         images: uint8 `[N, S, S, C]`, shown in the places of their features.
-        labels: int `[N]`, None where there are none.
+        labels: N of them, words on one line or numbers; None where there are none.
     """
     folder = workdir / FOLDER
     tensors, metadata, sheet = (folder / name for name in FILES)

@@ -31,7 +31,8 @@ def neighbours(
         path: the PNG to write, whole or not at all.
         queries: uint8 `[R, H, W, C]`, shown as `shown` says.
         columns: title -> uint8 `[R, N, H, W, C]`, nearest first.
-        right: title -> bool `[R, N]`, whether a neighbour is of the query's class; None without labels.
+        right: title -> bool `[R, N]`, whether a neighbour is of the query's class, masked where one
+            has no label; None without labels.
     """
     blocks = {"image": queries[:, None], **columns}
     rows, widths = len(queries), [block.shape[1] for block in blocks.values()]
@@ -47,7 +48,11 @@ def neighbours(
             place = (column + 0.04, column + 0.96, row + 0.96, row + 0.04)
             axes.imshow(shown(block[row, column]), "gray", vmin=0, vmax=255, extent=place)
             colour, thick = "black", 0.8
-            if right is not None and title in right:
+            if (
+                right is not None
+                and title in right
+                and right[title][row, column] is not np.ma.masked
+            ):
                 colour, thick = "#2a9d4a" if right[title][row, column] else "#d03030", 2.5
             axes.add_patch(Rectangle((place[0], place[3]), 0.92, 0.92, fill=False, color=colour, linewidth=thick))  # fmt: skip
         axes.set(xlim=(0, cells), ylim=(rows, 0), aspect="auto")

@@ -14,7 +14,7 @@ from etils import epath
 from moco_jax import files, hosts
 from moco_jax.data import pipeline
 from moco_jax.data.recipes import Recipe
-from moco_jax.data.sources import Source
+from moco_jax.data.sources import Source, labels
 from moco_jax.errors import UserError
 from moco_jax.evaluation.monitor import Found, Monitor
 from moco_jax.report import figures
@@ -105,10 +105,11 @@ class Picture:
         # Queries, and neighbours that were drawn last time, are not decoded again.
         self._asked = self._images(queries, asked, self._asked)
         self._found = self._images(bank, searched, self._found)
-        labels, truth = bank.labels(searched), queries.labels(asked)
-        right = None
-        if labels is not None and truth is not None:
-            right = {t: labels[np.searchsorted(searched, f)] == truth[:, None] for t, f in rows.items()}  # fmt: skip
+        matched, right = self.monitor.matched(searched, asked), None
+        if matched is not None:
+            truth = np.ma.masked_equal(matched.test[:, None], labels.MISSING)
+            found = np.ma.masked_equal(matched.train, labels.MISSING)
+            right = {t: found[np.searchsorted(searched, f)] == truth for t, f in rows.items()}
         figures.neighbours(
             self.path,
             np.stack([self._asked[q] for q in nearest]),

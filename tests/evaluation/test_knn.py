@@ -90,3 +90,19 @@ def test_a_grid_equals_single_calls():
         np.testing.assert_array_equal(
             found, knn.classify(bank, labels[:500], queries, k, temperature)
         )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_without_a_label_have_no_vote(seed):
+    """What wins is what wins among the others, as far as numbers may be apart."""
+    rng = np.random.default_rng(seed)
+    cosines = -np.sort(-rng.normal(size=(30, 9)), axis=1)
+    classes = rng.choice([-1, 0, 3, 2**40, 2**62], (30, 9))
+    found = knn.votes(cosines, classes, [1, 4, 9], [0.1, 1.0])
+    for (k, t), voted in found.items():
+        for row in range(30):
+            sums = {}
+            for cosine, number in zip(cosines[row, :k], classes[row, :k].tolist(), strict=True):
+                if number >= 0:
+                    sums[number] = sums.get(number, 0) + np.exp((cosine - cosines[row, 0]) / t)
+            assert voted[row] == (max(sums, key=sums.get) if sums else -1)

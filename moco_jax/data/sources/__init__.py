@@ -28,6 +28,9 @@ class Source(Protocol):
     Attributes:
         record_spec: the tensor that stands for one image before it is decoded: a string scalar, or its pixels.
         decoding: how bytes become pixels.
+
+    A source may have `remarks`, a list of lines that a person must read before they trust it;
+    `remarks_of` gives them.
     """
 
     record_spec: "tf.TensorSpec"
@@ -35,7 +38,10 @@ class Source(Protocol):
 
     @property
     def classes(self) -> Sequence[str]:
-        """Names of the classes, in the order of their numbers; empty where there are numbers alone, or no classes."""
+        """Names of the classes, in the order of their numbers; empty where there are none.
+
+        Names that stand in the records themselves are there once `labels` was asked for these.
+        """
 
     def __len__(self) -> int:
         """The number of images."""
@@ -47,13 +53,21 @@ class Source(Protocol):
         """In a graph: the encoded image in one record of bytes; an error where the record is damaged."""
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
-        """The classes int `[n]` of images `indices`, or None where there are none."""
+        """The classes int `[n]` of images `indices`, -1 for none; None where no image has any.
+
+        `labels.known` is how to ask: a set whose labels are all -1 has none either.
+        """
 
     def name(self, index: int) -> str:
         """What to call one image in a message."""
 
     def names(self, indices: np.ndarray) -> list[str]:
         """What to call images in a table: short, the same wherever the set lies."""
+
+
+def remarks_of(source: Source) -> list[str]:
+    """Lines that a person must read of `source`, as that its folders are parts of a set."""
+    return list(getattr(source, "remarks", ()))
 
 
 @contextmanager

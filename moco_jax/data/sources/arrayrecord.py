@@ -81,8 +81,11 @@ class ArrayRecordSource(examples.ExampleSource):
         label = os.path.basename(data_dir.rstrip("/"))
         first = records.read(np.arange(min(len(records), 1)))
         self._bare = bool(len(first)) and decode.is_image(first[0])
-        keys = ("", None, None) if self._bare else examples.first_features(records, data_dir)
-        super().__init__(records, label, *keys, decoding=decoding)
+        found = examples.Features("")
+        if not self._bare:
+            found = examples.first_features(records, data_dir)
+        classes = [] if self._bare else examples.packed_classes(paths)
+        super().__init__(records, label, found, decoding, classes)
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
         """The record, or the image feature of the example that it is."""

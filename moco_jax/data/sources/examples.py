@@ -1,18 +1,26 @@
 """Sources whose records are serialized tf.train.Example: which feature is the image, the class, the name."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.data.sources import labels, store
 from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 
 IMAGE_KEYS = ("image", "image/encoded", "jpg", "png")
 CLASS_KEYS = ("label", "image/class/label")
-BLOCK = 1024  # records read at once
+CLASS_NAME_KEYS = ("class_name", "image/class/synset")
 NAME_KEYS = ("name", "file_name", "image/filename", "id")
+BLOCK = 1024  # records read at once
+LOOKED_AT = 32  # records that may show a feature which the first one lacks
+PACK = "pack.json"  # beside packed shards: what they hold
+_UNREAD = -(2**63)  # in the place of a label that was not asked for yet
 
 
 class Records(Protocol):
@@ -42,8 +50,28 @@ def pick(found: Mapping[str, tf.train.Feature], known: Sequence[str], kind: str)
     return next((key for key in there if found[key].WhichOneof("kind") == kind), None)
 
 
-def first_features(records: Records, data_dir: str) -> tuple[str, str | None, str | None]:
-    """Image, class and name feature of the first of `records`; UserError, about `data_dir`, without an image."""
+class Features(NamedTuple):
+    """What the features of examples are called; None where there is none.
+
+    Attributes:
+        image: the encoded image.
+        klass: the number of its class, int64.
+        name: its own name.
+        class_name: the name of its class.
+    """
+
+    image: str
+    klass: str | None = None
+    name: str | None = None
+    class_name: str | None = None
+
+
+def first_features(records: Records, data_dir: str) -> Features:
+    """The features of `records`, as the first shows them, or some others if it lacks class or name.
+
+    Raises:
+        UserError: about `data_dir`, where the first has no image.
+    """
     if not len(records):
         raise UserError(f"data_dir={data_dir} holds no record; its files are empty")
     try:
@@ -56,17 +84,62 @@ def first_features(records: Records, data_dir: str) -> tuple[str, str | None, st
             f"data_dir={data_dir}: its examples have the features {', '.join(sorted(found))}; an encoded image "
             f"is looked for in {', '.join(IMAGE_KEYS)}"
         )
-    return (
-        image,
-        pick(found, CLASS_KEYS, "int64_list"),
-        pick(found, NAME_KEYS, "bytes_list"),
+    wanted = (
+        (CLASS_KEYS, "int64_list"),
+        (NAME_KEYS, "bytes_list"),
+        (CLASS_NAME_KEYS, "bytes_list"),
     )
+    keys = [pick(found, *each) for each in wanted]
+    if keys[0] is None or keys[1] is None:
+        others = [_parsed_or_empty(record) for record in records.read(_spread(len(records)))]
+        keys = [
+            key or next(filter(None, (pick(other, *each) for other in others)), None)
+            for key, each in zip(keys, wanted, strict=True)
+        ]
+    return Features(image, *keys)
+
+
+def _spread(number: int) -> np.ndarray:
+    """Places of some of `number` records, evenly spread, int64."""
+    return np.unique(np.linspace(0, number - 1, min(number, LOOKED_AT)).astype(np.int64))
+
+
+def _parsed_or_empty(record: bytes) -> Mapping[str, tf.train.Feature]:
+    """As `parse`; nothing where the record is damaged, which whoever reads its image says."""
+    try:
+        return parse(record)
+    except UserError:
+        return {}
+
+
+def packed_classes(paths: Sequence[str]) -> list[str]:
+    """The names of the classes of packed shards at `paths`, out of a `PACK` beside them, or none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    folders = {os.path.dirname(path) for path in paths}
+    place = os.path.join(folders.pop(), PACK)
+    if folders or not store.is_file(place):
+        return []
+    try:
+        names = json.loads(store.read(place))["classes"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("its 'classes' is no list of names")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{printable(place)} is damaged ({error}), and the names of the classes stand there; "
+            "pack again, or remove it: shards that hold the names themselves need it no more"
+        ) from error
+    return names
 
 
 class ExampleSource:
     """Images in serialized tf.train.Example.
 
-    Memory holds what `records` needs, and four bytes a label once labels are asked for.
+    Memory holds what `records` needs, and eight bytes a label once labels are asked for. Where
+    examples hold the names of their classes, a class is its name: its number is its place among the
+    names, which are those given, and behind them others in the order in which they are met.
     """
 
     record_spec = tf.TensorSpec([], tf.string)
@@ -75,17 +148,21 @@ class ExampleSource:
         self,
         records: Records,
         label: str,
-        image: str,
-        klass: str | None,
-        name: str | None = None,
+        features: Features,
         decoding: Decoding = RGB,
         classes: Sequence[str] = (),
     ):
-        """`label` names the set; `image`, `klass` and `name` are the features (None: there is none); `classes` as in `Source`."""
+        """`label` names the set, `features` what it consists of; `classes` as in `Source`."""
         self.records, self.label, self.decoding = records, label, decoding
-        self.classes = classes
-        self._image, self._class, self._name = image, klass, name
+        self._names = list(classes)
+        self.features = features
         self._labels: np.ndarray | None = None
+        self._places = {name: number for number, name in enumerate(self._names)}
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """As in `Source`; those in the records alone are there once their labels were read."""
+        return tuple(self._names)
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -97,47 +174,94 @@ class ExampleSource:
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
         """The image feature of one serialized example."""
-        spec = {self._image: tf.io.FixedLenFeature([], tf.string)}
-        return tf.io.parse_single_example(record, spec)[self._image]
+        key = self.features.image
+        spec = {key: tf.io.FixedLenFeature([], tf.string)}
+        return tf.io.parse_single_example(record, spec)[key]
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
-        """int32 `[n]`; each record is read once and its label kept. UserError where one has none."""
-        if self._class is None:
+        """int64 `[n]`, -1 where an example has none; each record is read once and its label kept.
+
+        Raises:
+            UserError: a record is no example, or its label is no class.
+        """
+        if self.features.klass is None and self.features.class_name is None:
             return None
         if self._labels is None:
-            self._labels = np.full(len(self), -1, np.int32)
-        missing = np.unique(indices[self._labels[indices] < 0])
-        feature = tf.io.FixedLenFeature([], tf.int64)
-        for some, values in self._values(self._class, feature, missing):
-            self._labels[some] = values
+            self._labels = np.full(len(self), _UNREAD, np.int64)
+        unread = np.unique(indices[self._labels[indices] == _UNREAD])
+        for start in range(0, len(unread), BLOCK):
+            some = unread[start : start + BLOCK]
+            self._labels[some] = self._classes_of(some)
         return self._labels[indices]
 
-    def _values(
-        self, key: str, feature: tf.io.FixedLenFeature, indices: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The `feature` named `key` of examples `indices`, a block at a time; UserError where one lacks it."""
-        for start in range(0, len(indices), BLOCK):
-            some = indices[start : start + BLOCK]
-            try:
-                parsed = tf.io.parse_example(self.read(some), {key: feature})
-            except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
-                # The second where TensorFlow's message quotes bytes of the record.
-                raise UserError(
-                    f"{self.label}: an example has no readable {key!r}, which others have; write it into "
-                    "all of them or none, and replace damaged ones"
-                ) from error
-            yield some, parsed[key].numpy()
+    def _classes_of(self, some: np.ndarray) -> np.ndarray:
+        """The classes int64 `[n]` of the records `some` int `[n]`, read now."""
+        _, klass, _, class_name = self.features
+        spec = {}
+        if klass:
+            spec[klass] = tf.io.FixedLenFeature([], tf.int64, labels.MISSING)
+        if class_name:
+            spec[class_name] = tf.io.FixedLenFeature([], tf.string, "")
+        found = self._parsed(some, spec)
+        numbers = np.full(len(some), labels.MISSING, np.int64)
+        if klass:
+            numbers = labels.checked(found[klass], lambda n: self.name(int(some[n])))
+        if not class_name:
+            return self._within(numbers, some)
+        names = [name.decode("utf-8", "surrogateescape") for name in found[class_name].tolist()]
+        named = np.asarray([bool(name) for name in names])
+        for name in filter(None, names):
+            self._add(name)
+        # Of shards of an older packing the names may stand beside them.
+        numbers = self._within(numbers, some, ~named)
+        places = [self._places.get(name, labels.MISSING) for name in names]
+        return np.where(named, np.asarray(places, np.int64), numbers)
+
+    def _add(self, name: str) -> None:
+        if name not in self._places:
+            self._places[name] = len(self._names)
+            self._names.append(name)
+
+    def _within(
+        self, numbers: np.ndarray, some: np.ndarray, which: np.ndarray | bool = True
+    ) -> np.ndarray:
+        """`numbers` int64 `[n]`; UserError where one of `which` has no name, but others do."""
+        if not self._names and self.features.class_name is None:
+            return numbers
+        nameless = np.flatnonzero(which & (numbers >= len(self._names)))
+        if len(nameless):
+            first = int(nameless[0])
+            raise UserError(
+                f"{self.name(int(some[first]))} has the class {numbers[first]}, and there are the "
+                f"names of {len(self._names)} classes, from 0 on, alone; write its name into it, "
+                "or mend its number"
+            )
+        return numbers
+
+    def _parsed(self, some: np.ndarray, spec: Mapping[str, tf.io.FixedLenFeature]) -> dict:
+        """What `spec` names of records `some`, by key, arrays `[n]`; UserError without that."""
+        records = self.read(some)
+        try:
+            return {key: value.numpy() for key, value in tf.io.parse_example(records, spec).items()}
+        except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+            # The second where TensorFlow's message quotes bytes of the record.
+            key = self.features.klass or self.features.class_name
+            first = next((n for n, record in enumerate(records) if not _parses(record, spec)), 0)
+            raise UserError(
+                f"{self.name(int(some[first]))}: an example has no readable {key!r}, which others "
+                "have: it is damaged, or has several there; replace it"
+            ) from error
 
     def name(self, index: int) -> str:
         """Set, number, file and place, after the example's own name if it has one."""
         called = f"{self.label} example {index} ({self.records.where(index)})"
-        own = self._own_name(self.read(np.asarray([index]))[0]) if self._name else ""
+        own = self._own_name(self.read(np.asarray([index]))[0]) if self.features.name else ""
         return f"{own}: {called}" if own else called
 
     def names(self, indices: np.ndarray) -> list[str]:
         """Examples' own names, or set and number; each record is read once more where they have names."""
         called = [f"{self.label} example {index}" for index in indices.tolist()]
-        if self._name is None:
+        if self.features.name is None:
             return called
         blocks = (indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK))
         own = (self._own_name(record) for some in blocks for record in self.read(some))
@@ -145,7 +269,15 @@ class ExampleSource:
 
     def _own_name(self, record: bytes) -> str:
         try:
-            feature = parse(record)[self._name or ""]
+            feature = parse(record)[self.features.name or ""]
         except (UserError, KeyError):
             return ""
         return b"".join(feature.bytes_list.value).decode(errors="replace")
+
+
+def _parses(record: bytes, spec: Mapping[str, tf.io.FixedLenFeature]) -> bool:
+    try:
+        tf.io.parse_single_example(record, spec)
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
+        return False
+    return True

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data.sources import store
+from moco_jax.data.sources import labels, split_names, store
 from moco_jax.data.sources.names import Names
 from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
 from moco_jax.errors import UserError
@@ -15,9 +15,9 @@ _LOOKED = f"images end in {', '.join(EXTENSIONS)}"
 
 
 def numbered(classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The different `classes`, sorted, and the number int32 `[n]` of each among them."""
-    names = sorted(set(classes))
-    numbers = {name: number for number, name in enumerate(names)}
+    """The different `classes`, sorted, and each one's number int32 `[n]`: of '' it is `MISSING`."""
+    names = sorted(set(classes) - {""})
+    numbers = {name: number for number, name in enumerate(names)} | {"": labels.MISSING}
     return names, np.fromiter((numbers[c] for c in classes), np.int32, len(classes))
 
 
@@ -68,7 +68,9 @@ class FolderSource:
         root: what the names of files are relative to.
         files: their names.
         classes: names of the classes, in the order of their numbers: the folders right below the folder if every
-            image lies in one and there are several, or what the list says; empty without.
+            image lies in one, and they are no parts of a set as train and val are, or what the list
+            says; empty without.
+        remarks: what is to be said of the classes, a line each.
     """
 
     record_spec = tf.TensorSpec([], tf.string)
@@ -79,15 +81,14 @@ class FolderSource:
         Raises:
             UserError: there is no image.
         """
-        self.decoding = decoding
+        self.decoding, self.remarks = decoding, list[str]()
         if not path:
             raise UserError(
                 "data_dir='' names no folder; point it at your images: --config.data_dir=FOLDER"
             )
         if store.is_folder(path):
             self.root, files = path, find_images(path)
-            tops = [file.split("/", 1)[0] for file in files if "/" in file]
-            classes = tops if len(tops) == len(files) and len(set(tops)) > 1 else []
+            classes = self._class_folders(path, files)
         elif store.is_file(path):
             self.root, (files, classes) = os.path.dirname(path), read_list(path)
         else:
@@ -96,7 +97,16 @@ class FolderSource:
             )
         self.files = Names(files)
         self.classes, numbers = numbered(classes)
-        self._labels = numbers if classes else None
+        self._labels = numbers if self.classes else None
+
+    def _class_folders(self, path: str, files: Sequence[str]) -> list[str]:
+        """The folder right below `path` of each of `files` if these are classes, else none."""
+        tops = [file.split("/", 1)[0] for file in files if "/" in file]
+        if len(tops) < len(files):
+            return []
+        are_classes, said = split_names.judge(path, sorted(set(tops)), len(files))
+        self.remarks += [said] if said else []
+        return tops if are_classes else []
 
     def __len__(self) -> int:
         """The number of files."""
@@ -111,7 +121,7 @@ class FolderSource:
         return record
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
-        """int32 `[n]`."""
+        """int32 `[n]`, -1 for an image of a list that gives it no class."""
         return None if self._labels is None else self._labels[indices]
 
     def name(self, index: int) -> str:
@@ -130,4 +140,4 @@ class FilesSource(FolderSource):
     def __init__(self, files: Sequence[str], decoding: Decoding = RGB):
         """Take `files`, paths, in their order."""
         self.decoding, self.root, self.files = decoding, "", Names(files)
-        self.classes, self._labels = [], None
+        self.classes, self.remarks, self._labels = [], [], None

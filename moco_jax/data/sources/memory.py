@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.data.sources import labels
 from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
 
@@ -26,15 +27,18 @@ class ArraySource:
     ):
         """`images` uint8 `[N, H, W, C]`, `numbers` int `[N]` of their `classes`; `label` names the set in messages.
 
+        A number of -1 is no class.
+
         Raises:
-            UserError: C is not what `decoding` says.
+            UserError: C is not what `decoding` says, or a number is no class.
         """
         if images.shape[-1] != decoding.channels:
             raise UserError(
                 f"channels={decoding.channels} is not what the images of {label} have; "
                 f"channels={images.shape[-1]} works"
             )
-        self.images, self._numbers, self.label = images, numbers, label
+        self.images, self.label = images, label
+        self._numbers = None if numbers is None else labels.checked(numbers, self.name)
         self.decoding, self.classes = decoding, classes
         self.record_spec = tf.TensorSpec(images.shape[1:], tf.uint8)
 
@@ -51,7 +55,7 @@ class ArraySource:
         return record
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
-        """int `[n]`."""
+        """int64 `[n]`, -1 where there is none."""
         return None if self._numbers is None else self._numbers[indices]
 
     def name(self, index: int) -> str:

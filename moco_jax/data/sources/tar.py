@@ -4,6 +4,7 @@ file name are one example, with its image and, in .cls, the number of its class.
 
 import logging
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data.sources import index, shards, store
+from moco_jax.data.sources import index, labels, shards, store
 from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 
 _BLOCK = 512
+_CLASS_BYTES = 64  # of a .cls that are looked at; a class number has at most nineteen digits
 
 
 class _Member(NamedTuple):
@@ -50,11 +53,11 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     Last, how many examples without an image were left out.
 
     Raises:
-        UserError: it cannot be read, or a .cls holds no number.
+        UserError: it cannot be read, or a .cls holds no class number.
     """
     found: list[tuple[int, int, int]] = []
     without = 0
-    key, image, rank, label = None, None, 0, -1
+    key, image, rank, label = None, None, 0, labels.MISSING
 
     def close() -> None:
         nonlocal without
@@ -70,10 +73,11 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
             kind = kind.lower()
             if (folder, stem) != key:
                 close()
-                key, image, rank, label = (folder, stem), None, 0, -1
+                key, image, rank, label = (folder, stem), None, 0, labels.MISSING
             if kind == "cls":
                 file.seek(member.offset)
-                label = _class(file.read(member.length), f"{path}: {member.name}")
+                content = file.read(min(member.length, _CLASS_BYTES + 1))
+                label = _class(content, f"{path}: {printable(member.name)}")
             # Of several images the one whose ending says no more ('jpg' before 'mask.jpg'), else the first; an
             # array only where there is no picture, as it may be anything.
             plain, picture = f".{kind}" in EXTENSIONS, not kind.endswith("npy")
@@ -86,16 +90,18 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
 
 
 def _class(content: bytes, where: str) -> int:
-    try:
-        return int(content)
-    except ValueError as error:
-        raise UserError(
-            f"{where} holds {content[:20]!r}; a .cls is a class number in digits, as in '7'"
-        ) from error
+    """The number in a .cls of `content`, -1 for none; UserError, about `where`, if it is none."""
+    found = re.fullmatch(rb"\s*(-1|[0-9]+)\s*", content)
+    if len(content) <= _CLASS_BYTES and found and int(found[1]) <= labels.LARGEST:
+        return int(found[1])
+    shown = f"{content[:24]!r}{'...' if len(content) > 24 else ''}"
+    raise UserError(
+        f"{where} holds {shown}; a .cls is a class number in digits, as in '7', or '-1' for none"
+    )
 
 
 class TarSource:
-    """The images in tar files; sixteen bytes of memory each, and eight for its class where all have one."""
+    """The images in tar files; sixteen bytes of memory each, and eight if any has a class."""
 
     record_spec = tf.TensorSpec([], tf.string)
     classes: Sequence[str] = ()
@@ -119,9 +125,11 @@ class TarSource:
             }
 
         cache = index.cache_path(index_dir, f"tar {data_dir}")
-        arrays = index.cached(cache, index.sizes(paths), make)
+        # An index of an older version may hold numbers that are no classes.
+        signature = ["classes from -1 on", *index.sizes(paths)]
+        arrays = index.cached(cache, signature, make)
         label = arrays.pop("label")
-        self._labels = label if len(label) and label.min() >= 0 else None
+        self._labels = label if (label >= 0).any() else None
         self.records = index.FileRecords(index.Places(paths, **arrays))
         if not len(self):
             raise UserError(
@@ -141,7 +149,7 @@ class TarSource:
         return record
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
-        """int64 `[n]`, if every example has a class."""
+        """int64 `[n]`, -1 for an example without a class; None where not one has any."""
         return None if self._labels is None else self._labels[indices]
 
     def name(self, index: int) -> str:

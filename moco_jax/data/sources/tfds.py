@@ -50,6 +50,9 @@ class TFDSSource(examples.ExampleSource):
                 f"dataset='tfds:{name}' has no image feature; its features are {', '.join(features)}"
             )
         classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+        # Some sets have several kinds of classes, as CIFAR-100 has; TFDS says which to learn.
+        supervised = [key for key in builder.info.supervised_keys or () if key in classes]
+        klass = next(iter([*supervised, *classes]), None)
         texts = {k for k, f in features.items() if isinstance(f, tfds.features.Text)}
         names = [key for key in examples.NAME_KEYS if key in texts]
         label = f"{name} {split}"
@@ -66,9 +69,7 @@ class TFDSSource(examples.ExampleSource):
         super().__init__(
             records,
             label,
-            pictures[0],
-            classes[0] if classes else None,
-            names[0] if names else None,
-            decoding=decoding,
-            classes=tuple(features[classes[0]].names) if classes else (),
+            examples.Features(pictures[0], klass, names[0] if names else None),
+            decoding,
+            features[klass].names if klass else (),
         )

@@ -73,6 +73,6 @@ class TFRecordSource(examples.ExampleSource):
         paths = shards.find(data_dir, "tfrecord", ENDING)
         cache = index.cache_path(index_dir, f"tfrecord {data_dir}")
         records = index.FileRecords(build([Slice(p, 0, -1) for p in paths], cache))
-        super().__init__(
-            records, os.path.basename(data_dir.rstrip("/")), *examples.first_features(records, data_dir), decoding
-        )  # fmt: skip
+        found = examples.first_features(records, data_dir)
+        label = os.path.basename(data_dir.rstrip("/"))
+        super().__init__(records, label, found, decoding, examples.packed_classes(paths))

@@ -89,7 +89,7 @@ def open_images(task: Task, features: str) -> Subject:
         "test images": f"{test:,} of {subject.test.about}",
         "devices": devices(subject.mesh),
     })  # fmt: skip
-    for remark in found.remarks:
+    for remark in (*found.remarks, *subject.remarks):
         task.console.line(remark)
     return subject
 
@@ -100,13 +100,21 @@ def devices(mesh: Mesh) -> str:
 
 
 def about(task: Task, subject: Subject, name: str, features: str) -> dict[str, Any]:
-    """What a file of results says beside them; the published number, where there is one, is told too."""
+    """What a file of results says beside them; what is left out, and published, is told."""
+    for part in (subject.train, subject.test):
+        damaged = subject.damaged.get(part.about, 0)
+        if damaged:
+            whole = len(part.indices)
+            task.console.line(
+                f"{part.about}: {damaged:,} of {whole:,} images cannot be decoded and are left out"
+            )
     known = published.of(name, task.found.config) if subject.own else None
     if known:
         task.console.line(f"published: {known[0]} % ({known[1]})")
     return {
         "features": features, "train": subject.train.about, "train_images": len(subject.train.indices),
         "test": subject.test.about, "test_images": len(subject.test.indices),
+        "left_out": subject.left_out(),
         "published": known and {"percent": known[0], "source": known[1]},
     }  # fmt: skip
 

@@ -20,7 +20,8 @@ from moco_jax.evaluation.commands.common import (
     open_images,
     percent,
 )  # fmt: skip
-from moco_jax.evaluation.subject import Labelled, Subject
+from moco_jax.evaluation.labelled import Labelled
+from moco_jax.evaluation.subject import Subject
 from moco_jax.report.console import table
 from moco_jax.settings.kinds import LARGEST
 from moco_jax.weights import bridge
@@ -92,7 +93,7 @@ def run(task: Task) -> dict[str, Any]:
     return about(task, subject, "finetune", "backbone") | {
         "recipe": name, "augment": AUGMENT.value, "batch_size": how.batch_size, "rates": rates,
         "weight_decay": how.weight_decay, "layer_decay": how.layer_decay, "subset_seed": SUBSET_SEED.value,
-        "arch": config.arch, "results": results,
+        "arch": config.arch, "classes": list(subject.train.called), "results": results,
     }  # fmt: skip
 
 

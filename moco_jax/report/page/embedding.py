@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from moco_jax import mesh as mesh_lib
 from moco_jax import trained
 from moco_jax.data import pipeline, recipes
-from moco_jax.data.sources import Source
+from moco_jax.data.sources import Source, labels
 from moco_jax.errors import UserError
 from moco_jax.evaluation import features, knn
 from moco_jax.evaluation.monitor import choose
@@ -37,7 +37,7 @@ class Pictures:
     Attributes:
         images: uint8 `[N, S, S, C]`.
         names: what their source calls them.
-        classes: of each, as text; None where they have none.
+        classes: of each, as text, '' where it has none; None where none has any.
     """
 
     images: np.ndarray
@@ -53,7 +53,8 @@ class Embedding:
         step: of the checkpoint.
         bank, queries: the images that are searched and mapped, N, and those that neighbours are looked for, Q.
         nearest: encoder -> int `[Q, K]`, rows of the bank, nearest first; 'before training' and 'after' or 'now'.
-        agreement: encoder -> share of the bank's images whose nearest other image is of their class; empty without classes.
+        agreement: encoder -> share of the bank's images whose nearest other image is of their
+            class, among those where both have one; empty without classes.
         places: float32 `[N, 2]`, each axis from 0 to 1.
         method: how the map was made.
     """
@@ -80,7 +81,8 @@ def look(run: Run, step: int, limit: int, report: Report) -> Embedding:
         found.encoder, config.knn_features, config.mean, config.std, np.dtype("float32"),
         mesh_lib.create_mesh(jax.devices()[:1]),
     )  # fmt: skip
-    nearest, agreement = {}, {}
+    nearest: dict[str, np.ndarray] = {}
+    agreement: dict[str, float] = {}
     images = np.concatenate([bank.images, queries.images])
     for title, one in {"before training": trained.untrained(found), f"at step {step:,}": found}.items():  # fmt: skip
         report(f"{run.name}: {len(images):,} images, encoder {title}")
@@ -89,7 +91,8 @@ def look(run: Run, step: int, limit: int, report: Report) -> Embedding:
         ours, asked = vectors[: len(bank.images)], vectors[len(bank.images) :]
         nearest[title] = np.asarray(knn.nearest(ours, asked, min(NEAREST, len(ours)))[1])
         if bank.classes is not None:
-            agreement[title] = _agreement(ours, np.asarray(bank.classes))
+            share = _agreement(ours, np.asarray(bank.classes))
+            agreement |= {} if share is None else {title: share}
     report(f"{run.name}: a map of {len(ours):,} images")
     places, method = flatten(ours)
     return Embedding(step, bank, queries, nearest, agreement, places, method)
@@ -101,11 +104,12 @@ def _whole(images: np.ndarray, at: int) -> np.ndarray:
     return images[np.arange(at, at + size) % len(images)]
 
 
-def _agreement(vectors: np.ndarray, classes: np.ndarray) -> float:
+def _agreement(vectors: np.ndarray, classes: np.ndarray) -> float | None:
     rows = np.asarray(knn.nearest(vectors, vectors, min(2, len(vectors)))[1])
     own = rows[:, 0] == np.arange(len(rows))
     others = np.where(own, rows[:, -1], rows[:, 0])
-    return float(np.mean(classes[others] == classes))
+    both = (classes != "") & (classes[others] != "")
+    return float(np.mean(classes[others][both] == classes[both])) if both.any() else None
 
 
 def flatten(vectors: np.ndarray) -> tuple[np.ndarray, str]:
@@ -151,8 +155,7 @@ def _read(source: Source, recipe: recipes.Recipe, indices: np.ndarray, workers: 
             kept.append(int(index))
     if not kept:
         raise UserError(f"none of {len(indices)} images of {source.name(0)} can be decoded")
-    labels = source.labels(np.asarray(kept))
-    classes = None
-    if labels is not None:
-        classes = [source.classes[n] if source.classes else str(n) for n in map(int, labels)]
+    numbers, classes = labels.known(source, np.asarray(kept)), None
+    if numbers is not None:
+        classes = [labels.called(source.classes, number) for number in numbers.tolist()]
     return Pictures(np.stack(images), source.names(np.asarray(kept)), classes)

@@ -266,7 +266,9 @@ def _neighbours(run: Run, found: Embedding) -> dict[str, Any]:
     def neighbour(query: int, rank: int, row: int) -> dict[str, Any]:
         alt, mark = f"{rank}: {_called(bank, row)}", ""
         if bank.classes is not None and queries.classes is not None:
-            mark = "same" if bank.classes[row] == queries.classes[query] else "other"
+            ours, asked = bank.classes[row], queries.classes[query]
+            if ours and asked:
+                mark = "same" if ours == asked else "other"
         return {"row": row, "alt": alt, "mark": mark}
 
     rows = [
@@ -284,6 +286,9 @@ def _neighbours(run: Run, found: Embedding) -> dict[str, Any]:
     if found.agreement:
         said = [f"{share:.1%} {title}" for title, share in found.agreement.items()]
         about += f" Images whose nearest other is of their class: {', '.join(said)}."
+        without = (bank.classes or []).count("")
+        if without:
+            about += f" {without:,} of {len(bank.images):,} have no label and do not count."
     return {
         "name": run.name, "about": about, "titles": list(found.nearest), "rows": rows, "count": f"{len(bank.images):,}",
         "classed": bank.classes is not None, "bank": {row: images.small(bank.images[row]) for row in used},
@@ -292,13 +297,21 @@ def _neighbours(run: Run, found: Embedding) -> dict[str, Any]:
 
 def _called(pictures: Any, row: int) -> str:
     name = pictures.names[row]
-    return name if pictures.classes is None else f"class {pictures.classes[row]}, {name}"
+    of = "" if pictures.classes is None else pictures.classes[row]
+    return f"class {of}, {name}" if of else name
+
+
+def _by_number(name: str) -> tuple[bool, int, str]:
+    """Puts names that are numbers in their order, before others."""
+    is_number = name.isdecimal()
+    return not is_number, int(name) if is_number else 0, name
 
 
 def _map(number: int, run: Run, found: Embedding) -> dict[str, Any]:
     bank, (width, height, margin) = found.bank, MAP
-    classes = sorted(set(bank.classes or []), key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c))  # fmt: skip
+    classes = sorted(set(bank.classes or []), key=_by_number)
     colours = {c: n % CLASS_COLOURS for n, c in enumerate(classes)}
+    few = 1 < len(classes) <= 2 * CLASS_COLOURS
     points = [
         {
             "x": round(margin + float(x) * (width - 2 * margin), 1),
@@ -313,7 +326,7 @@ def _map(number: int, run: Run, found: Embedding) -> dict[str, Any]:
     )
     return {
         "name": run.name, "key": f"map-{number}", "about": about, "points": points, "side": THUMB, "columns": COLUMNS,
-        "classes": classes if 1 < len(classes) <= 2 * CLASS_COLOURS else [],
+        "classes": [c or "no label" for c in classes] if few else [],
         "sprite": images.sprite(bank.images, min(THUMB, bank.images.shape[1]), COLUMNS),
     }  # fmt: skip
 

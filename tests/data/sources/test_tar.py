@@ -64,9 +64,9 @@ def test_an_example_has_its_image_and_class_among_other_members(tmp_path, format
     assert "1 examples without an image are left out" in caplog.text
 
 
-def test_classes_of_some_examples_are_no_labels(tmp_path):
+def test_examples_without_a_class_have_a_missing_label_beside_those_with_one(tmp_path):
     source = TarSource(tar(tmp_path / "x.tar", members(0, label=5) + members(1)))
-    assert source.labels(np.arange(6)) is None
+    assert source.labels(np.arange(6)).tolist() == [5, 6, 7, -1, -1, -1]
 
 
 def test_a_changed_shard_is_indexed_again(tmp_path):
