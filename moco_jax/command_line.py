@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from moco_jax import config as config_lib
 from moco_jax import recipe_files
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 
 flags.DEFINE_bool("debug", False, "Show where in the program an error comes from.")
 
@@ -70,7 +71,8 @@ def fail(error: object, said: str = "") -> NoReturn:
     """End with one line and status 2: `said`, or else what `error` says; with --debug its trace comes too."""
     if isinstance(error, BaseException) and "--debug" in sys.argv:
         raise error
-    print(f"error: {said or error}", file=sys.stderr)
+    # The last resort for what a message quotes: whatever it is, it stays one line, and prints.
+    print(f"error: {printable(said or str(error))}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -19,13 +19,14 @@ from moco_jax import __version__, files, parts, trained
 from moco_jax import config as config_lib
 from moco_jax import mesh as mesh_lib
 from moco_jax.command_line import fail, set_up, start
-from moco_jax.data.sources import Source
+from moco_jax.data.sources import Source, remarks_of
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.embedding import results, search, table
 from moco_jax.embedding.encode import KINDS, Damaged, Embedder, rows
 from moco_jax.errors import UserError
 from moco_jax.report import console as console_lib
 from moco_jax.report.console import Console, Progress
+from moco_jax.text import printable
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Of the run whose encoder it is. search: where it lies now, if it has moved."
@@ -138,6 +139,8 @@ def embed(console: Console) -> None:
         "images": f"{len(source):,} of {about(images)}",
         "devices": f"{embedder.mesh.size} x {embedder.mesh.devices.flat[0].device_kind}",
     })  # fmt: skip
+    for said in remarks_of(source):
+        console.line(said)
     damaged, count, width = Damaged(source), 0, 0
     progress = Counter(console, "images", len(source))
     with table.writing(out, facts) as write:
@@ -147,13 +150,13 @@ def embed(console: Console) -> None:
             write(some)
             count, width = count + len(some.indices), some.features.shape[1]
             progress(int(some.indices[-1]) + 1)
-        facts["damaged"] = damaged.names
+        facts["damaged"] = damaged.names  # as lines, like those in the table
     size = console_lib.size(epath.Path(out).stat().length)
     console.line(f"written: {out}, {count:,} x {width:,} features, {size}")
     if damaged.names:
         more = ", ..." if len(damaged.names) > 10 else ""
         console.line(
-            f"{len(damaged.names):,} damaged images are left out: {', '.join(damaged.names[:10])}{more}; the first is "
+            f"{len(damaged.names):,} damaged images are left out: {', '.join(map(printable, damaged.names[:10]))}{more}; the first is "
             f"{damaged.first}"
         )
 

@@ -17,6 +17,7 @@ from moco_jax.command_line import fail, start
 from moco_jax.data import packing
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.report.console import Console, duration
+from moco_jax.text import printable
 
 DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "Folder of images at any depth, or a text file with one path a line."
@@ -64,6 +65,8 @@ def main(argv: list[str]) -> None:
         decoding = Decoding(channels=CHANNELS.value, white=WHITE.value)
         plan = packing.make_plan(DATA_DIR.value, OUT.value, SHARDS.value, FORMAT.value, decoding)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
+        for said in plan.source.remarks:
+            console.line(said)
         packing.pack(plan, Progress(plan, console).seen)
     except KeyboardInterrupt:
         console.line("stopped; finished shards are kept, the same command goes on")
@@ -76,7 +79,7 @@ def main(argv: list[str]) -> None:
     if damaged:
         console.line(
             f"{len(damaged)} damaged images are left out, named in {plan.out}/*.damaged.txt: "
-            f"{', '.join(damaged[:10])}{', ...' if len(damaged) > 10 else ''}"
+            f"{', '.join(map(printable, damaged[:10]))}{', ...' if len(damaged) > 10 else ''}"
         )
 
 

@@ -14,6 +14,7 @@ from moco_jax import checkpoint, diagnosis, environment, files, guard, hosts, me
 from moco_jax.checks import sheet
 from moco_jax.clock import Clock, Profile
 from moco_jax.data import pipeline, resident
+from moco_jax.data.sources import remarks_of
 from moco_jax.evaluation.monitor import Found
 from moco_jax.parts import Parts, Program, build
 from moco_jax.report import board, lines, neighbours, telling, writers
@@ -73,6 +74,8 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         log.settings(config.to_dict())
     teller = telling.Teller(console, log, facts)
     console.facts(lines.facts(config, parts, place, state))
+    for said in remarks_of(parts.source):
+        console.line(said)
     for said in weights.said if weights else ():
         console.line(said)
     del weights

@@ -21,6 +21,7 @@ from moco_jax import files
 from moco_jax.data.sources.names import Names
 from moco_jax.errors import UserError
 from moco_jax.report.console import size
+from moco_jax.text import to_line
 
 FORMAT = 1
 BLOCK = 8192  # rows that are held at once
@@ -63,8 +64,8 @@ def _arrow() -> Any:
 
 
 def plain(names: list[str]) -> list[str]:
-    """Names that are no UTF-8 on disk, with their odd bytes written out."""
-    return [n.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for n in names]
+    """Names as lines of UTF-8, no two alike where the names are not; `moco_jax.text.from_line` gives them back."""
+    return list(map(to_line, names))
 
 
 @contextlib.contextmanager

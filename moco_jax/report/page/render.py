@@ -17,6 +17,7 @@ from moco_jax.report.page import charts, curves, evaluations, images, settings
 from moco_jax.report.page.embedding import Embedding
 from moco_jax.report.page.looks import Look
 from moco_jax.report.page.run import Run
+from moco_jax.text import printable, printable_lines
 
 SECTIONS = {
     "summary": "Summary", "diagnosis": "Diagnosis", "curves": "Curves", "settings": "Settings", "views": "View pairs",
@@ -32,10 +33,22 @@ MAP = (600, 440, 14)  # width, height and margin, as the template has them
 @functools.cache
 def _templates() -> tuple[jinja2.Template, Markup, Markup]:
     loader = jinja2.PackageLoader("moco_jax.report.page", "templates")
-    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)  # fmt: skip
+    made = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        finalize=_shown,
+    )
     folder = importlib.resources.files("moco_jax.report.page") / "templates"
     style, script = ((folder / name).read_text("utf-8") for name in ("style.css", "page.js"))
     return made.get_template("page.html"), Markup(style), Markup(script)
+
+
+def _shown(value: Any) -> Any:
+    """Text of the page as it prints, whatever names are in it: a browser obeys marks of direction, and bytes are no HTML."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return printable_lines(value) if is_text else value
 
 
 def page(runs: Sequence[Run], looks: Sequence[Look], live: str = "") -> str:
@@ -218,7 +231,7 @@ def _neighbours(run: Run, found: Embedding) -> dict[str, Any]:
 
 
 def _called(pictures: Any, row: int) -> str:
-    name = pictures.names[row]
+    name = printable(pictures.names[row])
     return name if pictures.classes is None else f"class {pictures.classes[row]}, {name}"
 
 
