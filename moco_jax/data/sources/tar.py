@@ -65,8 +65,11 @@ def examples(members: list[Member]) -> Iterator[tuple[list[Member], int]]:
         if not within or sum(_rank(member, depth) > 0 for member in some) < 2:
             yield some, depth
             continue
-        apart = [list(g) for _, g in itertools.groupby(some, lambda m, at=depth: m.parts[at])]
-        waiting += [(each, depth + 1) for each in reversed(apart)]
+        parts = [member.parts[depth] for member in some]
+        apart = [
+            list(g) for _, g in itertools.groupby(zip(parts, some, strict=True), lambda p: p[0])
+        ]
+        waiting += [([member for _, member in each], depth + 1) for each in reversed(apart)]
 
 
 def _grouped(members: Iterator[Member]) -> Iterator[tuple[list[Member], int]]:
