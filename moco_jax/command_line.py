@@ -15,6 +15,7 @@ from moco_jax import config as config_lib
 from moco_jax import number_flags, recipe_files, xla_flags
 from moco_jax import settings as settings_lib
 from moco_jax.errors import TRY_AGAIN, Busy, LockLost, UserError
+from moco_jax.text import printable
 
 flags.DEFINE_bool("debug", False, "Show where in the program an error comes from.")
 
@@ -95,7 +96,8 @@ def fail(error: object, said: str = "") -> NoReturn:
     """End with one line and status 2: `said`, or else what `error` says; with --debug its trace comes too."""
     if isinstance(error, BaseException) and "--debug" in sys.argv:
         raise error
-    print(f"error: {said or error}", file=sys.stderr)
+    # The last resort for what a message quotes: whatever it is, it stays one line, and prints.
+    print(f"error: {printable(said or str(error))}", file=sys.stderr)
     sys.exit(2)
 
 

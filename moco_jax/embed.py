@@ -26,6 +26,7 @@ from moco_jax.embedding.encode import KINDS, Damaged, Embedder, rows
 from moco_jax.errors import UserError
 from moco_jax.report import console as console_lib
 from moco_jax.report.console import Console, Progress
+from moco_jax.text import printable
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Of the run whose encoder it is. search: where it lies now, if it has moved."
@@ -152,7 +153,7 @@ def embed(console: Console) -> None:
             count, width = count + len(some.indices), some.features.shape[1]
             odd += int((~np.isfinite(some.features).all(1)).sum())
             progress(int(some.indices[-1]) + 1)
-        facts["damaged"] = damaged.names
+        facts["damaged"] = damaged.names  # as lines, like those in the table
         images["classes"] = list(source.classes)  # names that stand in the records are known by now
     size = console_lib.size(epath.Path(out).stat().length)
     console.line(f"written: {out}, {count:,} x {width:,} features, {size}")
@@ -163,7 +164,7 @@ def embed(console: Console) -> None:
     if damaged.names:
         more = ", ..." if len(damaged.names) > 10 else ""
         console.line(
-            f"{len(damaged.names):,} damaged images are left out: {', '.join(damaged.names[:10])}{more}; the first is "
+            f"{len(damaged.names):,} damaged images are left out: {', '.join(map(printable, damaged.names[:10]))}{more}; the first is "
             f"{damaged.first}"
         )
 

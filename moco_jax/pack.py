@@ -18,6 +18,7 @@ from moco_jax.command_line import fail, start
 from moco_jax.data import packing
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.report.console import Console, duration
+from moco_jax.text import printable
 
 DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "Folder of images at any depth, or a text file with one path a line."
@@ -83,7 +84,7 @@ def main(argv: list[str]) -> None:
     if damaged:
         console.line(
             f"{len(damaged)} damaged images are left out, named in {plan.out}/*.damaged.txt: "
-            f"{', '.join(damaged[:10])}{', ...' if len(damaged) > 10 else ''}"
+            f"{', '.join(map(printable, damaged[:10]))}{', ...' if len(damaged) > 10 else ''}"
         )
 
 

@@ -1,6 +1,9 @@
 """Names as one line of text: file, class and member names may hold any byte, a terminal or a table may not."""
 
 import os
+import re
+
+_NO_LINE = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]|\\(?=x[0-9a-f]{2})")
 
 
 def printable(name: str | bytes | os.PathLike) -> str:
@@ -30,3 +33,48 @@ def _escaped(character: str) -> str:
     if 0x80 <= number < 0x100:  # told apart from such a byte
         return f"\\u{number:04x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+def is_utf8(name: str) -> bool:
+    """Whether `name` is text, as the names of buckets and of what TensorFlow opens must be."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable_lines(text: str) -> str:
+    r"""Return `text` with every line made `printable`; only its line feeds stay.
+
+    >>> print(printable_lines("a\nb\x1b[31m"))
+    a
+    b\x1b[31m
+    """
+    return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
+
+
+def to_line(name: str) -> str:
+    r"""Return `name` as a line of UTF-8 that stands for no other name; `from_line` gives the name back.
+
+    For records, such as a table of names. Bytes that are no UTF-8, control characters and line separators are
+    written as the bytes that they are, `\xNN`, and so is a backslash that would read as the beginning of one. All
+    else stays as it is, marks and joiners of writing systems too.
+
+    >>> print(to_line("line\nbreak"))
+    line\x0abreak
+    >>> from_line(to_line("caf\udce9")) == "caf\udce9"
+    True
+    """
+    return _NO_LINE.sub(lambda found: _as_bytes(found[0]), name)
+
+
+def _as_bytes(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+def from_line(line: str) -> str:
+    """Return the name that `to_line` made `line` of."""
+    content = line.encode("utf-8", "surrogateescape")
+    found = re.sub(rb"\\x([0-9a-f]{2})", lambda byte: bytes([int(byte[1], 16)]), content)
+    return found.decode("utf-8", "surrogateescape")

@@ -53,3 +53,31 @@ def test_plain_names_stay_as_they_are():
 
 def test_examples():
     assert doctest.testmod(text).failed == 0
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_line_gives_its_name_back(seed):
+    """Bytes of every kind, and texts that look like what stands for them."""
+    rng = random.Random(seed)
+    pieces = [
+        rng.randbytes(3),
+        b"\\",
+        b"x",
+        b"e9",
+        b"\\xe9",
+        b"\n",
+        b"\0",
+        "\u2028".encode(),
+        "猫".encode(),
+    ]
+    name = os.fsdecode(b"".join(rng.choices(pieces, k=8)))
+    line = text.to_line(name)
+    assert line.encode("utf-8").decode("utf-8") == line
+    assert line.splitlines() == [line]
+    assert text.from_line(line) == name
+
+
+def test_names_that_are_lines_stay_as_they_are():
+    for name in ("cat.png", "猫/é 1.jpg", r"a\b", "\u0646\u200c\u0645.png", "\u202e.png"):
+        assert text.to_line(name) == name
+    assert text.to_line(r"a\xe9") != text.to_line("a\udce9")

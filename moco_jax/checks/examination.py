@@ -14,7 +14,7 @@ from moco_jax import integrity, known_answers, mesh, train, warm_start
 from moco_jax.checks import images, memory, rate, settings, sheet, survey, workdir
 from moco_jax.checks.findings import FAULT, NOTE, OK, WARNING, Finding, Report
 from moco_jax.data import order, pipeline, resident
-from moco_jax.data.sources import Source, remarks_of, store
+from moco_jax.data.sources import Source, remarks_of
 from moco_jax.evaluation import features
 from moco_jax.evaluation.classes import match_sources
 from moco_jax.evaluation.monitor import choose
@@ -115,6 +115,7 @@ class Examination:
                     OK, f"{count:,} images of {config.dataset} ({config.split}), opened in {took}"
                 )
             )
+            self.report.add(*(Finding(NOTE, said) for said in remarks_of(self.source)))
             require_a_batch(config, self.source)
             self.enough = True
             self.report.add(*settings.length(config, count))
@@ -157,9 +158,6 @@ class Examination:
             )
             if self.config.augment_on == "resident":
                 self.report.add(*images.one_size(found, source.name))
-            if files is not None and store.is_folder(self.config.data_dir):
-                others = survey.others(self.config.data_dir, files)
-                self.report.add(*images.left_out(others))
 
     def views(self, path: epath.Path) -> None:
         """Draw the contact sheet to `path`."""

@@ -1,6 +1,6 @@
 """What the doctor says of the images that were looked at: damage, size, copies, and endings that mislead."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -97,10 +97,10 @@ def damaged(survey: Survey, name: Name, single_files: bool, limit: int) -> list[
         return [Finding(OK, "none is damaged")]
 
     def why(row: int) -> str:
-        if not survey.bytes[row]:
-            return ": empty or unreadable"
         if row in survey.refused:
             return f": {survey.refused[row]}"
+        if not survey.bytes[row]:
+            return ": empty or unreadable"
         if not single_files:
             return ""
         found = survey.format[row]
@@ -251,18 +251,5 @@ def misnamed(survey: Survey, name: Name, files: Sequence[str]) -> list[Finding]:
             WARNING,
             f"{said} (training reads the content, other programs may not): rename them",
             details,
-        )
-    ]
-
-
-def left_out(others: Mapping[str, int]) -> list[Finding]:
-    """Files that the source does not list, by ending."""
-    if not others:
-        return []
-    kinds = ", ".join(f"{number:,} {ending}" for ending, number in list(others.items())[:5])
-    return [
-        Finding(
-            NOTE,
-            f"{sum(others.values()):,} other files there are left out, by their ending: {kinds}",
         )
     ]

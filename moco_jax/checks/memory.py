@@ -122,5 +122,6 @@ def bytes_per_example(source: Source) -> int:
         return math.prod(source.record_spec.shape)
     files = getattr(source, "files", None)
     if files is None:
-        return 20  # file, offset, length and label
+        # File, offset, length and label; the name where a source keeps it.
+        return 20 + round(getattr(source, "nbytes", 0) / max(len(source), 1))
     return round(files.nbytes / len(files)) + 4  # name and label

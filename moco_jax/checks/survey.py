@@ -7,10 +7,8 @@ whole dataset can be looked at.
 import hashlib
 import io
 import math
-import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +16,8 @@ import tensorflow as tf
 from PIL import Image
 
 from moco_jax.data.running import running
-from moco_jax.data.sources import Source, store
+from moco_jax.data.sources import Source
+from moco_jax.data.sources.damage import why
 from moco_jax.data.sources.decode import decode_or_flag, refusal
 
 CHUNK = 64  # images that are read at once
@@ -53,7 +52,7 @@ class Survey(NamedTuple):
         content, pixels: uint64 `[n]`, hashes of the record and of the decoded image.
         format: uint8 `[n]`, place in `FORMATS`, or `UNKNOWN`.
         transparent: bool `[n]`, whether pixels of it are transparent, so that the colours hidden there are seen.
-        refused: row -> why an image that is whole is refused, as one of other channels.
+        refused: row -> why an image that is whole is refused, as one of other channels, or a file cannot be opened.
         mean, std: float64 `[C]` of each channel scaled to 0..1, every image counted alike; NaN without images.
     """
 
@@ -143,7 +142,7 @@ def survey(
         facts, hashed, moments = tf.numpy_function(
             _facts, [record, image.pixels], [tf.int64, tf.uint64, tf.float64]
         )
-        why = tf.cond(
+        reason = tf.cond(
             image.ok,
             lambda: tf.constant(b""),
             lambda: tf.numpy_function(
@@ -152,7 +151,7 @@ def survey(
         )
         return (
             image.ok, tf.ensure_shape(facts, [5]), tf.ensure_shape(hashed, [2]),
-            tf.ensure_shape(moments, [2, channels]), tf.ensure_shape(why, []),
+            tf.ensure_shape(moments, [2, channels]), tf.ensure_shape(reason, []),
         )  # fmt: skip
 
     reads = ((source.read(indices[k : k + CHUNK]),) for k in range(0, n, CHUNK))
@@ -160,14 +159,16 @@ def survey(
     with running(reads, (signature,), look, workers) as batches:
         for some in batches:
             place = slice(done, done + len(some[0]))
-            good[place], numbers[place], hashes[place], moments, why = some
+            good[place], numbers[place], hashes[place], moments, reasons = some
             sums += moments[some[0]].sum(0)
-            refused |= {done + row: text.decode() for row, text in enumerate(why) if text}
+            refused |= {done + row: text.decode() for row, text in enumerate(reasons) if text}
             done = place.stop
             now = time.perf_counter()
             if now - last > EVERY:
                 last = now
                 progress(done, (now - began) / done * (n - done))
+    for row in np.flatnonzero(~good & (numbers[:, 0] == 0)).tolist():
+        refused |= {row: said} if (said := why(source, int(indices[row]))) else {}
     mean, square = sums / (good.sum() or np.nan)
     return Survey(
         total=len(source), indices=indices, good=good, sides=numbers[:, 1:3].astype(np.int32), bytes=numbers[:, 0],
@@ -175,14 +176,3 @@ def survey(
         transparent=numbers[:, 4].astype(bool),
         refused=refused, mean=mean, std=np.sqrt(np.maximum(square - mean**2, 0)),
     )  # fmt: skip
-
-
-def others(root: str, files: Iterable[str]) -> dict[str, int]:
-    """How many files of each ending lie below `root` and are not among `files` (paths from there).
-
-    Hidden ones are not counted; most frequent ending first.
-    """
-    known = set(files)
-    rest = (path for path in store.walk(root) if path not in known)
-    found = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in rest)
-    return dict(found.most_common())

@@ -21,6 +21,7 @@ from moco_jax.data.sources.examples import PACK
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
+from moco_jax.text import is_utf8, printable, to_line
 
 FORMATS = {"tfrecord": "tfrecord", "arrayrecord": "array_record"}  # and how their files end
 PER_SHARD = 5000  # images, where the number of shards is not given
@@ -70,6 +71,8 @@ def make_plan(data_dir: str, out: str, shards: int, format: str, decoding: Decod
         raise UserError(f"format={format!r} is unknown; known are {', '.join(FORMATS)}")
     if not out:
         raise UserError("out='' names no folder for the shards; give one: --out=FOLDER")
+    if not is_utf8(out):
+        raise UserError(f"out={printable(out)} is no name in UTF-8, as shards need; give another")
     source = open_source("folder", "", data_dir, decoding=decoding)
     shards = shards or -(-len(source) // PER_SHARD)
     if not 0 < shards <= len(source):
@@ -109,7 +112,7 @@ def claim(plan: Plan) -> None:
             foreign = [n for n in store.listing(plan.out) if n.endswith(endings)]
             if foreign:
                 raise UserError(
-                    f"out={plan.out} holds {foreign[0]} and no pack.json that says of what; give another --out"
+                    f"out={printable(plan.out)} holds {printable(foreign[0])} and no pack.json that says of what; give another --out"
                 )
             draft = f"{path}.part"
             with tf.io.gfile.GFile(draft, "w") as file:
@@ -121,7 +124,7 @@ def claim(plan: Plan) -> None:
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} -> {facts[key]!r}"[:200] for key in changed)
         raise UserError(
-            f"out={plan.out} holds shards of another packing ({listed}); give another --out, or what was given then"
+            f"out={printable(plan.out)} holds shards of another packing ({listed}); give another --out, or what was given then"
         )
 
 
@@ -132,7 +135,7 @@ def writing(path: str) -> Iterator[None]:
         yield
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"out={path} cannot be written ({error}); make room, or give a folder of yours: finished shards are "
+            f"out={printable(path)} cannot be written ({printable(str(error))}); make room, or give a folder of yours: finished shards are "
             "kept, and the same command goes on"
         ) from error
 
@@ -210,21 +213,21 @@ def write_shard(plan: Plan, number: int, seen: Callable[[int], None]) -> None:
                 if good:
                     write(_example(source, int(index), content))
                 else:
-                    damaged.append(source.name(index))
+                    damaged.append(source.path(int(index)))
                 seen(int(index))
         if damaged:
             with tf.io.gfile.GFile(f"{plan.stem(number)}.damaged.txt", "wb") as file:
-                file.write("".join(f"{d}\n" for d in damaged).encode("utf-8", "surrogateescape"))
+                file.write("".join(f"{to_line(path)}\n" for path in damaged).encode())
         tf.io.gfile.rename(f"{path}.part", path, overwrite=True)
 
 
 def damaged_names(plan: Plan) -> list[str]:
-    """Names of all images that the finished shards lack."""
+    """Paths of all images that the finished shards lack, one a line each (`text.to_line`)."""
     names: list[str] = []
     for number in range(plan.shards):
         path = f"{plan.stem(number)}.damaged.txt"
         if store.is_file(path):
-            names += store.read(path).decode("utf-8", "surrogateescape").splitlines()
+            names += store.read(path).decode("utf-8", "surrogateescape").split("\n")[:-1]
     return names
 
 
@@ -241,5 +244,5 @@ def pack(plan: Plan, seen: Callable[[int, int], None]) -> None:
     damaged = damaged_names(plan)
     if len(damaged) == len(plan.source):
         raise UserError(
-            f"none of the {len(damaged)} images can be decoded; {damaged[0]} is one of them"
+            f"none of the {len(damaged)} images can be decoded; {printable(damaged[0])} is one of them"
         )

@@ -15,7 +15,8 @@ import tensorflow as tf
 from moco_jax.data import augment, order, recipes, resize
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source
-from moco_jax.data.sources.decode import decode_or_flag, refusal
+from moco_jax.data.sources.damage import described
+from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.errors import UserError
 
 Rows = dict[str, Any]
@@ -103,8 +104,7 @@ def train_batches(
     def replace(made: Rows, epoch: int, row: int) -> None:
         index = int(made["index"][row])
         for _ in range(size):
-            why = refusal(source, source.read(np.asarray([index]))[0])
-            called = f"{source.name(index)}: {why}" if why else source.name(index)
+            called = described(source, index)
             damaged.add(called)
             index = (index + 1) % size
             record = tf.constant(source.read(np.asarray([index]))[0], source.record_spec.dtype)

@@ -16,6 +16,7 @@ from moco_jax.data import order
 from moco_jax.data.pipeline import DamagedImages, Rows
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source
+from moco_jax.data.sources.damage import described
 from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.errors import UserError
 from moco_jax.report.console import duration, size
@@ -109,7 +110,7 @@ def load(
                     "works with any"
                 )
             for row in np.flatnonzero(~ok):
-                damaged.add(source.name(done + int(row)))
+                damaged.add(described(source, done + int(row)))
             place = slice(done, done + len(ok))
             images[place], good[place] = some, ok
             done, now = place.stop, time.perf_counter()

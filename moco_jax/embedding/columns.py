@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moco_jax.errors import UserError
-from moco_jax.text import printable
+from moco_jax.text import printable, to_line
 
 BLOCK = 8192  # rows that are held at once
 BYTES = 2**28  # of a column that are held at once, where rows are long
@@ -123,8 +123,8 @@ def picked(blocks: Iterable[np.ndarray], rows: np.ndarray) -> np.ndarray:
 
 
 def plain(names: list[str]) -> list[str]:
-    """Names that are no UTF-8 on disk, with their odd bytes written out."""
-    return [n.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for n in names]
+    """Names as lines of UTF-8, no two alike where the names are not; `text.from_line` gives them back."""
+    return list(map(to_line, names))
 
 
 def parsed(facts: str | bytes, path: str) -> Any:

@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from moco_jax import files, parts, trained
 from moco_jax import mesh as mesh_lib
 from moco_jax.data.sources import Source
-from moco_jax.data.sources.decode import refusal
+from moco_jax.data.sources.damage import why
 from moco_jax.embedding.table import Rows
 from moco_jax.errors import UserError
 from moco_jax.evaluation import features
+from moco_jax.text import to_line
 
 # Settings that decide what an encoder is shown; the features file keeps them.
 SHOWN = ("image_size", "augment", "mean", "std", "channels", "white", "background", "exif_rotation")
@@ -80,7 +81,7 @@ class Damaged:
     """Images that could not be decoded, found by the gaps that they leave."""
 
     def __init__(self, source: Source):
-        """Of `source`, which is gone through in order."""
+        """Of `source`, which is gone through in order; `names` are as the table has those of the others."""
         self.source, self.next = source, 0
         self.names: list[str] = []
         self.first = ""
@@ -94,9 +95,9 @@ class Damaged:
         self.next = end
         if len(missing) and not self.first:
             first = int(missing[0])
-            why = refusal(self.source, self.source.read(missing[:1])[0])
-            self.first = f"{self.source.name(first)}{f' ({why})' if why else ''}"
-        self.names += self.source.names(missing)
+            said = why(self.source, first)
+            self.first = f"{self.source.name(first)}{f' ({said})' if said else ''}"
+        self.names += map(to_line, self.source.names(missing))
 
     def rest(self) -> None:
         """Note what is missing after the last."""

@@ -17,6 +17,7 @@ from moco_jax.embedding.encode import Damaged, Embedder
 from moco_jax.embedding.table import Table
 from moco_jax.errors import UserError
 from moco_jax.evaluation import knn
+from moco_jax.text import from_line, to_line
 
 OLDER = {"background": -1}  # what tables of older versions do not say of their encoder
 Report = Callable[[int], None]
@@ -45,8 +46,8 @@ def find(table: Table, words: Sequence[str]) -> np.ndarray:
     for place, word in enumerate(words):
         path = os.path.abspath(word)
         names = {word, path, os.path.relpath(path, root)} if root else {word}
-        # A name with bytes that are no UTF-8 has them written out in the table.
-        for name in names | set(plain(list(names))):
+        # As a table has them, or as a person has read them there.
+        for name in {word, *map(to_line, names)}:
             wanted.setdefault(name, []).append(place)
     rows, first = np.full(len(words), -1, np.int64), 0
     for block in table.blocks("names"):
@@ -168,7 +169,7 @@ def pictures_of_rows(table: Table, rows: np.ndarray) -> list[np.ndarray | None]:
     place, made = table.facts["images"], table.facts["encoder"]
     names = table.take("names", rows).tolist()
     if place["root"]:
-        files = [os.path.join(place["root"], name) for name in names]
+        files = [os.path.join(place["root"], from_line(name)) for name in names]
         return pictures(made, FilesSource(files, Decoding.of(made)), np.arange(len(rows)))
     source = open_source(
         place["dataset"], place["split"], place["data_dir"], None, Decoding.of(made)

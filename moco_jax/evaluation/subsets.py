@@ -9,8 +9,11 @@ import numpy as np
 
 from moco_jax import files
 from moco_jax.data import order
+from moco_jax.data.sources import store
+from moco_jax.data.sources.lists import text_lines
 from moco_jax.errors import UserError
 from moco_jax.evaluation.labelled import Labelled
+from moco_jax.text import printable
 
 NO_EPOCH = -1  # so that the order drawn here is none of a training's
 
@@ -81,27 +84,27 @@ def listed(images: Labelled, path: str) -> Labelled:
                 continue
             if line in places:
                 raise UserError(
-                    f"--subset={path}: {line} is the name of several images of {images.about}, as {names[places[line]]} and "
-                    f"{name}; write more of their paths"
+                    f"--subset={path}: {printable(line)} is the name of several images of {images.about}, as "
+                    f"{printable(names[places[line]])} and {printable(name)}; write more of their paths"
                 )
             places[line] = place
     missing = [line for line in wanted if line not in places]
     if missing:
         raise UserError(
             f"--subset={path}: {len(missing):,} of {len(wanted):,} names are none of {images.about}, the first is "
-            f"{missing[0]}; its images are called like {names[0] if names else ''}"
+            f"{printable(missing[0])}; its images are called like {printable(names[0]) if names else ''}"
         )
     return _only(images, np.unique(list(places.values())), f"{path}, of {images.about}")
 
 
 def _lines(path: str) -> Sequence[str]:
     try:
-        text = files.absolute(path).read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = text_lines(store.read(str(files.absolute(path))))
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"--subset={path} is no text file that can be read, with the name of an image on each line"
+            f"--subset={printable(path)} is no text file that can be read, with the name of an image on each line"
         ) from error
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text]
     found = [line for line in lines if line]
     if not found:
         raise UserError(f"--subset={path} is empty; it needs the name of an image on each line")

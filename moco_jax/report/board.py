@@ -9,6 +9,7 @@ from PIL import Image
 from tensorboard.plugins import projector
 
 from moco_jax.report.figures import shown
+from moco_jax.text import printable
 
 FOLDER = "tensorboard"
 SIDE = 32  # pixels of a point's picture
@@ -17,8 +18,9 @@ FILES = ("features.tsv", "classes.tsv", "images.png")
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """`config` as hyper-parameters: what is neither number, word nor truth value becomes text."""
-    plain = (bool, int, float, str)
-    return {k: v if isinstance(v, plain) else str(tuple(v)) for k, v in config.items()}
+    plain = (bool, int, float)
+    words = {k: v if isinstance(v, (*plain, str)) else str(tuple(v)) for k, v in config.items()}
+    return {k: v if isinstance(v, plain) else printable(v) for k, v in words.items()}
 
 
 def picture(path: epath.Path) -> np.ndarray:

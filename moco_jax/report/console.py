@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
+from moco_jax.text import printable, printable_lines
+
 
 def duration(seconds: float) -> str:
     """`5s`, `3m20s`, `2h05m`, `3d04h`."""
@@ -39,7 +41,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 class Console:
     """Prints to a terminal or a log: a terminal's progress line is rewritten, a log gets plain lines.
 
-    A host that is not the first prints nothing.
+    A host that is not the first prints nothing. What is no text in a name that slipped through is written out, and so is
+    what the terminal's encoding lacks: no name ends a command after its work was done.
     """
 
     def __init__(self, speaks: bool = True, out: TextIO | None = None):
@@ -51,22 +54,28 @@ class Console:
         """Print `text` on lines of its own."""
         if self.speaks:
             start = "\n" if self._open else ""
-            print(f"{start}{text}", file=self.out, flush=True)
+            self._print(f"{start}{printable_lines(text)}\n")
             self._open = 0
+
+    def _print(self, text: str) -> None:
+        encoding = getattr(self.out, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end="", file=self.out, flush=True)  # fmt: skip
 
     def progress(self, text: str) -> None:
         """Renew the progress line (a terminal), or print it (anything else)."""
         if not self.speaks:
             return
+        text = printable(text)
         if not self.out.isatty():
             return self.line(text)
-        print("\r" + text.ljust(self._open), end="", file=self.out, flush=True)
+        self._print("\r" + text.ljust(self._open))
         self._open = len(text)
 
     def facts(self, facts: dict[str, str]) -> None:
         """Print names and values in two columns."""
         width = max(map(len, facts))
-        self.line("\n".join(f"{name.ljust(width)}  {value}" for name, value in facts.items()))
+        lines = (f"{name.ljust(width)}  {printable(value)}" for name, value in facts.items())
+        self.line("\n".join(lines))
 
 
 class Progress:

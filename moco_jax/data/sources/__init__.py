@@ -13,6 +13,7 @@ import numpy as np
 from moco_jax.data.sources import pixels
 from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 
 if TYPE_CHECKING:  # what only decodes pixels does without it
     import tensorflow as tf
@@ -29,8 +30,7 @@ class Source(Protocol):
         record_spec: the tensor that stands for one image before it is decoded: a string scalar, or its pixels.
         decoding: how bytes become pixels.
 
-    A source may have `remarks`, a list of lines that a person must read before they trust it;
-    `remarks_of` gives them.
+    A source may have `remarks`, a list of lines that a person must read before they trust it; `remarks_of` gives them.
     """
 
     record_spec: "tf.TensorSpec"
@@ -59,14 +59,14 @@ class Source(Protocol):
         """
 
     def name(self, index: int) -> str:
-        """What to call one image in a message."""
+        """What to call one image in a message, in one line (`moco_jax.text.printable`)."""
 
     def names(self, indices: np.ndarray) -> list[str]:
-        """What to call images in a table: short, the same wherever the set lies."""
+        """What to call images in a record: short, the same wherever the set lies, with every byte (`surrogateescape`)."""
 
 
 def remarks_of(source: Source) -> list[str]:
-    """Lines that a person must read of `source`, as that its folders are parts of a set."""
+    """Lines that a person must read of `source`, as one on what is left out of it."""
     return list(getattr(source, "remarks", ()))
 
 
@@ -79,7 +79,7 @@ def reading(data_dir: str) -> Iterator[None]:
         yield
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"data_dir={data_dir} cannot be read ({error}); mend that, or give another place"
+            f"data_dir={printable(data_dir)} cannot be read ({printable(str(error))}); mend that, or give another place"
         ) from error
 
 

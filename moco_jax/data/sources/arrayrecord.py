@@ -11,6 +11,7 @@ from moco_jax.data.sources import decode, examples, shards
 from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.data.sources.tfrecord import Slice
 from moco_jax.errors import UserError
+from moco_jax.text import is_utf8, printable
 
 ENDING = r"\.(array_?record|arecord)(-\d+-of-\d+)?"
 
@@ -34,13 +35,18 @@ class ArrayRecords:
 
     def __init__(self, slices: Sequence[Slice]):
         """Open `slices`; UserError where the package is missing or a file cannot be read."""
+        odd = next((s.path for s in slices if not is_utf8(s.path)), "")
+        if odd:
+            raise UserError(
+                f"{printable(odd)} is no name in UTF-8, as ArrayRecord files must have; rename it"
+            )
         try:
             self._data = _library("array_record_data_source").ArrayRecordDataSource(
                 [s.path if s.take < 0 else f"{s.path}[{s.skip}:{s.skip + s.take}]" for s in slices]
             )
         except RuntimeError as error:
             raise UserError(
-                f"an ArrayRecord file is damaged or cannot be read: {error}; replace it"
+                f"an ArrayRecord file is damaged or cannot be read: {printable(str(error))}; replace it"
             ) from error
 
     def __len__(self) -> int:

@@ -73,15 +73,15 @@ def first_features(records: Records, data_dir: str) -> Features:
         UserError: about `data_dir`, where the first has no image.
     """
     if not len(records):
-        raise UserError(f"data_dir={data_dir} holds no record; its files are empty")
+        raise UserError(f"data_dir={printable(data_dir)} holds no record; its files are empty")
     try:
         found = parse(records.read(np.asarray([0]))[0])
     except UserError as error:
-        raise UserError(f"data_dir={data_dir}: {error}") from error
+        raise UserError(f"data_dir={printable(data_dir)}: {error}") from error
     image = pick(found, IMAGE_KEYS, "bytes_list")
     if image is None:
         raise UserError(
-            f"data_dir={data_dir}: its examples have the features {', '.join(sorted(found))}; an encoded image "
+            f"data_dir={printable(data_dir)}: its examples have the features {', '.join(map(printable, sorted(found)))}; an encoded image "
             f"is looked for in {', '.join(IMAGE_KEYS)}"
         )
     wanted = (
@@ -254,9 +254,9 @@ class ExampleSource:
 
     def name(self, index: int) -> str:
         """Set, number, file and place, after the example's own name if it has one."""
-        called = f"{self.label} example {index} ({self.records.where(index)})"
+        called = printable(f"{self.label} example {index} ({self.records.where(index)})")
         own = self._own_name(self.read(np.asarray([index]))[0]) if self.features.name else ""
-        return f"{own}: {called}" if own else called
+        return f"{printable(own)}: {called}" if own else called
 
     def names(self, indices: np.ndarray) -> list[str]:
         """Examples' own names, or set and number; each record is read once more where they have names."""
@@ -272,7 +272,7 @@ class ExampleSource:
             feature = parse(record)[self.features.name or ""]
         except (UserError, KeyError):
             return ""
-        return b"".join(feature.bytes_list.value).decode(errors="replace")
+        return b"".join(feature.bytes_list.value).decode("utf-8", "surrogateescape")
 
 
 def _parses(record: bytes, spec: Mapping[str, tf.io.FixedLenFeature]) -> bool:

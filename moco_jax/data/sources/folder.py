@@ -1,64 +1,51 @@
 """Images that are files of their own: all below a folder, or those that a text file lists."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data.sources import labels, split_names, store
+from moco_jax.data.sources import labels, names, split_names, store
+from moco_jax.data.sources.lists import read_list
 from moco_jax.data.sources.names import Names
 from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 
 _LOOKED = f"images end in {', '.join(EXTENSIONS)}"
 
 
 def numbered(classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The different `classes`, sorted, and each one's number int32 `[n]`: of '' it is `MISSING`."""
-    names = sorted(set(classes) - {""})
-    numbers = {name: number for number, name in enumerate(names)} | {"": labels.MISSING}
-    return names, np.fromiter((numbers[c] for c in classes), np.int32, len(classes))
+    different = sorted(set(classes) - {""})
+    numbers = {name: number for number, name in enumerate(different)} | {"": labels.MISSING}
+    return different, np.fromiter((numbers[c] for c in classes), np.int32, len(classes))
 
 
-def find_images(root: str) -> list[str]:
-    """Paths, relative to the folder `root`, of all images at any depth, sorted; UserError if there are none."""
-    files = sorted(path for path in store.walk(root) if path.lower().endswith(EXTENSIONS))
-    if not files:
-        raise UserError(f"data_dir={root} holds no image, at any depth; {_LOOKED}")
-    return files
+def find_images(root: str) -> tuple[list[str], str]:
+    """Find all images below the folder `root`, at any depth.
 
+    Returns:
+        their paths, relative to `root` and sorted, and a line on what else is there and left out ('' for nothing).
 
-def read_list(path: str) -> tuple[list[str], list[str]]:
-    """The image paths that the text file `path` lists, and their classes (none, or one for each).
-
-    UTF-8, a path a line, relative to the file's folder or absolute, and if a tab follows, a class; empty lines
-    count for nothing. UserError where it is no such file.
+    Raises:
+        UserError: there are none.
     """
-    wanted = (
-        "a list is UTF-8 text with one image path a line, and a class after a tab if there is one"
-    )
-    try:
-        lines = store.read(path).decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"data_dir={path} is no text file; {wanted}") from error
-    files: list[str] = []
-    classes: list[str] = []
-    for number, line in enumerate(lines, 1):
-        file, tab, name = line.rstrip("\r").partition("\t")
-        if not file and not tab:
-            continue
-        if "\0" in file or (bool(tab) != bool(classes) and files):
-            reason = "is no path" if "\0" in file else "differs in having a class"
-            raise UserError(
-                f"data_dir={path}: line {number} {reason}; {wanted}, on all lines or none"
-            )
-        files.append(file)
-        if tab:
-            classes.append(name)
+    left_out: Counter[str] = Counter()
+    endings: Counter[str] = Counter()
+    files = []
+    for path in store.walk(root, left_out):
+        if path.lower().endswith(EXTENSIONS):
+            files.append(path)
+        else:
+            endings[os.path.splitext(path)[1].lower() or "no ending"] += 1
+    said = names.said(f"data_dir={root}", left_out, endings)
     if not files:
-        raise UserError(f"data_dir={path} lists no image; {wanted}")
-    return files, classes
+        also = f" ({said})" if said else ""
+        raise UserError(f"data_dir={printable(root)} holds no image, at any depth; {_LOOKED}{also}")
+    return sorted(files), said
 
 
 class FolderSource:
@@ -70,7 +57,7 @@ class FolderSource:
         classes: names of the classes, in the order of their numbers: the folders right below the folder if every
             image lies in one, and they are no parts of a set as train and val are, or what the list
             says; empty without.
-        remarks: what is to be said of the classes, a line each.
+        remarks: what is left out, and what else is to be said of classes or a list, a line each.
     """
 
     record_spec = tf.TensorSpec([], tf.string)
@@ -87,13 +74,16 @@ class FolderSource:
                 "data_dir='' names no folder; point it at your images: --config.data_dir=FOLDER"
             )
         if store.is_folder(path):
-            self.root, files = path, find_images(path)
+            self.root, (files, said) = path, find_images(path)
+            self.remarks += [said] if said else []
             classes = self._class_folders(path, files)
         elif store.is_file(path):
-            self.root, (files, classes) = os.path.dirname(path), read_list(path)
+            self.root, (files, classes, said_of_list) = os.path.dirname(path), read_list(path)
+            self.remarks += said_of_list
         else:
+            why = "" if store.exists(path) else ": there is no such file or folder"
             raise UserError(
-                f"data_dir={path} is no folder, nor a text file of paths; give one ({_LOOKED})"
+                f"data_dir={printable(path)} is no folder, nor a text file of paths{why}; give one ({_LOOKED})"
             )
         self.files = Names(files)
         self.classes, numbers = numbered(classes)
@@ -114,7 +104,7 @@ class FolderSource:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """The files' content, object `[n]` of bytes; empty where a file cannot be read."""
-        return store.read_many(lambda index: store.read(self.name(index)), indices)
+        return store.read_many(lambda index: store.read(self.path(index)), indices)
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
         """The file's content, as it is."""
@@ -124,13 +114,25 @@ class FolderSource:
         """int32 `[n]`, -1 for an image of a list that gives it no class."""
         return None if self._labels is None else self._labels[indices]
 
-    def name(self, index: int) -> str:
-        """The file's path."""
+    def path(self, index: int) -> str:
+        """The file's path, with every byte."""
         file = self.files[index]
         return file if store.is_remote(file) else os.path.join(self.root, file)
 
+    def name(self, index: int) -> str:
+        """The file's path, in one line."""
+        return printable(self.path(index))
+
+    def trouble(self, index: int) -> str:
+        """Why the file cannot be opened, in a few words; '' where it can."""
+        try:
+            store.open_binary(self.path(index)).close()
+        except OSError as error:
+            return (error.strerror or str(error)).lower()
+        return ""
+
     def names(self, indices: np.ndarray) -> list[str]:
-        """Paths, relative to `root`, or as a list has them."""
+        """Paths, relative to `root`, or as a list has them, with every byte."""
         return [self.files[index] for index in indices.tolist()]
 
 

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -13,8 +12,11 @@ from etils import epath
 
 from moco_jax import files
 from moco_jax.data.sources import store
+from moco_jax.data.sources.names import short
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 
+LONGEST = 2**31 - 1  # bytes of a record: its length is kept as int32
 Arrays = dict[str, np.ndarray]
 
 
@@ -31,9 +33,10 @@ def cache_path(index_dir: str | None, label: str) -> epath.Path | None:
     """The file in `index_dir` for the index of what `label` names; None without a folder."""
     if not index_dir:
         return None
-    safe = "".join(c if c.isalnum() else "_" for c in label)[-80:]
+    safe = "".join(c if c.isascii() and c.isalnum() else "_" for c in label)[-80:]
     # The number tells labels apart that are the same when cut to the length of a file's name.
-    return epath.Path(index_dir) / f"{safe}_{zlib.crc32(label.encode()):08x}.npz"
+    number = zlib.crc32(label.encode("utf-8", "surrogateescape"))
+    return epath.Path(index_dir) / f"{safe}_{number:08x}.npz"
 
 
 def sizes(paths: Sequence[str]) -> list[str]:
@@ -55,7 +58,8 @@ def cached(
                 if np.array_equal(saved["signature"], signed):
                     return {key[1:]: saved[key] for key in saved.files if key[0] == "_"}
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            logging.warning("the index of records %s is damaged (%s); made anew", cache, error)
+            shown = printable(str(cache))
+            logging.warning("the index of records %s is damaged (%s); made anew", shown, error)
     arrays = make()
     if cache is not None:
         content = io.BytesIO()
@@ -66,7 +70,7 @@ def cached(
             files.write(cache, content.getvalue())
         except OSError as error:
             raise UserError(
-                f"the index of records cannot be written to {cache} ({error.strerror}); give a workdir of yours"
+                f"the index of records cannot be written to {printable(str(cache))} ({error.strerror}); give a workdir of yours"
             ) from error
     return arrays
 
@@ -87,6 +91,7 @@ class FileRecords:
     def __init__(self, places: Places):
         """Open the files."""
         self.places, self._ranges = places, store.Ranges(places.paths)
+        self._called = short(places.paths)
 
     def __len__(self) -> int:
         """How many there are."""
@@ -101,7 +106,10 @@ class FileRecords:
         """Object `[n]` of bytes; empty where a record cannot be read."""
         return store.read_many(lambda i: self.part(i, 0, int(self.places.length[i])), indices)
 
+    def file(self, index: int) -> str:
+        """What to call the file of record `index`, with every byte: its name, or more of its path where that tells too little."""
+        return self._called[self.places.file[index]]
+
     def where(self, index: int) -> str:
-        """File and place of record `index`."""
-        path = os.path.basename(self.places.paths[self.places.file[index]])
-        return f"{path} at byte {self.places.offset[index]}"
+        """File and place of record `index`, in one line."""
+        return f"{printable(self.file(index))} at byte {self.places.offset[index]}"

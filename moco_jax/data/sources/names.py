@@ -1,29 +1,98 @@
-"""Very many strings in little memory: one block of bytes and where each ends."""
+"""Names of images: very many in little memory, which of them count for nothing, and how that is said."""
 
-from collections.abc import Iterable
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from moco_jax.text import printable
+
+# What is passed over, in the words in which it is said.
+HIDDEN = "hidden ones"
+SYSTEM = "in folders of a system's own (as __MACOSX or @eaDir)"
+TWICE = "folders that are reached in another way too"
+NO_FILE = "that are no regular files"
+ENDINGS = 5  # that are told apart
+_SYSTEMS = frozenset({
+    "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharesnap", "#recycle", "#snapshot", "~snapshot",
+    "$recycle.bin", "recycler", "system volume information", "lost+found", "network trash folder", "temporary items",
+})  # fmt: skip
+
+
+def is_systems(folder: str) -> bool:
+    """Whether a folder of this name is one that archives and disks are given by systems, beside what people put there."""
+    return folder.lower() in _SYSTEMS
+
+
+def said(place: str, count: Mapping[str, int], endings: Mapping[str, int] | None = None) -> str:
+    """Return a line on what was left out of `place`; '' where it was nothing.
+
+    Args:
+        place: a folder, a list, or a pattern.
+        count: words -> how many.
+        endings: an ending of files' names -> how many.
+    """
+    parts = [f"{number:,} {what}" for what, number in count.items() if number]
+    kinds = ""
+    if endings:
+        parts.append(f"{sum(endings.values()):,} other files there")
+        ranked = sorted(endings.items(), key=lambda pair: -pair[1])[:ENDINGS]
+        some = ", ".join(f"{number:,} {printable(ending)}" for ending, number in ranked)
+        kinds = f", by their ending: {some}{', ...' if len(endings) > ENDINGS else ''}"
+    return f"{printable(place)}: {', '.join(parts)} are left out{kinds}" if parts else ""
+
+
+def short(paths: Sequence[str]) -> list[str]:
+    """What to call files: their names, or where two have the same one, their paths below what all have in common."""
+    names = [os.path.basename(path) for path in paths]
+    if len(set(names)) == len(set(paths)):
+        return names
+    parts = [path.split("/") for path in paths]
+    folders = zip(*(each[:-1] for each in parts), strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, folders))
+    return ["/".join(each[common:]) for each in parts]
+
 
 class Names:
-    """Strings by number, in their length plus eight bytes each; a list takes some sixty bytes more."""
+    """Strings by number, in their length plus four bytes each (eight from 4 GiB on); a list takes some sixty more."""
 
     def __init__(self, strings: Iterable[str]):
         """Take `strings` in, in their order."""
         parts = [string.encode("utf-8", "surrogateescape") for string in strings]
-        self._block = b"".join(parts)
-        self._ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+        self._take(np.frombuffer(b"".join(parts), np.uint8), lengths)
+
+    def _take(self, block: np.ndarray, lengths: np.ndarray) -> None:
+        self.block, small = block, len(block) < 1 << 32
+        self.ends = np.zeros(len(lengths) + 1, np.uint32 if small else np.int64)
+        np.cumsum(lengths, out=self.ends[1:], dtype=self.ends.dtype)
+
+    @classmethod
+    def of(cls, block: np.ndarray, ends: np.ndarray) -> "Names":
+        """Those that another kept in `block` uint8 `[B]` and `ends` `[N + 1]`."""
+        made = cls.__new__(cls)
+        made.block, made.ends = block, ends
+        return made
+
+    @classmethod
+    def joined(cls, parts: Sequence["Names"]) -> "Names":
+        """All of `parts`, one after the other."""
+        made = cls.__new__(cls)
+        lengths = [np.diff(part.ends.astype(np.int64)) for part in parts]
+        made._take(np.concatenate([part.block for part in parts]), np.concatenate(lengths))
+        return made
 
     @property
     def nbytes(self) -> int:
         """What they take in memory."""
-        return len(self._block) + self._ends.nbytes
+        return self.block.nbytes + self.ends.nbytes
 
     def __len__(self) -> int:
         """How many there are."""
-        return len(self._ends) - 1
+        return len(self.ends) - 1
 
     def __getitem__(self, number: int) -> str:
         """String `number`; IndexError past the end."""
-        start, end = self._ends[number], self._ends[number + 1]
-        return self._block[start:end].decode("utf-8", "surrogateescape")
+        start, end = self.ends[number], self.ends[number + 1]
+        return self.block[start:end].tobytes().decode("utf-8", "surrogateescape")

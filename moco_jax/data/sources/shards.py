@@ -1,5 +1,6 @@
 """Which files `data_dir` means where a dataset lies in shards: all of a folder, or those that a pattern names."""
 
+import glob
 import os
 import re
 
@@ -7,8 +8,11 @@ import tensorflow as tf
 
 from moco_jax.data.sources import store
 from moco_jax.errors import UserError
+from moco_jax.files import is_remote
+from moco_jax.text import is_utf8, printable
 
-_NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)(.*)")
+MOST = 1_000_000  # files that braces may name
+_NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)(.*)", re.S)
 
 
 def braces(pattern: str) -> list[str]:
@@ -23,10 +27,14 @@ def braces(pattern: str) -> list[str]:
     choices = found[1].split(",")
     if span:
         numbers = range(int(span[1]), int(span[2]) + 1)
+        if len(numbers) > MOST:
+            raise UserError(
+                f"data_dir={printable(pattern)}: {found[0]} names {len(numbers):,} files; {MOST:,} at most work"
+            )
         choices = [str(number).zfill(len(span[1])) for number in numbers]
     if not choices or (not span and len(choices) < 2):
         raise UserError(
-            f"data_dir={pattern}: {found[0]} names nothing; {{000..031}} and {{a,b}} are understood"
+            f"data_dir={printable(pattern)}: {printable(found[0])} names nothing; {{000..031}} and {{a,b}} are understood"
         )
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [path for choice in choices for path in braces(before + choice + after)]
@@ -43,7 +51,7 @@ def _complete(folder: str, names: list[str]) -> None:
     for (start, of, _), count in groups.items():
         if count != of:
             raise UserError(
-                f"data_dir={folder} holds {count} of the {of} shards {start}-...; bring the others (a packing "
+                f"data_dir={printable(folder)} holds {count} of the {of} shards {printable(start)}-...; bring the others (a packing "
                 "that was cut off goes on by the same command), or name files by a pattern"
             )
 
@@ -57,18 +65,42 @@ def find(data_dir: str, kind: str, ending: str) -> list[str]:
         UserError: there is none, or one that is named is missing.
     """
     help_ = f"give a folder of {kind} files, or a pattern such as FOLDER/train-{{000..031}}.{kind}"
+    shown = f"data_dir={printable(data_dir)}" if data_dir else "data_dir=''"
     if not data_dir:
-        raise UserError(f"data_dir='' names no {kind} files; {help_}")
+        raise UserError(f"{shown} names no {kind} files; {help_}")
     if store.is_folder(data_dir):
-        names = [n for n in store.listing(data_dir) if re.search(f"{ending}$", n) and n[0] != "."]
+        names = [n for n in store.listing(data_dir) if re.search(rf"{ending}\Z", n) and n[0] != "."]
         if not names:
-            raise UserError(f"data_dir={data_dir} holds no {kind} file; {help_}")
+            raise UserError(f"{shown} holds no {kind} file; {help_}")
         _complete(data_dir, names)
-        return [os.path.join(data_dir, name) for name in names]
+        found = [os.path.join(data_dir, name) for name in names]
+    else:
+        found = _of_pattern(data_dir, f"{shown}: there is no {kind} file", help_)
+    # A pipe would be waited for, and a device read for ever.
+    odd = [path for path in found if not is_remote(path) and not store.is_file(path)]
+    if odd:
+        raise UserError(
+            f"{shown}: {printable(odd[0])} is no regular file (a folder, pipe, device, or a link to nothing); put a {kind} "
+            "file in its place, or take it away"
+        )
+    return found
+
+
+def _of_pattern(data_dir: str, lacks: str, help_: str) -> list[str]:
+    """The files that a pattern names, in order; UserError, which begins with `lacks`, where one is missing."""
+    if store.is_file(data_dir):
+        return [data_dir]
     paths = []
     for path in braces(data_dir):
-        matched = sorted(tf.io.gfile.glob(path)) if re.search(r"[*?]", path) else [path]
-        if not matched or not store.is_file(matched[0]):
-            raise UserError(f"data_dir={data_dir}: there is no {kind} file {path}; {help_}")
+        matched = _matched(path) if re.search(r"[*?]", path) else [path]
+        if not matched or not store.exists(matched[0]):
+            raise UserError(f"{lacks} {printable(path)}; {help_}")
         paths += matched
     return paths
+
+
+def _matched(pattern: str) -> list[str]:
+    """The files that * and ? stand for, sorted."""
+    if is_remote(pattern):
+        return sorted(tf.io.gfile.glob(pattern)) if is_utf8(pattern) else []
+    return sorted(glob.glob(pattern.replace("[", "[[]")))

@@ -8,14 +8,17 @@ import io
 import logging
 import os
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from moco_jax.files import is_remote
+from moco_jax.data.sources.names import HIDDEN, NO_FILE, SYSTEM, TWICE, is_systems
+from moco_jax.files import is_remote, open_regular
+from moco_jax.text import is_utf8, printable
 
 READERS = 16  # threads that wait for bytes
 KEPT_OPEN = 256  # files of a `Ranges` that stay open; systems permit 1,024 a process, some fewer
@@ -34,6 +37,8 @@ def _tf() -> Any:
 
 @contextmanager
 def _os_errors(path: str) -> Iterator[None]:
+    if not is_utf8(path):
+        raise OSError(errno.EILSEQ, "is no name in UTF-8, as a bucket's are", path)
     try:
         yield
     except _tf().errors.OpError as error:
@@ -43,14 +48,23 @@ def _os_errors(path: str) -> Iterator[None]:
 
 def is_folder(path: str) -> bool:
     """Whether `path` is a folder."""
-    return _tf().io.gfile.isdir(path) if is_remote(path) else os.path.isdir(path)
+    if not is_remote(path):
+        return os.path.isdir(path)
+    return is_utf8(path) and _tf().io.gfile.isdir(path)
 
 
 def is_file(path: str) -> bool:
     """Whether `path` is there and no folder."""
     if not is_remote(path):
         return os.path.isfile(path)
-    return _tf().io.gfile.exists(path) and not _tf().io.gfile.isdir(path)
+    return is_utf8(path) and _tf().io.gfile.exists(path) and not _tf().io.gfile.isdir(path)
+
+
+def exists(path: str) -> bool:
+    """Whether anything is at `path`, be it no file that can be read."""
+    if not is_remote(path):
+        return os.path.lexists(path)
+    return is_utf8(path) and _tf().io.gfile.exists(path)
 
 
 def size(path: str) -> int:
@@ -98,11 +112,13 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
-def open_binary(path: str) -> io.BufferedReader:
-    """The file `path`, to read and to seek in."""
+def open_binary(path: str) -> BinaryIO:
+    """The file `path`, to read and to seek in; an OSError for pipes and devices, which may never end."""
     if is_remote(path):
         return io.BufferedReader(_RemoteFile(path), REMOTE_BLOCK)
-    return open(path, "rb")
+    if "\0" in path:
+        raise OSError(errno.EINVAL, "is no path, as it holds a NUL", path)
+    return open_regular(path)
 
 
 def listing(folder: str) -> list[str]:
@@ -124,20 +140,17 @@ def _is_file(entry: os.DirEntry) -> bool:
     return os.path.isfile(entry.path) or not os.path.exists(entry.path)
 
 
-def walk(root: str) -> Iterator[str]:
-    """Paths, relative to `root`, of all files below it but hidden ones and those in hidden folders.
+def walk(root: str, left_out: Counter[str] | None = None) -> Iterator[str]:
+    """Paths, relative to `root`, of all files below it but hidden ones and those in hidden or systems' own folders.
 
     Symbolic links are followed; a folder that is reached in several ways is visited once, by the first in order of
     names. A folder that cannot be listed is named in a warning and left out.
+
+    `left_out`: counts what is passed over, under the words of `names.py`.
     """
+    count: Counter[str] = Counter() if left_out is None else left_out
     if is_remote(root):
-        with _os_errors(root):
-            for folder, _, names in _tf().io.gfile.walk(root):
-                within = folder.removeprefix(root).strip("/")
-                if not any(part.startswith(".") for part in within.split("/")):
-                    yield from (
-                        f"{within}/{n}" if within else n for n in names if not n.startswith(".")
-                    )
+        yield from _walk_remote(root, count)
         return
     visited, waiting = set(), [""]
     while waiting:
@@ -146,21 +159,45 @@ def walk(root: str) -> Iterator[str]:
         try:
             found = os.stat(folder)
             if (found.st_dev, found.st_ino) in visited:
+                count[TWICE] += 1
                 continue
             visited.add((found.st_dev, found.st_ino))
             with os.scandir(folder) as listed:
-                entries = [entry for entry in listed if not entry.name.startswith(".")]
+                every = list(listed)
+            entries = [entry for entry in every if not entry.name.startswith(".")]
             folders = [entry.name for entry in entries if _is_folder(entry)]
         except OSError as error:
-            logging.warning("left out, as it cannot be listed: %s (%s)", folder, error.strerror)
+            logging.warning(
+                "left out, as it cannot be listed: %s (%s)", printable(folder), error.strerror
+            )
             continue
-        waiting += [os.path.join(within, name) for name in sorted(folders, reverse=True)]
-        yield from (os.path.join(within, entry.name) for entry in entries if _is_file(entry))
+        files = [entry.name for entry in entries if _is_file(entry)]
+        wanted = [name for name in folders if not is_systems(name)]
+        count[HIDDEN] += len(every) - len(entries)
+        count[SYSTEM] += len(folders) - len(wanted)
+        count[NO_FILE] += len(entries) - len(folders) - len(files)
+        waiting += [os.path.join(within, name) for name in sorted(wanted, reverse=True)]
+        yield from (os.path.join(within, name) for name in files)
 
 
-def _close_all(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
+def _walk_remote(root: str, count: Counter[str]) -> Iterator[str]:
+    with _os_errors(root):
+        for folder, _, names in _tf().io.gfile.walk(root):
+            within = folder.removeprefix(root).strip("/")
+            parts = within.split("/") if within else []
+            if any(part.startswith(".") for part in parts):
+                count[HIDDEN] += len(names)
+            elif any(map(is_systems, parts)):
+                count[SYSTEM] += len(names)
+            else:
+                shown = [name for name in names if not name.startswith(".")]
+                count[HIDDEN] += len(names) - len(shown)
+                yield from (f"{within}/{name}" if within else name for name in shown)
+
+
+def _close_all(opened: list[BinaryIO]) -> None:
+    for file in opened:
+        file.close()
 
 
 class Ranges:
@@ -170,13 +207,13 @@ class Ranges:
         """Open the first of the files `paths`, as many as may stay open."""
         self.paths = list(paths)
         kept = [] if any(map(is_remote, paths)) else self.paths[:KEPT_OPEN]
-        self._open = [os.open(path, os.O_RDONLY) for path in kept]
+        self._open = [open_regular(path) for path in kept]
         weakref.finalize(self, _close_all, self._open)
 
     def read(self, file: int, offset: int, length: int) -> bytes:
         """`length` bytes of the file number `file`, from `offset` on; fewer at its end."""
         if file < len(self._open):
-            return os.pread(self._open[file], length, offset)
+            return os.pread(self._open[file].fileno(), length, offset)
         if is_remote(self.paths[file]):
             with (
                 _os_errors(self.paths[file]),
@@ -184,7 +221,7 @@ class Ranges:
             ):
                 remote.seek(offset)
                 return remote.read(length)
-        with open(self.paths[file], "rb", buffering=0) as local:
+        with open_regular(self.paths[file]) as local:
             return os.pread(local.fileno(), length, offset)
 
 

@@ -1,92 +1,116 @@
-"""Tar files as WebDataset writes them: neighbouring members whose names are the same up to the first dot of the
-file name are one example, with its image and, in .cls, the number of its class.
+"""Tar files as WebDataset writes them: neighbouring members whose names are the same up to a dot are one example, with
+its image and, in .cls, the number of its class.
 """
 
-import logging
-import os
+import itertools
 import re
-import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data.sources import index, labels, shards, store
+from moco_jax.data.sources import index, labels, names, shards, store, tar_members
+from moco_jax.data.sources.names import Names
 from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
+from moco_jax.data.sources.tar_members import Member
 from moco_jax.errors import UserError
 from moco_jax.text import printable
 
-_BLOCK = 512
+# What is counted, in the order in which an index keeps it.
+_FURTHER = "further images of examples that have one"
+_WITHOUT = "examples without an image"
+_COUNTED = (*tar_members.LEFT_OUT, _FURTHER, _WITHOUT)
 _CLASS_BYTES = 64  # of a .cls that are looked at; a class number has at most nineteen digits
+_FORMAT = "3"  # of the index; older ones may lack names, or hold numbers that are no classes
 
 
-class _Member(NamedTuple):
-    name: str
-    offset: int
-    length: int
+class Scanned(NamedTuple):
+    """The examples of one tar.
+
+    Attributes:
+        offsets, lengths: int64 and int32 `[n]`, of their images.
+        labels: int64 `[n]`, -1: none.
+        names: of the members that the images are.
+        counts: int64 `[k]`, how many of each of `_COUNTED` were left out.
+    """
+
+    offsets: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+    names: Names
+    counts: np.ndarray
 
 
-def _members(path: str) -> Iterator[_Member]:
-    """All regular files of one tar but hidden ones; UserError where it is cut, damaged or compressed."""
-    try:
-        with store.open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # else it keeps them all in memory
-                hidden = os.path.basename(member.name).startswith(".")
-                if member.isreg() and not member.issparse() and not hidden:
-                    yield _Member(member.name, member.offset_data, member.size)
-            # tarfile takes a damaged header for the end.
-            file.seek(archive.offset)
-            if file.read(_BLOCK).strip(b"\0"):
-                raise UserError(f"{path} is damaged at byte {archive.offset}; replace the file")
-    except tarfile.ReadError as error:
-        raise UserError(
-            f"{path} is cut off, or no plain tar file ({error}); replace it, and unpack a compressed one (.gz), "
-            "which cannot be read in any order"
-        ) from error
+def _rank(member: Member, depth: int) -> int:
+    """How well `member` stands for its example, whose name has `depth` parts; 0 where it is no image.
+
+    Of several images the one whose ending says no more is taken ('jpg' before 'mask.jpg'), else the first; an array only
+    where there is no picture, as it may be anything.
+    """
+    kind = "." + ".".join(member.parts[depth:]).lower()
+    return kind.endswith(EXTENSIONS) * (1 + (not kind.endswith("npy")) + 2 * (kind in EXTENSIONS))
 
 
-def scan(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """The examples of one tar: offset int64 and length int32 of the image, class int64 (-1: none), in their order.
+def examples(members: list[Member]) -> Iterator[tuple[list[Member], int]]:
+    """Members that are the same up to the first dot -> those of each example, and how many parts its name has.
 
-    Last, how many examples without an image were left out.
+    They are one example ('7.jpg', '7.mask.png', '7.cls'), unless several are images and a number follows that dot in all of
+    them ('22.05.00.png', '22.05.01.png'): then it is within names, and the next dot is looked at.
+    """
+    waiting = [(members, 1)]
+    while waiting:
+        some, depth = waiting.pop()
+        within = all(len(m.parts) > depth + 1 and m.parts[depth][:1].isdigit() for m in some)
+        if not within or sum(_rank(member, depth) > 0 for member in some) < 2:
+            yield some, depth
+            continue
+        parts = [member.parts[depth] for member in some]
+        apart = [
+            list(g) for _, g in itertools.groupby(zip(parts, some, strict=True), lambda p: p[0])
+        ]
+        waiting += [([member for _, member in each], depth + 1) for each in reversed(apart)]
+
+
+def _grouped(members: Iterator[Member]) -> Iterator[tuple[list[Member], int]]:
+    for _, group in itertools.groupby(members, lambda member: (member.folder, member.parts[0])):
+        yield from examples(list(group))
+
+
+def scan(path: str) -> Scanned:
+    """The examples of one tar, in their order.
 
     Raises:
         UserError: it cannot be read, or a .cls holds no class number.
     """
     found: list[tuple[int, int, int]] = []
-    without = 0
-    key, image, rank, label = None, None, 0, labels.MISSING
-
-    def close() -> None:
-        nonlocal without
-        if image is not None:
-            found.append((image.offset, image.length, label))
-        elif key is not None:
-            without += 1
-
+    called: list[str] = []
+    counts: Counter[str] = Counter()
     with store.open_binary(path) as file:
-        for member in _members(path):
-            folder, base = os.path.split(member.name)
-            stem, _, kind = base.partition(".")
-            kind = kind.lower()
-            if (folder, stem) != key:
-                close()
-                key, image, rank, label = (folder, stem), None, 0, labels.MISSING
-            if kind == "cls":
-                file.seek(member.offset)
-                content = file.read(min(member.length, _CLASS_BYTES + 1))
-                label = _class(content, f"{path}: {printable(member.name)}")
-            # Of several images the one whose ending says no more ('jpg' before 'mask.jpg'), else the first; an
-            # array only where there is no picture, as it may be anything.
-            plain, picture = f".{kind}" in EXTENSIONS, not kind.endswith("npy")
-            better = f".{kind}".endswith(EXTENSIONS) * (1 + picture + 2 * plain)
-            if better > rank:
-                image, rank = member, better
-        close()
+        for some, depth in _grouped(tar_members.read(path, counts)):
+            label = labels.MISSING
+            for member in some:
+                if [part.lower() for part in member.parts[depth:]] == ["cls"]:
+                    file.seek(member.offset)
+                    content = file.read(min(member.length, _CLASS_BYTES + 1))
+                    label = _class(content, f"{printable(path)}: {printable(member.name)}")
+            ranks = [_rank(member, depth) for member in some]
+            image = some[ranks.index(max(ranks))]
+            if not max(ranks):
+                counts[_WITHOUT] += 1
+                continue
+            if image.length > index.LONGEST:
+                raise UserError(
+                    f"{printable(path)}: {printable(image.name)} has {image.length:,} bytes; images of at most "
+                    f"{index.LONGEST:,} can be read: take it out"
+                )
+            counts[_FURTHER] += sum(map(bool, ranks)) - 1
+            found.append((image.offset, image.length, label))
+            called.append(image.name)
     columns = np.asarray(found, np.int64).reshape(-1, 3)
-    return columns[:, 0], columns[:, 1].astype(np.int32), columns[:, 2], without
+    number = np.asarray([counts[words] for words in _COUNTED], np.int64)
+    return Scanned(columns[:, 0], columns[:, 1].astype(np.int32), columns[:, 2], Names(called), number)  # fmt: skip
 
 
 def _class(content: bytes, where: str) -> int:
@@ -100,8 +124,27 @@ def _class(content: bytes, where: str) -> int:
     )
 
 
+def _arrays(paths: Sequence[str]) -> index.Arrays:
+    """All that an index of the tars at `paths` keeps."""
+    parts = store.each(scan, paths)
+    called = Names.joined([part.names for part in parts])
+    return index.join([(part.offsets, part.lengths) for part in parts]) | {
+        "label": np.concatenate([part.labels for part in parts]),
+        "names": called.block,
+        "ends": called.ends,
+        "counts": np.sum([part.counts for part in parts], axis=0),
+    }
+
+
 class TarSource:
-    """The images in tar files; sixteen bytes of memory each, and eight if any has a class."""
+    """The images in tar files.
+
+    Memory holds sixteen bytes each, its member's name and four more, and eight for its class where any has one.
+
+    Attributes:
+        records: where they are.
+        remarks: what is left out, a line.
+    """
 
     record_spec = tf.TensorSpec([], tf.string)
     classes: Sequence[str] = ()
@@ -114,26 +157,18 @@ class TarSource:
         """
         self.decoding = decoding
         paths = shards.find(data_dir, "tar", r"\.tar")
-
-        def make() -> index.Arrays:
-            parts = store.each(scan, paths)
-            without = sum(part[3] for part in parts)
-            if without:
-                logging.warning("%s: %d examples without an image are left out", data_dir, without)
-            return index.join([part[:2] for part in parts]) | {
-                "label": np.concatenate([part[2] for part in parts])
-            }
-
         cache = index.cache_path(index_dir, f"tar {data_dir}")
-        # An index of an older version may hold numbers that are no classes.
-        signature = ["classes from -1 on", *index.sizes(paths)]
-        arrays = index.cached(cache, signature, make)
+        arrays = index.cached(cache, [_FORMAT, *index.sizes(paths)], lambda: _arrays(paths))
         label = arrays.pop("label")
         self._labels = label if (label >= 0).any() else None
+        self._names = Names.of(arrays.pop("names"), arrays.pop("ends"))
+        counts = dict(zip(_COUNTED, arrays.pop("counts").tolist(), strict=True))
+        said = names.said(f"data_dir={data_dir}", counts)
+        self.remarks = [said] if said else []
         self.records = index.FileRecords(index.Places(paths, **arrays))
         if not len(self):
             raise UserError(
-                f"data_dir={data_dir}: its tar files hold no image; images end in {', '.join(EXTENSIONS)}"
+                f"data_dir={printable(data_dir)}: its tar files hold no image; images end in {', '.join(EXTENSIONS)}"
             )
 
     def __len__(self) -> int:
@@ -153,23 +188,14 @@ class TarSource:
         return None if self._labels is None else self._labels[indices]
 
     def name(self, index: int) -> str:
-        """Tar, place, and the member's name as its header has it."""
-        member, where = self._member(index), self.records.where(index)
-        return f"{member} in {where}" if member else where
+        """The member's name, tar and place, in one line."""
+        return f"{printable(self._names[index])} in {self.records.where(index)}"
 
     def names(self, indices: np.ndarray) -> list[str]:
-        """The tar and the member's name as its header has it, `train-000.tar/cat/7.jpg`."""
+        """The tar and the member's whole name with every byte, `train-000.tar/cat/7.jpg`."""
+        return [f"{self.records.file(i)}/{self._names[i]}" for i in indices.tolist()]
 
-        def one(index: int) -> str:
-            tar = os.path.basename(self.records.places.paths[self.records.places.file[index]])
-            member = self._member(index)
-            return f"{tar}/{member}" if member else self.records.where(index)
-
-        return store.each(one, indices.tolist())
-
-    def _member(self, index: int) -> str:
-        try:
-            header = self.records.part(index, -_BLOCK, _BLOCK)
-            return tarfile.TarInfo.frombuf(header, "utf-8", "replace").name
-        except (OSError, tarfile.HeaderError):
-            return ""
+    @property
+    def nbytes(self) -> int:
+        """What the names take in memory."""
+        return self._names.nbytes

@@ -3,6 +3,7 @@
 from moco_jax.data.sources import arrayrecord, examples, index, store, tfrecord
 from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 
 
 class TFDSSource(examples.ExampleSource):
@@ -23,26 +24,40 @@ class TFDSSource(examples.ExampleSource):
         """
         import tensorflow_datasets as tfds
 
-        where = f" --data_dir={data_dir}" if data_dir else ""
+        if not name.strip():
+            raise UserError(
+                f"dataset='tfds:{printable(name)}' names no dataset; give its name behind the colon, as in tfds:cifar10"
+            )
+        where = f" --data_dir={printable(data_dir)}" if data_dir else ""
         prepare = f"prepare it with: tfds build {name}{where}"
         try:
             builder = tfds.builder(name, data_dir=data_dir or None)
             splits = builder.info.splits
         except tfds.core.DatasetNotFoundError as error:
             raise UserError(
-                f"dataset='tfds:{name}' is not known to TFDS nor in data_dir={data_dir!r}"
+                f"dataset='tfds:{printable(name)}' is not known to TFDS nor in data_dir={data_dir!r}"
+            ) from error
+        except Exception as error:  # a name that is none, a version or a config that there is not: each its own kind
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(
+                f"dataset='tfds:{printable(name)}' is refused by TFDS ({printable(why)}); a name is as tfds:cifar10, "
+                "tfds:NAME/CONFIG or tfds:NAME:VERSION"
             ) from error
         if not splits:
             raise UserError(
                 f"dataset='tfds:{name}' is not prepared in data_dir={builder.data_dir}; {prepare}"
             )
         try:
-            instructions = splits[split].file_instructions
+            instructions, number = splits[split].file_instructions, splits[split].num_examples
         except (KeyError, ValueError) as error:
             known = ", ".join(splits)
             raise UserError(
                 f"split={split!r} of tfds:{name} is unknown; there are {known}"
             ) from error
+        if number < 1 or any(part.take == 0 or part.take < -1 for part in instructions):
+            raise UserError(
+                f"split={split!r} of tfds:{name} holds no example; as 'train[:1000]' one begins before it ends"
+            )
         features = builder.info.features
         pictures = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
         if not pictures:

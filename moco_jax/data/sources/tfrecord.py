@@ -11,10 +11,12 @@ from etils import epath
 from moco_jax.data.sources import examples, index, shards, store
 from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 
 _FRAME = (
     16  # eight bytes of length and four of its checksum before a record, four of checksum after
 )
+_CHECKED_AT_ONCE = 256  # lengths whose checksums are worked out together
 ENDING = r"\.tfrecords?(-\d+-of-\d+)?"
 
 
@@ -26,22 +28,63 @@ class Slice(NamedTuple):
     take: int
 
 
+def _crc_table() -> np.ndarray:
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = (table >> 1 ^ (table & 1) * 0x82F63B78).astype(np.uint32)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def masked_crc(words: np.ndarray) -> np.ndarray:
+    """The checksum uint32 `[n]` of each row of bytes uint8 `[n, k]`: CRC-32C, masked as TFRecord has it."""
+    found = np.full(len(words), 0xFFFFFFFF, np.uint32)
+    for column in words.T:
+        found = found >> 8 ^ _CRC_TABLE[(found ^ column) & 0xFF]
+    found = ~found
+    return (found >> 15 | found << 17) + np.uint32(0xA282EAD8)
+
+
+def _require_sound(path: str, heads: list[bytes], offsets: list[int]) -> None:
+    """Refuse the file whose records have these twelve `heads` each and begin at `offsets`, if a length is not as its checksum."""
+    bytes_ = np.frombuffer(b"".join(heads), np.uint8).reshape(-1, 12)
+    wrong = np.flatnonzero(masked_crc(bytes_[:, :8]) != bytes_[:, 8:].copy().view("<u4")[:, 0])
+    if len(wrong):
+        raise _damaged(path, offsets[wrong[0] - len(heads)] - 12)
+
+
+def _damaged(path: str, place: int) -> UserError:
+    return UserError(
+        f"{printable(path)} is cut off or damaged at byte {place}; prepare the dataset again or replace the file"
+    )
+
+
 def scan(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Offsets int64 and lengths int32 of all records of one file; UserError where it is cut or damaged."""
     size = store.size(path)
-    offsets, lengths, place = [], [], 0
+    offsets, lengths, place, heads = [], [], 0, list[bytes]()
     with store.open_binary(path) as file:
         while place < size:
             file.seek(place)
-            head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-            if place + length + _FRAME > size:
-                raise UserError(
-                    f"{path} is cut off or damaged at byte {place}; prepare the dataset again or replace the file"
-                )
+            head = file.read(12)
+            length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else size
             offsets.append(place + 12)
             lengths.append(length)
+            heads.append(head.ljust(12, b"\0"))
             place += length + _FRAME
+            # A wrong length leads anywhere: it is found out before it is followed far.
+            if len(heads) == _CHECKED_AT_ONCE or place >= size or length > index.LONGEST:
+                _require_sound(path, heads, offsets)
+                heads.clear()
+            if place > size:
+                raise _damaged(path, offsets[-1] - 12)
+            if length > index.LONGEST:
+                raise UserError(
+                    f"{printable(path)} has a record of {length:,} bytes at byte {offsets[-1] - 12}; records of at most "
+                    f"{index.LONGEST:,} can be read: write smaller ones"
+                )
     return np.asarray(offsets, np.int64), np.asarray(lengths, np.int32)
 
 

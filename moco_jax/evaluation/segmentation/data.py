@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from moco_jax.data.sources import store
+from moco_jax.data.sources.lists import text_lines
 from moco_jax.data.sources.pixels import Decoding, pixels
 from moco_jax.errors import UserError
+from moco_jax.text import printable
 
 IGNORED = 255  # what a label says of pixels that do not count
 
@@ -99,14 +101,17 @@ def class_names(folder: str) -> tuple[str, ...]:
     path = os.path.join(folder, "classes.txt")
     if not store.is_file(path):
         return VOC_CLASSES
-    names = tuple(
-        line.strip()
-        for line in store.read(path).decode(errors="replace").splitlines()
-        if line.strip()
-    )
+    names = tuple(printable(line.strip()) for line in _lines(path) if line.strip())
     if not 2 <= len(names) <= IGNORED:
         raise UserError(f"{path} has {len(names)} names, one a line; 2 to {IGNORED} work")
     return names
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return text_lines(store.read(path))
+    except ValueError as error:
+        raise UserError(f"{path} is no text file, with a name on each line") from error
 
 
 def train_split(folder: str) -> str:
@@ -221,7 +226,7 @@ def _voc(folder: str, split: str) -> list[Pair]:
     if not store.is_file(path):
         known = sorted(n.removesuffix(".txt") for n in store.listing(lists) if n.endswith(".txt"))
         raise UserError(f"{path} is missing; splits there are {', '.join(known) or 'none'}")
-    lines = [line.split() for line in store.read(path).decode(errors="replace").splitlines()]
+    lines = [line.split() for line in _lines(path)]
     # Some lists name image and label, with folders and endings.
     names = [os.path.splitext(os.path.basename(words[0]))[0] for words in lines if words]
     if not names:
@@ -231,7 +236,9 @@ def _voc(folder: str, split: str) -> list[Pair]:
     label_of = labels[0] | labels[1]
     for name in names:
         if name not in images:
-            raise UserError(f"{path} names {name}, which has no image in {folder}/{_VOC_IMAGES}")
+            raise UserError(
+                f"{path} names {printable(name)}, which has no image in {folder}/{_VOC_IMAGES}"
+            )
         if name not in label_of:
             raise UserError(f"{images[name]} has no label in {folder}/{' or '.join(_VOC_LABELS)}")
     return [Pair(images[name], label_of[name]) for name in names]

@@ -16,6 +16,7 @@ from moco_jax.errors import UserError
 from moco_jax.parts import open_images, recipe_of
 from moco_jax.report.figures import shown
 from moco_jax.report.page.run import Run
+from moco_jax.text import printable
 
 SIDE = 96  # of a picture, in pixels
 LOSSLESS = 64  # up to this side
@@ -75,7 +76,7 @@ def sprite(images: np.ndarray, side: int, columns: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """An image and the two views drawn of it, as addresses; `name`: what its source calls the image."""
+    """An image and the two views drawn of it, as addresses; `name`: what its source calls the image, as it prints."""
 
     name: str
     image: str
@@ -100,5 +101,5 @@ def view_pairs(run: Run, count: int = 6) -> list[Pair]:
     for row, record in enumerate(source.read(chosen)):
         image = decode_or_flag(source, tf.constant(record, source.record_spec.dtype)).pixels.numpy()
         views = (small(batch[name][row]) for name in ("query", "key"))
-        pairs.append(Pair(names[row], small(image), *views))
+        pairs.append(Pair(printable(names[row]), small(image), *views))
     return pairs

@@ -17,7 +17,7 @@ from moco_jax.report.page.embedding import Embedding
 from moco_jax.report.page.looks import Look, reason
 from moco_jax.report.page.records import short
 from moco_jax.report.page.run import Run
-from moco_jax.text import printable
+from moco_jax.text import printable, printable_lines
 
 SECTIONS = {
     "summary": "Summary", "diagnosis": "Diagnosis", "curves": "Curves", "settings": "Settings", "views": "View pairs",
@@ -33,7 +33,13 @@ MAP = (600, 440, 14)  # width, height and margin, as the template has them
 @functools.cache
 def _templates() -> tuple[jinja2.Template, Markup, Markup]:
     loader = jinja2.PackageLoader("moco_jax.report.page", "templates")
-    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)  # fmt: skip
+    made = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        finalize=_shown,
+    )
     folder = importlib.resources.files("moco_jax.report.page") / "templates"
     style, script = ((folder / name).read_text("utf-8") for name in ("style.css", "page.js"))
     return made.get_template("page.html"), Markup(style), Markup(script)
@@ -60,6 +66,12 @@ class _Parts:
             self.made(f"{run.name}: {called}", functools.partial(make, run), None) for run in runs
         )
         return [one for one in found if one is not None]
+
+
+def _shown(value: Any) -> Any:
+    """Text of the page as it prints, whatever names are in it: a browser obeys marks of direction, and bytes are no HTML."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return printable_lines(value) if is_text else value
 
 
 def page(

@@ -1,0 +1,112 @@
+"""The members of one tar file, under their whole names, whatever way its writer has put these down (ustar, PAX, GNU).
+
+`tarfile` reads the headers. It believes what they claim, so that it is given no more than there is.
+"""
+
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from moco_jax.data.sources import names, store
+from moco_jax.errors import UserError
+from moco_jax.text import printable
+
+_BLOCK = 512
+_HEADER = 1 << 20  # bytes that a header may have; those with a long name are a few kilobytes
+_LINKS = "links, devices and sparse files"
+LEFT_OUT = (names.HIDDEN, names.SYSTEM, _LINKS)
+
+
+class Member(NamedTuple):
+    """A regular file within a tar.
+
+    Attributes:
+        name: the whole, with every byte (`surrogateescape`).
+        folder, parts: its folder, and its own name, divided at the dots.
+        offset, length: where its content lies.
+    """
+
+    name: str
+    folder: str
+    parts: list[str]
+    offset: int
+    length: int
+
+
+class _Claimed:
+    """A file as `tarfile` reads it: what a header claims beyond the file, or beyond a header's size, is refused."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self._file, self._size = file, size
+        self.tell = file.tell
+
+    def read(self, length: int) -> bytes:
+        if not 0 <= length <= _HEADER:
+            raise tarfile.ReadError(f"a header claims {length:,} bytes")
+        return self._file.read(length)
+
+    def seek(self, place: int) -> int:
+        if not 0 <= place <= self._size:
+            raise tarfile.ReadError("unexpected end of data")
+        return self._file.seek(place)
+
+
+def read(path: str, left_out: Counter[str]) -> Iterator[Member]:
+    """The regular files of the tar `path` in their order; `left_out` counts the others, under the words of `LEFT_OUT`.
+
+    Raises:
+        UserError: it is cut, damaged or compressed.
+    """
+    size = store.size(path)
+    try:
+        with store.open_binary(path) as file:
+            claimed: Any = _Claimed(file, size)
+            with tarfile.open(fileobj=claimed, mode="r:", encoding="utf-8") as archive:
+                for found in _headers(archive, size):
+                    kept = _kept(found, left_out)
+                    if kept:
+                        yield kept
+            # tarfile takes a damaged header for the end.
+            file.seek(archive.offset)
+            if file.read(_BLOCK).strip(b"\0"):
+                raise UserError(
+                    f"{printable(path)} is damaged at byte {archive.offset}; replace the file"
+                )
+    except UserError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"{printable(path)} is cut off, or no plain tar file ({printable(str(error))}); replace it, and unpack a "
+            "compressed one (.gz), which cannot be read in any order"
+        ) from error
+
+
+def _headers(archive: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
+    """What `archive`, of `size` bytes, has headers of; each lies behind the one before."""
+    place = -1
+    while (found := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]  # else it keeps them all in memory
+        inside = found.issparse() or 0 <= found.size <= size - found.offset_data
+        if archive.offset <= place or (found.isreg() and not inside):
+            raise tarfile.ReadError("unexpected end of data")
+        place = archive.offset
+        yield found
+
+
+def _kept(found: tarfile.TarInfo, left_out: Counter[str]) -> Member | None:
+    """The member that is `found`; None for a folder, and, counted, for what is passed over."""
+    folder, base = os.path.split(found.name)
+    folders = [part for part in folder.split("/") if part not in ("", ".", "..")]
+    if found.isdir():
+        return None
+    if base.startswith(".") or any(part.startswith(".") for part in folders):
+        left_out[names.HIDDEN] += 1
+    elif any(map(names.is_systems, folders)):
+        left_out[names.SYSTEM] += 1
+    elif not found.isreg() or found.issparse():
+        left_out[_LINKS] += 1
+    else:
+        return Member(found.name, folder, base.split("."), found.offset_data, found.size)
+    return None

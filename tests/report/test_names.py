@@ -1,0 +1,30 @@
+"""The page and the board take names of any bytes: it is UTF-8, and nothing in it turns, hides or ends what follows."""
+
+import os
+
+import pytest
+from etils import epath
+
+from moco_jax.report import board
+from moco_jax.report.page import render
+from moco_jax.report.page.images import Pair
+from moco_jax.report.page.looks import Look
+from moco_jax.report.page.run import Run
+from moco_jax.text import printable
+from tests.data.sources.test_names import ODD
+from tests.test_config import load
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_page_prints_whatever_a_name_holds(name):
+    text = os.fsdecode(name)
+    config = load("folder")
+    config.data_dir = text
+    records = [{"step": 0, "event": "skipped_step", "who": text}]
+    evaluations = {"knn": {"train": text, "results": [{"encoder": text, "accuracy": 0.5}]}}
+    run = Run(text, epath.Path("/runs") / text, config, records, evaluations)
+    look = Look(pairs=[Pair(printable(text), "data:,", "data:,", "data:,")], missing={"map": text})
+    page = render.page([run], [look])
+    page.encode("utf-8")
+    assert page.replace("\n", "").isprintable()
+    assert board.settings(config.to_dict())["data_dir"] == printable(text)
