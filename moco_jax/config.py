@@ -37,6 +37,7 @@ RECIPE = dict(
     channels=3,  # of images and views; with any other number the colour operations are left out
     white=0.0,  # value that becomes 255 in images of more than eight bits; 0: 65535, only in sixteen bits
     background=-1,  # gray level 0 to 255 (255: white) that transparent pixels are blended with; -1: transparency is dropped, and the colours hidden there, often black, are seen
+    max_pixels=178_956_970,  # height times width of the largest image that is decoded, Pillow's own limit; a larger one counts as damaged, before memory is taken for it
     image_size=32,  # side of a view in pixels
     augment="digits",  # which views: 'v1', 'v2', 'v3' (BYOL's), 'cifar', 'digits', 'linear' (crop and flip)
     augment_on="host",  # who makes views: 'host'; 'device': within the step, what follows the crop; 'resident': all of it, of images that live on the devices
@@ -173,7 +174,7 @@ def check_values(config: ConfigDict) -> None:
     _one_of(config, "reduce", REDUCE)
     _one_of(config, "knn_features", ("backbone", "output"))
     _one_of(config, "compute_dtype", ("auto", "float32", "bfloat16", "float64"))
-    for key in ("channels", "image_size", "dim", "batch_size", "bn_groups", "shuffle_groups", "queue_size", "bank_negatives", "accumulate", "epochs",
+    for key in ("channels", "max_pixels", "image_size", "dim", "batch_size", "bn_groups", "shuffle_groups", "queue_size", "bank_negatives", "accumulate", "epochs",
                 "temperature", "lr", "max_bad_steps", "spike_factor", "log_every", "keep", "eval_batch_size", "knn_k", "knn_temperature"):  # fmt: skip
         if config[key] <= 0:
             raise UserError(

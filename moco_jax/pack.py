@@ -15,7 +15,7 @@ from absl import flags, logging
 
 from moco_jax.command_line import fail, start
 from moco_jax.data import packing
-from moco_jax.data.sources.pixels import Decoding
+from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.report.console import Console, duration
 
 DATA_DIR = flags.DEFINE_string(
@@ -28,6 +28,9 @@ FORMAT = flags.DEFINE_string(
 )
 CHANNELS = flags.DEFINE_integer("channels", 3, "As in training: other images are left out.", 1)
 WHITE = flags.DEFINE_float("white", 0.0, "As in training.", 0.0)
+MAX_PIXELS = flags.DEFINE_integer(
+    "max_pixels", RGB.max_pixels, "As in training: larger images are left out.", 1
+)
 
 
 class Progress:
@@ -61,7 +64,7 @@ def main(argv: list[str]) -> None:
     tf.config.set_visible_devices([], "GPU")
     console = Console()
     try:
-        decoding = Decoding(channels=CHANNELS.value, white=WHITE.value)
+        decoding = Decoding(channels=CHANNELS.value, white=WHITE.value, max_pixels=MAX_PIXELS.value)
         plan = packing.make_plan(DATA_DIR.value, OUT.value, SHARDS.value, FORMAT.value, decoding)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
         packing.pack(plan, Progress(plan, console).seen)

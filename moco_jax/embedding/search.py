@@ -9,6 +9,7 @@ import numpy as np
 from moco_jax import trained
 from moco_jax.data import pipeline, recipes
 from moco_jax.data.sources import Source, open_source
+from moco_jax.data.sources.decoding import MAX_PIXELS
 from moco_jax.data.sources.folder import FilesSource
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.embedding.encode import Damaged, Embedder
@@ -16,7 +17,8 @@ from moco_jax.embedding.table import Table, plain
 from moco_jax.errors import UserError
 from moco_jax.evaluation import knn
 
-OLDER = {"background": -1}  # what tables of older versions do not say of their encoder
+# What tables of older versions do not say of their encoder.
+OLDER = {"background": -1, "max_pixels": MAX_PIXELS}
 Report = Callable[[int], None]
 
 
