@@ -103,6 +103,7 @@ def test_the_doctor_asks_for_white_where_images_are_nearly_black(tmp_path):
         ({"white": -1.0}, r"white=-1.0 must not be negative; 0.0 is the default"),
         ({"background": 256}, r"background=256 is no gray level: 0 \(black\) to 255 \(white\) work, and -1"),
         ({"background": -2}, "background=-2 is no gray level"),
+        ({"max_pixels": 0}, "max_pixels=0 must be above 0; 178956970 is the default"),
         (
             {"background": 255, "channels": 4, "mean": (0.5,) * 4, "std": (0.2,) * 4},
             "background=255 is for images in gray or colour, and channels=4; background=-1 works",

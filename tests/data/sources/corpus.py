@@ -98,7 +98,13 @@ def without_adobe(jpeg):
 
 
 def ordinary_jpegs(rng):
-    notes = ({}, {"comment": b"words"}, {"dpi": (72, 72)}, {"icc_profile": b"x" * 300}, {"exif": exif(1)})
+    notes = (
+        {},
+        {"comment": b"words"},
+        {"dpi": (72, 72)},
+        {"icc_profile": b"x" * 300},
+        {"exif": exif(1)},
+    )
     for n, (mode, subsampling, progressive) in enumerate(
         itertools.product(("RGB", "L"), (0, 1, 2), (False, True))
     ):
@@ -230,7 +236,9 @@ def tiff_gray16(pixels, photometric, order):
     made += struct.pack(f"{order}H", len(entries))
     for tag, kind, value in entries:
         made += struct.pack(f"{order}HHI", tag, kind, 1)
-        made += struct.pack(f"{order}HH", value, 0) if kind == 3 else struct.pack(f"{order}I", value)
+        made += (
+            struct.pack(f"{order}HH", value, 0) if kind == 3 else struct.pack(f"{order}I", value)
+        )
     return made + struct.pack(f"{order}I", 0)
 
 
@@ -325,7 +333,9 @@ def rotated(rng):
         yield after_start(turned, segment(0xFE, b"Exif\0\0 is what follows"))
         yield after_start(plain, segment(0xE1, as_long(value, "<>"[value % 2])))
         yield after_start(plain, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp(value)))
-        yield after_start(plain, segment(0xE1, b"Exif\0\0" + bytes(rng.integers(0, 256, 40).tolist())))
+        yield after_start(
+            plain, segment(0xE1, b"Exif\0\0" + bytes(rng.integers(0, 256, 40).tolist()))
+        )
         png = saved(picture(rng), "PNG")
         block = exif(value).tobytes()
         words = f"\nexif\n{len(block):8}\n{block.hex()}\n".encode()
@@ -356,7 +366,18 @@ def too_large(rng):
 
 def words(rng):
     """What is no picture at all."""
-    starts = (b"", b"<html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF", b"II*\0", b"P6 ", b"\0\0")
+    starts = (
+        b"",
+        b"<html>",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        b"BM",
+        b"RIFF",
+        b"II*\0",
+        b"P6 ",
+        b"\0\0",
+    )
     for start in starts:
         yield start
         yield start + rng.integers(0, 256, 60).astype(np.uint8).tobytes()

@@ -3,6 +3,7 @@
 `python -m tests.data.sources.test_corpus` prints the table of kinds of files and ways of reading them.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,7 +59,7 @@ def in_embedding(source):
     """What the encoder is shown, as if these were the features."""
     number = len(source)
     found, places = features.extract(
-        source, RECIPE, np.arange(number), number, 2, mesh.create(1),
+        source, RECIPE, np.arange(number), number, 2, mesh.create_mesh(jax.devices()[:1]),
         lambda images: np.asarray(images).reshape(number, -1),
     )  # fmt: skip
     seen = dict(zip(places.tolist(), found.astype(np.uint8), strict=True))
@@ -67,14 +69,13 @@ def in_embedding(source):
 def in_packing(folder, decoding, out):
     """The images of the shards, in their places among all files."""
     plan = packing.make_plan(folder, str(out), 1, "tfrecord", decoding)
-    try:
+    with contextlib.suppress(UserError):  # where none can be decoded
         packing.pack(plan, lambda shard, image: None)
-    except UserError as error:
-        assert "none of the" in str(error)
-        return [None] * len(plan.source)
     damaged = set(packing.damaged_names(plan))
+    if len(damaged) == len(plan.source):
+        return [None] * len(damaged)
     sound = iter(decoded(open_source("tfrecord", "", str(out), str(out), decoding)))
-    names = map(plan.source.name, range(len(plan.source)))
+    names = [plan.source.name(n) for n in range(len(plan.source))]
     return [None if name in damaged else next(sound)[0] for name in names]
 
 
@@ -87,8 +88,7 @@ def in_load(source):
         try:
             return encoder._view(path)
         except UserError as error:
-            assert path in str(error)
-            return None
+            return None if path in str(error) else error
 
     return [one(source.name(n)) for n in range(len(source))]
 
@@ -142,7 +142,9 @@ def test_views_of_training_are_those_of_the_same_pixels_as_plain_png(tmp_path):
     """Drawn crops of odd files, through `train_batches`, and what it names as damaged."""
     kinds = ("JPEG, odd", "GIF", "TIFF", "PNG, odd")
     some = [pair for kind in kinds for pair in corpus.members(kind)[::3]]
-    plain = [b"" if shown is None else corpus.saved(Image.fromarray(shown), "PNG") for _, shown in some]
+    plain = [
+        b"" if shown is None else corpus.saved(Image.fromarray(shown), "PNG") for _, shown in some
+    ]
     made, names = [], []
     for place, contents in (("odd", [content for content, _ in some]), ("plain", plain)):
         (tmp_path / place).mkdir()
@@ -198,7 +200,16 @@ def test_a_header_of_any_bytes_is_read_without_an_error():
 
 
 def test_larger_images_are_refused_with_the_reason_and_others_are_read(tmp_path):
-    kinds = ("JPEG, ordinary", "PNG", "GIF", "TIFF", "BMP", "WebP", "PPM, PGM, PBM", "gray of 16 bits")
+    kinds = (
+        "JPEG, ordinary",
+        "PNG",
+        "GIF",
+        "TIFF",
+        "BMP",
+        "WebP",
+        "PPM, PGM, PBM",
+        "gray of 16 bits",
+    )
     some = [pair for kind in kinds for pair in corpus.members(kind)[:3] if pair[1] is not None]
     folder = written(tmp_path, [content for content, _ in some])
     limit = 600
