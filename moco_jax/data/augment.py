@@ -195,7 +195,7 @@ def shrink(views: tuple[View, View], recipe: Recipe) -> tf.Tensor:
 
 
 def evaluation_view(image: tf.Tensor, recipe: Recipe) -> tf.Tensor:
-    """uint8 `[H, W, C]` -> uint8 `[S, S, C]`: the shorter side resized, then the centre, by PIL as torchvision does it."""
+    """uint8 `[H, W, C]` -> uint8 `[S, S, C]`, the centre of the resized image: see `centre.view`."""
     size, side = recipe.image_size, recipe.evaluation_resize
     view = tf.numpy_function(
         lambda pixels: centre.view(pixels, side, size), [image], tf.uint8, stateful=False

@@ -1,4 +1,4 @@
-"""What evaluations, features and `moco_jax.load` see of an image: its shorter side resized, then the centre.
+"""What evaluations, features and `moco_jax.load` see of an image: it is resized, then cropped.
 
 PIL resizes, as it does in torchvision's transforms, and without TensorFlow.
 """
@@ -11,7 +11,10 @@ _LARGEST = 1 << 24  # pixels of a resized image; of larger ones only what the ce
 def _resized(
     plane: np.ndarray, lengths: tuple[int, int], box: tuple[int, int, int, int]
 ) -> np.ndarray:
-    """The part `box` (left, top, right, bottom) of uint8 `plane` `[H, W]` resized to `lengths` (width, height)."""
+    """The part `box` of uint8 `plane` `[H, W]` resized to `lengths`.
+
+    `lengths`: width, height; `box`: left, top, right, bottom.
+    """
     from PIL import Image
 
     image, bilinear = Image.fromarray(np.ascontiguousarray(plane)), Image.Resampling.BILINEAR
@@ -25,9 +28,10 @@ def _resized(
 
 
 def view(image: np.ndarray, side: int, size: int) -> np.ndarray:
-    """uint8 `[H, W, C]` -> uint8 `[size, size, C]`: the shorter side resized to `side`, then the centre.
+    """uint8 `[H, W, C]` -> uint8 `[size, size, C]`, the centre of the resized image.
 
-    Equal to torchvision's `Resize` and `CenterCrop` of a PIL image.
+    The shorter side is resized to `side`. Equal to torchvision's `Resize` and `CenterCrop` of a
+    PIL image.
     """
     height, width = image.shape[:2]
     short = min(height, width)

@@ -21,10 +21,10 @@ _TAPS = (
 
 
 def pad(image: tf.Tensor) -> tf.Tensor:
-    """uint8 `[H, W, C]` -> uint8 `[H', W', C]`, zeros below and on the right, so that there are few shapes.
+    """uint8 `[H, W, C]` -> uint8 `[H', W', C]`, zeros below and on the right: there are few shapes.
 
-    H' is a power of two, W' at most half more than W; of large images both are at most an eighth more, as padding takes
-    memory.
+    H' is a power of two, W' at most half more than W; of large images both are at most an eighth
+    more, as padding takes memory.
     """
     height, width, channels = tf.unstack(tf.shape(image))
     large = tf.cast(height, tf.int64) * tf.cast(width, tf.int64) > _LARGE

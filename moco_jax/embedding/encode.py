@@ -18,9 +18,8 @@ from moco_jax.errors import UserError
 from moco_jax.evaluation import features
 
 # Settings that decide what an encoder is shown; the features file keeps them.
-SHOWN = (
-    "image_size", "augment", "mean", "std", "channels", "white", "background", "exif_rotation", "max_pixels",
-)  # fmt: skip
+SHOWN: tuple[str, ...] = ("image_size", "augment", "mean", "std", "channels", "white")
+SHOWN += ("background", "exif_rotation", "max_pixels")
 KINDS = ("backbone", "output")
 
 

@@ -1,7 +1,7 @@
 """From the bytes of an encoded image to uint8 pixels, in a TensorFlow graph.
 
-`pixels.rule` decides by the header who decodes: TensorFlow what it does as PIL does, Python the rest; what neither can
-read is flagged, so that one damaged file ends no run.
+`pixels.rule` decides by the header who decodes: TensorFlow what it does as PIL does, Python the
+rest; what neither can read is flagged, so that one damaged file ends no run.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,10 @@ _TRANSPOSED, _UPSIDE_DOWN, _MIRRORED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
 
 
 def turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """`image` `[H, W, 3]` as `PIL.ImageOps.exif_transpose` turns it for this orientation, int32, 1 to 8."""
+    """`image` `[H, W, 3]` as `PIL.ImageOps.exif_transpose` turns it for this orientation.
+
+    `orientation`: int32, 1 to 8.
+    """
 
     def turned(number: int) -> tf.Tensor:
         swapped = tf.transpose(image, [1, 0, 2]) if number in _TRANSPOSED else image
@@ -43,17 +46,21 @@ def _jpeg(content: tf.Tensor, shrunk: tf.Tensor | None) -> tf.Tensor:
 
 
 def decode_image(content: tf.Tensor, shrunk: tf.Tensor | None = None) -> tf.Tensor:
-    """A JPEG or PNG that `pixels.rule` leaves to TensorFlow -> uint8 RGB `[H, W, 3]`, as PIL decodes it.
+    """A JPEG or PNG that `pixels.rule` leaves to TensorFlow -> uint8 RGB `[H, W, 3]`, PIL's.
 
     The inverse transform of JPEG is the accurate one.
-    `shrunk`: the number of one of `RATIOS`, an int32 scalar: a JPEG's height and width come divided by it and rounded up.
+    `shrunk`: the number of one of `RATIOS`, an int32 scalar: a JPEG's height and width come divided
+    by it and rounded up.
     """
     jpeg, png = (lambda: _jpeg(content, shrunk)), (lambda: tf.io.decode_png(content, 3))
     return tf.ensure_shape(tf.cond(tf.io.is_jpeg(content), jpeg, png), [None, None, 3])
 
 
 def refusal(source: "Source", record: bytes) -> str:
-    """Why `source` refuses an image that is whole (its channels, bits, pixels, a missing package); '' if it is damaged."""
+    """Why `source` refuses an image that is whole; '' if it is damaged.
+
+    It has other channels or bits than asked for, too many pixels, or needs a missing package.
+    """
     try:
         pixels.pixels(source.encoded(tf.constant(record)).numpy(), source.decoding)
     except (pixels.Unfit, UserError) as error:
@@ -110,7 +117,8 @@ def _in_python(content: tf.Tensor, decoding: Decoding) -> Decoded:
 def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = None) -> Decoded:
     """In a graph: the image in `record`, whether or not it can be decoded.
 
-    `shrink`: says of a JPEG of this height and width, before it is decoded, by which of `RATIOS` to shrink it.
+    `shrink`: says of a JPEG of this height and width, before it is decoded, by which of `RATIOS` to
+    shrink it.
     """
     if source.record_spec.dtype != tf.string:
         return _whole(record)
@@ -146,8 +154,8 @@ def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = 
     if decoding.channels != 3:
         return attempt(lambda content: _in_python(content, decoding), _whole(black, ok=False))
     found = attempt(as_ruled, _whole(black, ok=False, ratio=0))
-    # What TensorFlow fails at PIL may read: damaged data. A dataset costs as much as a small operation, so the second
-    # is made only then, not where Python has refused.
+    # What TensorFlow fails at PIL may read: damaged data. A dataset costs as much as a small
+    # operation, so the second is made only then, not where Python has refused.
     return tf.cond(
         found.ratio > 0,
         lambda: found,

@@ -1,6 +1,7 @@
-"""How bytes become pixels: the settings, what is refused, and arrays of any number type -> eight bits.
+"""How bytes become pixels: the settings, what is refused, and any number type -> eight bits.
 
-Nothing is guessed: an image with other channels than asked for, or with values whose white is not defined, is refused.
+Nothing is guessed: an image with other channels than asked for, or with values whose white is not
+defined, is refused.
 """
 
 import dataclasses
@@ -19,13 +20,15 @@ class Decoding:
     """How bytes become pixels.
 
     Attributes:
-        exif_rotation: whether images are turned as their Exif orientation says; TIFF always is, as PIL does it.
+        exif_rotation: whether images are turned as their Exif orientation says; TIFF always is, as
+            PIL does it.
         channels: C; three are red, green and blue.
-        white: what becomes 255 in pixels of more than eight bits; 0: 65535 in unsigned sixteen bits, and no other
-            kind is read.
-        background: gray level 0 to 255 that transparent pixels are blended with; -1: transparency is dropped, and the
-            colours hidden there are seen.
-        max_pixels: height times width of the largest image that is decoded; a larger one counts as damaged.
+        white: what becomes 255 in pixels of more than eight bits; 0: 65535 in unsigned sixteen
+            bits, and no other kind is read.
+        background: gray level 0 to 255 that transparent pixels are blended with; -1: transparency
+            is dropped, and the colours hidden there are seen.
+        max_pixels: height times width of the largest image that is decoded; a larger one counts as
+            damaged.
     """
 
     exif_rotation: bool = False
@@ -36,25 +39,29 @@ class Decoding:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Decoding":
-        """As `settings` say, those of a run or of a table of features; what older ones do not name is as by default."""
+        """As `settings` say, those of a run or of a table of features.
+
+        What older ones do not name is as by default.
+        """
         named = (field.name for field in dataclasses.fields(cls))
         return cls(**{name: settings[name] for name in named if name in settings})
 
     @property
     def plain(self) -> bool:
-        """Whether TensorFlow and PIL suffice for every encoded image, as neither C nor white is out of the ordinary."""
+        """Whether TensorFlow and PIL suffice: neither C nor white is out of the ordinary."""
         return self.channels == 3 and not self.white
 
     @property
     def blends(self) -> bool:
-        """Whether transparent pixels are blended with `background`, as alpha is no channel of its own."""
+        """Whether transparent pixels are blended with `background`: alpha is no channel."""
         return self.background >= 0 and self.channels in (1, 3)
 
     def require_room(self, height: int, width: int) -> None:
-        """Refuse an image of more than `max_pixels` by Unfit; called before memory is taken for its pixels."""
+        """Refuse an image of more than `max_pixels` by Unfit, before memory is taken for it."""
         if height * width > self.max_pixels:
             raise Unfit(
-                f"{width} x {height} pixels are {height * width:,}, above max_pixels={self.max_pixels}"
+                f"{width} x {height} pixels are {height * width:,}, above "
+                f"max_pixels={self.max_pixels}"
             )
 
 
@@ -66,7 +73,7 @@ class Unfit(ValueError):
 
 
 def by_rows(values: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`convert` applied to some rows of `values` `[H, ...]` after the other: a result uint8 `[H, ...]`."""
+    """`convert` applied to `values` `[H, ...]`, some rows at a time: uint8 `[H, ...]`."""
     rows = max(1, AT_ONCE * len(values) // max(values.size, 1))
     if rows >= len(values):
         return convert(values)
@@ -85,13 +92,15 @@ def _scaled(values: np.ndarray, white: float) -> np.ndarray:
 
 @functools.cache
 def _of_sixteen_bits(white: float) -> np.ndarray:
-    """What each value becomes, uint8 `[65536]`: looked up in a third of the time that working it out takes."""
+    """What each value becomes, uint8 `[65536]`: a look-up takes a third of the time."""
     values = np.arange(1 << 16)
     return _scaled(values, white) if white else ((values + 128) // 257).astype(np.uint8)
 
 
 def to_eight_bits(values: np.ndarray, white: float) -> np.ndarray:
-    """Pixels of any number type -> uint8: `white` and above become 255, negative ones and NaN 0; uint8 stays as it is.
+    """Pixels of any number type -> uint8.
+
+    `white` and above become 255, negative ones and NaN 0; uint8 stays as it is.
 
     Raises:
         Unfit: `white` is 0, which stands for 65535, and they are no unsigned sixteen bits.
@@ -110,7 +119,10 @@ def to_eight_bits(values: np.ndarray, white: float) -> np.ndarray:
 
 
 def blended(image: np.ndarray, alpha: np.ndarray, background: int) -> np.ndarray:
-    """uint8 `image` `[H, W, C]`, opaque as uint8 `alpha` `[H, W]` says, on a gray background; rounded as PIL's paste."""
+    """uint8 `image` `[H, W, C]` on a gray background, rounded as PIL's paste.
+
+    `alpha`: uint8 `[H, W]`, how opaque it is.
+    """
     share = alpha.astype(np.int32)[..., None]
     total = image * share + background * (255 - share) + 128
     return ((total + (total >> 8)) >> 8).astype(np.uint8)
@@ -133,7 +145,7 @@ def exactly(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def colours(image: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 gray or RGB `[H, W, 1 to 4]`, perhaps with transparency, in as many channels, as PIL converts them."""
+    """uint8 gray or RGB `[H, W, 1 to 4]`, perhaps with alpha, in `channels`, as PIL converts."""
     from PIL import Image
 
     bands = image.shape[-1]

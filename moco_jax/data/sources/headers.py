@@ -1,7 +1,8 @@
-"""What the header of an encoded image says before a pixel is decoded: how large it is, and which decoder reads it.
+"""What the header of an image file says before a pixel is decoded: its size, and who decodes it.
 
-One rule serves training, evaluation, embedding, packing and `moco_jax.load`. TensorFlow decodes the plain JPEGs and PNGs
-that it is known to decode as PIL does; PIL decodes everything else, and so whatever is doubtful here.
+One rule serves training, evaluation, embedding, packing and `moco_jax.load`. TensorFlow decodes
+the plain JPEGs and PNGs that it is known to decode as PIL does; PIL decodes everything else, and so
+whatever is doubtful here.
 """
 
 import zlib
@@ -68,7 +69,10 @@ def _odd(kind: int, segment: bytes) -> bool:
 
 
 def _plain_frame(frame: bytes, familiar: bool) -> bool:
-    """Whether a frame header is of eight bits, gray or YCbCr. `familiar`: JFIF or Adobe have said that it is YCbCr."""
+    """Whether a frame header is of eight bits, gray or YCbCr.
+
+    `familiar`: JFIF or Adobe have said that it is YCbCr.
+    """
     if len(frame) == 9:
         return frame[0] == 8 and frame[7] == 0x11
     if len(frame) != 15 or frame[0] != 8 or frame[5] != 3:
@@ -106,7 +110,7 @@ def _jpeg(content: bytes) -> Header:
 
 
 def _plain_chunk(kind: bytes, body: bytes) -> bool:
-    """Whether a chunk before the picture's data changes nothing of the pixels, for PIL and for libpng."""
+    """Whether a chunk before the picture's data changes no pixel, for PIL and for libpng."""
     if kind in _SIDE_CHUNKS:
         return len(body) == _SIDE_CHUNKS[kind]
     return kind == b"tEXt" and len(body) < _LONGEST_TEXT and not body.startswith(_WORDS_OF_EXIF)

@@ -1,6 +1,7 @@
 """Pictures as PIL reads them -> uint8 pixels: what every other decoder is held to.
 
-PIL keeps four bytes a pixel of RGB; large pictures are converted some rows at a time, so that little more is needed.
+PIL keeps four bytes a pixel of RGB; large pictures are converted some rows at a time, so that
+little more is needed.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 def quiet() -> None:
-    """Keep PIL's warnings about odd files from the console: what cannot be read is counted and named elsewhere."""
+    """Keep PIL's warnings about odd files from the console: damaged ones are named elsewhere."""
     if _QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", category=Warning, module=r"PIL\.")
 
@@ -80,7 +81,7 @@ def is_picture(content: bytes) -> bool:
 
 
 def orientation(content: bytes) -> int:
-    """The orientation 1 to 8 that an encoded picture asks for, wherever it is written; 1 where PIL finds none."""
+    """The orientation 1 to 8 that an encoded picture asks for, wherever it stands; 1 for none."""
     from PIL import Image
 
     quiet()
@@ -112,7 +113,7 @@ def _on_background(picture: Any, background: int) -> Any:
 
 
 def _zero_is_white(picture: Any) -> bool:
-    """Whether 0 is white in a TIFF, as PIL does not see to it where a sample has more than eight bits."""
+    """Whether 0 is white in a TIFF: PIL does not see to it in samples of more than eight bits."""
     return picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == 0
 
 
@@ -132,7 +133,7 @@ def _rows(image: Any, decoding: Decoding, inverted: bool, sixteen: bool) -> np.n
 
 
 def _parts(picture: Any) -> Iterator[tuple[int, Any]]:
-    """Some rows of a PIL image after the other, images of their own, and where each begins; a small image as it is."""
+    """Parts of a PIL image, some rows each, and where each begins; a small image as it is."""
     width, height = picture.size
     rows = max(1, AT_ONCE // max(width, 1))
     if rows >= height:
@@ -158,7 +159,9 @@ def is_transparent(content: bytes, decoding: Decoding) -> bool:
 
 
 def of_picture(picture: Any, decoding: Decoding) -> np.ndarray:
-    """A PIL image -> uint8 `[H, W, C]`, its first frame; gray and RGB are converted into each other, others are kept.
+    """A PIL image -> uint8 `[H, W, C]`, its first frame.
+
+    Gray and RGB are converted into each other, other modes are kept.
 
     Raises:
         Unfit: it has more than `max_pixels`, or other channels or bits than `decoding` asks for.
@@ -192,7 +195,7 @@ def with_pil(content: bytes, decoding: Decoding) -> np.ndarray:
 
 
 def _bytes_of_deep_png(content: bytes, decoding: Decoding, mode: str, raw: str) -> np.ndarray:
-    """One byte of each sample, uint8 `[H, W, C]`: the picture decoded as PIL's `mode` from what it calls `raw`."""
+    """One byte of each sample, uint8 `[H, W, C]`: decoded by PIL from the layout it calls `raw`."""
     with opened(content, decoding) as picture:
         decoder, extents, offset, _ = picture.tile[0]
         picture.tile = [(decoder, extents, offset, raw)]
@@ -201,7 +204,7 @@ def _bytes_of_deep_png(content: bytes, decoding: Decoding, mode: str, raw: str) 
 
 
 def deep_values(content: bytes, decoding: Decoding) -> tuple[np.ndarray, np.ndarray]:
-    """The samples of a PNG of sixteen bits, of which PIL keeps eight where there are several, as it has no such images.
+    """The samples of a PNG of sixteen bits, of which PIL alone would keep eight.
 
     Returns:
         their high and low bytes, uint8 `[H, W, C]` each; C is 1 to 4.
@@ -211,7 +214,8 @@ def deep_values(content: bytes, decoding: Decoding) -> tuple[np.ndarray, np.ndar
         mode = "RGB" if colour == 2 else "RGBA"
         pair = (_bytes_of_deep_png(content, decoding, mode, f"{mode};16{o}") for o in "BL")
         return next(pair), next(pair)
-    # In the file a gray value with alpha, of sixteen bits, lies as a pixel of RGBA does, a gray value as one with alpha.
+    # A gray value with alpha, of sixteen bits, lies in the file as a pixel of RGBA does, a gray
+    # value as one with alpha.
     kind = b"IHDR" + content[16:24] + bytes([8, 4 if colour == 0 else 6]) + content[26:29]
     other = content[:12] + kind + zlib.crc32(kind).to_bytes(4, "big") + content[33:]
     with opened(other, decoding) as picture:

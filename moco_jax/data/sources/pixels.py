@@ -1,4 +1,4 @@
-"""From the bytes of one encoded image to uint8 pixels, in Python, and the rule by which TensorFlow may do it instead.
+"""From the bytes of one image to uint8 pixels, in Python, and the rule when TensorFlow does it.
 
 `headers.py` reads the header, `pictures.py` and `tiffs.py` decode, `decoding.py` has the settings.
 """
@@ -20,13 +20,24 @@ from moco_jax.data.sources.decoding import (
 from moco_jax.data.sources.pictures import of_picture
 from moco_jax.data.sources.tiffs import TIFF, lacks_tifffile, of_tiff, tifffile, wants_tifffile
 
-__all__ = [
-    "EXTENSIONS", "RGB", "Decoding", "Ruling", "Unfit", "is_image", "lacks_tifffile", "of_picture", "pixels", "rule",
-    "tifffile", "to_eight_bits", "turn", "wants_tifffile",
-]  # fmt: skip
+__all__ = ["RGB", "Decoding", "Unfit", "lacks_tifffile", "of_picture", "tifffile", "turn"]
 
 NUMPY = b"\x93NUMPY"
 PYTHON, JPEG, PNG = range(3)  # who decodes: this module, or TensorFlow's decoder of such files
+
+
+_ENDINGS: tuple[str, ...] = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".tif",
+    ".tiff",
+)
+_ENDINGS += (".ppm", ".pgm", ".pbm", ".jp2")
 
 
 def _extensions() -> tuple[str, ...]:
@@ -36,10 +47,7 @@ def _extensions() -> tuple[str, ...]:
         avif = (".avif",) if AvifImagePlugin.SUPPORTED else ()
     except ImportError:  # before Pillow 11.3
         avif = ()
-    return (
-        ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2",
-        *avif, ".npy",
-    )  # fmt: skip
+    return (*_ENDINGS, *avif, ".npy")
 
 
 EXTENSIONS = _extensions()
@@ -61,7 +69,7 @@ class Ruling(NamedTuple):
 
 
 def rule(content: bytes, decoding: Decoding) -> Ruling:
-    """Decide who decodes `content`: TensorFlow what it is known to decode as PIL does, and Python everything else."""
+    """Decide who decodes `content`: TensorFlow what it decodes as PIL does, Python the rest."""
     if decoding.channels != 3:
         return Ruling()
     header = headers.read(content)
@@ -102,7 +110,10 @@ def _array(content: bytes, decoding: Decoding) -> np.ndarray:
 
 
 def _require_sound(content: bytes, decoding: Decoding) -> None:
-    """Refuse by its header what is too large, and a JPEG without an end, which PIL may read where zeros stand for it."""
+    """Refuse by its header what is too large, and a JPEG without an end.
+
+    PIL may take the zeros of a half-written file for its pixels.
+    """
     header = headers.read(content)
     decoding.require_room(header.height, header.width)
     if not header.whole:
@@ -112,9 +123,10 @@ def _require_sound(content: bytes, decoding: Decoding) -> None:
 def pixels(content: bytes, decoding: Decoding) -> np.ndarray:
     """Encoded bytes -> uint8 `[H, W, C]`.
 
-    Sixteen-bit values v become v / 257, rounded, or as `decoding.white` says; with three channels and without white
-    the high byte of a sixteen-bit colour TIFF is kept. Where C is 1 or 3 transparency is
-    dropped, or blended with `decoding.background`. TIFF is turned as it asks for, the others with `exif_rotation`.
+    Sixteen-bit values v become v / 257, rounded, or as `decoding.white` says; with three channels
+    and without white the high byte of a sixteen-bit colour TIFF is kept. Where C is 1 or 3
+    transparency is dropped, or blended with `decoding.background`. TIFF is turned as it asks for,
+    the others with `exif_rotation`.
 
     Raises:
         Unfit: it is whole, but has other channels or bits than `decoding` asks for, or more pixels.

@@ -1,4 +1,4 @@
-"""TIFF that PIL does not read with all its channels and bits -> uint8 pixels, by the package tifffile."""
+"""TIFF of which PIL would lose channels or bits -> uint8 pixels, by the package tifffile."""
 
 import importlib.util
 import io
@@ -43,7 +43,7 @@ def tifffile(decoding: Decoding) -> Any:
 
 
 def wants_tifffile(content: bytes, decoding: Decoding) -> bool:
-    """Whether `content` is a TIFF that PIL would not read, or not with all its bits, as `decoding` asks for it."""
+    """Whether `content` is a TIFF of which PIL would lose what `decoding` asks for."""
     from PIL import UnidentifiedImageError
 
     if not content.startswith(TIFF) or decoding.plain:
@@ -59,7 +59,10 @@ def wants_tifffile(content: bytes, decoding: Decoding) -> bool:
 
 
 def of_tiff(content: bytes, decoding: Decoding) -> np.ndarray:
-    """The first image of a TIFF, upright: samples of one page, interleaved or in planes, or pages of one sample each."""
+    """The first image of a TIFF, upright.
+
+    It is one page, its samples interleaved or in planes, or pages of one sample each.
+    """
     library = tifffile(decoding)
     with library.TiffFile(io.BytesIO(content)) as file:
         series, page = file.series[0], file.pages[0]
