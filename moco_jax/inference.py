@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from moco_jax import encoding, files, trained, xla_flags
-from moco_jax.data import recipes
+from moco_jax.data import centre, recipes
 from moco_jax.data.sources import pixels, store
 from moco_jax.errors import UserError
 from moco_jax.text import printable
@@ -164,17 +164,8 @@ class FeatureEncoder:
 
     def _view(self, image: Any) -> np.ndarray:
         """An array, path or PIL image as evaluation sees it: uint8 `[S, S, C]`."""
-        found = self._pixels(image)
-        (height, width), size = found.shape[:2], self.recipe.image_size
-        side, short = self.recipe.evaluation_resize, min(found.shape[:2])
-        lengths = side * width // short, side * height // short  # PIL's order
-        planes = [
-            np.asarray(Image.fromarray(plane).resize(lengths, Image.Resampling.BILINEAR))
-            for plane in np.ascontiguousarray(found.transpose(2, 0, 1))
-        ]
-        # Half to even, as torchvision and the evaluations round.
-        left, top = (round((length - size) / 2) for length in lengths)
-        return np.stack(planes, -1)[top : top + size, left : left + size]
+        recipe = self.recipe
+        return centre.view(self._pixels(image), recipe.evaluation_resize, recipe.image_size)
 
     def _pixels(self, image: Any) -> np.ndarray:
         config = self.found.config

@@ -16,7 +16,7 @@ from absl import flags, logging
 from moco_jax import number_flags
 from moco_jax.command_line import fail, start
 from moco_jax.data import packing
-from moco_jax.data.sources.pixels import Decoding
+from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.report.console import Console, duration
 from moco_jax.text import printable
 
@@ -34,6 +34,9 @@ CHANNELS = number_flags.DEFINE_whole(
     "channels", 3, "As in training: other images are left out.", 1, 1024
 )
 WHITE = number_flags.DEFINE_number("white", 0.0, "As in training.", 0, 2**32)
+MAX_PIXELS = number_flags.DEFINE_whole(
+    "max_pixels", RGB.max_pixels, "As in training: larger images are left out.", 1, 2**40
+)
 
 
 class Progress:
@@ -67,7 +70,7 @@ def main(argv: list[str]) -> None:
     tf.config.set_visible_devices([], "GPU")
     console = Console()
     try:
-        decoding = Decoding(channels=CHANNELS.value, white=WHITE.value)
+        decoding = Decoding(channels=CHANNELS.value, white=WHITE.value, max_pixels=MAX_PIXELS.value)
         plan = packing.make_plan(DATA_DIR.value, OUT.value, SHARDS.value, FORMAT.value, decoding)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
         for said in plan.source.remarks:

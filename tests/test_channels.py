@@ -103,6 +103,7 @@ def test_the_doctor_asks_for_white_where_images_are_nearly_black(tmp_path):
         ({"white": -1.0}, r"white=-1.0 must be at least 0 and at most 4294967296; try 0.0"),
         ({"background": 256}, r"background=256 must be at least -1 and at most 255 \(a gray level: 0 is black, 255 white; -1"),
         ({"background": -2}, "background=-2 must be at least -1 and at most 255 .*a gray level"),
+        ({"max_pixels": 0}, "max_pixels=0 must be at least 1 and at most 1099511627776; try 178956970"),
         (
             {"background": 255, "channels": 4, "mean": (0.5,) * 4, "std": (0.2,) * 4},
             "background=255 is for images in gray or colour, and channels=4; background=-1 works",

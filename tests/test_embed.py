@@ -322,8 +322,9 @@ def test_command_lines(place, alone):
 
 def test_tables_of_older_versions_say_nothing_of_a_background(tmp_path):
     found = saved(tmp_path / "x.npz", made_up(3), sizes=(3,))
-    now = dict.fromkeys(SHOWN) | {"channels": 3, "white": 0.0, "exif_rotation": False, "background": -1}  # fmt: skip
-    found.facts = {"encoder": {k: v for k, v in now.items() if k != "background"} | {"which": ""}}
+    now = dict.fromkeys(SHOWN) | {"channels": 3, "white": 0.0, "exif_rotation": False, "background": -1, "max_pixels": 178_956_970}  # fmt: skip
+    older = {k: v for k, v in now.items() if k not in ("background", "max_pixels")}
+    found.facts = {"encoder": older | {"which": ""}}
     assert Decoding.of(found.facts["encoder"]) == Decoding()
     assert Decoding.of(now | {"background": 7}) == Decoding(background=7)
     search.same_encoder(found, SimpleNamespace(facts=lambda *_: now), "runs/mine")

@@ -5,7 +5,6 @@ whole dataset can be looked at.
 """
 
 import hashlib
-import io
 import math
 import time
 from collections.abc import Callable
@@ -13,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from moco_jax.data.running import running
-from moco_jax.data.sources import Source
+from moco_jax.data.sources import Source, pictures
 from moco_jax.data.sources.damage import why
 from moco_jax.data.sources.decode import decode_or_flag, refusal
+from moco_jax.data.sources.decoding import RGB, Decoding
 
 CHUNK = 64  # images that are read at once
 EVERY = 10.0  # seconds between progress lines
@@ -35,6 +34,13 @@ FORMATS = (
     (b"MM\x00*", "TIFF", (".tif", ".tiff")),
     (b"II+\x00", "BigTIFF", (".tif", ".tiff")),
     (b"MM\x00+", "BigTIFF", (".tif", ".tiff")),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000", (".jp2",)),
+    (b"P1", "PBM", (".pbm",)),
+    (b"P4", "PBM", (".pbm",)),
+    (b"P2", "PGM", (".pgm",)),
+    (b"P5", "PGM", (".pgm",)),
+    (b"P3", "PPM", (".ppm",)),
+    (b"P6", "PPM", (".ppm",)),
     (b"\x93NUMPY", "NumPy array", (".npy",)),
 )
 UNKNOWN = len(FORMATS)
@@ -85,17 +91,11 @@ def format_of(content: bytes) -> int:
     return UNKNOWN
 
 
-def is_transparent(content: bytes) -> bool:
+def is_transparent(content: bytes, decoding: Decoding = RGB) -> bool:
     """Whether a PNG, GIF or WebP has pixels that are not opaque, which decoding to gray or RGB makes so."""
-    if not content.startswith((b"\x89PNG", b"GIF8", b"RIFF")):
-        return False
-    try:
-        with Image.open(io.BytesIO(content)) as file:
-            if not file.has_transparency_data:
-                return False
-            return file.convert("RGBA").getchannel("A").getextrema()[0] < 255
-    except (OSError, SyntaxError, ValueError):
-        return False  # damaged, or not for PIL: other columns say so
+    return content.startswith((b"\x89PNG", b"GIF8", b"RIFF")) and pictures.is_transparent(
+        content, decoding
+    )
 
 
 def _hash(*parts: bytes) -> np.uint64:
@@ -111,12 +111,11 @@ def _moments(image: np.ndarray) -> np.ndarray:
     return np.stack([some.mean(1) / 255, np.square(some).mean(1) / 255**2])
 
 
-def _facts(record, image: np.ndarray) -> tuple[np.ndarray, ...]:
+def _facts(record, image: np.ndarray, decoding: Decoding) -> tuple[np.ndarray, ...]:
     content = record if isinstance(record, bytes) else record.tobytes()
+    clear = is_transparent(content, decoding)
     return (
-        np.asarray(
-            [len(content), *image.shape[:2], format_of(content), is_transparent(content)], np.int64
-        ),
+        np.asarray([len(content), *image.shape[:2], format_of(content), clear], np.int64),
         np.asarray([_hash(content), _hash(repr(image.shape).encode(), image.tobytes())], np.uint64),
         _moments(image),
     )
@@ -140,7 +139,9 @@ def survey(
     def look(record: tf.Tensor) -> tuple[tf.Tensor, ...]:
         image = decode_or_flag(source, record)
         facts, hashed, moments = tf.numpy_function(
-            _facts, [record, image.pixels], [tf.int64, tf.uint64, tf.float64]
+            lambda r, i: _facts(r, i, source.decoding),
+            [record, image.pixels],
+            [tf.int64, tf.uint64, tf.float64],
         )
         reason = tf.cond(
             image.ok,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data import image_ops, resize
+from moco_jax.data import centre, image_ops, resize
 from moco_jax.data.recipes import ATTEMPTS, COLOURS, EACH, ORDERS, UNIFORMS, Recipe, View
 from moco_jax.data.sources import decode
 
@@ -195,12 +195,9 @@ def shrink(views: tuple[View, View], recipe: Recipe) -> tf.Tensor:
 
 
 def evaluation_view(image: tf.Tensor, recipe: Recipe) -> tf.Tensor:
-    """uint8 `[H, W, C]` -> uint8 `[S, S, C]`: the shorter side resized, then the centre (torchvision's rounding)."""
+    """uint8 `[H, W, C]` -> uint8 `[S, S, C]`, the centre of the resized image: see `centre.view`."""
     size, side = recipe.image_size, recipe.evaluation_resize
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    short = tf.minimum(height, width)
-    lengths = tf.stack([side * height // short, side * width // short])
-    # torchvision rounds half to even, as tf.round does.
-    corner = tf.cast(tf.round(tf.cast(lengths - size, tf.float32) / 2), tf.int32)
-    whole = tf.stack([0, 0, height, width])
-    return image_ops.to_pixels(resize.resize(resize.pad(image), whole, lengths, corner, size))
+    view = tf.numpy_function(
+        lambda pixels: centre.view(pixels, side, size), [image], tf.uint8, stateful=False
+    )
+    return tf.ensure_shape(view, [size, size, image.shape[-1]])

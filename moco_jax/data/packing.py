@@ -99,6 +99,7 @@ def _facts(plan: Plan) -> dict:
         "names_sha256": digest.hexdigest(),
         "channels": source.decoding.channels,
         "white": source.decoding.white,
+        "max_pixels": source.decoding.max_pixels,
     }
 
 
@@ -119,7 +120,9 @@ def claim(plan: Plan) -> None:
                 file.write(json.dumps(facts, indent=2) + "\n")
             tf.io.gfile.rename(draft, path, overwrite=True)
             return
-        before = {"channels": 3, "white": 0.0} | json.loads(store.read(path))
+        before = {"channels": 3, "white": 0.0, "max_pixels": RGB.max_pixels} | json.loads(
+            store.read(path)
+        )
     changed = [key for key in facts if before.get(key) != facts[key]]
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} -> {facts[key]!r}"[:200] for key in changed)

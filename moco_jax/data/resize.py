@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from moco_jax.data.recipes import HALF
 
+_LARGE = 1 << 22  # pixels of an image whose padding is kept small
 _TAPS = (
     3,
     5,
@@ -20,18 +21,23 @@ _TAPS = (
 
 
 def pad(image: tf.Tensor) -> tf.Tensor:
-    """uint8 `[H, W, C]` -> uint8 `[H', W', C]`, zeros below and on the right: H' a power of two, W' at most half more."""
+    """uint8 `[H, W, C]` -> uint8 `[H', W', C]`, zeros below and on the right: there are few shapes.
+
+    H' is a power of two, W' at most half more than W; of large images both are at most an eighth
+    more, as padding takes memory.
+    """
     height, width, channels = tf.unstack(tf.shape(image))
+    large = tf.cast(height, tf.int64) * tf.cast(width, tf.int64) > _LARGE
 
     def rounded(side: tf.Tensor, parts: int) -> tf.Tensor:
         octave = tf.cast(tf.floor(tf.math.log(tf.cast(side, tf.float32)) / math.log(2)), tf.int32)
-        unit = tf.maximum(tf.bitwise.left_shift(1, octave) // parts, 1)
+        unit = tf.bitwise.left_shift(1, octave) // tf.where(large, 8, parts)
+        unit = tf.maximum(unit, 1)
         return -(-side // unit) * unit
 
     below, right = rounded(height, 1) - height, rounded(width, 2) - width
     lines = tf.reshape(image, [height, width * channels])
-    lines = tf.concat([lines, tf.zeros([height, right * channels], tf.uint8)], 1)
-    lines = tf.concat([lines, tf.zeros([below, (width + right) * channels], tf.uint8)], 0)
+    lines = tf.pad(lines, [[0, below], [0, right * channels]])
     return tf.reshape(lines, [height + below, width + right, image.shape[-1]])
 
 

@@ -19,7 +19,8 @@ from moco_jax.evaluation import features
 from moco_jax.text import to_line
 
 # Settings that decide what an encoder is shown; the features file keeps them.
-SHOWN = ("image_size", "augment", "mean", "std", "channels", "white", "background", "exif_rotation")
+SHOWN: tuple[str, ...] = ("image_size", "augment", "mean", "std", "channels", "white")
+SHOWN += ("background", "exif_rotation", "max_pixels")
 KINDS = ("backbone", "output")
 
 

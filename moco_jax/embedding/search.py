@@ -9,6 +9,7 @@ import numpy as np
 from moco_jax import trained
 from moco_jax.data import pipeline, recipes
 from moco_jax.data.sources import Source, open_source
+from moco_jax.data.sources.decoding import MAX_PIXELS
 from moco_jax.data.sources.folder import FilesSource
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.embedding import columns
@@ -19,7 +20,8 @@ from moco_jax.errors import UserError
 from moco_jax.evaluation import knn
 from moco_jax.text import from_line, to_line
 
-OLDER = {"background": -1}  # what tables of older versions do not say of their encoder
+# What tables of older versions do not say of their encoder.
+OLDER = {"background": -1, "max_pixels": MAX_PIXELS}
 Report = Callable[[int], None]
 # Lengths are sums of squares in float32: beyond this power of two, up or down, a row is brought nearer to 1 first.
 RANGE = 40

@@ -89,6 +89,11 @@ RECIPE = table(
                 "gray level 0 to 255 (255: white) that transparent pixels are blended with; -1: "
                 "transparency is dropped, and the colours hidden there, often black, are seen",
             ),
+            "max_pixels": (
+                count(178_956_970, 1, 2**40),
+                "height times width of the largest image that is decoded, Pillow's own limit; a "
+                "larger one counts as damaged, before memory is taken for it",
+            ),
         },
         "views": {
             "image_size": (

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moco_jax.data.sources import store
+from moco_jax.data.sources import pictures, store
 from moco_jax.data.sources.lists import text_lines
 from moco_jax.data.sources.pixels import Decoding, pixels
 from moco_jax.errors import UserError
@@ -155,6 +155,7 @@ def read_label(pair: Pair, classes: int) -> np.ndarray:
     """The label of `pair`, uint8 `[H, W]`; UserError where it is no picture of class numbers below `classes`, or 255."""
     from PIL import Image
 
+    pictures.quiet()
     try:
         with Image.open(io.BytesIO(store.read(pair.label))) as file:
             numbers = np.asarray(file)
@@ -195,10 +196,11 @@ def _size(path: str, decoding: Decoding) -> tuple[int, int]:
     """Height and width, from the file's head where PIL knows its kind."""
     from PIL import Image, UnidentifiedImageError
 
+    pictures.quiet()
     try:
         with store.open_binary(path) as opened, Image.open(opened) as file:
             return file.height, file.width
-    except (UnidentifiedImageError, OSError):
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError):
         height, width, _ = _image(path, decoding).shape
         return height, width
 

@@ -52,7 +52,7 @@ def pasted(content, background):
 
 
 GRAY_ALPHA = Image.merge("LA", (Image.fromarray(COLOURS[..., 0].copy()), Image.fromarray(ALPHA)))
-IN_THE_GRAPH = {
+OF_EIGHT_BITS = {
     "alpha.png": saved(coloured()),
     "gray_alpha.png": saved(GRAY_ALPHA),
     "palette.png": saved(palette(256), transparency=SHARES),
@@ -60,7 +60,7 @@ IN_THE_GRAPH = {
     "gray_one.png": saved(Image.fromarray(INDICES * 17), transparency=5 * 17),
     "rgb_one.png": saved(Image.fromarray(COLOURS), transparency=tuple(COLOURS[0, 0].tolist())),
 }
-IN_PYTHON = {
+OTHERS = {
     "palette_of_four_bits.png": saved(palette(16), transparency=SHARES),
     "bits.png": saved(Image.fromarray(INDICES > 7), transparency=1),
     "one.gif": saved(palette(16), "GIF", transparency=2),
@@ -77,8 +77,8 @@ OPAQUE = {f"opaque_{name}": content for name, content in KINDS.items()} | {
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("background", [0, 200, 255])
 def test_every_kind_is_pasted_as_pil_does_it(tmp_path, background):
-    kinds = IN_THE_GRAPH | IN_PYTHON | (OPAQUE if background == 200 else {})
-    folder = write(tmp_path, kinds | {"cut.png": IN_THE_GRAPH["alpha.png"][:-900]})
+    kinds = OF_EIGHT_BITS | OTHERS | (OPAQUE if background == 200 else {})
+    folder = write(tmp_path, kinds | {"cut.png": OF_EIGHT_BITS["alpha.png"][:-900]})
     source = FolderSource(folder, Decoding(background=background))
     for name, (image, sound) in zip(source.files, decoded(source), strict=True):
         assert sound == (name != "cut.png"), name
@@ -95,16 +95,14 @@ def test_every_kind_is_pasted_as_pil_does_it(tmp_path, background):
             assert changed == (name not in OPAQUE), name
 
 
-def test_the_graph_blends_eight_bits_itself_and_leaves_other_transparency_to_python():
-    signature = tf.TensorSpec([], tf.string)
-    graph = tf.function(lambda c: decode.decode_image(c, Decoding(background=255)), [signature])
-    for name, content in IN_THE_GRAPH.items():
-        expected = np.asarray(pasted(content, 255))
-        np.testing.assert_array_equal(graph(tf.constant(content)), expected, name)
-    for content in (*IN_PYTHON.values(), tf.io.encode_png(DEEP).numpy()):
-        with pytest.raises(tf.errors.InvalidArgumentError):
-            graph(tf.constant(content))
-    for name in ("opaque_rgb.PNG", "opaque_palette.png", "opaque_lossy.webp", "opaque_rgb.bmp"):
+def test_transparency_that_is_blended_is_left_to_python_and_opaque_pictures_to_the_graph():
+    graph = tf.function(decode.decode_image, [tf.TensorSpec([], tf.string)])
+    decoding = Decoding(background=255)
+    for content in (*OF_EIGHT_BITS.values(), *OTHERS.values(), tf.io.encode_png(DEEP).numpy()):
+        assert pixels.rule(content, decoding).way == pixels.PYTHON
+    assert pixels.rule(OF_EIGHT_BITS["alpha.png"], Decoding()).way == pixels.PNG
+    for name, way in (("opaque_rgb.PNG", pixels.PNG), ("opaque_best.jpg", pixels.JPEG)):
+        assert pixels.rule(OPAQUE[name], decoding).way == way
         np.testing.assert_array_equal(graph(tf.constant(OPAQUE[name])), opened(OPAQUE[name]), name)
 
 
@@ -169,9 +167,9 @@ def test_colour_tiffs_of_many_bits_are_blended_where_their_fourth_sample_is_alph
 def test_the_images_of_a_run_stand_on_its_background(tmp_path):
     config = default_config()
     config.update({"dataset": "folder", "background": 77, "exif_rotation": True})
-    config.data_dir = write(tmp_path, {"0.png": IN_THE_GRAPH["alpha.png"]})
+    config.data_dir = write(tmp_path, {"0.png": OF_EIGHT_BITS["alpha.png"]})
     ((image, _),) = decoded(open_images(config, "", None))
-    np.testing.assert_array_equal(image, np.asarray(pasted(IN_THE_GRAPH["alpha.png"], 77)))
+    np.testing.assert_array_equal(image, np.asarray(pasted(OF_EIGHT_BITS["alpha.png"], 77)))
 
 
 def test_transparency_that_is_a_channel_stays_one():

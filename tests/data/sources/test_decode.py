@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from moco_jax.data.sources import decode, pixels
+from moco_jax.data.sources import pictures, pixels
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
 from tests.data.pictures import PHOTO, decoded, encoded, opened, write
@@ -146,7 +146,8 @@ def test_exif_of_either_byte_order_is_read_and_nonsense_is_left_alone():
         six[: place + 6] + six[place + 200 :]: 1,
     }
     for content, expected in cases.items():
-        assert decode.exif_orientation(tf.constant(content)).numpy() == expected
+        assert pictures.orientation(content) == expected
+        assert pixels.rule(content, Decoding(True)).orientation == expected
 
 
 def test_pixels_of_32_bits_are_refused_by_name():

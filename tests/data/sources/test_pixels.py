@@ -137,6 +137,19 @@ def test_colour_tiffs_have_all_their_bits_once_white_is_given():
     np.testing.assert_array_equal(gray[..., 0], expected)
 
 
+@pytest.mark.parametrize("white", [0, 40000])
+def test_where_zero_is_white_a_tiff_is_turned_round(white):
+    """In PIL's hands, and in tifffile's where a page of each channel has white at 0."""
+    content = tiff(BANDS[..., 0], photometric="miniswhite")
+    expected = 255 - pixels.to_eight_bits(BANDS[..., 0], white)
+    for channels in (1, 3):
+        found = pixels.pixels(content, Decoding(channels=channels, white=white))
+        np.testing.assert_array_equal(found, np.repeat(expected[..., None], channels, -1))
+    pages = tiff(PLANES, photometric="miniswhite")
+    found = pixels.pixels(pages, Decoding(channels=5, white=white))
+    np.testing.assert_array_equal(found, 255 - pixels.to_eight_bits(BANDS, white))
+
+
 def test_a_tiff_of_more_than_one_image_is_refused():
     content = tiff(np.stack([PLANES, PLANES]), imagej=True, metadata={"axes": "ZCYX"})
     with pytest.raises(Unfit, match=r"a TIFF of axes ZCYX and shape \(2, 5, 40, 50\)"):
@@ -208,11 +221,14 @@ def test_orientations_are_pils_for_other_channels_too(orientation):
     np.testing.assert_array_equal(pixels.turn(upright, orientation), np.asarray(turned))
 
 
-def test_tiffs_of_many_channels_and_deep_pngs_are_turned_where_asked_for():
+def test_tiffs_of_many_channels_are_always_turned_and_deep_pngs_where_asked_for():
     content = tiff(BANDS, photometric="minisblack", planarconfig="contig", extratags=[(274, 3, 1, 6, True)])  # fmt: skip
-    for asked, expected in ((True, np.rot90(BANDS, -1)), (False, BANDS)):
+    for asked in (True, False):
         found = pixels.pixels(content, Decoding(asked, 5))
-        np.testing.assert_array_equal(found, over_257(expected))
+        np.testing.assert_array_equal(found, over_257(np.rot90(BANDS, -1)))
+    colour = tiff(BANDS[..., :3], photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    found = pixels.pixels(colour, Decoding(white=65535))
+    np.testing.assert_array_equal(found, over_257(np.rot90(BANDS[..., :3], -1)))
     png, exif = tf.io.encode_png(BANDS[..., :1]).numpy(), Image.Exif()
     exif[274] = 6
     body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")

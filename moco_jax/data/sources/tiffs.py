@@ -1,0 +1,98 @@
+"""TIFF of which PIL would lose channels or bits -> uint8 pixels, by the package tifffile."""
+
+import importlib.util
+import io
+import logging
+from typing import Any
+
+import numpy as np
+
+from moco_jax.data.sources import pictures
+from moco_jax.data.sources.decoding import (
+    Decoding,
+    blended,
+    by_rows,
+    colours,
+    exactly,
+    to_eight_bits,
+    turn,
+)
+from moco_jax.data.sources.decoding import Unfit as Unfit
+from moco_jax.errors import UserError
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ORIENTATION, _BITS = 0x0112, 0x0102
+
+
+def lacks_tifffile() -> bool:
+    """Whether the package that reads TIFF of many channels is missing."""
+    return importlib.util.find_spec("tifffile") is None
+
+
+def tifffile(decoding: Decoding) -> Any:
+    """The package tifffile; UserError where it is missing."""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise UserError(
+            f"TIFF files are read by the package tifffile where channels={decoding.channels} and "
+            f"white={decoding.white:g}, and it is missing: pip install 'moco_jax[tiff]'"
+        ) from error
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged images are named elsewhere
+    return tifffile
+
+
+def wants_tifffile(content: bytes, decoding: Decoding) -> bool:
+    """Whether `content` is a TIFF of which PIL would lose what `decoding` asks for."""
+    from PIL import UnidentifiedImageError
+
+    if not content.startswith(TIFF) or decoding.plain:
+        return False
+    if decoding.channels not in (1, 3):
+        return True
+    try:
+        with pictures.opened(content, decoding) as file:
+            bits = file.tag_v2.get(_BITS, (1,))
+    except UnidentifiedImageError:
+        return True
+    return len(bits) > 1 and max(bits) > 8
+
+
+def of_tiff(content: bytes, decoding: Decoding) -> np.ndarray:
+    """The first image of a TIFF, upright.
+
+    It is one page, its samples interleaved or in planes, or pages of one sample each.
+    """
+    library = tifffile(decoding)
+    with library.TiffFile(io.BytesIO(content)) as file:
+        series, page = file.series[0], file.pages[0]
+        kept = [n for n, a in enumerate(series.axes) if a in "YX" or series.shape[n] > 1]
+        axes = "".join(series.axes[n] for n in kept)
+        others = axes.replace("Y", "").replace("X", "")
+        if len(others) > 1 or len(axes) != len(others) + 2:
+            raise Unfit(f"a TIFF of axes {series.axes} and shape {series.shape}, not one image")
+        shape = [series.shape[n] for n in kept]
+        decoding.require_room(shape[axes.index("Y")], shape[axes.index("X")])
+        try:
+            found = series.asarray().reshape(shape)
+        except ValueError as error:
+            if "imagecodecs" in str(error):
+                raise UserError(f"{error}: pip install 'moco_jax[tiff]'") from error
+            raise
+        coloured = page.photometric == library.PHOTOMETRIC.RGB
+        inverted = page.photometric == library.PHOTOMETRIC.MINISWHITE and page.samplesperpixel == 1
+        transparent = tuple(page.extrasamples) == (library.EXTRASAMPLE.UNASSALPHA,)
+        orientation = page.tags.valueof(_ORIENTATION, 1)
+    found = np.moveaxis(found, axes.index(others), -1) if others else found[..., None]
+    blends = decoding.blends and coloured and transparent and found.shape[-1] == 4
+    opaque = float(np.iinfo(found.dtype).max if found.dtype.kind in "iu" else 1)
+
+    def eight(some: np.ndarray) -> np.ndarray:
+        image = to_eight_bits(some, decoding.white)
+        if blends:
+            alpha = to_eight_bits(some[..., 3], opaque)
+            image = blended(image[..., :3], alpha, decoding.background)
+        image = 255 - image if inverted else image
+        return (colours if coloured else exactly)(image, decoding.channels)
+
+    return turn(by_rows(found, eight), orientation)
