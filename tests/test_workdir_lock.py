@@ -505,7 +505,7 @@ def contents(folder):
 
 def test_a_run_whose_lock_was_taken_writes_nothing_more(tmp_path, monkeypatch):
     progress, found, locks = train.lines.progress, [], []
-    monkeypatch.setattr(Lock, "beat_in_background", locks.append)
+    monkeypatch.setattr(Lock, "beat_in_background", lambda lock: locks.append(lock))
 
     def take(step, *arguments):
         text = progress(step, *arguments)
