@@ -142,5 +142,7 @@ def settings(workdir: epath.Path) -> ConfigDict:
         try:
             config[name] = saved[name]
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: {name}={saved[name]!r} is not of its type ({error})") from error  # fmt: skip
+            raise UserError(
+                f"{path} is damaged: {error}; its content is also in checkpoints/STEP/about"
+            ) from error
     return config

@@ -248,7 +248,7 @@ def test_a_config_json_that_holds_no_settings(place, content):
 
 def test_a_value_of_another_type_in_config_json_is_named(place):
     (place / "config.json").write_text(json.dumps(SETTINGS | {"lr": "fast"}))
-    with pytest.raises(UserError, match="lr='fast' is not of its type"):
+    with pytest.raises(UserError, match="is damaged: lr='fast' must be a number"):
         claim.settings(place)
 
 

@@ -273,7 +273,7 @@ def test_what_an_example_draws_is_fixed():
     numbers = tf.constant(5, tf.int64), tf.constant(7, tf.int64)
     for name in ("v2", "v3"):
         query, key = augment.draw_two_views(
-            tf.constant([300, 200]), 3, *numbers, recipes.create(name, 224)
+            tf.constant([300, 200]), 3, *numbers, recipes.create(name, 224, 0.2)
         )
         np.testing.assert_array_equal(query.box, [103, 6, 178, 172])
         np.testing.assert_array_equal(key.box, [57, 3, 203, 197])

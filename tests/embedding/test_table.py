@@ -9,15 +9,23 @@ import numpy as np
 import pytest
 from absl import flags
 
-from moco_jax import embed
 from moco_jax.embedding import columns, npz, parquet, results, search, table
 from moco_jax.errors import UserError
 from moco_jax.report.console import Console
+from tests.command_lines import own_flags
 from tests.test_embed import ENCODER, FACTS, IMAGES
 
 WHOLE = {"format": 1, "moco_jax": "0.1.0", **FACTS}
 FEATURES = np.asarray([[1, 0, 0, 0], [0.9, 0.4, 0, 0], [0, 0, 1, 0]], np.float32)
 SEEDS = range(24)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def command():
+    """The command line, with its flags alone."""
+    global embed
+    with own_flags("moco_jax.embed") as embed:
+        yield
 
 
 @pytest.fixture(autouse=True)

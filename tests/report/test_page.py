@@ -259,7 +259,7 @@ def test_command_line(two, tmp_path):
     assert ended.returncode == 0, ended.stderr
     (line,) = (x for x in ended.stdout.splitlines() if "metrics.jsonl" in x)
     assert line.startswith("left out: torn: ")
-    assert "metrics.jsonl is damaged" in line
+    assert "2 of 2 records, as of the first of them line 1 of metrics.jsonl is damaged" in line
     assert line.removeprefix("left out: ") in html.unescape(
         (tmp_path / "torn/report.html").read_text()
     )

@@ -85,10 +85,13 @@ def _wrong_start(record: Mapping[str, Any]) -> str:
     return ""
 
 
-def sound(found: Iterable[Any]) -> tuple[list[Record], list[str]]:
-    """The records among `found` that the page can use, and a sentence on the others, if any."""
+def sound(found: Iterable[Any], damaged: Iterable[int]) -> tuple[list[Record], list[str]]:
+    """The records among `found` that the page can use, and a sentence on the others, if any.
+
+    `damaged`: the numbers of the lines that are no records at all.
+    """
     kept: list[Record] = []
-    odd: list[str] = []
+    odd = [f"line {number:,} of metrics.jsonl is damaged" for number in damaged]
     for record in found:
         why = wrong(record)
         if why:

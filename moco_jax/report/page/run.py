@@ -116,8 +116,7 @@ def _read(name: str, place: epath.Path) -> Run:
     try:
         found = writers.read(place)
         # A line that has no end may be one that is just being written.
-        left_out += [] if found.only_cut else found.remarks
-        records, odd = records_lib.sound(found.records)
+        records, odd = records_lib.sound(found.records, () if found.only_cut else found.damaged)
         left_out += odd
     except (ValueError, OSError, RecursionError) as error:
         records = []

@@ -24,6 +24,7 @@ from moco_jax.errors import UserError
 from moco_jax.report.console import Console
 from moco_jax.text import from_line, printable
 from tests.data.pictures import encoded
+from tests.test_embed import FACTS
 
 SOUND = encoded("PNG", pixels=np.full((4, 4, 3), 99, np.uint8))
 ODD = [
@@ -97,7 +98,7 @@ def test_a_table_keeps_names_apart_and_gives_them_back(tmp_path, ending):
     ]
     made = list(dict.fromkeys(made))
     path = str(tmp_path / f"x.{ending}")
-    with table.writing(path, {"damaged": made}) as write:
+    with table.writing(path, {**FACTS, "damaged": made}) as write:
         write(Rows(np.ones((len(made), 2), np.float32), made, np.arange(len(made)), None))
     kept = table.opened(path).take("names", np.arange(len(made))).tolist()
     assert [from_line(name) for name in kept] == made
