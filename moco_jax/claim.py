@@ -73,20 +73,32 @@ def recipe_changes(
             "moco_jax/settings/recipe.py, and others may always change"
         )
     path = workdir / "config.json"
-    changed: dict[str, Any] = {}
+    sources: dict[str, dict[str, Any]] = {}
     if path.exists() and (step is None or not damage_of(path)):
-        changed |= config_lib.recipe_differences(read_config(path), config)
+        sources["config.json"] = config_lib.recipe_differences(read_config(path), config)
     if step is not None:
         saved = integrity.about(workdir, step)["config"]
-        changed |= config_lib.recipe_differences(saved, config)
-    refused = {k: v for k, v in changed.items() if k not in allow_change}
+        sources[f"checkpoint {step}"] = config_lib.recipe_differences(saved, config)
+    changed = {name: pair for found in sources.values() for name, pair in found.items()}
+    refused = [name for name in changed if name not in allow_change]
     if refused:
-        listed = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
+        listed = "; ".join(_said(name, changed[name][1], sources) for name in refused)
         raise UserError(
             f"workdir={workdir} holds a run of another recipe ({listed}); take another workdir, or "
             f"--allow_change={','.join(refused)}"
         )
     return changed
+
+
+def _said(name: str, new: Any, sources: Mapping[str, Mapping[str, Any]]) -> str:
+    """What `sources`, from where to their differences, have of the setting `name`, beside its `new` value."""
+    old = {
+        where: repr(found[name][0]) if name in found else repr(new)
+        for where, found in sources.items()
+    }
+    if len(set(old.values())) == 1:
+        return f"{name}: {next(iter(old.values()))} -> {new!r}"
+    return f"{name}: {', '.join(f'{value} in {where}' for where, value in old.items())} -> {new!r}"
 
 
 def read_config(path: epath.Path) -> dict[str, Any]:

@@ -109,6 +109,14 @@ def parse(argv: list[str], settings: Iterable[str] = SETTINGS) -> list[str]:
     except (UserError, flags.Error) as error:
         # A config file that raises is reported by its library with the whole traceback as text.
         fail(error, " ".join(str(error).split()).rpartition("UserError: ")[2])
+    except Exception as error:  # a recipe is a program of the user's own, and may end in any way
+        fail(error, f"{_recipe(argv)} cannot be read: {type(error).__name__}: {error}")
+
+
+def _recipe(argv: list[str]) -> str:
+    """The word of a command line that names its recipe or file of flags."""
+    words = (word for word in argv[1:] if word.lstrip("-").startswith(("config=", "flagfile=")))
+    return next(words, "the command line")
 
 
 def refuse_words(argv: list[str]) -> None:

@@ -80,6 +80,10 @@ def check(config: ConfigDict, device_count: int) -> None:
 
 def check_values(config: ConfigDict) -> None:
     """The part of `check` that needs no devices: each setting alone, then some of them together."""
+    for name in config:
+        # A recipe that unlocks its settings may have added one; a run would not obey it.
+        if name not in settings.SETTINGS:
+            raise UserError(f"{name} is not a setting; did you mean {settings.nearest(name)}?")
     for name, setting in settings.SETTINGS.items():
         if name not in config:
             raise UserError(

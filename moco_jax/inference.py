@@ -61,8 +61,10 @@ class FeatureEncoder:
             raise UserError(
                 f"{called} has no weights of a head; features='backbone' is what there is"
             )
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size} must be at least 1; 64 is the default")
+        if type(batch_size) is not int or batch_size < 1:
+            raise UserError(
+                f"batch_size={batch_size!r} must be a whole number of at least 1; 64 is the default"
+            )
         config = found.config
         self.found, self.recipe = found, recipes.create(config.augment, config.image_size)
         self._batch_size, self._kind, self._called = batch_size, features, called

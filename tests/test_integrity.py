@@ -343,3 +343,11 @@ def test_lines_of_orbax_alone_are_kept_back():
     assert not passes(orbax, logging.WARNING, None)
     assert passes(orbax, logging.ERROR, None)
     assert passes("/lib/site-packages/clu/x.py", logging.ERROR, error)
+
+
+def test_where_config_json_and_checkpoint_disagree_both_are_named(place):
+    (place / "config.json").write_text(json.dumps(SETTINGS | {"temperature": 0.9}))
+    own = SETTINGS["temperature"]
+    said = f"temperature: 0.9 in config.json, {own} in checkpoint 40 -> {own}"
+    with pytest.raises(UserError, match=said):
+        claim.recipe_changes(place, SETTINGS, set(), 40)

@@ -25,7 +25,7 @@ NAMES = {
         "weight_decay", "layer_decay", "tests", "iterations", "rate", "crop", "num_processes", "process_id",
     },
     "embed": {"step", "k"},
-    "pack": {"shards", "channels", "white"},
+    "pack": {"shards", "channels", "white", "max_pixels"},
     "convert": set(),
     "report.__main__": {"port", "images"},
     "ablation": set(),

@@ -68,6 +68,7 @@ KNOWN: Mapping[str, Mapping[str, _Kind]] = {
         "white": _NUMBER,
         "exif_rotation": _TRUTH,
         "background": _whole(-1, 255),
+        "max_pixels": _whole(1, 2**40),
     },
     "images": {},
 }

@@ -17,9 +17,12 @@ SETTINGS: dict[str, Setting] = RECIPE | OPERATIONAL
 
 
 def nearest(name: str, known: Iterable[str] = tuple(SETTINGS)) -> str:
-    """The names among `known` that are meant by `name`, which is none of them: 'lr, loss'."""
-    known = list(known)
-    return ", ".join(difflib.get_close_matches(name, known) or sorted(known))
+    """The names among `known` that are meant by `name`, which is none of them: 'lr, loss'.
+
+    Where none is like it, it is said where they are listed.
+    """
+    close = difflib.get_close_matches(name, list(known))
+    return ", ".join(close) or "one of those that --help lists"
 
 
 def overview() -> list[str]:

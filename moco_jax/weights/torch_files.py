@@ -133,7 +133,10 @@ def _zipped(file: BinaryIO, size: int) -> Any:
     if len(roots) != 1:
         raise Unreadable("it is a zip without one data.pkl, and so no file of PyTorch")
     order = entries.get(f"{roots[0]}/byteorder")
-    big_endian = order is not None and _entry(archive, order) == b"big"
+    endian = b"little" if order is None else _entry(archive, order)
+    if endian not in (b"little", b"big"):
+        raise Unreadable(f"its byteorder is {endian[:24]!r}, and little or big is meant")
+    big_endian = endian == b"big"
     storages = _Storages()
     content = _entry(archive, entries[f"{roots[0]}/data.pkl"])
     found = Machine(Calls(), storages).load(io.BytesIO(content))

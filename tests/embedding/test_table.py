@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from moco_jax.embedding import columns, npz, parquet, results, search, table
+from moco_jax.embedding import columns, encode, facts, npz, parquet, results, search, table
 from moco_jax.errors import UserError
 from moco_jax.report.console import Console
 from tests.command_lines import own_flags
@@ -475,3 +475,11 @@ def test_a_folder_is_refused_before_the_work(tmp_path, kind):
         pytest.fail("the work has begun")
     with pytest.raises(UserError, match="cannot be read"):
         table.opened(str(tmp_path / f"x.{kind}"))
+
+
+@pytest.mark.parametrize("name", encode.SHOWN)
+@pytest.mark.parametrize("value", [[[1]], {}, None])
+def test_every_fact_on_what_an_encoder_is_shown_is_checked(name, value):
+    wrong = {**WHOLE, "encoder": {**WHOLE["encoder"], name: value}}
+    with pytest.raises(UserError, match=name):
+        facts.checked(wrong, "x.npz")

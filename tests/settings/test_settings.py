@@ -306,3 +306,11 @@ def test_rates_that_only_together_are_beyond_float32():
         config_lib.check_values(config)
     config.update(lr_reference_batch=0)
     config_lib.check_values(config)
+
+
+def test_a_setting_that_an_unlocked_recipe_adds_is_refused():
+    config = config_lib.default_config()
+    config.unlock()
+    config.tau = 0.2
+    with pytest.raises(UserError, match="tau is not a setting; did you mean"):
+        config_lib.check_values(config)

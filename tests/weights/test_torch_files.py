@@ -338,6 +338,17 @@ def test_compressed_and_big_endian_zips_are_read(tmp_path):
     )
 
 
+@pytest.mark.parametrize("endian", ["middle", "", "BIG", "little "])
+def test_an_unknown_order_of_bytes_is_refused(tmp_path, endian):
+    path = tmp_path / "x.pth"
+    torch.save({"a": torch.arange(4.0)}, path)
+    other = tmp_path / "y.pth"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, endian if name.endswith("/byteorder") else old.read(name))
+    assert "byteorder" in refusal(files.read, str(other))
+
+
 def test_what_a_file_plainly_is_instead_is_said(tmp_path):
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
     assert "git lfs pull" in refusal(files.read, put(tmp_path, "a.pth", pointer))

@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from moco_jax.data.sources import store
+from moco_jax.data.sources import labels, store
+from moco_jax.data.sources.labels import MISSING
 from moco_jax.data.sources.pixels import EXTENSIONS
 from moco_jax.errors import UserError
 from moco_jax.text import printable
@@ -141,6 +142,15 @@ def _read_line(line: str, form: Form, folder: str) -> tuple[list[str], str]:
     return cells, f"({printable(path)}) is no such file"
 
 
+def _class(cell: str, where: str) -> str:
+    """The class that `cell` names, '' for none, which is also written as -1; UserError for another negative number."""
+    if re.fullmatch(r"-\d+", cell) is None:
+        return cell
+    if int(cell) == MISSING:
+        return ""
+    raise UserError(f"{where} has the class {cell[:24]}; {labels.WANTED}, or a name")
+
+
 def _require_one(files: Sequence[str], lines: Sequence[int], folder: str, where: str) -> None:
     """Refuse a list none of whose files is there; a few are looked for."""
     some = sorted({len(files) * n // _LOOKED_FOR for n in range(_LOOKED_FOR)})
@@ -180,7 +190,7 @@ def read_list(path: str) -> tuple[list[str], list[str], list[str]]:
         if wrong:
             raise UserError(f"{where}: line {number + 1} {wrong}; {WANTED}, on all lines or none")
         files.append(cells[0])
-        classes += cells[1:]
+        classes += [_class(cell, f"{where}: line {number + 1}") for cell in cells[1:]]
     _require_one(files, [number + 1 for number in numbers[form.header :]], folder, where)
     head = f"{where}: line {numbers[0] + 1} ({printable(lines[numbers[0]])}) is taken for a header"
     return files, classes if any(classes) else [], [head] if form.header else []

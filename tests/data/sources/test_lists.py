@@ -5,7 +5,7 @@ import pytest
 
 from moco_jax.data.sources.damage import described
 from moco_jax.data.sources.folder import FolderSource
-from moco_jax.data.sources.lists import text_lines
+from moco_jax.data.sources.lists import read_list, text_lines
 from moco_jax.errors import UserError
 from tests.data.pictures import encoded, write
 
@@ -172,3 +172,15 @@ def test_no_other_character_ends_a_line():
     assert text_lines(b"caf\xe9\n") == ["caf\udce9", ""]
     with pytest.raises(ValueError, match="no text"):
         text_lines(b"\0\xff\n")
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", ";", " "])
+def test_minus_one_is_no_class_and_other_negative_numbers_are_refused(tmp_path, separator):
+    for n in range(3):
+        (tmp_path / f"{n}.png").write_bytes(b"")
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"{n}.png{separator}{c}\n" for n, c in enumerate(("0", "-1", "1"))))
+    assert read_list(str(path))[1] == ["0", "", "1"]
+    path.write_text("".join(f"{n}.png{separator}{c}\n" for n, c in enumerate(("0", "-7", "1"))))
+    with pytest.raises(UserError, match="line 2 has the class -7"):
+        read_list(str(path))
