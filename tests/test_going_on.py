@@ -163,7 +163,7 @@ REFUSED = {
     "another config.json": (
         lambda w: (w / "config.json").write_text(
             (w / "config.json").read_text().replace('"temperature": 0.1,', '"temperature": 0.9,')
-        ), {}, "temperature: 0.9 -> 0.1",
+        ), {}, "temperature: 0.9 in config.json, 0.1 in checkpoint 8 -> 0.1",
     ),
     "no digests": (lambda w: shutil.rmtree(w / "digests"), {}, "/digests has no digests of checkpoint 8, 6"),
 }  # fmt: skip

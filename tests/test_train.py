@@ -60,9 +60,11 @@ def test_views_finished_on_the_devices_train_as_those_of_the_host_do(tmp_path):
     assert len(losses(tmp_path / "device")) == 4
 
 
-def test_a_run_on_images_that_the_devices_hold_is_the_hosts_run(tmp_path, monkeypatch, capsys):
+def test_a_run_on_images_that_the_devices_hold_is_the_hosts_run(
+    tmp_path, monkeypatch, capsys, float64
+):
     """Also where it is cut in two, and on one device: views of the digits are equal to the bit."""
-    common = dict(stop_at_step=4, monitor_every=0)
+    common = dict(stop_at_step=4, monitor_every=0, compute_dtype="float64")
     held = common | {"augment_on": "resident"}
     train.train(tiny(**common), str(tmp_path / "host"), set())
     train.train(tiny(**held), str(tmp_path / "resident"), set())
@@ -75,9 +77,9 @@ def test_a_run_on_images_that_the_devices_hold_is_the_hosts_run(tmp_path, monkey
     assert "1 x cpu" in capsys.readouterr().out
     expected = losses(tmp_path / "host")
     assert len(set(expected)) == len(expected) == 4
-    # Other programs round differently, and in float32 that grows from step to step.
-    np.testing.assert_allclose(losses(tmp_path / "resident"), expected, rtol=1e-5)
-    np.testing.assert_allclose(losses(tmp_path / "one"), expected, rtol=1e-5)
+    # Other programs round differently, and that grows from step to step: in float32 to 6e-4 within four.
+    np.testing.assert_allclose(losses(tmp_path / "resident"), expected, rtol=1e-9)
+    np.testing.assert_allclose(losses(tmp_path / "one"), expected, rtol=1e-9)
     assert losses(tmp_path / "cut") == losses(tmp_path / "resident")
 
 
