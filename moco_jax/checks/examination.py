@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from moco_jax import config as config_lib
 from moco_jax import integrity, known_answers, mesh, train, warm_start
 from moco_jax.checks import images, memory, rate, settings, sheet, survey, workdir
-from moco_jax.checks.findings import FAULT, NOTE, OK, WARNING, Finding, Report
+from moco_jax.checks.findings import FAULT, NOTE, OK, Finding, Report
 from moco_jax.data import order, pipeline, resident
 from moco_jax.data.sources import Source, remarks_of
 from moco_jax.evaluation import features
@@ -124,7 +124,6 @@ class Examination:
                 queries = open_images(config, config.eval_split, index_dir)
             bank, chosen = choose(self.source, queries, config.knn_examples, config.seed)
             self.bank = len(bank) if config.monitor_every else 0
-            self.report.add(*(Finding(WARNING, said) for said in remarks_of(self.source)))
             some = (x[survey.spread(len(x), LABELS, config.seed)] for x in (bank, chosen))
             matched = match_sources(self.source, next(some), queries or self.source, next(some))
             self.report.add(*settings.monitor(config, matched, len(bank), len(chosen)))
