@@ -214,7 +214,7 @@ def test_names_are_short_and_labels_may_lack(tmp_path):
     image = encoded()
     tar(tmp_path / "a.tar", [("cat/0.jpg", image), ("dog/1.jpg", image)])
     records_to(tmp_path / "named.tfrecord", [example(image, "cat/0.jpg", None)] * 2)
-    listed = write(tmp_path, {"list.txt": b"cat/0.jpg\n/x/1.jpg\n"})
+    listed = write(tmp_path, {"list.txt": b"cat/0.jpg\n/x/1.jpg\n", "cat/0.jpg": image})
     both = np.asarray([1, 0])
     records_to(tmp_path / "x.tfrecord", [example(image, "x", 3), example(image, "x", None)])
     some = open_source("tfrecord", "", f"{tmp_path}/x.tfrecord")

@@ -299,7 +299,7 @@ def _preprocessing(said: dict[str, Any]) -> dict[str, Any]:
         value = (
             next((value[n] for n in names if n in value), 0) if isinstance(value, dict) else value
         )
-        value = int(value or 0)
+        value = 0 if value is None else int(value)  # `or` would take an empty list for none
         if not 0 <= value <= LARGEST:
             raise ValueError(f"a side of {value} pixels")
         return value
@@ -315,6 +315,7 @@ def _preprocessing(said: dict[str, Any]) -> dict[str, Any]:
     resized = side(said.get("size"))
     if resized:
         cropped = side(said.get("crop_size")) if said.get("do_center_crop") else 0
-        whole = side(round(resized / (said.get("crop_pct") or 1)))
+        kept = said.get("crop_pct")
+        whole = side(round(resized / (1 if kept is None else kept)))
         found |= {"image_size": cropped or resized, "resize": resized if cropped else whole}
     return found

@@ -16,9 +16,9 @@ from tests.test_config import load
 
 def test_pictures_and_settings_are_read_back(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / "views.png")
     config = load("digits").to_dict()
     log = Writers(epath.Path(tmp_path), True, 0)
+    Image.fromarray(picture).save(tmp_path / "views.png")
     log.settings(config)
     log.picture(7, "view pairs", epath.Path(tmp_path) / "views.png")
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
