@@ -24,12 +24,12 @@ from etils import epath
 from PIL import Image
 
 from configs import digits
-from moco_jax import train
-from moco_jax.command_line import set_up
+from moco_jax.base.console import table
+from moco_jax.cli.command_line import set_up
 from moco_jax.data import pipeline
 from moco_jax.data.sources import open_source
-from moco_jax.report import writers
-from moco_jax.report.console import table
+from moco_jax.monitoring import run_log
+from moco_jax.training import loop
 
 ONLY = flags.DEFINE_string("only", "", "One run: its name.")
 OUT = flags.DEFINE_string("out", "", "Folder of the runs, which stay there; a temporary one if empty.")  # fmt: skip
@@ -49,11 +49,11 @@ def slow_source() -> Iterator[None]:
             time.sleep(0.5)
             yield batch
 
-    train.pipeline.train_batches = late
+    loop.pipeline.train_batches = late
     try:
         yield
     finally:
-        train.pipeline.train_batches = made
+        loop.pipeline.train_batches = made
 
 
 def tinted(folder: Path) -> dict[str, Any]:
@@ -108,8 +108,8 @@ def run(fault: Fault, place: Path) -> list[str]:
     config.update(SMALL | images | fault.settings)
     set_up(config)
     with fault.around():
-        train.train(config, str(place / "run"), set())
-    records = writers.records(epath.Path(place / "run"))
+        loop.train(config, str(place / "run"), set())
+    records = run_log.records(epath.Path(place / "run"))
     told = [r for r in records if r.get("event") == "finding"]
     seen = [r for r in told if r["severity"] != "note" or r["name"] == fault.expected]
     right = fault.expected in [r["name"] for r in seen] if fault.expected else not seen

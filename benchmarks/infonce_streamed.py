@@ -20,9 +20,9 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import machine
-from moco_jax import contrastive
-from moco_jax import mesh as mesh_lib
-from moco_jax.report.console import size, table
+from moco_jax.base.console import size, table
+from moco_jax.method import info_nce
+from moco_jax.parallel import mesh as mesh_lib
 from tests.plain_info_nce import plain_info_nce
 
 TPU = flags.DEFINE_bool("tpu", False, "Compile for a TPU that is not there, v5e:2x4.")
@@ -56,14 +56,14 @@ def distances(temperature: float, seed: int) -> np.ndarray:
     """Of the plain and the streamed form `[2, 3]`: how far loss and gradients (queries, keys) are from float64."""
     rng = np.random.default_rng(seed)
     query, negatives = unit(rng, 64, DIM), unit(rng, 16, 4096, DIM)
-    key = np.asarray(contrastive.normalize(query + 2 * unit(rng, 64, DIM)))
+    key = np.asarray(info_nce.normalize(query + 2 * unit(rng, 64, DIM)))
     arrays = (query, key, negatives)
     with jax.enable_x64(True):
         exact = [jnp.asarray(x, jnp.float64) for x in arrays]
         (value, _), gradients = jax.jit(with_gradients(plain_info_nce, True, temperature))(*exact)
         true = [np.asarray(x) for x in (value, *gradients)]
     found = []
-    for loss in (plain_info_nce, contrastive.info_nce):
+    for loss in (plain_info_nce, info_nce.info_nce):
         (value, _), gradients = jax.jit(with_gradients(loss, True, temperature))(*arrays)
         pairs = zip((value, *gradients), true, strict=True)
         found.append([np.abs(np.asarray(x, np.float64) - t).max() / np.abs(t).max() for x, t in pairs])  # fmt: skip
@@ -92,7 +92,7 @@ def speed() -> list[list[str]]:
         arrays = tuple(jax.device_put(x) for x in arrays)
         programs = [
             jax.jit(with_gradients(loss, keys_too, 0.1)).lower(*arrays).compile()
-            for loss in (plain_info_nce, contrastive.info_nce)
+            for loss in (plain_info_nce, info_nce.info_nce)
         ]
         runs = [functools.partial(lambda p, a: jax.block_until_ready(p(*a)), p, arrays) for p in programs]  # fmt: skip
         taken = np.asarray([[machine.median_seconds(run, 1, 0) for run in runs] for _ in range(TIMES.value + 1)])  # fmt: skip
@@ -133,8 +133,8 @@ def on_a_tpu() -> list[list[str]]:
 
         # The compiler counts a loop's body once: bytes are read off the same program with its loop written out.
         with mock.patch.object(jax.lax, "fori_loop", _unrolled):
-            counted = [compiled(plain).cost_analysis(), compiled(contrastive.info_nce).cost_analysis()]  # fmt: skip
-        memory = [compiled(loss).memory_analysis().temp_size_in_bytes for loss in (plain, contrastive.info_nce)]  # fmt: skip
+            counted = [compiled(plain).cost_analysis(), compiled(info_nce.info_nce).cost_analysis()]  # fmt: skip
+        memory = [compiled(loss).memory_analysis().temp_size_in_bytes for loss in (plain, info_nce.info_nce)]  # fmt: skip
         flops, moved = ([cost[what] for cost in counted] for what in ("flops", "bytes accessed"))
         rows.append([
             name, *(f"{x / 1e9:.2f}" for x in flops), *(f"{x / 1e6:.1f}" for x in moved),

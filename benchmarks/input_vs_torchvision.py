@@ -29,10 +29,11 @@ import tensorflow as tf
 from absl import app, flags
 
 from benchmarks import machine
-from moco_jax.data import image_ops, pipeline, recipes, resize, running
+from moco_jax.base.console import table
+from moco_jax.data import pipeline, running
 from moco_jax.data.sources.decode import decode_image
 from moco_jax.data.sources.folder import FolderSource
-from moco_jax.report.console import table
+from moco_jax.data.views import image_ops, recipes, resize
 from tests.data.torchvision_views import authors_transform
 
 DATASET = flags.DEFINE_string("dataset", "folder", "'folder', or 'tfds:NAME' of JPEG files.")

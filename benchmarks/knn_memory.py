@@ -22,8 +22,8 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import machine
+from moco_jax.base.console import size, table
 from moco_jax.evaluation import knn
-from moco_jax.report.console import size, table
 
 BANK = flags.DEFINE_integer("bank", 1_281_167, "Training images.", 1)
 QUERIES = flags.DEFINE_integer("queries", 50_000, "Test images.", 1)

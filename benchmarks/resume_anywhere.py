@@ -16,9 +16,10 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-from moco_jax.data import pipeline, recipes
+from moco_jax.base.console import table
+from moco_jax.data import pipeline
 from moco_jax.data.sources.pixels import RGB
-from moco_jax.report.console import table
+from moco_jax.data.views import recipes
 
 EXAMPLES = flags.DEFINE_integer("examples", 10**9, "Length of the synthetic dataset.")
 STEP = flags.DEFINE_integer("step", 10**6, "The step at which a run goes on.")

@@ -25,10 +25,11 @@ from etils import epath
 
 from benchmarks import machine
 from configs.digits import METHODS as KNOWN
-from moco_jax.data import pipeline, recipes
+from moco_jax.base.console import table
+from moco_jax.data import pipeline
 from moco_jax.data.sources.memory import digits
-from moco_jax.report import writers
-from moco_jax.report.console import table
+from moco_jax.data.views import recipes
+from moco_jax.monitoring import run_log
 from tests import states
 
 STEPS, BATCH = 20, 64
@@ -87,9 +88,10 @@ def run(
 
 def control() -> None:
     """The command line, but every weight of both encoders begins one unit in the last place higher."""
-    from moco_jax import main, train
+    from moco_jax.cli import pretrain as main
+    from moco_jax.training import loop
 
-    build = train.build
+    build = loop.build
 
     def nudged(*arguments):
         parts = build(*arguments)
@@ -102,7 +104,7 @@ def control() -> None:
         program = dataclasses.replace(parts.program, initial=initial)
         return dataclasses.replace(parts, program=program)
 
-    train.build = nudged
+    loop.build = nudged
     sys.argv.remove("--control")
     main.run()
 
@@ -138,7 +140,7 @@ def measure(folder: Path, method: str, dtype: str) -> list[list[str]]:
         )
         for part in parts:
             run(workdir, method, dtype, *part, control=name == CONTROL)
-        losses = [r["loss"] for r in writers.records(epath.Path(workdir)) if "loss" in r]
+        losses = [r["loss"] for r in run_log.records(epath.Path(workdir)) if "loss" in r]
         found[name] = np.asarray(losses), states.load(workdir, STEPS)
     one_losses, one = found["1 device"]
     rows = []

@@ -22,9 +22,9 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import machine
+from moco_jax.base.console import size, table
 from moco_jax.embedding import search
 from moco_jax.embedding import table as table_lib
-from moco_jax.report.console import size, table
 
 ROWS = flags.DEFINE_integer("rows", 10**6, "Features in the file.", 1)
 DIM = flags.DEFINE_integer("dim", 512, "Numbers in each.", 1)

@@ -19,10 +19,12 @@ from absl import app, flags
 from torch import nn
 
 from benchmarks import machine
-from moco_jax import mesh, parts, step, xla_flags
+from moco_jax.base.console import table
 from moco_jax.config import default_config
-from moco_jax.method import Method
-from moco_jax.report.console import table
+from moco_jax.method import step
+from moco_jax.method.choice import Method
+from moco_jax.parallel import mesh, xla_flags
+from moco_jax.training import assembly
 
 CASES = flags.DEFINE_list(
     "cases", ["resnet18", "resnet50"], "resnet18: CIFAR, 32 px; resnet50: 224 px."
@@ -119,7 +121,7 @@ def jax_step(name: str, devices: int):
         batch_size=batch, bn_groups=GROUPS, shuffle_groups=GROUPS, queue_size=size, momentum=MOMENTUM,
         temperature=TEMPERATURE, lr=RATE, weight_decay=DECAY,
     )  # fmt: skip
-    program = parts.program(config, mesh.create_mesh(jax.devices()[:devices]), examples=batch)
+    program = assembly.program(config, mesh.create_mesh(jax.devices()[:devices]), examples=batch)
     compiled, current = program.compile_step(), program.initial()
     views = np.random.default_rng(0).integers(0, 256, (2, batch, side, side, 3), np.uint8)
     on_device = jax.device_put(

@@ -32,9 +32,12 @@ from jax.sharding import Mesh
 
 from benchmarks import collectives
 from configs import imagenet
-from moco_jax import encoders, mesh, optim, parts, step
-from moco_jax.encoding import to_network_input
-from moco_jax.report.console import table
+from moco_jax import encoders
+from moco_jax.base.console import table
+from moco_jax.method import optimizers, step
+from moco_jax.method.encoding import to_network_input
+from moco_jax.parallel import mesh
+from moco_jax.training import assembly
 
 TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["v5e:2x4", "v5e:16x16", "v4:4x4x4", "v6e:2x4"], "Names of the TPU compiler."
@@ -54,7 +57,7 @@ def mesh_of(topology: str) -> Mesh:
     return mesh.create_mesh(list(found.devices))
 
 
-def moco_program(the_mesh: Mesh, **changes: Any) -> parts.Program:
+def moco_program(the_mesh: Mesh, **changes: Any) -> assembly.Program:
     """The step of MoCo v2 on ImageNet, 32 images and one BN group a chip."""
     chips = the_mesh.size
     config = imagenet.get_config("v2")
@@ -62,7 +65,7 @@ def moco_program(the_mesh: Mesh, **changes: Any) -> parts.Program:
         batch_size=IMAGES * chips, bn_groups=chips, shuffle_groups=8, compute_dtype="bfloat16"
     )
     config.update(changes)
-    return parts.program(config, the_mesh, examples=1_281_167)
+    return assembly.program(config, the_mesh, examples=1_281_167)
 
 
 def supervised(the_mesh: Mesh):
@@ -70,7 +73,7 @@ def supervised(the_mesh: Mesh):
     chips = the_mesh.size
     batch, config = IMAGES * chips, imagenet.get_config("v2")
     encoder = encoders.create("resnet50", dim=CLASSES, bn_groups=chips, dtype=jnp.bfloat16)
-    optimizer = optim.sgd(0.9, 1e-4)
+    optimizer = optimizers.sgd(0.9, 1e-4)
 
     def create():
         variables = encoder.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False)
@@ -193,12 +196,12 @@ def without_donation(the_mesh: Mesh):
 
 def average_apart(the_mesh: Mesh):
     """The compiled step in which the momentum encoder's average reads the new weights once more."""
-    average = optim.moving_average
+    average = optimizers.moving_average
 
     def apart(old, new, momentum):
         return average(old, jax.lax.optimization_barrier(new), momentum)
 
-    with mock.patch.object(optim, "moving_average", apart):
+    with mock.patch.object(optimizers, "moving_average", apart):
         return moco_program(the_mesh).compile_step()
 
 

@@ -24,10 +24,10 @@ from absl import app, flags
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from moco_jax.data import augment, device_ops, recipes, resize
+from moco_jax.base.console import table
 from moco_jax.data.sources import open_source
 from moco_jax.data.sources.decode import RATIOS, decode_image, decode_or_flag
-from moco_jax.report.console import table
+from moco_jax.data.views import augment, device_ops, recipes, resize
 
 DATASET = flags.DEFINE_string("dataset", "folder", "'folder', or 'tfds:NAME'.")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "The folder, or the TFDS data directory.")

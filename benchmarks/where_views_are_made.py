@@ -21,9 +21,9 @@ from absl import app, flags
 
 from benchmarks import machine
 from configs import cifar10
-from moco_jax import parts, train
+from moco_jax.base.console import Console, table
 from moco_jax.data import pipeline
-from moco_jax.report.console import Console, table
+from moco_jax.training import assembly, loop
 
 DATASET = flags.DEFINE_string(
     "dataset", "digits", "'digits', or 'tfds:NAME' of images of one size."
@@ -50,13 +50,13 @@ class Run:
             arch=ARCH.value, width=WIDTH.value, stem="cifar_stride2", batch_size=BATCH.value,
             queue_size=8 * BATCH.value,
         )  # fmt: skip
-        self.parts = parts.build(config, "")
+        self.parts = assembly.build(config, "")
         self.state = self.parts.program.initial()
         self.step = self.parts.program.compile_step()
-        self.rows, held = train.open_batches(
+        self.rows, held = loop.open_batches(
             config, self.parts, 0, pipeline.DamagedImages(0), Console()
         )
-        self.batches = train.device_batches(self.rows, self.parts.program, held)
+        self.batches = loop.device_batches(self.rows, self.parts.program, held)
 
     def turn(self, steps: int) -> tuple[float, float]:
         """Images a second over so many steps, and the share of the time in which they waited for batches."""

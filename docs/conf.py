@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from moco_jax.settings import SETTINGS
+from moco_jax.config.settings import SETTINGS
 
 DOCS = Path(__file__).resolve().parent
 INIT = DOCS.parent / "moco_jax" / "__init__.py"

@@ -13,7 +13,7 @@ DRIVER = """
 import importlib, json, sys
 from absl import flags
 module = importlib.import_module(sys.argv[1])
-from moco_jax.command_line import guarded, parse
+from moco_jax.cli.command_line import guarded, parse
 for words in json.loads(sys.argv[2]):
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
@@ -69,7 +69,9 @@ def copied(value):
 def defines_flags(name):
     """Whether flags are defined where the module `name` is loaded."""
     found = vars(sys.modules[name]).values()
-    return name == "moco_jax.command_line" or any(isinstance(v, flags.FlagHolder) for v in found)
+    return name == "moco_jax.cli.command_line" or any(
+        isinstance(v, flags.FlagHolder) for v in found
+    )
 
 
 def forget_words():

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 
-from moco_jax import xla_flags
+from moco_jax.parallel import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = xla_flags.with_fast_convolutions(

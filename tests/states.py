@@ -9,12 +9,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from moco_jax import checkpoint, claim, mesh, parts
+from moco_jax.parallel import mesh
+from moco_jax.training import assembly, checkpoint
+from moco_jax.workdir import recipe_check
 
 
 def drawn(config, pointer=0, seed=0):
     """A state of a run of `config` on one device, every array drawn: both encoders differ."""
-    shapes = parts.program(config, mesh.create_mesh(jax.devices()[:1]), 1437).abstract
+    shapes = assembly.program(config, mesh.create_mesh(jax.devices()[:1]), 1437).abstract
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
@@ -35,7 +37,7 @@ def save_drawn(workdir, config, step, pointer=0):
 
 def save(workdir, config, step, state):
     """Make `workdir` that of a run with one checkpoint, of this `state`."""
-    claim.claim_workdir(workdir, config.to_dict(), set())
+    recipe_check.claim_workdir(workdir, config.to_dict(), set())
     saving = checkpoint.Checkpoints(workdir, 2)
     saving.save(step, state, config.to_dict(), {})
     saving.close()

@@ -6,9 +6,9 @@ import pytest
 from etils import epath
 
 from configs import ablation as recipe
-from moco_jax import ablation
 from moco_jax import config as config_lib
-from moco_jax.errors import UserError
+from moco_jax.ablation import rows as ablation
+from moco_jax.base.errors import UserError
 
 
 @pytest.mark.parametrize("variant", ["cifar10", "cifar10_cpu", "digits"])

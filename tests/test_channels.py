@@ -7,9 +7,9 @@ import pytest
 from etils import epath
 
 from moco_jax import config as config_lib
-from moco_jax import train
-from moco_jax.errors import UserError
-from moco_jax.report import figures
+from moco_jax.base import figures
+from moco_jax.base.errors import UserError
+from moco_jax.training import loop
 from tests.data.sources.test_pixels import npy, tiff
 from tests.test_doctor import begin, line_with, small
 from tests.test_train import losses
@@ -49,7 +49,7 @@ def test_a_folder_trains_and_says_that_colours_are_left_out(tmp_path, capsys, ki
     (folder / "other.npy").write_bytes(npy(np.zeros((9, 9, 4), np.uint8)))
     config = settings(folder, augment_on=place, batch_size=8, queue_size=16, bn_groups=2)
     config.update(eval_batch_size=16, epochs=1, monitor_every=1)
-    train.train(config, str(tmp_path / "run"), set())
+    loop.train(config, str(tmp_path / "run"), set())
     out = capsys.readouterr().out
     assert "the colour operations of augment='v2' are left out; crop, blur and flip remain" in out
     assert "other.npy: channels=5 is asked for, it has 4" in out

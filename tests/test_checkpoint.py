@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from moco_jax import checkpoint, digests, integrity, train
-from moco_jax.errors import UserError
+from moco_jax.base import digests
+from moco_jax.base.errors import UserError
+from moco_jax.training import checkpoint, loop
+from moco_jax.workdir import integrity
 from tests import states
 from tests.test_train import tiny
 
@@ -25,7 +27,7 @@ def settings(**changes):
 def finished(tmp_path_factory):
     """A run of six steps with checkpoints at 2, 4 and 6."""
     workdir = tmp_path_factory.mktemp("finished")
-    train.train(settings(stop_at_step=6), str(workdir), set())
+    loop.train(settings(stop_at_step=6), str(workdir), set())
     return workdir
 
 
@@ -74,7 +76,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(workdir, damage, capsys):
     else:
         (workdir / "digests/6").unlink()
     before = states.load(workdir, 4)
-    train.train(settings(stop_at_step=8), str(workdir), set())
+    loop.train(settings(stop_at_step=8), str(workdir), set())
     out = capsys.readouterr().out
     assert "checkpoint 6 is damaged" in out
     assert ("it was not finished" if damage == "unfinished" else largest.name) in out
@@ -82,7 +84,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(workdir, damage, capsys):
     states.assert_bitwise_equal(before, states.load(workdir, 4))
     assert len(list((workdir / "damaged").iterdir())) == 1
     whole = workdir.parent / "whole"
-    train.train(settings(stop_at_step=8), str(whole), set())
+    loop.train(settings(stop_at_step=8), str(whole), set())
     states.assert_bitwise_equal(states.load(whole, 8), states.load(workdir, 8))
 
 
@@ -108,13 +110,13 @@ def test_a_full_disk_ends_with_one_line_and_keeps_what_was_saved(tmp_path):
         config, run, whole = settings(stop_at_step=12), disk / "run", tmp_path / "whole"
         (disk / "ballast").write_bytes(bytes(BALLAST))
         with pytest.raises(UserError, match="is on a full disk"):
-            train.train(config, str(run), set())
+            loop.train(config, str(run), set())
         assert integrity.set_damaged_aside(epath.Path(run)) == []
         steps = [int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()]
         assert 0 < max(steps) < 12, steps
         (disk / "ballast").unlink()
-        train.train(config, str(run), set())
-        train.train(config, str(whole), set())
+        loop.train(config, str(run), set())
+        loop.train(config, str(whole), set())
         states.assert_bitwise_equal(states.load(whole, 12), states.load(run, 12))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from moco_jax import clock
+from moco_jax.training import throughput
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,13 @@ from moco_jax import clock
     ],
 )
 def test_peak_flops(kind, tera):
-    assert clock.peak_flops(kind) == (tera and tera * 1e12)
+    assert throughput.peak_flops(kind) == (tera and tera * 1e12)
 
 
 @pytest.mark.parametrize("steps", [range(1, 9), range(4, 9), range(1, 4)])
 def test_a_trace_is_written_from_any_start_to_any_end(tmp_path, steps):
     """Steps 3 to 5 are wanted; the run is whole, resumed at 4, or stopped at 3."""
-    profile = clock.Profile((3, 5), epath.Path(tmp_path / "profile"))
+    profile = throughput.Profile((3, 5), epath.Path(tmp_path / "profile"))
     for step in steps:
         profile.before(step)
         profile.after(step, {"loss": jnp.ones(()) * step})
@@ -36,7 +36,7 @@ def test_a_trace_is_written_from_any_start_to_any_end(tmp_path, steps):
 
 
 def test_no_trace_without_steps(tmp_path):
-    profile = clock.Profile((0, 0), epath.Path(tmp_path / "profile"))
+    profile = throughput.Profile((0, 0), epath.Path(tmp_path / "profile"))
     for step in (1, 2):
         profile.before(step)
         profile.after(step, {})

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import collectives
-from moco_jax import mesh, parts, step
 from moco_jax.config import default_config
+from moco_jax.method import step
+from moco_jax.parallel import mesh
+from moco_jax.training import assembly
 
 DEVICES, B, SIDE, DIM, SLOTS, EXAMPLES = 8, 128, 32, 16, 64, 100_000
 IMAGE = SIDE * SIDE * 3
@@ -26,7 +28,7 @@ def compiled(groups, exchange=None, monkeypatch=None, held=None, **changes):
     if held:
         config.update(augment="cifar", augment_on="resident")
     config.update(changes)
-    program = parts.program(
+    program = assembly.program(
         config, mesh.create_mesh(jax.devices()[:DEVICES]), examples=EXAMPLES, held=held
     )
     return collectives.read(program.compile_step().as_text()), program.abstract

@@ -5,9 +5,9 @@ import importlib
 import pytest
 
 from moco_jax import config as config_lib
-from moco_jax import parts
-from moco_jax.command_line import SETTINGS
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
+from moco_jax.cli.command_line import SETTINGS
+from moco_jax.training import assembly
 
 RECIPES = ["digits", "folder", "folder:cpu", "cifar10", "cifar10:symmetric", "cifar10:cpu", "imagenet:v1", "imagenet:v2",
            "imagenet:v2_800ep"]  # fmt: skip
@@ -64,7 +64,7 @@ def test_v3_is_as_published(variant):
 
 def test_views_of_v3_are_as_published():
     for variant, crop_min in (("resnet50", 0.2), ("vit_base", 0.08)):
-        recipe = parts.recipe_of(load(f"imagenet_v3:{variant}"))
+        recipe = assembly.recipe_of(load(f"imagenet_v3:{variant}"))
         assert recipe.stages == ("crop", "color", "grayscale", "blur", "solarize", "flip")
         assert recipe.crop_scale == (crop_min, 1.0)
         assert recipe.jitter == (0.4, 0.4, 0.2, 0.1)

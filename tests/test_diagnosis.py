@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from moco_jax import diagnosis
-from moco_jax.evaluation import consistency, monitor
-from moco_jax.report import telling, writers
+from moco_jax.monitoring import drift, run_log
+from moco_jax.monitoring import scores as monitor
+from moco_jax.monitoring.diagnosis import announce, rules
 from tests.test_config import load
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_runs.json").read_text())
@@ -19,14 +19,14 @@ IMAGES = 1437
 
 
 def facts(images=IMAGES, **settings):
-    return diagnosis.facts_of({**load("digits").to_dict(), **settings}, images)
+    return rules.facts_of({**load("digits").to_dict(), **settings}, images)
 
 
 def told(records, known):
     """Every finding that a run would tell, by name and severity."""
     found = {}
     for end in range(1, len(records) + 1):
-        for finding in diagnosis.examine(records[:end], known):
+        for finding in rules.examine(records[:end], known):
             found.setdefault((finding.name, finding.severity), finding)
     return found
 
@@ -129,7 +129,7 @@ def test_each_rule(name, severity, settings, numbers):
 
 def test_of_a_collapsed_run_only_the_collapse_is_told():
     numbers = dict(spread=0.01, loss=lambda x: 4 + 2 * x, drift=5.0, effective_rank=1.0)
-    found = diagnosis.examine(course(**numbers), facts(epochs=91))
+    found = rules.examine(course(**numbers), facts(epochs=91))
     assert [finding.name for finding in found] == ["collapsed"]
 
 
@@ -174,14 +174,14 @@ def test_facts_follow_from_settings_and_images():
     # As config.json has them: with lists for tuples, and without settings that came later.
     saved = json.loads(json.dumps(load("digits").to_dict()))
     del saved["queue_start"]
-    assert diagnosis.facts_of(saved, IMAGES) == known
+    assert rules.facts_of(saved, IMAGES) == known
 
 
 def test_a_workdir_is_enough(tmp_path):
     config = load("digits").to_dict() | dict(shuffle="none", epochs=91)
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in course()))
-    (found,) = diagnosis.of_workdir(epath.Path(tmp_path))
+    (found,) = rules.of_workdir(epath.Path(tmp_path))
     assert (found.name, found.since_step) == ("batch_norm_leak", 0)
 
 
@@ -205,7 +205,7 @@ def test_a_finding_is_told_once_also_after_a_restart_and_again_where_it_gets_wor
     records = course(top1=0.99, knn=0.55)
     known, said = facts(shuffle="none", epochs=91), Said()
     log = Log([])
-    teller = telling.Teller(said, log, known)
+    teller = announce.Teller(said, log, known)
     for number, record in enumerate(records[: len(records) // 2]):
         log.held.append(record)
         teller.consider(record["step"], at_once=number == 0)
@@ -213,26 +213,26 @@ def test_a_finding_is_told_once_also_after_a_restart_and_again_where_it_gets_wor
     assert [(e["name"], e["severity"]) for e in events][:2] == [("batch_norm_leak", "warning"), ("batch_norm_leak", "fault")]  # fmt: skip
     assert len(said) == len(events)
     again, once_more = Said(), Log(log.held)
-    telling.Teller(again, once_more, known).consider(1000, at_once=True)
+    announce.Teller(again, once_more, known).consider(1000, at_once=True)
     assert again == []
     assert once_more.held == log.held
 
 
 def test_a_rule_that_fails_ends_the_diagnosis_and_not_the_run(monkeypatch):
-    monkeypatch.setattr(diagnosis, "examine", lambda *_: 1 / 0)
+    monkeypatch.setattr(rules, "examine", lambda *_: 1 / 0)
     said = Said()
-    teller = telling.Teller(said, Log(course()), facts())
+    teller = announce.Teller(said, Log(course()), facts())
     for step in (20, 40):
         teller.consider(step, at_once=True)
     assert said == ["the diagnosis failed and is left out from here on: ZeroDivisionError('division by zero')"]  # fmt: skip
 
 
 def test_long_runs_keep_scores_and_events_and_thin_out_old_losses():
-    records = course(steps=20 * 3 * writers.HELD)
+    records = course(steps=20 * 3 * run_log.HELD)
     kept: list = []
     for record in records:
-        kept = writers.thinned([*kept, record])
-    assert len(kept) <= writers.HELD
+        kept = run_log.thinned([*kept, record])
+    assert len(kept) <= run_log.HELD
     scores = [r for r in records if "loss" not in r]
     assert [r for r in kept if "loss" not in r] == scores
     assert kept[-1000:] == records[-1000:]
@@ -255,11 +255,11 @@ def test_effective_rank_is_that_of_its_singular_values():
 def test_drift_is_the_way_of_keys_in_units_of_their_distances():
     now = np.eye(6, dtype=np.float32)[:4]
     turned = np.cos(0.5) * now + np.sin(0.5) * np.eye(6, dtype=np.float32)[4]
-    assert consistency.drift(now, now) == pytest.approx(0, abs=1e-6)
-    assert consistency.drift(turned, now) == pytest.approx(1 - np.cos(0.5), rel=1e-5)
-    assert consistency.drift(now[[1, 2, 3, 0]], now) == pytest.approx(1)
+    assert drift.drift(now, now) == pytest.approx(0, abs=1e-6)
+    assert drift.drift(turned, now) == pytest.approx(1 - np.cos(0.5), rel=1e-5)
+    assert drift.drift(now[[1, 2, 3, 0]], now) == pytest.approx(1)
     # Keys that share a direction lie closer together, and the same way is longer in that unit.
     shared = np.float32([0, 0, 0, 0, 0, 1])
     close, moved = (np.sqrt(0.5) * x + np.sqrt(0.5) * shared for x in (now, now[[1, 2, 3, 0]]))
-    assert consistency.drift(moved, close) == pytest.approx(1, rel=1e-5)
-    assert consistency.drift(np.tile(shared, (4, 1)), np.tile(shared, (4, 1))) == 0
+    assert drift.drift(moved, close) == pytest.approx(1, rel=1e-5)
+    assert drift.drift(np.tile(shared, (4, 1)), np.tile(shared, (4, 1))) == 0

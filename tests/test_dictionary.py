@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax import contrastive
-from moco_jax.dictionary import BANK_ROWS, MemoryBank, Queue
+from moco_jax.method import info_nce
+from moco_jax.method.dictionary import BANK_ROWS, MemoryBank, Queue
 
 DIM = 3
 SIZES = [(12, 4), (13, 4), (3, 4), (4, 4), (1, 5), (17, 6), (18, 1)]
@@ -78,10 +78,10 @@ def test_a_step_that_is_not_applied_leaves_the_queue():
 
 def test_masked_keys_weigh_nothing_in_the_loss(float64):
     rng = np.random.default_rng(0)
-    q, k, n = (contrastive.normalize(jnp.asarray(rng.normal(size=s))) for s in ((5, 4), (5, 4), (3, 6, 4)))  # fmt: skip
+    q, k, n = (info_nce.normalize(jnp.asarray(rng.normal(size=s))) for s in ((5, 4), (5, 4), (3, 6, 4)))  # fmt: skip
     counts = jnp.asarray(rng.random((3, 6)) < 0.6)
     mine, theirs = jnp.asarray([7, 1, 2, 3, 9], jnp.int32), jnp.asarray(rng.integers(0, 4, (3, 6)))
-    loss, metrics = contrastive.info_nce(
+    loss, metrics = info_nce.info_nce(
         q, k, n, 0.1, counts=counts, query_index=mine, negative_index=theirs
     )
     expected, cosines = [], []
@@ -96,11 +96,11 @@ def test_masked_keys_weigh_nothing_in_the_loss(float64):
 
 
 def test_an_empty_queue_costs_nothing_and_is_finite():
-    q = contrastive.normalize(jnp.ones((2, 4)))
+    q = info_nce.normalize(jnp.ones((2, 4)))
     negatives = Queue.create(jax.random.key(0), 4, 2, 4).negatives(real_only=True)
 
     def loss(q):
-        return contrastive.info_nce(q, q, negatives.keys, 0.1, counts=negatives.counts)[0]
+        return info_nce.info_nce(q, q, negatives.keys, 0.1, counts=negatives.counts)[0]
 
     value, gradient = jax.value_and_grad(loss)(q)
     assert float(value) == 0

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from moco_jax import config as config_lib
-from moco_jax import recipe_files
+from moco_jax.config import recipe_files
 from moco_jax.evaluation import published
 from tests.markdown import PAGES, ROOT, anchors, links, name, tables
 from tests.test_config import load

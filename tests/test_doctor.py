@@ -11,10 +11,11 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from moco_jax.checks import findings, images, rate, survey
-from moco_jax.checks.examination import Examination, examine
+from moco_jax.base import findings
+from moco_jax.base.console import Console
 from moco_jax.data.sources.folder import FolderSource
-from moco_jax.report.console import Console
+from moco_jax.doctor import images, rate, survey
+from moco_jax.doctor.examination import Examination, examine
 from tests.test_config import load
 
 

@@ -11,14 +11,17 @@ from etils import epath
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from moco_jax import checkpoint, claim, mesh, parts, trained
+from moco_jax.base.errors import UserError
 from moco_jax.data.packing import example
 from moco_jax.data.sources import open_source
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.embedding import columns, search, table
 from moco_jax.embedding.encode import SHOWN, Damaged, Embedder, labels_of, rows
 from moco_jax.embedding.table import Rows
-from moco_jax.errors import UserError
+from moco_jax.inference import trained_encoder
+from moco_jax.parallel import mesh
+from moco_jax.training import assembly, checkpoint
+from moco_jax.workdir import recipe_check
 from tests.command_lines import command_lines
 from tests.data.pictures import encoded, write
 from tests.data.sources.test_tar import tar
@@ -37,7 +40,7 @@ def place(tmp_path_factory):
         arch="resnet10", width=8, dim=8, bn_groups=1, shuffle="none", queue_size=64, batch_size=64,
         image_size=SIDE, workers=2, eval_batch_size=64,
     ))  # fmt: skip
-    shapes = parts.program(config, mesh.create_mesh(jax.devices()[:1]), 1437).abstract
+    shapes = assembly.program(config, mesh.create_mesh(jax.devices()[:1]), 1437).abstract
     rng = np.random.default_rng(0)
 
     def drawn(x):
@@ -45,7 +48,7 @@ def place(tmp_path_factory):
         return jax.device_put(values.astype(x.dtype), x.sharding)
 
     for name in ("run", "other"):
-        claim.claim_workdir(place / name, config.to_dict(), set())
+        recipe_check.claim_workdir(place / name, config.to_dict(), set())
         checkpoints = checkpoint.Checkpoints(place / name, 2)
         checkpoints.save(4, jax.tree.map(drawn, shapes), config.to_dict(), {})
         checkpoints.close()
@@ -60,7 +63,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(place):
     """Features `[D]`, pooled and after the head, of one encoded image by itself, with PIL and NumPy."""
-    found = trained.load(str(place / "run"), "key")
+    found = trained_encoder.load(str(place / "run"), "key")
 
     @jax.jit
     def show(inputs):
@@ -76,7 +79,7 @@ def alone(place):
 
 
 def test_each_name_has_the_features_of_its_image(place, alone):
-    found = trained.load(str(place / "run"), "key")
+    found = trained_encoder.load(str(place / "run"), "key")
     source = open_source("folder", "", str(place / "photos"))
     for kind in ("backbone", "output"):
         damaged = Damaged(source)

@@ -11,11 +11,16 @@ from absl import flags
 from etils import epath
 
 from moco_jax import config as config_lib
-from moco_jax import encoders, mesh, parts, step, trained
-from moco_jax.data import pipeline, recipes
+from moco_jax import encoders
+from moco_jax.base.console import Console
+from moco_jax.base.errors import UserError
+from moco_jax.data import pipeline
 from moco_jax.data.sources.decode import decode_or_flag
-from moco_jax.errors import UserError
-from moco_jax.report.console import Console
+from moco_jax.data.views import recipes
+from moco_jax.inference import trained_encoder
+from moco_jax.method import step
+from moco_jax.parallel import mesh
+from moco_jax.training import assembly
 from tests.data.pictures import encoded
 from tests.markdown import ROOT, blocks
 from tests.test_config import load
@@ -118,7 +123,7 @@ def quickly(lowered):
 
 
 def test_they_make_a_step_together(method, plain, young, images, one_device, monkeypatch):
-    monkeypatch.setattr(parts, "Queue", young)
+    monkeypatch.setattr(assembly, "Queue", young)
     config, (source, _) = tiny(method), images
     config_lib.check(config, 1)
     batches = pipeline.train_batches(
@@ -127,7 +132,7 @@ def test_they_make_a_step_together(method, plain, young, images, one_device, mon
     )  # fmt: skip
     made = next(batches)
     batches.close()
-    program = parts.program(config, one_device, IMAGES)
+    program = assembly.program(config, one_device, IMAGES)
     state = quickly(program.initial.lower())()
     assert isinstance(state.dictionary, young)
     before = jax.device_get(state.params)
@@ -160,7 +165,7 @@ def rank(examples):
 def test_the_evaluation_measures_a_rank(rank, plain, one_device, tmp_path, capsys, monkeypatch):
     axes = np.eye(6, 9)
     assert rank["effective_rank"](np.concatenate([axes, -axes])) == pytest.approx(6)
-    from moco_jax.evaluation.commands.common import Task
+    from moco_jax.cli.evaluations.common import Task
     from moco_jax.evaluation.resume import Trainings
 
     monkeypatch.setattr(mesh, "create_mesh", lambda: one_device)
@@ -170,7 +175,7 @@ def test_the_evaluation_measures_a_rank(rank, plain, one_device, tmp_path, capsy
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))
     rng = np.random.default_rng(0)
     weights = jax.tree.map(lambda x: rng.normal(1, 1, x.shape).astype(x.dtype) ** 2, shapes)
-    found = trained.Trained(encoder, weights, config, 0)
+    found = trained_encoder.Trained(encoder, weights, config, 0)
     place, console = epath.Path(tmp_path), Console()
     trainings = Trainings(place / "evaluate_rank", console)
     task = Task({"trained": found}, "query", place, console, lambda _: None, trainings)

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from moco_jax import files
+from moco_jax.base import files
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import optax
 import pytest
 from etils import epath
 
-from moco_jax import checkpoint, contrastive, nce, optim, state, step
-from moco_jax.dictionary import MemoryBank, Queue
+from moco_jax.base.errors import UserError
 from moco_jax.encoders import Encoder
-from moco_jax.errors import UserError
-from moco_jax.method import Method
+from moco_jax.method import info_nce, nce, optimizers, state, step
+from moco_jax.method.choice import Method
+from moco_jax.method.dictionary import MemoryBank, Queue
+from moco_jax.training import checkpoint
 from tests import states
 from tests.test_mechanisms import CASES, DIM, MEAN, SIDE, STD, TAU, B, Flat, K, Linear, N
 
@@ -76,7 +77,7 @@ def refuses(train_step, before, drawn):
 @pytest.mark.parametrize("name", ["queue", "end-to-end", "memory bank, NCE"])
 def test_a_rate_that_makes_weights_overflow_is_not_applied(name):
     """Twenty-one members: three methods, seven rates."""
-    found, train_step = begin(method_of(name), optim.sgd(0.9, 1e-4))
+    found, train_step = begin(method_of(name), optimizers.sgd(0.9, 1e-4))
     found, metrics = train_step(found, batch(0))
     assert metrics["finite"]
     for number in range(1, len(RATES)):
@@ -85,8 +86,8 @@ def test_a_rate_that_makes_weights_overflow_is_not_applied(name):
 
 
 HUGE = {
-    "sgd, decay": optim.sgd(0.9, 3e38),
-    "adamw, decay": optim.adamw(3e38),
+    "sgd, decay": optimizers.sgd(0.9, 3e38),
+    "adamw, decay": optimizers.adamw(3e38),
     "a scale": optax.chain(optax.scale(3e38), optax.trace(0.9)),
     # The update is finite, what the optimizer remembers is not.
     "memory alone": optax.GradientTransformation(
@@ -121,7 +122,7 @@ def test_an_entry_of_the_bank_that_its_feature_cancels_out_is_not_taken_in():
 
 def test_a_state_that_is_not_finite_is_refused_and_the_last_good_one_is_named(tmp_path):
     """Every array of the state in turn, one number of it."""
-    found, _ = begin(method_of("queue"), optim.sgd(0.9, 0.0))
+    found, _ = begin(method_of("queue"), optimizers.sgd(0.9, 0.0))
     saving = checkpoint.Checkpoints(epath.Path(tmp_path), 2)
     leaves, tree = jax.tree.flatten(found)
     spoilt = [n for n, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -147,7 +148,7 @@ def spoil(tree, leaves, number, value):
 @jax.jit
 def both(query, key, negatives):
     """The metrics of both losses."""
-    found = contrastive.info_nce(query, key, negatives, TAU)[1]
+    found = info_nce.info_nce(query, key, negatives, TAU)[1]
     return found, nce.nce(query, key, negatives, TAU, jnp.zeros(()), N)[2]
 
 
@@ -165,7 +166,7 @@ def test_what_is_nan_or_tied_is_no_hit(value, negatives, where):
         k[:] = value
     if where in ("negatives", "all"):
         n[:] = np.nan
-    unit = [contrastive.normalize(jnp.asarray(x)) for x in (q, k, n)]
+    unit = [info_nce.normalize(jnp.asarray(x)) for x in (q, k, n)]
     metrics, other = both(*unit)
     assert float(metrics["top1"]) == float(other["top1"]) == 0
     if where != "negatives":  # of three negatives, five places hold them all
@@ -173,6 +174,6 @@ def test_what_is_nan_or_tied_is_no_hit(value, negatives, where):
 
 
 def test_keys_that_are_all_the_same_are_no_hits():
-    same = contrastive.normalize(jnp.ones((B, DIM)))
+    same = info_nce.normalize(jnp.ones((B, DIM)))
     found = both(same, same, jnp.broadcast_to(same[:1], (1, 7, DIM)))
     assert [float(metrics["top5"]) for metrics in found] == [0, 0]

@@ -12,13 +12,17 @@ import pytest
 from etils import epath
 from flax import linen as nn
 
-from moco_jax import checkpoint, claim, encoders, integrity, parts, train, trained
+from moco_jax import encoders
+from moco_jax.base.errors import UserError
 from moco_jax.encoders.norm import BatchNorm
-from moco_jax.errors import UserError
-from moco_jax.report import writers
+from moco_jax.inference import trained_encoder
+from moco_jax.monitoring import run_log
 from moco_jax.report.page import render
 from moco_jax.report.page import run as runs_lib
 from moco_jax.report.page.looks import Looks
+from moco_jax.training import assembly, checkpoint
+from moco_jax.training import loop as train
+from moco_jax.workdir import integrity, recipe_check
 from tests import states
 from tests.test_train import tiny
 
@@ -52,17 +56,17 @@ def run():
     """What goes on in a workdir to a step; all runs of this file share one compiled program."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(encoders.BACKBONES, "tiny", partial(Small))
-        real = parts.optim.learning_rate
+        real = assembly.optim.learning_rate
 
         def learning_rate(*arguments, **named):
             rate = real(*arguments, **named)
             return lambda s: jnp.where(s < BREAKS, rate(s), 3e38)
 
-        patch.setattr(parts.optim, "learning_rate", learning_rate)
+        patch.setattr(assembly.optim, "learning_rate", learning_rate)
         built = train.build(settings(), "")
         compiled = built.program.compile_step()
         patch.setattr(train, "build", lambda config, index: built)
-        patch.setattr(parts.Program, "compile_step", lambda self: compiled)
+        patch.setattr(assembly.Program, "compile_step", lambda self: compiled)
 
         def go_on(workdir, stop, allow_change=(), **changes):
             config = settings(stop_at_step=stop, **changes)
@@ -88,7 +92,7 @@ def read_all(workdir):
     """What the report and the evaluations read of a workdir."""
     (found,) = runs_lib.read([str(workdir)])
     assert "<html" in render.page([found], [Looks(0, print).at(found)])
-    return found, trained.load(str(workdir))
+    return found, trained_encoder.load(str(workdir))
 
 
 def append(content):
@@ -148,7 +152,7 @@ def test_it_goes_on_and_says_what_was_wrong(run, workdir, name, capsys):
     assert words in out
     assert f"at step {step}" in out
     assert json.loads((workdir / "config.json").read_text())["temperature"] == 0.1
-    records = writers.records(epath.Path(workdir))
+    records = run_log.records(epath.Path(workdir))
     assert [r["step"] for r in records if "loss" in r][-1] == 10
     found, loaded = read_all(workdir)
     assert loaded.step == found.checkpoint() == 10
@@ -226,5 +230,5 @@ def test_a_run_that_begins_anew_sets_the_records_aside(run, workdir, capsys):
     assert run(workdir, 2) == 0
     assert "begins at step 0: the records that were there are in" in capsys.readouterr().out
     assert (workdir / "earlier/1/metrics.jsonl").read_bytes() == before
-    assert [r["step"] for r in writers.records(epath.Path(workdir)) if "loss" in r] == [1, 2]
-    assert claim.settings(epath.Path(workdir)).lr == 0.06
+    assert [r["step"] for r in run_log.records(epath.Path(workdir)) if "loss" in r] == [1, 2]
+    assert recipe_check.settings(epath.Path(workdir)).lr == 0.06

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax import encoding, guard, train
-from moco_jax.errors import UserError
-from moco_jax.report import writers
+from moco_jax.base.errors import UserError
+from moco_jax.method import encoding
+from moco_jax.monitoring import run_log
+from moco_jax.training import bad_steps, loop
 from tests import states
 from tests.test_train import tiny
 
@@ -16,13 +17,13 @@ MARK = 251
 
 
 def records(workdir, event):
-    return [r for r in writers.records(train.epath.Path(workdir)) if r.get("event") == event]
+    return [r for r in run_log.records(loop.epath.Path(workdir)) if r.get("event") == event]
 
 
 @pytest.fixture
 def poison(monkeypatch):
     """Steps whose batch is marked, and a normalisation that turns a marked image into NaN."""
-    real_input, real_batches, steps = encoding.to_network_input, train.device_batches, set()
+    real_input, real_batches, steps = encoding.to_network_input, loop.device_batches, set()
 
     def to_network_input(images, mean, std, dtype):
         found = real_input(images, mean, std, dtype)
@@ -40,14 +41,14 @@ def poison(monkeypatch):
         return real_batches(marked(), program, held)
 
     monkeypatch.setattr(encoding, "to_network_input", to_network_input)
-    monkeypatch.setattr(train, "device_batches", device_batches)
+    monkeypatch.setattr(loop, "device_batches", device_batches)
     return steps
 
 
 def test_a_batch_with_nan_is_skipped_counted_and_named(poison, tmp_path, capsys):
     poison.add(3)
     config = tiny(stop_at_step=6, monitor_every=0, checkpoint_every=1, keep=6)
-    train.train(config, str(tmp_path), set())
+    loop.train(config, str(tmp_path), set())
     out = capsys.readouterr().out
     assert (
         "step 3: loss or gradient not finite, step not applied; its examples: digits train" in out
@@ -67,18 +68,18 @@ def test_ten_in_a_row_end_the_run_with_the_last_good_checkpoint(poison, tmp_path
     poison.update(range(5, 40))
     config = tiny(stop_at_step=30, monitor_every=0, checkpoint_every=2, keep=2)
     with pytest.raises(UserError, match=r"max_bad_steps=10 steps in a row \(5 to 14\)") as raised:
-        train.train(config, str(tmp_path), set())
+        loop.train(config, str(tmp_path), set())
     poison.clear()
     (named,) = re.findall(r"Checkpoint (\d+) is good", str(raised.value))
     assert all(np.isfinite(x).all() for x in states.load(tmp_path, int(named)).values())
-    train.train(config, str(tmp_path), set())
+    loop.train(config, str(tmp_path), set())
     last = states.load(tmp_path, 30)
     assert all(np.isfinite(x).all() for x in last.values())
 
 
 def test_a_spike_is_reported_once_the_usual_size_is_known():
     said = []
-    watch = guard.Guard(10, 5.0, str, lambda *event: said.append(event), str)
+    watch = bad_steps.Guard(10, 5.0, str, lambda *event: said.append(event), str)
     for number in range(1, 60):
         norm = 40.0 if number in (3, 50) else 2.0
         watch.observe(
@@ -94,7 +95,7 @@ def test_a_spike_is_reported_once_the_usual_size_is_known():
 
 
 def test_bad_steps_must_be_in_a_row():
-    watch = guard.Guard(3, 5.0, str, lambda *event: None, str)
+    watch = bad_steps.Guard(3, 5.0, str, lambda *event: None, str)
     for number in range(30):
         watch.observe(
             number,

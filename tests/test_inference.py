@@ -13,8 +13,8 @@ from etils import epath
 from PIL import Image
 
 import moco_jax
-from moco_jax import trained
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
+from moco_jax.inference import trained_encoder
 from moco_jax.weights import bridge
 from tests import states
 from tests.data.pictures import PHOTO
@@ -50,7 +50,7 @@ def test_images_are_resized_and_cropped_as_torchvision_does(encoder):
 
 
 def test_features_are_those_of_the_normalised_view(encoder):
-    found = trained.load(encoder._called.rpartition(" ")[2])
+    found = trained_encoder.load(encoder._called.rpartition(" ")[2])
     views = np.stack([encoder._view(picture) for picture in PICTURES])
     inputs = (views / 255 - np.asarray(CHANGES["mean"])) / np.asarray(CHANGES["std"])
     apply = jax.jit(partial(found.encoder.apply, method="features"))
@@ -141,7 +141,7 @@ def test_addresses_and_what_is_no_regular_file_are_one_line(encoder, tmp_path):
 
 
 def test_a_run_whose_weights_are_not_finite_is_refused_by_step_and_name(tmp_path, workdir):
-    found = trained.load(workdir)
+    found = trained_encoder.load(workdir)
     broken = jax.tree.map(np.array, found.variables)
     broken["params"]["backbone"]["conv1"]["kernel"][0, 0, 0, 0] = np.nan
     with pytest.raises(

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from moco_jax import checkpoint, claim, digests, files, integrity, saving_lines
 from moco_jax import config as config_lib
-from moco_jax.errors import UserError
+from moco_jax.base import digests, files
+from moco_jax.base.errors import UserError
+from moco_jax.training import checkpoint, saving_lines
+from moco_jax.workdir import integrity, recipe_check
 from tests.test_config import load
 from tests.test_finite import B, begin, method_of, optim
 
@@ -199,7 +201,7 @@ def test_a_recipe_is_held_against_the_checkpoint_and_config_json(place, name):
         other = value + 1 if isinstance(value, int | float) else f"{value}_other"
     changed = SETTINGS | {name: other}
     path = place / "config.json"
-    assert claim.recipe_changes(place, SETTINGS, set(), 40) == {}
+    assert recipe_check.recipe_changes(place, SETTINGS, set(), 40) == {}
     for content in (json.dumps(SETTINGS), None, "null", json.dumps(changed)):
         path.unlink(missing_ok=True)
         if content is not None:
@@ -207,13 +209,13 @@ def test_a_recipe_is_held_against_the_checkpoint_and_config_json(place, name):
         before = tree(place)
         for _ in range(2):
             with pytest.raises(UserError, match=f"--allow_change={name}"):
-                claim.claim_workdir(place, changed, set(), 40)
+                recipe_check.claim_workdir(place, changed, set(), 40)
             assert tree(place) == before
-        assert set(claim.recipe_changes(place, changed, {name}, 40)) == {name}
+        assert set(recipe_check.recipe_changes(place, changed, {name}, 40)) == {name}
     with pytest.raises(
         UserError, match=f"{name}: .*--allow_change={name}"
     ):  # config.json alone differs
-        claim.recipe_changes(place, SETTINGS, set(), 40)
+        recipe_check.recipe_changes(place, SETTINGS, set(), 40)
 
 
 ODD = [
@@ -227,18 +229,18 @@ def test_a_config_json_that_holds_no_settings(place, content):
     """Twenty-one contents: mended where a checkpoint knows the settings, refused in one line where none does."""
     path = place / "config.json"
     path.write_bytes(content)
-    (line,) = claim.mended(place, 40)
+    (line,) = recipe_check.mended(place, 40)
     assert len(line.splitlines()) == 1
     assert "config.json is damaged" in line
-    assert claim.settings(place).lr == SETTINGS["lr"]
-    assert claim.claim_workdir(place, SETTINGS, set(), 40) == {}
+    assert recipe_check.settings(place).lr == SETTINGS["lr"]
+    assert recipe_check.claim_workdir(place, SETTINGS, set(), 40) == {}
     assert json.loads(path.read_text()) == SETTINGS
-    assert claim.mended(place, 40) == []
+    assert recipe_check.mended(place, 40) == []
     (place / "checkpoints").rmtree()
     path.write_bytes(content)
     for look in (
-        lambda: claim.settings(place),
-        lambda: claim.claim_workdir(place, SETTINGS, set()),
+        lambda: recipe_check.settings(place),
+        lambda: recipe_check.claim_workdir(place, SETTINGS, set()),
     ):
         with pytest.raises(UserError, match=r"config.json is damaged") as raised:
             look()
@@ -249,7 +251,7 @@ def test_a_config_json_that_holds_no_settings(place, content):
 def test_a_value_of_another_type_in_config_json_is_named(place):
     (place / "config.json").write_text(json.dumps(SETTINGS | {"lr": "fast"}))
     with pytest.raises(UserError, match="is damaged: lr='fast' must be a number"):
-        claim.settings(place)
+        recipe_check.settings(place)
 
 
 ERRORS = [
@@ -350,4 +352,4 @@ def test_where_config_json_and_checkpoint_disagree_both_are_named(place):
     own = SETTINGS["temperature"]
     said = f"temperature: 0.9 in config.json, {own} in checkpoint 40 -> {own}"
     with pytest.raises(UserError, match=said):
-        claim.recipe_changes(place, SETTINGS, set(), 40)
+        recipe_check.recipe_changes(place, SETTINGS, set(), 40)

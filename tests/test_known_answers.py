@@ -5,8 +5,8 @@ import jaxlib
 import numpy as np
 import pytest
 
-from moco_jax import known_answers
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
+from moco_jax.parallel import known_answers
 
 NAMES = sorted(known_answers.known(known_answers.given()))
 

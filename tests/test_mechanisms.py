@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from moco_jax import optim, state, step
-from moco_jax.dictionary import MemoryBank, Queue
 from moco_jax.encoders import Encoder
-from moco_jax.method import Method
+from moco_jax.method import optimizers, state, step
+from moco_jax.method.choice import Method
+from moco_jax.method.dictionary import MemoryBank, Queue
 
 B, SIDE, DIM, K, N, TAU, M, LR = 6, 2, 5, 14, 40, 0.3, 0.7, 0.4
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -137,7 +137,7 @@ def test_steps_equal_closed_forms(float64, name):
         bank = method.dictionary == "memory_bank"
         return MemoryBank.create(rng, N, DIM, jnp.float64) if bank else None
 
-    optimizer = optim.sgd(0.0, 0.0)
+    optimizer = optimizers.sgd(0.0, 0.0)
     ours = state.initial_state(
         0, encoder, optimizer, SIDE, make_dictionary,
         momentum_encoder=method.key_encoder == "momentum", dtype=jnp.float64,

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from moco_jax import encoders, mesh, parts, step
+from moco_jax import encoders
 from moco_jax.config import default_config
 from moco_jax.encoders.norm import BatchNorm
+from moco_jax.method import step
+from moco_jax.parallel import mesh
+from moco_jax.training import assembly
 
 B, SIDE, EXAMPLES = 32, 16, 70
 COMMON = dict(
@@ -62,7 +65,7 @@ def run(devices, steps=3, **changes):
     """Metrics of each step, and the last state."""
     config = default_config()
     config.update(COMMON | changes)
-    program = parts.program(config, mesh.create_mesh(jax.devices()[:devices]), EXAMPLES)
+    program = assembly.program(config, mesh.create_mesh(jax.devices()[:devices]), EXAMPLES)
     state, found = program.initial(), []
     rng = np.random.default_rng(0)
     for _ in range(steps):
@@ -101,7 +104,7 @@ def test_parts_hold_less_memory():
         config = default_config()
         changes = dict(compute_dtype="float32", image_size=32, batch_size=128, bn_groups=8)
         config.update(COMMON | changes | dict(accumulate=accumulate))
-        program = parts.program(config, mesh.create_mesh(jax.devices()[:1]), EXAMPLES)
+        program = assembly.program(config, mesh.create_mesh(jax.devices()[:1]), EXAMPLES)
         return program.compile_step().memory_analysis().temp_size_in_bytes
 
     assert temporary(8) < 0.5 * temporary(1)
@@ -111,7 +114,7 @@ def test_the_loss_of_keys_that_all_look_alike_is_the_chance_level():
     """All images equal: every key of the batch is as near; of v3 that is 4 T log B."""
     config = default_config()
     config.update(COMMON | METHODS["v3, AdamW"] | dict(compute_dtype="float32", lr=1e-9))
-    program = parts.program(config, mesh.create_mesh(jax.devices()[:1]), EXAMPLES)
+    program = assembly.program(config, mesh.create_mesh(jax.devices()[:1]), EXAMPLES)
     image = np.full((B, SIDE, SIDE, 3), 100, np.uint8)
     batch = step.Batch(*mesh.to_devices(program.mesh, (image, image, np.arange(B, dtype=np.int32))))
     metrics = program.train_step(program.initial(), batch)[1]

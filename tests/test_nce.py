@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moco_jax import nce
-from moco_jax.contrastive import normalize
+from moco_jax.method import nce
+from moco_jax.method.info_nce import normalize
 
 
 def closed_form(q, k, n, tau, z, size):

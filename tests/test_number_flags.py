@@ -7,11 +7,11 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moco_jax import number_flags
-from moco_jax.errors import UserError
-from moco_jax.evaluation.commands import common
-from moco_jax.number_flags import NumberParser
-from moco_jax.settings.kinds import Range
+from moco_jax.base.errors import UserError
+from moco_jax.cli import number_flags
+from moco_jax.cli.evaluations import common
+from moco_jax.cli.number_flags import NumberParser
+from moco_jax.config.settings.kinds import Range
 from tests.command_lines import own_flags
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=50)

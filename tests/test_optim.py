@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax import optim
+from moco_jax.method import optimizers
 
 
 def rates(schedule, epochs, steps, drops=(), first_epoch=0, peak=0.03):
-    rate = optim.learning_rate(peak, schedule, epochs, steps, drops, first_epoch)
+    rate = optimizers.learning_rate(peak, schedule, epochs, steps, drops, first_epoch)
     return [float(rate(np.int32(s))) for s in range(epochs * steps)]
 
 
@@ -66,7 +66,7 @@ def test_warm_up_and_cosine_equal_the_formula_of_v3s_authors(float64):
         else:
             turn = math.pi * (epoch - warm) / (epochs - warm)
             expected.append(peak * 0.5 * (1 + math.cos(turn)))
-    rate = optim.learning_rate(peak, "cosine_per_step", epochs, steps, warmup_epochs=warm)
+    rate = optimizers.learning_rate(peak, "cosine_per_step", epochs, steps, warmup_epochs=warm)
     ours = [float(rate(np.int32(s))) for s in range(epochs * steps)]
     np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-15)
 
@@ -77,28 +77,30 @@ def test_ema_momentum_equals_the_formula_of_v3s_authors(float64):
         1 - 0.5 * (1 + math.cos(math.pi * (s / steps) / epochs)) * (1 - base)
         for s in range(epochs * steps)
     ]
-    momentum = optim.ema_momentum(base, "cosine", epochs * steps)
+    momentum = optimizers.ema_momentum(base, "cosine", epochs * steps)
     ours = [float(momentum(np.int32(s))) for s in range(epochs * steps)]
     np.testing.assert_allclose(ours, expected, rtol=1e-12)
-    assert optim.ema_momentum(base, "constant", 210)(np.int32(9)) == base
+    assert optimizers.ema_momentum(base, "constant", 210)(np.int32(9)) == base
 
 
 def test_schedules_keep_their_place_in_float32_after_millions_of_steps():
-    rate = optim.learning_rate(1.0, "steps", 4000, 5004, [3000])
+    rate = optimizers.learning_rate(1.0, "steps", 4000, 5004, [3000])
     assert float(rate(np.int32(3000 * 5004 - 1))) == 1
     assert abs(float(rate(np.int32(3000 * 5004))) - 0.1) < 1e-7
 
 
-@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_frozen_parameters_have_no_update_no_decay_and_no_state(name):
     params = {"a": jnp.full((5, 3), 2.0), "b": jnp.full((5, 4), 2.0), "c": jnp.ones(2)}
     grads = {name: jnp.ones_like(p) for name, p in params.items()}
-    optimizer = optim.create(name, 0.9, 0.1, frozen=lambda p: {"a": True, "b": False, "c": False})
+    optimizer = optimizers.create(
+        name, 0.9, 0.1, frozen=lambda p: {"a": True, "b": False, "c": False}
+    )
     state = optimizer.init(params)
     assert (5, 3) not in {np.shape(leaf) for leaf in jax.tree.leaves(state)}
     updates, _ = optimizer.update(grads, state, params)
-    free, _ = optim.create(name, 0.9, 0.1).update(
-        grads, optim.create(name, 0.9, 0.1).init(params), params
+    free, _ = optimizers.create(name, 0.9, 0.1).update(
+        grads, optimizers.create(name, 0.9, 0.1).init(params), params
     )
     assert not updates["a"].any()
     np.testing.assert_allclose(updates["b"], free["b"])
@@ -108,7 +110,7 @@ def test_frozen_parameters_have_no_update_no_decay_and_no_state(name):
 def test_lars_leaves_vectors_to_plain_momentum():
     params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
     grads = {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.25)}
-    optimizer = optim.lars(0.9, 0.1)
+    optimizer = optimizers.lars(0.9, 0.1)
     state = optimizer.init(params)
     for expected in (1.0, 1.9):
         updates, state = optimizer.update(grads, state, params)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import moco_jax
-from moco_jax import command_line, recipe_files
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
+from moco_jax.cli import command_line
+from moco_jax.config import recipe_files
 
 ROOT = Path(moco_jax.__file__).parents[1]
 
@@ -32,12 +33,12 @@ def test_every_console_script_explains_itself_with_a_command_to_copy():
 
 
 def test_help_is_the_docstring_and_the_flags_with_their_defaults(monkeypatch, capsys):
-    from moco_jax import ablation
+    from moco_jax.ablation import rows
 
     monkeypatch.setattr("sys.argv", ["moco-ablation", "--help"])
-    ablation.run()
+    rows.run()
     printed = capsys.readouterr().out
-    assert printed.startswith(ablation.__doc__.strip())
+    assert printed.startswith(rows.__doc__.strip())
     assert "\n  --only: One table" in printed
     assert "\n  --debug: " in printed
 

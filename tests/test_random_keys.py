@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from moco_jax import random_keys
+from moco_jax.base import random_keys
 
 SMALL = [0, 1, 17, 2**31, 2**32 - 1]
 LARGE = [2**32, 2**32 + 1, 2**40, 2**62, 2**63 - 1, *(n * 2**33 + 17 for n in range(1, 20))]

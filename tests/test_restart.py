@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from moco_jax.report import writers
+from moco_jax.monitoring import run_log
 from tests import states
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ class Pair:
         )
 
     def step(self):
-        return max((r["step"] for r in writers.records(epath.Path(self.workdir))), default=0)
+        return max((r["step"] for r in run_log.records(epath.Path(self.workdir))), default=0)
 
     def send(self, number, process, after):
         """Signal `number` to one of the two, once the step `after` is recorded."""

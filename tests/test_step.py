@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax import contrastive, encoders, mesh, optim, state, step
-from moco_jax.dictionary import Queue
-from moco_jax.encoding import to_network_input
-from moco_jax.method import Method
+from moco_jax import encoders
+from moco_jax.method import info_nce, optimizers, state, step
+from moco_jax.method.choice import Method
+from moco_jax.method.dictionary import Queue
+from moco_jax.method.encoding import to_network_input
+from moco_jax.parallel import mesh
 from moco_jax.weights import torchvision as torchvision_weights
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -43,14 +45,14 @@ def views(rng, batch=B):
 def make_step(encoder, *, symmetric=False, dtype=jnp.float32, the_mesh=None, groups=G, rate=LR):
     method = Method(temperature=TAU, symmetric=symmetric, bn_groups=groups, shuffle_groups=S)
     return step.make_train_step(
-        encoder, optim.sgd(0.9, DECAY), lambda s: jnp.asarray(rate), lambda s: M, method,
+        encoder, optimizers.sgd(0.9, DECAY), lambda s: jnp.asarray(rate), lambda s: M, method,
         mean=MEAN, std=STD, dtype=dtype, mesh=the_mesh,
     )  # fmt: skip
 
 
 def new_state(encoder, batch, slots, dtype=jnp.float32):
     return state.initial_state(
-        0, encoder, optim.sgd(0.9, DECAY), 32,
+        0, encoder, optimizers.sgd(0.9, DECAY), 32,
         lambda rng: Queue.create(rng, slots * batch, batch, DIM, dtype), dtype=dtype,
     )  # fmt: skip
 
@@ -99,7 +101,7 @@ def test_five_steps_equal_pytorch(float64, head, symmetric):
         images = to_network_input(images, MEAN, STD, jnp.float64)
         variables = {"params": params, "batch_stats": stats}
         found, _ = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
-        return contrastive.normalize(found)
+        return info_nce.normalize(found)
 
     for number in range(5):
         first, second = views(rng)
@@ -122,7 +124,7 @@ def test_five_steps_equal_pytorch(float64, head, symmetric):
     for name, new, reference in (
         ("query", ours.params, last["params"]),
         # Ours already holds the average for the next step.
-        ("key", ours.key_params, optim.moving_average(key["params"], last["params"], M)),
+        ("key", ours.key_params, optimizers.moving_average(key["params"], last["params"], M)),
     ):
         paths = jax.tree_util.tree_leaves_with_path(before["params"])
         for (path, old), n, r in zip(
@@ -205,9 +207,9 @@ def test_exchange_is_its_own_inverse_and_mixes_groups_evenly(groups, span):
 def test_info_nce_equals_the_closed_form(float64):
     rng = np.random.default_rng(0)
     q, k, n = (
-        contrastive.normalize(jnp.asarray(rng.normal(size=s))) for s in ((6, 5), (6, 5), (3, 6, 5))
+        info_nce.normalize(jnp.asarray(rng.normal(size=s))) for s in ((6, 5), (6, 5), (3, 6, 5))
     )
-    loss, metrics = contrastive.info_nce(q, k, n, 0.1)
+    loss, metrics = info_nce.info_nce(q, k, n, 0.1)
     logits = np.concatenate([np.sum(q * k, 1)[:, None], q @ n.reshape(-1, 5).T], 1) / 0.1
     expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[:, 0])
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
@@ -215,12 +217,12 @@ def test_info_nce_equals_the_closed_form(float64):
     assert float(metrics["top1"]) == np.mean(rank < 1)
     assert float(metrics["top5"]) == np.mean(rank < 5)
     permuted = n.reshape(-1, 5)[rng.permutation(18)].reshape(3, 6, 5)
-    np.testing.assert_allclose(contrastive.info_nce(q, k, permuted, 0.1)[0], loss, rtol=1e-12)
+    np.testing.assert_allclose(info_nce.info_nce(q, k, permuted, 0.1)[0], loss, rtol=1e-12)
 
 
 def test_equal_similarities_cost_the_chance_level():
     same = jnp.ones((4, 8)) / jnp.sqrt(8)
-    loss, metrics = contrastive.info_nce(same, same, jnp.broadcast_to(same[:1], (3, 4, 8)), 0.2)
+    loss, metrics = info_nce.info_nce(same, same, jnp.broadcast_to(same[:1], (3, 4, 8)), 0.2)
     np.testing.assert_allclose(loss, Method(negatives=12).chance_level(4), rtol=1e-6)
     assert float(metrics["top1"]) == 0
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax import encoders, optim, state, step
+from moco_jax import encoders
 from moco_jax.encoders.vit import ViT
-from moco_jax.method import Method
+from moco_jax.method import optimizers, state, step
+from moco_jax.method.choice import Method
 from moco_jax.weights import timm as timm_weights
 from moco_jax.weights import torchvision as torchvision_weights
 
@@ -56,7 +57,7 @@ def our_variables(net, predictor, encoder):
 
 def compare(encoder, net, predictor, name, rate):
     """Five steps of both: losses, the change of every parameter, statistics."""
-    optimizer = optim.create(name, 0.9, DECAY, encoders.frozen_in(encoder))
+    optimizer = optimizers.create(name, 0.9, DECAY, encoders.frozen_in(encoder))
     theirs = torch_moco_v3.MoCo(
         net, predictor, momentum=M, temperature=METHOD.temperature, optimizer=name, weight_decay=DECAY
     )  # fmt: skip
@@ -86,7 +87,7 @@ def compare(encoder, net, predictor, name, rate):
         assert abs(float(metrics["loss"]) - loss) < 1e-8 * loss, number
     last, keys = our_variables(net, predictor, encoder), our_variables(theirs.k, None, encoder)
     unmoved: set[str] = set()
-    next_keys = optim.moving_average(keys["params"], state.key_part(last["params"]), M)
+    next_keys = optimizers.moving_average(keys["params"], state.key_part(last["params"]), M)
     for what, start, new, reference in (
         ("query", before["params"], ours.params, last["params"]),
         ("key", key["params"], ours.key_params, next_keys),

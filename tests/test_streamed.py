@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax import contrastive, mesh, streamed
+from moco_jax.method import info_nce, streamed
+from moco_jax.parallel import mesh
 from tests.plain_info_nce import plain_info_nce
 
 QUERIES, DIM = 6, 5
@@ -60,7 +61,7 @@ def test_equals_the_plain_form(float64, monkeypatch, slots, width, logits, masks
     in_blocks(monkeypatch, logits)
     arrays, more = problem(slots, width, masks)
     same(
-        value_and_gradients(contrastive.info_nce, arrays, temperature, **more),
+        value_and_gradients(info_nce.info_nce, arrays, temperature, **more),
         value_and_gradients(plain_info_nce, arrays, temperature, **more),
     )
 
@@ -71,7 +72,7 @@ def test_equals_the_plain_form_on_eight_devices(float64, monkeypatch, masks):
     arrays, more = problem(3, 24, masks)
     the_mesh = mesh.create_mesh(jax.devices()[:8])
     same(
-        value_and_gradients(contrastive.info_nce, arrays, 0.1, the_mesh, **more),
+        value_and_gradients(info_nce.info_nce, arrays, 0.1, the_mesh, **more),
         value_and_gradients(plain_info_nce, arrays, 0.1, **more),
     )
 
@@ -85,9 +86,9 @@ def test_the_order_of_negatives_does_not_matter(float64, monkeypatch):
         return x.reshape(32, *x.shape[2:])[order].reshape(x.shape)
 
     mixed = {k: v if k == "query_index" else permuted(v) for k, v in more.items()}
-    metrics, gradients = value_and_gradients(contrastive.info_nce, arrays, 0.1, **more)
+    metrics, gradients = value_and_gradients(info_nce.info_nce, arrays, 0.1, **more)
     again, mixed_gradients = value_and_gradients(
-        contrastive.info_nce, (*arrays[:2], permuted(arrays[2])), 0.1, **mixed
+        info_nce.info_nce, (*arrays[:2], permuted(arrays[2])), 0.1, **mixed
     )
     same((again, mixed_gradients), (metrics, (*gradients[:2], permuted(gradients[2]))))
 
@@ -96,7 +97,7 @@ def test_without_any_negative_the_loss_is_nothing(float64, monkeypatch):
     in_blocks(monkeypatch, QUERIES * 3)
     arrays, _ = problem(2, 8, "")
     metrics, gradients = value_and_gradients(
-        contrastive.info_nce, arrays, 0.1, counts=jnp.zeros((2, 8), bool)
+        info_nce.info_nce, arrays, 0.1, counts=jnp.zeros((2, 8), bool)
     )
     expected = {"loss": 0, "top1": 1, "top5": 1, "negative": 0, "effective_negatives": 0}
     assert {k: metrics[k] for k in expected} == pytest.approx(expected, abs=1e-15)
@@ -106,7 +107,7 @@ def test_without_any_negative_the_loss_is_nothing(float64, monkeypatch):
 def test_equal_negatives_weigh_as_many_as_they_are():
     arrays, _ = problem(1, 1, "")
     query, key, one = (x.astype(jnp.float32) for x in arrays)
-    metrics, _ = value_and_gradients(contrastive.info_nce, (query, key, jnp.repeat(one, 37, 1)), 0.2)  # fmt: skip
+    metrics, _ = value_and_gradients(info_nce.info_nce, (query, key, jnp.repeat(one, 37, 1)), 0.2)  # fmt: skip
     np.testing.assert_allclose(metrics["effective_negatives"], 37, rtol=1e-5)
 
 
@@ -115,7 +116,7 @@ def test_float32_is_no_further_from_float64_than_twice_the_plain_form(temperatur
     rng = np.random.default_rng(2)
     with jax.enable_x64(True):
         exact = [unit(rng, *shape) for shape in [(16, 128), (16, 128), (16, 4096, 128)]]
-        exact[1] = contrastive.normalize(exact[0] + 0.5 * exact[1])
+        exact[1] = info_nce.normalize(exact[0] + 0.5 * exact[1])
         rounded = [np.asarray(x, np.float32) for x in exact]
         metrics, gradients = value_and_gradients(plain_info_nce, [jnp.asarray(x, jnp.float64) for x in rounded], temperature)  # fmt: skip
         true = np.asarray(metrics["loss"]), *map(np.asarray, gradients)
@@ -125,7 +126,7 @@ def test_float32_is_no_further_from_float64_than_twice_the_plain_form(temperatur
         found = metrics["loss"], *gradients
         return [np.abs(np.asarray(f, np.float64) - t).max() for f, t in zip(found, true, strict=True)]  # fmt: skip
 
-    for ours, plain, value in zip(distances(contrastive.info_nce), distances(plain_info_nce), true, strict=True):  # fmt: skip
+    for ours, plain, value in zip(distances(info_nce.info_nce), distances(plain_info_nce), true, strict=True):  # fmt: skip
         # Below a unit in the last place the plain form's own distance is a matter of luck.
         assert ours <= 2 * max(plain, np.abs(value).max() * 2**-24)
 
@@ -139,4 +140,4 @@ def test_memory_holds_a_block_of_logits_and_not_all():
         return jax.jit(step).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(plain_info_nce) >= 4 * queries * keys
-    assert temporary(contrastive.info_nce) <= 0.05 * temporary(plain_info_nce) + 3 * 4 * streamed.LOGITS  # fmt: skip
+    assert temporary(info_nce.info_nce) <= 0.05 * temporary(plain_info_nce) + 3 * 4 * streamed.LOGITS  # fmt: skip

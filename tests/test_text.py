@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from moco_jax import text
+from moco_jax.base import text
 
 ODD = [
     "\n",

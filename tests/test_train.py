@@ -13,9 +13,9 @@ import pytest
 from sklearn.datasets import load_sample_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from moco_jax import train
-from moco_jax.errors import UserError
-from moco_jax.report import writers
+from moco_jax.base.errors import UserError
+from moco_jax.monitoring import run_log
+from moco_jax.training import loop
 from tests.test_config import load
 
 
@@ -29,14 +29,14 @@ def tiny(name="digits", **changes):
 
 
 def losses(workdir):
-    return [r["loss"] for r in writers.records(train.epath.Path(workdir)) if "loss" in r]
+    return [r["loss"] for r in run_log.records(loop.epath.Path(workdir)) if "loss" in r]
 
 
 def test_a_run_cut_in_two_equals_a_whole_run(tmp_path, capsys):
     whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
-    train.train(tiny(stop_at_step=8, monitor_every=1), whole, set())
+    loop.train(tiny(stop_at_step=8, monitor_every=1), whole, set())
     for stop in (5, 8):
-        train.train(tiny(stop_at_step=stop, monitor_every=1), cut, set())
+        loop.train(tiny(stop_at_step=stop, monitor_every=1), cut, set())
     assert len(losses(whole)) == 8
     assert losses(whole) == losses(cut)
     found = [(tmp_path / place / "neighbours.json").read_text() for place in ("whole", "cut")]
@@ -48,15 +48,15 @@ def test_views_finished_on_the_devices_train_as_those_of_the_host_do(tmp_path):
     found = {}
     for place in ("host", "device"):
         changes = dict(augment="cifar", augment_on=place, stop_at_step=3, monitor_every=0)
-        train.train(tiny(**changes), str(tmp_path / place), set())
+        loop.train(tiny(**changes), str(tmp_path / place), set())
         found[place] = np.asarray(losses(tmp_path / place))
     np.testing.assert_allclose(
         found["device"], found["host"], rtol=0.02
     )  # pixels differ by rounding
     resident = tiny(**(changes | {"augment_on": "resident", "stop_at_step": 4}))
     with pytest.raises(UserError, match=r"augment_on: 'device' -> 'resident'"):
-        train.train(resident, str(tmp_path / "device"), set())
-    train.train(resident, str(tmp_path / "device"), {"augment_on"})
+        loop.train(resident, str(tmp_path / "device"), set())
+    loop.train(resident, str(tmp_path / "device"), {"augment_on"})
     assert len(losses(tmp_path / "device")) == 4
 
 
@@ -66,14 +66,14 @@ def test_a_run_on_images_that_the_devices_hold_is_the_hosts_run(
     """Also where it is cut in two, and on one device: views of the digits are equal to the bit."""
     common = dict(stop_at_step=4, monitor_every=0, compute_dtype="float64")
     held = common | {"augment_on": "resident"}
-    train.train(tiny(**common), str(tmp_path / "host"), set())
-    train.train(tiny(**held), str(tmp_path / "resident"), set())
+    loop.train(tiny(**common), str(tmp_path / "host"), set())
+    loop.train(tiny(**held), str(tmp_path / "resident"), set())
     assert "1,437 of digits (train), 4.41 MB on every device" in capsys.readouterr().out
     for stop in (2, 4):
-        train.train(tiny(**(held | {"stop_at_step": stop})), str(tmp_path / "cut"), set())
+        loop.train(tiny(**(held | {"stop_at_step": stop})), str(tmp_path / "cut"), set())
     every = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda: every[:1])
-    train.train(tiny(**held), str(tmp_path / "one"), set())
+    loop.train(tiny(**held), str(tmp_path / "one"), set())
     assert "1 x cpu" in capsys.readouterr().out
     expected = losses(tmp_path / "host")
     assert len(set(expected)) == len(expected) == 4
@@ -84,26 +84,26 @@ def test_a_run_on_images_that_the_devices_hold_is_the_hosts_run(
 
 
 def test_a_run_whose_devices_wait_for_images_says_so_once(tmp_path, capsys, monkeypatch):
-    made = train.pipeline.train_batches
+    made = loop.pipeline.train_batches
 
     def slow(*arguments, **named):
         for batch in made(*arguments, **named):
             time.sleep(0.4)
             yield batch
 
-    monkeypatch.setattr(train.pipeline, "train_batches", slow)
-    train.train(tiny(stop_at_step=26, monitor_every=0, log_every=2), str(tmp_path), set())
+    monkeypatch.setattr(loop.pipeline, "train_batches", slow)
+    loop.train(tiny(stop_at_step=26, monitor_every=0, log_every=2), str(tmp_path), set())
     assert capsys.readouterr().out.count("The devices wait for images") == 1
-    train.train(tiny(stop_at_step=28, monitor_every=0, log_every=1), str(tmp_path), set())
+    loop.train(tiny(stop_at_step=28, monitor_every=0, log_every=1), str(tmp_path), set())
     assert "The devices wait for images" not in capsys.readouterr().out
-    found = writers.records(train.epath.Path(tmp_path))
+    found = run_log.records(loop.epath.Path(tmp_path))
     starved = [r for r in found if r.get("name") == "starved"]
     assert [(e["event"], e["step"], e["since_step"]) for e in starved] == [("finding", 26, 22)]
     assert starved[0]["severity"] == "note"  # on a CPU; a warning elsewhere
 
 
 def test_a_whole_run_ends_with_table_and_picture(tmp_path, capsys):
-    train.train(tiny(monitor_every=1), str(tmp_path), set())
+    loop.train(tiny(monitor_every=1), str(tmp_path), set())
     out = capsys.readouterr().out
     for words in (
         "raw pixels",
@@ -119,7 +119,7 @@ def test_a_whole_run_ends_with_table_and_picture(tmp_path, capsys):
     assert [event.step for event in board.Tensors("neighbours")] == [0, 22, 44]
     assert [event.step for event in board.Tensors("view pairs")] == [44]
     assert len((tmp_path / "tensorboard/features.tsv").read_text().splitlines()) == 1000
-    scores = [r for r in writers.records(train.epath.Path(tmp_path)) if "knn" in r]
+    scores = [r for r in run_log.records(loop.epath.Path(tmp_path)) if "knn" in r]
     assert len(scores) == 3
     assert ["drift" in r for r in scores] == [False, True, True]
     assert all(1 < r["effective_rank"] <= 128 for r in scores)
@@ -128,15 +128,15 @@ def test_a_whole_run_ends_with_table_and_picture(tmp_path, capsys):
 
 
 def test_another_recipe_in_the_same_workdir_is_refused_unless_allowed(tmp_path, capsys):
-    train.train(tiny(stop_at_step=1, monitor_every=0), str(tmp_path), set())
+    loop.train(tiny(stop_at_step=1, monitor_every=0), str(tmp_path), set())
     changed = tiny(stop_at_step=2, monitor_every=0, lr=0.01)
     before = (tmp_path / "config.json").read_text()
     with pytest.raises(UserError, match=r"lr: 0.06 -> 0.01.*--allow_change=lr"):
-        train.train(changed, str(tmp_path), set())
+        loop.train(changed, str(tmp_path), set())
     assert (tmp_path / "config.json").read_text() == before
     with pytest.raises(UserError, match="--allow_change=rate names no recipe setting"):
-        train.train(changed, str(tmp_path), {"rate"})
-    train.train(changed, str(tmp_path), {"lr"})
+        loop.train(changed, str(tmp_path), {"rate"})
+    loop.train(changed, str(tmp_path), {"lr"})
     assert "changed by --allow_change: lr: 0.06 -> 0.01" in capsys.readouterr().out
 
 
@@ -144,10 +144,10 @@ def test_too_few_examples_and_an_unwritable_workdir_are_refused(tmp_path):
     with pytest.raises(
         UserError, match="has 1437 examples in split 'train', fewer than batch_size=2048"
     ):
-        train.train(tiny(batch_size=2048, queue_size=2048), str(tmp_path), set())
+        loop.train(tiny(batch_size=2048, queue_size=2048), str(tmp_path), set())
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"workdir=.*cannot be written"):
-        train.train(tiny(), str(tmp_path / "file"), set())
+        loop.train(tiny(), str(tmp_path / "file"), set())
 
 
 def test_a_folder_of_images_trains_and_names_what_is_damaged(tmp_path, capsys):
@@ -164,7 +164,7 @@ def test_a_folder_of_images_trains_and_names_what_is_damaged(tmp_path, capsys):
         "folder", image_size=32, arch="resnet10", stem="cifar_stride2", stop_at_step=2, epochs=2
     )
     config.update(data_dir=str(tmp_path / "images"), eval_batch_size=8, monitor_every=2)
-    train.train(config, str(tmp_path / "run"), set())
+    loop.train(config, str(tmp_path / "run"), set())
     out = capsys.readouterr().out
     assert "feature spread" in out
     assert "1 damaged images were replaced" in out
@@ -213,7 +213,7 @@ def test_a_cpu_is_divided_into_the_devices_asked_for(tmp_path):
 
 def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    train.train(tiny(stop_at_step=1, monitor_every=0), "runs/here", set())
+    loop.train(tiny(stop_at_step=1, monitor_every=0), "runs/here", set())
     assert (tmp_path / "runs/here/checkpoints/1").is_dir()
     lines = (tmp_path / "runs/here/metrics.jsonl").read_text().splitlines()
     start, record = map(json.loads, lines)
@@ -225,17 +225,17 @@ def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
 
 
 def test_a_signal_saves_and_the_run_goes_on_there(tmp_path, monkeypatch):
-    progress = train.lines.progress
+    progress = loop.lines.progress
 
     def interrupt(step, *arguments):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return progress(step, *arguments)
 
-    monkeypatch.setattr(train.lines, "progress", interrupt)
+    monkeypatch.setattr(loop.lines, "progress", interrupt)
     config = tiny(stop_at_step=6, monitor_every=0)
-    assert train.train(config, str(tmp_path), set()) == signal.SIGTERM
+    assert loop.train(config, str(tmp_path), set()) == signal.SIGTERM
     saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert saved == [4]
-    assert train.train(config, str(tmp_path), set()) == 0
+    assert loop.train(config, str(tmp_path), set()) == 0
     assert len(losses(tmp_path)) == 6

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from moco_jax import mesh, parts, train, warm_start
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
+from moco_jax.parallel import mesh
+from moco_jax.training import assembly, loop, warm_start
 from moco_jax.weights import bridge, files
 from tests import states
 from tests.test_train import losses, tiny
@@ -37,7 +38,7 @@ def source(tmp_path_factory):
     return str(place / "run"), state, path
 
 
-BUILD = parts.program
+BUILD = assembly.program
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -52,8 +53,8 @@ def quickly_compiled(monkeypatch):
     def compile_step(self):
         return self.train_step.lower(self.abstract, self.batch).compile(QUICK)
 
-    monkeypatch.setattr(parts.Program, "compile_step", compile_step)
-    monkeypatch.setattr(parts, "program", quick_program)
+    monkeypatch.setattr(assembly.Program, "compile_step", compile_step)
+    monkeypatch.setattr(assembly, "program", quick_program)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_the_first_step_is_the_sources_after_one_average(source, program):
     old = jax.device_put(jax.device_get(old), jax.tree.map(lambda x: x.sharding, program.abstract))
     rng = np.random.default_rng(0)
     rows = {name: rng.integers(0, 256, (64, 32, 32, 3), np.uint8) for name in ("query", "key")}
-    batch = train.Batch(**mesh.to_devices(program.mesh, rows | {"index": np.arange(64, dtype=np.int32)}))  # fmt: skip
+    batch = loop.Batch(**mesh.to_devices(program.mesh, rows | {"index": np.arange(64, dtype=np.int32)}))  # fmt: skip
     step = program.compile_step()
     expected, ours = step(old, batch)[1], step(begun, batch)[1]
     assert float(expected["finite"])
@@ -118,7 +119,7 @@ def test_what_is_not_there_or_does_not_fit_starts_fresh_and_is_said(source, prog
 
     def said(**changes):
         changed = config_of(init_from=path, **changes)
-        like = parts.program(changed, program.mesh, 1437).abstract
+        like = assembly.program(changed, program.mesh, 1437).abstract
         return "; ".join(warm_start.read(changed, like).said)
 
     assert "the queue is taken along" in said()
@@ -171,7 +172,7 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_written(
         path = str(tmp_path / changes["init_from"])
     config = config_of(**changes | dict(init_from=path))
     with pytest.raises(UserError, match=says) as error:
-        train.train(config, str(tmp_path / "run"), set())
+        loop.train(config, str(tmp_path / "run"), set())
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -179,14 +180,14 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_written(
 def test_a_run_starts_from_a_workdir_and_then_goes_on_from_its_own_checkpoint(source, tmp_path, capsys):  # fmt: skip
     place, first = tmp_path / "run", tmp_path / "first"
     shutil.copytree(source[0], first)
-    train.train(config_of(init_from=str(first)), str(place), set())
+    loop.train(config_of(init_from=str(first)), str(place), set())
     printed = capsys.readouterr().out
     assert f"weights from {first}: backbone, head of resnet10" in printed
     first.rename(tmp_path / "moved")
-    train.train(config_of(init_from=str(first)), str(place), set())
+    loop.train(config_of(init_from=str(first)), str(place), set())
     printed = capsys.readouterr().out
     assert "resumed     at step 1" in printed
     assert "weights from" not in printed
     assert len(losses(place)) == 1
     with pytest.raises(UserError, match=r"init_from: .*--allow_change=init_from"):
-        train.train(config_of(init_from=""), str(place), set())
+        loop.train(config_of(init_from=""), str(place), set())

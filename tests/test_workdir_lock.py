@@ -10,16 +10,18 @@ import pytest
 import tensorflow as tf
 from etils import epath
 
-from moco_jax import claims, command_line, processes, train, workdir_lock
-from moco_jax.errors import Busy, LockLost, UserError
-from moco_jax.workdir_lock import BEAT, LOCK, POLL, SIGN, STALE, Lock
+from moco_jax.base.errors import Busy, LockLost, UserError
+from moco_jax.cli import command_line
+from moco_jax.training import loop
+from moco_jax.workdir import lock_files, processes, run_lock
+from moco_jax.workdir.run_lock import BEAT, LOCK, POLL, SIGN, STALE, Lock
 from tests.simulated_world import World
 from tests.test_train import tiny
 
 SEEDS = range(40)
 
 
-class SlowFolder(claims.Folder):
+class SlowFolder(lock_files.Folder):
     """A folder in which others may come between any two operations."""
 
     def __init__(self, folder, world):
@@ -45,7 +47,7 @@ class SlowFolder(claims.Folder):
         super().remove(name)
 
 
-class SlowBucket(claims.Bucket):
+class SlowBucket(lock_files.Bucket):
     """Objects in memory: the last writer's stays, and each operation takes up to `latency` seconds."""
 
     objects: dict
@@ -195,10 +197,12 @@ def test_an_owner_of_this_machine_that_is_gone_is_replaced_at_once_and_another_a
     for number in range(20):
         folder = tmp_path / str(number)
         folder.mkdir()
-        left = Lock("w", claims.Folder(str(folder)), on(rng.choice("abc"), rng.randint(1, 10**6)))
+        left = Lock(
+            "w", lock_files.Folder(str(folder)), on(rng.choice("abc"), rng.randint(1, 10**6))
+        )
         assert left.attempt() == (True, "")
         gone = number % 2 == 0
-        seconds, lines = alone(claims.Folder(str(folder)), gone=gone)
+        seconds, lines = alone(lock_files.Folder(str(folder)), gone=gone)
         assert (seconds == 0) if gone else (STALE <= seconds < STALE + 2 * POLL)
         assert len(lines) == (0 if gone else 1)
         assert sorted(p.name for p in folder.iterdir()) == [SIGN, LOCK]
@@ -209,7 +213,7 @@ def test_an_owner_of_this_machine_that_is_gone_is_replaced_at_once_and_another_a
 
 def damaged_locks():
     """Files that no run of this version writes."""
-    rng, whole = random.Random(1), workdir_lock.Owner("t", "now", on("a", 5)).to_bytes()
+    rng, whole = random.Random(1), run_lock.Owner("t", "now", on("a", 5)).to_bytes()
     facts = json.loads(whole)
     yield from (
         b"",
@@ -240,7 +244,7 @@ def test_a_damaged_lock_is_waited_for_and_replaced_or_refused_in_one_line(tmp_pa
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / LOCK).write_bytes(content)
-        store = claims.Folder(str(folder))
+        store = lock_files.Folder(str(folder))
         seconds, (line,) = alone(store)
         assert STALE <= seconds < STALE + 2 * POLL
         assert "is damaged or of another version" in line
@@ -256,7 +260,7 @@ def test_a_damaged_lock_is_waited_for_and_replaced_or_refused_in_one_line(tmp_pa
 
 def test_names_in_a_lock_are_printed_on_one_line(tmp_path):
     odd = processes.Process("a\nb\x1b[31m\u202e", "boot", "n", 3, 1)
-    store = claims.Folder(str(tmp_path))
+    store = lock_files.Folder(str(tmp_path))
     assert Lock("w", store, odd).attempt()[0]
     late = Lock("w\n", store, on("b", 7))
     assert late.attempt() == (False, "")
@@ -269,7 +273,7 @@ def test_names_in_a_lock_are_printed_on_one_line(tmp_path):
 
 
 def test_an_owner_puts_back_a_lock_that_was_removed_or_damaged_and_yields_to_a_name(tmp_path):
-    store, world = claims.Folder(str(tmp_path)), World(0)
+    store, world = lock_files.Folder(str(tmp_path)), World(0)
     lock = Lock("w", store, on("a", 1), world.clock)
     assert lock.attempt()[0]
     own = (tmp_path / LOCK).read_bytes()
@@ -281,7 +285,7 @@ def test_an_owner_puts_back_a_lock_that_was_removed_or_damaged_and_yields_to_a_n
         assert (tmp_path / LOCK).read_bytes() == own
     (tmp_path / LOCK).write_text('{"lock": 9, "token": "of a later version"}')
     lock.check()  # a sign of life was given less than `SAFE` seconds ago
-    world.now += workdir_lock.SAFE + 1
+    world.now += run_lock.SAFE + 1
     for _ in range(2):
         with pytest.raises(LockLost, match="was taken over by another run"):
             lock.check()
@@ -290,11 +294,11 @@ def test_an_owner_puts_back_a_lock_that_was_removed_or_damaged_and_yields_to_a_n
 
 
 def test_after_a_suspension_a_lock_that_is_gone_means_that_another_run_came_and_went(tmp_path):
-    store, world = claims.Folder(str(tmp_path)), World(0)
+    store, world = lock_files.Folder(str(tmp_path)), World(0)
     lock = Lock("w", store, on("a", 1), world.clock)
     assert lock.attempt()[0]
     (tmp_path / LOCK).unlink()
-    world.now += workdir_lock.SAFE + 1
+    world.now += run_lock.SAFE + 1
     with pytest.raises(LockLost, match="was taken over by another run"):
         lock.check()
     assert not (tmp_path / LOCK).exists()
@@ -303,12 +307,12 @@ def test_after_a_suspension_a_lock_that_is_gone_means_that_another_run_came_and_
 def test_a_workdir_that_is_gone_or_fails_ends_the_run_with_one_line(tmp_path, monkeypatch):
     folder, world = tmp_path / "w", World(0)
     folder.mkdir()
-    store = claims.Folder(str(folder))
+    store = lock_files.Folder(str(folder))
     lock = Lock("w", store, on("a", 1), world.clock)
     assert lock.attempt()[0]
     folder.rename(tmp_path / "moved")
     lock.check()
-    world.now += workdir_lock.SAFE + 1
+    world.now += run_lock.SAFE + 1
     with pytest.raises(UserError, match="is gone; was it moved away"):
         lock.check()
     assert not folder.exists()
@@ -319,13 +323,13 @@ def test_a_workdir_that_is_gone_or_fails_ends_the_run_with_one_line(tmp_path, mo
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(store, "read", fail)
-    world.now += workdir_lock.SAFE + 1
+    world.now += run_lock.SAFE + 1
     with pytest.raises(Busy, match=r"cannot be reached .Input/output error"):
         lock.check()
 
 
 def test_what_a_killed_replacement_left_does_not_keep_others_out_for_ever(tmp_path):
-    store = claims.Folder(str(tmp_path))
+    store = lock_files.Folder(str(tmp_path))
     assert Lock("w", store, on("a", 1)).attempt()[0]
     seen = store.read(LOCK)
     (tmp_path / store._right(LOCK, seen)).write_text("killed")
@@ -339,12 +343,12 @@ def test_real_threads_that_take_a_folder_at_once(tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         if number % 2:  # an owner that has ended is replaced
-            assert Lock("w", claims.Folder(str(folder)), on("a", 1)).attempt()[0]
+            assert Lock("w", lock_files.Folder(str(folder)), on("a", 1)).attempt()[0]
         barrier, taken = threading.Barrier(4), []
 
         def start(pid, folder=folder, barrier=barrier, taken=taken):
             lock = Lock(
-                "w", claims.Folder(str(folder)), on("a", pid), is_gone=lambda p, _: p.pid == 1
+                "w", lock_files.Folder(str(folder)), on("a", pid), is_gone=lambda p, _: p.pid == 1
             )
             barrier.wait()
             for _ in range(5):
@@ -396,7 +400,7 @@ def test_whether_a_process_is_gone():
 def quick(monkeypatch):
     """Signs of life a hundred times as fast, and waiting for them ten times, as a busy machine is late."""
     for name, times in dict(BEAT=100, POLL=100, TELL=100, SAFE=10, STALE=10).items():
-        monkeypatch.setattr(workdir_lock, name, getattr(workdir_lock, name) / times)
+        monkeypatch.setattr(run_lock, name, getattr(run_lock, name) / times)
 
 
 @pytest.mark.parametrize("error", [None, UserError, KeyboardInterrupt, SystemExit])
@@ -404,7 +408,7 @@ def test_the_lock_and_folders_made_for_it_are_gone_at_every_end(error, tmp_path)
     place = epath.Path(tmp_path / "runs" / "new")
 
     def live():
-        with workdir_lock.hold(place, print) as lock:
+        with run_lock.hold(place, print) as lock:
             assert {p.name for p in place.iterdir()} == {LOCK, SIGN}
             lock.check()
             if error:
@@ -418,17 +422,17 @@ def test_the_lock_and_folders_made_for_it_are_gone_at_every_end(error, tmp_path)
     assert not list(tmp_path.iterdir())
     place.mkdir(parents=True)
     (place / "kept").write_text("")
-    with workdir_lock.hold(place, print):
+    with run_lock.hold(place, print):
         pass
     assert [p.name for p in place.iterdir()] == ["kept"]
 
 
 def test_a_second_run_is_refused_and_the_first_goes_on(tmp_path, quick):
     place = epath.Path(tmp_path)
-    with workdir_lock.hold(place, print) as first:
+    with run_lock.hold(place, print) as first:
         before = (tmp_path / LOCK).read_bytes()
         message = f"workdir={tmp_path} is in use by process .* on .* since .* UTC; wait until"
-        with pytest.raises(Busy, match=message), workdir_lock.hold(place, print):
+        with pytest.raises(Busy, match=message), run_lock.hold(place, print):
             raise AssertionError("two runs")
         first.renew()
         first.check()
@@ -442,21 +446,21 @@ def test_a_bucket_is_held_too(monkeypatch, quick):
         with tf.io.gfile.GFile(self._path(name), "wb") as file:
             file.write(content)
 
-    monkeypatch.setattr(claims.Bucket, "write", write)
-    monkeypatch.setattr(claims.Bucket, "settle", 0.05)
+    monkeypatch.setattr(lock_files.Bucket, "write", write)
+    monkeypatch.setattr(lock_files.Bucket, "settle", 0.05)
     place = "ram://bucket/run"
-    with workdir_lock.hold(place, print) as lock:
+    with run_lock.hold(place, print) as lock:
         lock.check()
         assert sorted(tf.io.gfile.listdir(place)) == [SIGN, LOCK]
-        with pytest.raises(Busy, match="workdir=ram://bucket/run is in use"), workdir_lock.hold(place, print):  # fmt: skip
+        with pytest.raises(Busy, match="workdir=ram://bucket/run is in use"), run_lock.hold(place, print):  # fmt: skip
             raise AssertionError("two runs")
     assert not tf.io.gfile.glob(f"{place}/*")
-    left = Lock(place, claims.store_in(place), on("elsewhere", 5))
+    left = Lock(place, lock_files.store_in(place), on("elsewhere", 5))
     assert left.attempt()[0]
-    monkeypatch.setattr(workdir_lock, "STALE", 0.5)
+    monkeypatch.setattr(run_lock, "STALE", 0.5)
     said = []
-    with workdir_lock.hold(place, said.append):
-        assert b'"pid": 5' not in claims.store_in(place).read(LOCK)
+    with run_lock.hold(place, said.append):
+        assert b'"pid": 5' not in lock_files.store_in(place).read(LOCK)
     assert ["is held by process 5 on elsewhere" in line for line in said] == [True]
 
 
@@ -465,21 +469,21 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "folder" / LOCK).mkdir(parents=True)
     for name in ("file", "file/below", "folder"):
         place = epath.Path(tmp_path / name)
-        with pytest.raises(UserError, match=r"cannot be written .*give a folder of yours"), workdir_lock.hold(place, print):  # fmt: skip
+        with pytest.raises(UserError, match=r"cannot be written .*give a folder of yours"), run_lock.hold(place, print):  # fmt: skip
             raise AssertionError
 
 
 @pytest.mark.parametrize(("kind", "error"), [("busy", Busy), ("refused", UserError)])
 def test_other_processes_of_a_run_end_with_the_line_of_the_first(kind, error, tmp_path, monkeypatch):  # fmt: skip
-    monkeypatch.setattr(workdir_lock.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(run_lock.jax, "process_index", lambda: 1)
     told = iter([["waiting", "wait"], ["waiting", ""], [kind, "the line"]])
-    monkeypatch.setattr(workdir_lock.hosts, "first_tells", lambda text: json.dumps(next(told)))
+    monkeypatch.setattr(run_lock.hosts, "first_tells", lambda text: json.dumps(next(told)))
     said = []
-    with pytest.raises(error, match=r"^the line$"), workdir_lock.hold(epath.Path(tmp_path), said.append):  # fmt: skip
+    with pytest.raises(error, match=r"^the line$"), run_lock.hold(epath.Path(tmp_path), said.append):  # fmt: skip
         raise AssertionError
     assert said == ["wait"]
     told = iter([["held", ""]])
-    with workdir_lock.hold(epath.Path(tmp_path), said.append) as lock:
+    with run_lock.hold(epath.Path(tmp_path), said.append) as lock:
         lock.check()
     assert not list(tmp_path.iterdir())
 
@@ -504,20 +508,20 @@ def contents(folder):
 
 
 def test_a_run_whose_lock_was_taken_writes_nothing_more(tmp_path, monkeypatch):
-    progress, found, locks = train.lines.progress, [], []
+    progress, found, locks = loop.lines.progress, [], []
     monkeypatch.setattr(Lock, "beat_in_background", lambda lock: locks.append(lock))
 
     def take(step, *arguments):
         text = progress(step, *arguments)
         if step == 3:
-            (tmp_path / LOCK).write_bytes(workdir_lock.Owner("other", "now", on("b", 5)).to_bytes())
-            locks[0]._safe_from -= workdir_lock.SAFE + 1  # it was suspended
+            (tmp_path / LOCK).write_bytes(run_lock.Owner("other", "now", on("b", 5)).to_bytes())
+            locks[0]._safe_from -= run_lock.SAFE + 1  # it was suspended
             found.append(contents(tmp_path))
         return text
 
-    monkeypatch.setattr(train.lines, "progress", take)
+    monkeypatch.setattr(loop.lines, "progress", take)
     with pytest.raises(LockLost, match="was taken over by process 5 on b since now"):
-        train.train(tiny(stop_at_step=6, monitor_every=0), str(tmp_path), set())
+        loop.train(tiny(stop_at_step=6, monitor_every=0), str(tmp_path), set())
     assert contents(tmp_path) == found[0]
     assert not (tmp_path / "checkpoints/6").exists()
 
@@ -525,8 +529,8 @@ def test_a_run_whose_lock_was_taken_writes_nothing_more(tmp_path, monkeypatch):
 def test_a_run_that_ends_or_is_refused_leaves_no_lock(tmp_path):
     place = tmp_path / "run"
     with pytest.raises(UserError):
-        train.train(tiny(batch_size=2048, queue_size=2048), str(place), set())
+        loop.train(tiny(batch_size=2048, queue_size=2048), str(place), set())
     assert not (place / LOCK).exists()
-    train.train(tiny(stop_at_step=1, monitor_every=0), str(place), set())
+    loop.train(tiny(stop_at_step=1, monitor_every=0), str(place), set())
     assert (place / "metrics.jsonl").exists()
     assert not [p for p in place.iterdir() if "lock" in p.name]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from moco_jax import xla_flags
+from moco_jax.parallel import xla_flags
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import is_utf8, printable, to_line
 from moco_jax.data.running import running
 from moco_jax.data.sources import labels, open_source, store
 from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.sources.examples import PACK
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import RGB, Decoding
-from moco_jax.errors import UserError
-from moco_jax.text import is_utf8, printable, to_line
 
 FORMATS = {"tfrecord": "tfrecord", "arrayrecord": "array_record"}  # and how their files end
 PER_SHARD = 5000  # images, where the number of shards is not given

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data import augment, order, recipes, resize
+from moco_jax.base.errors import UserError
+from moco_jax.data import order
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.damage import described
 from moco_jax.data.sources.decode import decode_or_flag
-from moco_jax.errors import UserError
+from moco_jax.data.views import augment, recipes, resize
 
 Rows = dict[str, Any]
 

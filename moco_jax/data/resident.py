@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.base.console import duration, size
+from moco_jax.base.errors import UserError
 from moco_jax.data import order
 from moco_jax.data.pipeline import DamagedImages, Rows
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.damage import described
 from moco_jax.data.sources.decode import decode_or_flag
-from moco_jax.errors import UserError
-from moco_jax.report.console import duration, size
 
 SHARE = 0.5  # of a device's memory that images may take; the rest is the step's
 CHUNK = 64  # images that are read at once

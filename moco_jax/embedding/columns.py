@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moco_jax.errors import UserError
-from moco_jax.text import printable, to_line
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable, to_line
 
 BLOCK = 8192  # rows that are held at once
 BYTES = 2**28  # of a column that are held at once, where rows are long

@@ -9,14 +9,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moco_jax import files, parts, trained
-from moco_jax import mesh as mesh_lib
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import to_line
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.damage import why
 from moco_jax.embedding.table import Rows
-from moco_jax.errors import UserError
 from moco_jax.evaluation import features
-from moco_jax.text import to_line
+from moco_jax.inference import trained_encoder
+from moco_jax.parallel import mesh as mesh_lib
+from moco_jax.training import assembly
 
 # Settings that decide what an encoder is shown; the features file keeps them.
 SHOWN: tuple[str, ...] = ("image_size", "augment", "mean", "std", "channels", "white")
@@ -44,7 +46,7 @@ class Embedder:
         mesh: the devices.
     """
 
-    found: trained.Trained
+    found: trained_encoder.Trained
     kind: str
     mesh: Mesh
 
@@ -73,7 +75,7 @@ class Embedder:
         )  # fmt: skip
         variables = jax.device_put(self.found.variables, mesh_lib.replicated(self.mesh))
         yield from features.stream(
-            source, parts.recipe_of(config), np.arange(len(source)), batch, config.workers, self.mesh,
+            source, assembly.recipe_of(config), np.arange(len(source)), batch, config.workers, self.mesh,
             lambda images: encode(variables, images),
         )  # fmt: skip
 

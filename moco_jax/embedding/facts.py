@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from moco_jax.errors import UserError
-from moco_jax.text import printable
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 
 FORMAT = 1
 SIDE = (

@@ -13,12 +13,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from moco_jax import files
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
 from moco_jax.data.sources.names import Names
 from moco_jax.embedding import columns as columns_lib
 from moco_jax.embedding import facts as facts_lib
 from moco_jax.embedding.columns import PARQUET, Rows, plain, told
-from moco_jax.errors import UserError
 
 PIECE = 2**20  # bytes that are read, and added to a checksum, at once
 _HEADERS: dict[tuple[int, int], Any] = {

@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from moco_jax import files
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
 from moco_jax.embedding import columns as columns_lib
 from moco_jax.embedding import facts as facts_lib
 from moco_jax.embedding.columns import PARQUET, Rows, plain, told
-from moco_jax.errors import UserError
 
 BUFFER = 2**20  # bytes of each column that are read at once
 FACTS, DIGEST = b"moco_jax", b"moco_jax_footer_sha256"

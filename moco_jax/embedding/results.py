@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from moco_jax.base import console, figures
+from moco_jax.base.text import printable
 from moco_jax.data.sources.folder import FilesSource
 from moco_jax.data.sources.labels import called
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.embedding import search
 from moco_jax.embedding.table import Table
-from moco_jax.report import console, figures
-from moco_jax.text import printable
 
 DRAWN = 20  # queries that a picture shows at most
 

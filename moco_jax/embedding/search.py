@@ -6,19 +6,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moco_jax import trained
-from moco_jax.data import pipeline, recipes
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import from_line, to_line
+from moco_jax.data import pipeline
 from moco_jax.data.sources import Source, open_source
 from moco_jax.data.sources.decoding import MAX_PIXELS
 from moco_jax.data.sources.folder import FilesSource
 from moco_jax.data.sources.pixels import Decoding
+from moco_jax.data.views import recipes
 from moco_jax.embedding import columns
 from moco_jax.embedding.columns import plain
 from moco_jax.embedding.encode import Damaged, Embedder
 from moco_jax.embedding.table import Table
-from moco_jax.errors import UserError
 from moco_jax.evaluation import knn
-from moco_jax.text import from_line, to_line
+from moco_jax.inference import trained_encoder
 
 # What tables of older versions do not say of their encoder.
 OLDER = {"background": -1, "max_pixels": MAX_PIXELS}
@@ -189,7 +190,7 @@ def pictures_of_rows(table: Table, rows: np.ndarray) -> list[np.ndarray | None]:
 def load_encoder(table: Table, place: str, mesh: Any) -> Embedder:
     """The encoder that made `table`, from `place`; UserError where it is gone or another."""
     made = table.facts["encoder"]
-    found = trained.load(place, made["which"], made["step"])
+    found = trained_encoder.load(place, made["which"], made["step"])
     embedder = Embedder(found, made["features"], mesh)
     same_encoder(table, embedder, place)
     return embedder

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moco_jax import files
+from moco_jax.base import files
+from moco_jax.base.console import size
+from moco_jax.base.errors import UserError
 from moco_jax.embedding import npz, parquet
 from moco_jax.embedding.columns import BLOCK, PARQUET, Rows, plain
 from moco_jax.embedding.facts import FORMAT
-from moco_jax.errors import UserError
-from moco_jax.report.console import size
 
 __all__ = ["BLOCK", "PARQUET", "Rows", "Table", "opened", "plain", "require_room", "writing"]
 

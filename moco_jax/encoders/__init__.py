@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from moco_jax.base.errors import UserError
 from moco_jax.encoders.attention import ATTENTIONS
 from moco_jax.encoders.heads import BatchNormHead, LinearHead, MLPHead
 from moco_jax.encoders.layers import REDUCE
 from moco_jax.encoders.resnet import STEMS, ResNet
 from moco_jax.encoders.vit import REMATS, ViT
-from moco_jax.errors import UserError
 
 BACKBONES: dict[str, partial[Any]] = {
     "resnet10": partial(ResNet, (1, 1, 1, 1), bottleneck=False),

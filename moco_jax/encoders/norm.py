@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
 
 
 class BatchNorm(nn.Module):

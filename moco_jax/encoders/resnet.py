@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from moco_jax.base.errors import UserError
 from moco_jax.encoders.layers import Conv
 from moco_jax.encoders.norm import BatchNorm
-from moco_jax.errors import UserError
 
 
 class Stem(NamedTuple):

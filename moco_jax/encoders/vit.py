@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from moco_jax.base.errors import UserError
 from moco_jax.encoders.attention import ATTENTIONS
 from moco_jax.encoders.heads import linear
 from moco_jax.encoders.layers import Conv, Dense, affine
 from moco_jax.encoders.norm import BatchNorm
-from moco_jax.errors import UserError
 
 REMATS = ("none", "block")
 

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moco_jax import mesh as mesh_lib
-from moco_jax.data import order, pipeline, recipes
+from moco_jax.data import order, pipeline
+from moco_jax.data.views import recipes
 from moco_jax.evaluation.labelled import Labelled
+from moco_jax.parallel import mesh as mesh_lib
 
 
 def epoch_batches(

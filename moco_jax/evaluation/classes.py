@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moco_jax.base.text import printable
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.labels import MISSING, known
-from moco_jax.text import printable
 
 Key = str | tuple[str, int]
 

@@ -8,10 +8,11 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from moco_jax import mesh as mesh_lib
-from moco_jax.data import pipeline, recipes
+from moco_jax.data import pipeline
 from moco_jax.data.sources import Source
-from moco_jax.encoding import to_network_input
+from moco_jax.data.views import recipes
+from moco_jax.method.encoding import to_network_input
+from moco_jax.parallel import mesh as mesh_lib
 
 Encode = Callable[[Mapping[str, Any], jax.Array], jax.Array]
 

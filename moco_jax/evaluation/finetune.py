@@ -18,14 +18,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import encoders, optim, parts, random_keys, trained
-from moco_jax import mesh as mesh_lib
-from moco_jax.data import recipes
-from moco_jax.encoding import to_network_input
+from moco_jax import encoders
+from moco_jax.base import random_keys
+from moco_jax.data.views import recipes
 from moco_jax.evaluation import linear, mixing, resume
 from moco_jax.evaluation.batches import epoch_batches
 from moco_jax.evaluation.labelled import Labelled
 from moco_jax.evaluation.subject import Report, Subject
+from moco_jax.inference import trained_encoder
+from moco_jax.method import optimizers
+from moco_jax.method.encoding import to_network_input
+from moco_jax.parallel import mesh as mesh_lib
+from moco_jax.training import assembly
 
 MIN_STEPS = 1000  # what 20 epochs of 1 % of ImageNet come to, in batches of 256
 
@@ -102,7 +106,7 @@ class State:
 def make_optimizer(how: Training) -> optax.GradientTransformation:
     """The optimizer of `how`, up to the learning rates."""
     if how.optimizer == "sgd":
-        return optim.sgd(0.9, how.weight_decay)
+        return optimizers.sgd(0.9, how.weight_decay)
 
     def decayed(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
@@ -241,7 +245,7 @@ class Tuned:
         loss: of the last step.
     """
 
-    found: trained.Trained
+    found: trained_encoder.Trained
     classifier: linear.Classifier
     epochs: int
     tested: list[int]
@@ -263,7 +267,7 @@ def shape(how: Training, number: int, devices: int, exact_epochs: bool) -> tuple
 
 def train(
     subject: Subject,
-    start: trained.Trained,
+    start: trained_encoder.Trained,
     images: Labelled,
     how: Training,
     recipe: recipes.Recipe,
@@ -293,7 +297,7 @@ def train(
     tested = sorted({round(epochs * (n + 1) / tests) for n in range(tests)} - {0})
     dtype = np.dtype("float32")
     if config.compute_dtype != "float64":
-        dtype = parts.compute_dtype(config.compute_dtype)
+        dtype = assembly.compute_dtype(config.compute_dtype)
     encoder = encoder_of(config, dtype, how.drop_path)
     step = jitted_step(
         encoder, dataclasses.replace(how, epochs=0, batch_size=0), subject.classes, tuple(config.mean),
@@ -308,10 +312,10 @@ def train(
     )  # fmt: skip
     state = jax.jit(begin, out_shardings=mesh_lib.replicated(mesh))(start.variables)
     rates = learning_rates(state.params, encoder, how, scratch)
-    rate_at = optim.learning_rate(
+    rate_at = optimizers.learning_rate(
         1.0, "cosine_per_step", epochs, steps, warmup_epochs=how.warmup * epochs
     )
-    factors = optim.values(rate_at, epochs * steps).astype(np.float32)
+    factors = optimizers.values(rate_at, epochs * steps).astype(np.float32)
     facts = (
         start.variables, encoder, how, (batch, steps, epochs), recipe, scratch, tested, tuple(config.mean), tuple(config.std),
         config.seed, subject.classes, subject.recipe, images.facts, subject.test.facts,
@@ -341,7 +345,9 @@ def train(
     return Tuned(found, classifier, epochs, tested, accuracies, float(loss))
 
 
-def _taken(start: trained.Trained, state: State) -> tuple[trained.Trained, linear.Classifier]:
+def _taken(
+    start: trained_encoder.Trained, state: State
+) -> tuple[trained_encoder.Trained, linear.Classifier]:
     """The encoder and the classifier of `state`, as NumPy arrays."""
     params, stats = jax.device_get((state.params, state.batch_stats))
     variables = {"params": {"backbone": params["backbone"]}, "batch_stats": stats}
@@ -350,7 +356,7 @@ def _taken(start: trained.Trained, state: State) -> tuple[trained.Trained, linea
 
 def _test(
     subject: Subject,
-    found: trained.Trained,
+    found: trained_encoder.Trained,
     classifier: linear.Classifier,
     said: str,
     report: Report,

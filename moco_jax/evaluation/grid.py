@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from moco_jax import mesh as mesh_lib
-from moco_jax import optim
-from moco_jax.data import recipes
+from moco_jax.data.views import recipes
 from moco_jax.evaluation.decide import decide
 from moco_jax.evaluation.linear import Classifier, blocks, initial, logits, losses, sgd_step
 from moco_jax.evaluation.subject import Report, Subject
+from moco_jax.method import optimizers
+from moco_jax.parallel import mesh as mesh_lib
 
 EPSILON = 1e-5  # BatchNorm's
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -142,8 +142,8 @@ def fit(
 
     classifiers, buffers = start(lambda x: x), start(np.zeros_like)
     steps = -(-size // batch)
-    schedule = optim.learning_rate(1.0, "cosine_per_step", epochs, steps)
-    factors = optim.values(schedule, epochs * steps).astype(np.float32)
+    schedule = optimizers.learning_rate(1.0, "cosine_per_step", epochs, steps)
+    factors = optimizers.values(schedule, epochs * steps).astype(np.float32)
     for epoch in range(epochs):
         features = sets[epoch % len(sets)]
         places = np.random.default_rng((seed, epoch)).permutation(size)

@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from moco_jax import mesh as mesh_lib
 from moco_jax.data.sources.labels import MISSING
 from moco_jax.evaluation.decide import UNDECIDED, decide
+from moco_jax.parallel import mesh as mesh_lib
 
 QUERIES = 512  # that a device compares at once
 BANK = 8192  # rows of the bank they are compared with at once

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moco_jax.base.errors import UserError
 from moco_jax.data.sources import Source, remarks_of
 from moco_jax.data.sources.labels import MISSING, known, listed
-from moco_jax.errors import UserError
 from moco_jax.evaluation.classes import Matched, match_sources
 
 

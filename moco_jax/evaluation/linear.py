@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moco_jax import mesh as mesh_lib
-from moco_jax import optim, random_keys
-from moco_jax.data import recipes
+from moco_jax.base import random_keys
+from moco_jax.data.views import recipes
 from moco_jax.evaluation import resume
 from moco_jax.evaluation.batches import epoch_batches
 from moco_jax.evaluation.decide import decide
 from moco_jax.evaluation.subject import Report, Subject
+from moco_jax.method import optimizers
+from moco_jax.parallel import mesh as mesh_lib
 
 MOMENTUM = 0.9
 
@@ -99,7 +100,9 @@ class Protocol:
     def rate_at(self, steps_per_epoch: int) -> Callable[[jax.Array], jax.Array]:
         """The learning rate of a step."""
         drops = (round(0.6 * self.epochs), round(0.8 * self.epochs))
-        return optim.learning_rate(self.rate, self.schedule, self.epochs, steps_per_epoch, drops)
+        return optimizers.learning_rate(
+            self.rate, self.schedule, self.epochs, steps_per_epoch, drops
+        )
 
 
 def protocol(name: str, arch: str, epochs: int = 0, batch_size: int = 0) -> Protocol:
@@ -149,7 +152,7 @@ def train_on_crops(
     state = mesh_lib.to_every_device(mesh, state)
     facts = chosen, recipe, config.seed, subject.recipe, train.facts, subject.test.facts
     (classifier, buffer), begun, notes = kept.begin(mesh, state, facts)
-    rates = optim.values(chosen.rate_at(steps), chosen.epochs * steps)
+    rates = optimizers.values(chosen.rate_at(steps), chosen.epochs * steps)
     step = jax.jit(sgd_step, donate_argnums=(0, 1), out_shardings=mesh_lib.replicated(mesh))
 
     batches = epoch_batches(

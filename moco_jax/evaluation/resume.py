@@ -16,10 +16,12 @@ from etils import epath
 from flax import serialization
 from jax.sharding import Mesh
 
-from moco_jax import __version__, files, hosts
-from moco_jax import mesh as mesh_lib
-from moco_jax.errors import full_disk
-from moco_jax.report.console import Console
+from moco_jax import __version__
+from moco_jax.base import files
+from moco_jax.base.console import Console
+from moco_jax.base.errors import full_disk
+from moco_jax.parallel import hosts
+from moco_jax.parallel import mesh as mesh_lib
 
 SECONDS = 300.0  # between two savings
 SHARE = 0.05  # of the time that saving may take; where it is slow it comes less often

@@ -9,15 +9,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from moco_jax import mesh as mesh_lib
-from moco_jax import parts
-from moco_jax.data import recipes
+from moco_jax.base.errors import UserError
+from moco_jax.data.views import recipes
 from moco_jax.encoders import Encoder
-from moco_jax.errors import UserError
 from moco_jax.evaluation import features
 from moco_jax.evaluation.labelled import Labelled, Part, labelled
-from moco_jax.evaluation.monitor import choose
-from moco_jax.trained import Trained
+from moco_jax.inference.trained_encoder import Trained
+from moco_jax.monitoring.scores import choose
+from moco_jax.parallel import mesh as mesh_lib
+from moco_jax.training import assembly as parts
 
 Report = Callable[[str], None]
 

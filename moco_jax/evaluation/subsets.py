@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moco_jax import files
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.data import order
 from moco_jax.data.sources import store
 from moco_jax.data.sources.lists import text_lines
-from moco_jax.errors import UserError
 from moco_jax.evaluation.labelled import Labelled
-from moco_jax.text import printable
 
 NO_EPOCH = -1  # so that the order drawn here is none of a training's
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from moco_jax import files
-from moco_jax.data import recipes
-from moco_jax.errors import UserError
-from moco_jax.text import printable
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
+from moco_jax.data.views import recipes
 from moco_jax.weights import (
     detectron2,
     heads,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
 from moco_jax.weights import torchvision
 
 Variables = dict[str, Any]

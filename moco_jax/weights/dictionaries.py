@@ -5,7 +5,7 @@ arguments.
 from collections.abc import Mapping
 from typing import Any
 
-from moco_jax.text import printable
+from moco_jax.base.text import printable
 from moco_jax.weights.pickles import StandIn
 from moco_jax.weights.stored import Odd, Plain, View
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from moco_jax import files
-from moco_jax.errors import UserError
-from moco_jax.text import printable
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.weights import dictionaries, stored, torch_files
 from moco_jax.weights.pickles import Refused
 

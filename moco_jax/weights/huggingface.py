@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from moco_jax import files
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.encoders.resnet import ResNet
-from moco_jax.errors import UserError
-from moco_jax.text import printable
 from moco_jax.weights import files as weight_files
 from moco_jax.weights.pretrained import Pretrained
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from moco_jax.base.errors import UserError
 from moco_jax.encoders import BACKBONES
 from moco_jax.encoders.resnet import STEMS, ResNet
-from moco_jax.errors import UserError
 from moco_jax.weights import detectron2, huggingface, torchvision_vit
 
 Arrays = Mapping[str, np.ndarray]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from moco_jax.base.errors import UserError
 from moco_jax.encoders.heads import BatchNormHead
-from moco_jax.errors import UserError
 from moco_jax.weights import layouts, timm, torchvision
 from moco_jax.weights.pretrained import Pretrained, Variables, joined, part, template
 

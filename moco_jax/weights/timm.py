@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from moco_jax.base.errors import UserError
 from moco_jax.encoders.vit import sincos_positions
-from moco_jax.errors import UserError
 
 Variables = dict[str, Any]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
 
 Variables = dict[str, Any]
 

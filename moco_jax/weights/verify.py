@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from moco_jax import files
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
 from moco_jax.encoders.resnet import STEMS
-from moco_jax.errors import UserError
 from moco_jax.weights import files as weight_files
 from moco_jax.weights import layouts
 from moco_jax.weights.pretrained import Pretrained, joined, part

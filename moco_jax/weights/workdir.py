@@ -10,8 +10,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from moco_jax import claim, files, integrity
-from moco_jax.errors import UserError
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
+from moco_jax.workdir import integrity, recipe_check
 
 # which encoder of a run -> its fields in the state
 PARTS = {"query": ("params", "batch_stats"), "key": ("key_params", "key_batch_stats")}
@@ -19,7 +20,7 @@ PARTS = {"query": ("params", "batch_stats"), "key": ("key_params", "key_batch_st
 
 def read_config(place: str) -> ConfigDict:
     """The settings of the run in the workdir `place`; UserError where there is none."""
-    return claim.settings(files.absolute(place))
+    return recipe_check.settings(files.absolute(place))
 
 
 def sound_step(place: str, step: int | None = None) -> int:
@@ -47,7 +48,7 @@ def variables(place: str, which: str, step: int) -> dict[str, Any]:
 def queue(place: str, step: int) -> np.ndarray | None:
     """The keys in the queue of the run in the workdir `place` after `step`: `[K, dim]`, oldest first; None without one."""
     workdir = files.absolute(place)
-    saved = claim.settings(workdir)
+    saved = recipe_check.settings(workdir)
     if saved.dictionary != "queue":
         return None
     (found,) = _restore(workdir / "checkpoints" / str(step) / "state", ("dictionary",))

@@ -5,8 +5,8 @@ import io
 import jax
 import pytest
 
-from moco_jax.checks import findings
-from moco_jax.report.console import Console
+from moco_jax.base import findings
+from moco_jax.base.console import Console
 
 
 def test_errors_that_a_line_can_tell_are_faults_and_bugs_are_not_hidden():

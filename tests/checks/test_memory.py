@@ -1,6 +1,6 @@
 """Memory of devices and host that suffices, is tight, or does not."""
 
-from moco_jax.checks import memory
+from moco_jax.doctor import memory
 
 
 def test_memory_that_does_not_suffice():

@@ -2,7 +2,7 @@
 
 import itertools
 
-from moco_jax.checks import rate
+from moco_jax.doctor import rate
 
 
 def test_the_rate_is_taken_once_it_is_steady(monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moco_jax.checks import settings
+from moco_jax.doctor import settings
 from tests.test_config import RECIPES, load
 
 

@@ -5,10 +5,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from moco_jax.checks import images, survey
-from moco_jax.checks.findings import OK, WARNING
+from moco_jax.base.findings import OK, WARNING
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
+from moco_jax.doctor import images, survey
 
 
 def test_a_sample_is_spread_and_a_full_one_is_everything():

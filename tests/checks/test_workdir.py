@@ -5,8 +5,8 @@ import json
 import pytest
 from etils import epath
 
-from moco_jax import digests, files
-from moco_jax.checks import findings, workdir
+from moco_jax.base import digests, files, findings
+from moco_jax.doctor import workdir
 from tests.test_checkpoint import files_of, flip
 from tests.test_doctor import begin, line_with, small
 

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_sample_images
 
-from moco_jax.data import augment, device_ops, image_ops, recipes, resize
 from moco_jax.data.sources.decode import decode_image
 from moco_jax.data.sources.tfds import TFDSSource
+from moco_jax.data.views import augment, device_ops, image_ops, recipes, resize
 
 torch = pytest.importorskip("torch", reason="compares with torchvision: pip install '.[torch]'")
 transforms = pytest.importorskip("torchvision.transforms", reason="pip install '.[torch]'")

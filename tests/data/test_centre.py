@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from moco_jax.data import augment, centre, recipes
+from moco_jax.data.views import augment, centre, recipes
 
 
 def by_pil(image, side, size):

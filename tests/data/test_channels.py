@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import augment, device_ops, pipeline, recipes, resize
+from moco_jax.data import pipeline
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.data.sources.pixels import Decoding
+from moco_jax.data.views import augment, device_ops, recipes, resize
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 75, 5), np.uint8)
 SIZE = 32

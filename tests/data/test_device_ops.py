@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import augment, device_ops, pipeline, recipes, resize
+from moco_jax.data import pipeline
 from moco_jax.data.sources.memory import digits
+from moco_jax.data.views import augment, device_ops, recipes, resize
 from tests.data import test_augment  # skips where torch is missing
 
 torchvision_views = pytest.importorskip("tests.data.torchvision_views")

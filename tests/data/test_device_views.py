@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import augment, device_views, pipeline, recipes
+from moco_jax.data import pipeline
 from moco_jax.data.sources.memory import ArraySource, digits
+from moco_jax.data.views import augment, device_views, recipes
 
 SEED = 3
 

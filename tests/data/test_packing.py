@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from moco_jax.base.errors import UserError
 from moco_jax.data import packing
 from moco_jax.data.sources import open_source
 from moco_jax.data.sources.pixels import Decoding
-from moco_jax.errors import UserError
 from tests.data.pictures import decoded, encoded, write
 from tests.data.sources.test_pixels import npy
 
@@ -138,7 +138,7 @@ def test_the_command_says_what_it_did(tmp_path):
     code = """
 import sys
 from moco_jax import pack
-from moco_jax.command_line import guarded, parse
+from moco_jax.cli.command_line import guarded, parse
 
 out, *folders = sys.argv[1:]
 for folder in folders:

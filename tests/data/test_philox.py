@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import philox
+from moco_jax.data.views import philox
 
 
 @pytest.mark.parametrize("seed", [0, 1, 17, 2**31, 2**32 + 5, 2**63 - 1, -1, -(2**40)])

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import pipeline, recipes
+from moco_jax.base.errors import UserError
+from moco_jax.data import pipeline
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.memory import digits
 from moco_jax.data.sources.pixels import RGB
-from moco_jax.errors import UserError
+from moco_jax.data.views import recipes
 from tests.data.pictures import encoded, write
 
 

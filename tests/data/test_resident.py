@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from moco_jax import mesh
-from moco_jax.data import device_views, pipeline, recipes, resident
+from moco_jax.base.errors import UserError
+from moco_jax.data import pipeline, resident
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.memory import digits
-from moco_jax.errors import UserError
+from moco_jax.data.views import device_views, recipes
+from moco_jax.parallel import mesh
 from tests.data.pictures import PHOTO, decoded, encoded, write
 
 CUT = encoded()[: len(encoded()) * 2 // 3]

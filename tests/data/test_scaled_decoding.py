@@ -7,11 +7,12 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from moco_jax.checks import sheet
-from moco_jax.data import augment, image_ops, pipeline, recipes, resize
+from moco_jax.data import pipeline
 from moco_jax.data.sources.decode import RATIOS, decode_image, decode_or_flag
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
+from moco_jax.data.views import augment, image_ops, recipes, resize
+from moco_jax.monitoring import view_pairs
 from tests.data.pictures import encoded, write
 
 PHOTO = load_sample_images().images[0]
@@ -44,7 +45,7 @@ def test_views_differ_by_little_and_their_parameters_not_at_all(tmp_path):
     assert (difference.max((1, 2, 3)) > 0).sum() >= 3  # some were shrunk
     assert difference.mean() < 0.5
     assert (difference <= 6).mean() > 0.99
-    said = sheet.loss(scaled, exact).text
+    said = view_pairs.loss(scaled, exact).text
     assert "0." in said
     assert "gray levels" in said
 

@@ -11,7 +11,7 @@ from torchvision.transforms import functional as F
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data import augment, image_ops, recipes, resize
+from moco_jax.data.views import augment, image_ops, recipes, resize
 
 
 def blur(image: Image.Image, sigma: float) -> Image.Image:

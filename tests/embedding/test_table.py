@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from absl import flags
 
+from moco_jax.base.console import Console
+from moco_jax.base.errors import UserError
 from moco_jax.embedding import columns, encode, facts, npz, parquet, results, search, table
-from moco_jax.errors import UserError
-from moco_jax.report.console import Console
 from tests.command_lines import own_flags
 from tests.test_embed import ENCODER, FACTS, IMAGES
 

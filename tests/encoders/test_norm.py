@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax import mesh as mesh_lib
 from moco_jax.encoders.norm import BatchNorm
+from moco_jax.parallel import mesh as mesh_lib
 
 
 def updated_by(module, x):

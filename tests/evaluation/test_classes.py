@@ -5,13 +5,13 @@ import shutil
 import numpy as np
 import pytest
 
+from moco_jax.base.errors import UserError
 from moco_jax.data.packing import example, make_plan, pack
 from moco_jax.data.sources import open_source
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.labels import MISSING
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.data.sources.tfrecord import TFRecordSource
-from moco_jax.errors import UserError
 from moco_jax.evaluation import knn
 from moco_jax.evaluation.classes import Side, match, match_sources
 from moco_jax.evaluation.labelled import Part, labelled

@@ -9,12 +9,14 @@ import pytest
 from etils import epath
 
 from benchmarks import machine
-from moco_jax import checkpoint, claim, mesh, parts
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.subject import open_subject
+from moco_jax.parallel import mesh
+from moco_jax.training import assembly, checkpoint
 from moco_jax.weights import bridge
 from moco_jax.weights import files as weight_files
+from moco_jax.workdir import recipe_check
 from tests import states
 from tests.command_lines import command_lines, ended, started
 from tests.data.pictures import encoded, write
@@ -36,11 +38,11 @@ def workdir(tmp_path_factory):
     """Of a run that has not moved its weights: query and momentum encoder are the untrained one."""
     place, config = epath.Path(tmp_path_factory.mktemp("run")), tiny()
     one = mesh.create_mesh(jax.devices()[:1])
-    lowered = parts.program(config, one, 1437).initial.lower()
+    lowered = assembly.program(config, one, 1437).initial.lower()
     state = lowered.compile(
         {"xla_backend_optimization_level": 0}
     )()  # compiled in a fourth of the time
-    claim.claim_workdir(place, config.to_dict(), set())
+    recipe_check.claim_workdir(place, config.to_dict(), set())
     checkpoints = checkpoint.Checkpoints(place, 2)
     checkpoints.save(4, state, config.to_dict(), {})
     checkpoints.close()

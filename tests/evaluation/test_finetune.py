@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from moco_jax import encoders, mesh
+from moco_jax import encoders
 from moco_jax.evaluation import finetune, linear, mixing
+from moco_jax.parallel import mesh
 from moco_jax.weights import torchvision as torchvision_weights
 
 MEAN, STD, CLASSES = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 5

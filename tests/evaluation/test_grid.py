@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from moco_jax import mesh
 from moco_jax.evaluation import grid, linear
+from moco_jax.parallel import mesh
 from tests.evaluation.test_linear import digits, silent, spectrum, subject_of
 
 

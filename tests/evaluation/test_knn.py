@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from moco_jax import mesh
 from moco_jax.evaluation import knn
+from moco_jax.parallel import mesh
 
 
 def made_up(number=700, classes=5, width=12):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moco_jax.data.sources.memory import ArraySource
-from moco_jax.evaluation.monitor import Monitor
+from moco_jax.monitoring.scores import Monitor
 from tests.report.test_neighbours import BANK, QUERIES, monitor_of
 
 NAMES = ("ant", "bee", "cat", "dog")

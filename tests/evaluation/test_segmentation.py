@@ -9,16 +9,17 @@ import pytest
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
-from moco_jax import encoders, mesh
+from moco_jax import encoders
+from moco_jax.base.errors import UserError
+from moco_jax.cli.evaluations import segmentation as command
 from moco_jax.data.sources.pixels import RGB
 from moco_jax.encoders.resnet import ResNet
-from moco_jax.encoding import to_network_input
-from moco_jax.errors import UserError
-from moco_jax.evaluation.commands import segmentation as command
 from moco_jax.evaluation.segmentation import data, fcn, scoring, training
 from moco_jax.evaluation.segmentation.data import IGNORED
 from moco_jax.evaluation.segmentation.views import ahead, training_view
-from moco_jax.trained import Trained
+from moco_jax.inference.trained_encoder import Trained
+from moco_jax.method.encoding import to_network_input
+from moco_jax.parallel import mesh
 from moco_jax.weights import torchvision as weights
 from tests.evaluation.scenes import CLASSES, write_voc
 from tests.test_config import load

@@ -9,8 +9,8 @@ from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
 
-from moco_jax.report import board
-from moco_jax.report.writers import Writers
+from moco_jax.monitoring import tensorboard_files
+from moco_jax.monitoring.run_log import Writers
 from tests.test_config import load
 
 
@@ -42,8 +42,8 @@ def test_the_projector_has_each_image_at_the_place_of_its_features(tmp_path):
     (tmp_path / "tensorboard").mkdir()
     rng = np.random.default_rng(0)
     features = rng.normal(size=(5, 4)).astype(np.float32)
-    images = rng.integers(0, 256, (5, board.SIDE, board.SIDE, 3), np.uint8)
-    board.project(epath.Path(tmp_path), features, images, np.arange(5))
+    images = rng.integers(0, 256, (5, tensorboard_files.SIDE, tensorboard_files.SIDE, 3), np.uint8)
+    tensorboard_files.project(epath.Path(tmp_path), features, images, np.arange(5))
     folder = tmp_path / "tensorboard"
     text = (folder / "projector_config.pbtxt").read_text()
     (config,) = text_format.Parse(text, projector.ProjectorConfig()).embeddings

@@ -9,8 +9,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from moco_jax.errors import UserError
-from moco_jax.report import writers
+from moco_jax.base.errors import UserError
+from moco_jax.monitoring import run_log
 from moco_jax.report.page import images, records, render
 from moco_jax.report.page import run as runs_lib
 from moco_jax.report.page.looks import Look, Looks
@@ -113,7 +113,7 @@ def test_records_of_any_json_leave_a_page_with_the_others(place, seed):
     unusable = [
         line
         for line in text.splitlines()
-        if writers.record_of(line.encode()) is None or records.wrong(json.loads(line))
+        if run_log.record_of(line.encode()) is None or records.wrong(json.loads(line))
     ]
     assert any(f"{len(unusable)} of {len(text.splitlines())} records" in s for s in said) == bool(
         unusable

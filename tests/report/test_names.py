@@ -5,12 +5,12 @@ import os
 import pytest
 from etils import epath
 
-from moco_jax.report import board
+from moco_jax.base.text import printable
+from moco_jax.monitoring import tensorboard_files
 from moco_jax.report.page import render
 from moco_jax.report.page.images import Pair
 from moco_jax.report.page.looks import Look
 from moco_jax.report.page.run import Run
-from moco_jax.text import printable
 from tests.data.sources.test_names import ODD
 from tests.test_config import load
 
@@ -27,4 +27,4 @@ def test_a_page_prints_whatever_a_name_holds(name):
     page = render.page([run], [look])
     page.encode("utf-8")
     assert page.replace("\n", "").isprintable()
-    assert board.settings(config.to_dict())["data_dir"] == printable(text)
+    assert tensorboard_files.settings(config.to_dict())["data_dir"] == printable(text)

@@ -13,15 +13,16 @@ from etils import epath
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from moco_jax import mesh
-from moco_jax.data import recipes
+from moco_jax.base import figures
+from moco_jax.base.console import Console
+from moco_jax.base.errors import UserError
 from moco_jax.data.sources.memory import ArraySource
-from moco_jax.errors import UserError
+from moco_jax.data.views import recipes
 from moco_jax.evaluation import knn
-from moco_jax.evaluation.monitor import FEW, NEAREST, Monitor
-from moco_jax.report import figures, neighbours
-from moco_jax.report.console import Console
-from moco_jax.report.writers import Writers
+from moco_jax.monitoring import neighbours
+from moco_jax.monitoring.run_log import Writers
+from moco_jax.monitoring.scores import FEW, NEAREST, Monitor
+from moco_jax.parallel import mesh
 
 SIDE, BANK, QUERIES = 8, 90, 24
 

@@ -20,14 +20,16 @@ import numpy as np
 import pytest
 from etils import epath
 
-from moco_jax import checkpoint, claim, environment, mesh, parts
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
 from moco_jax.evaluation import published
+from moco_jax.parallel import mesh
 from moco_jax.report.page import charts, curves, embedding, render, settings
 from moco_jax.report.page import run as runs_lib
 from moco_jax.report.page import watch as watch_lib
 from moco_jax.report.page.looks import Looks
 from moco_jax.report.page.watch import Watch
+from moco_jax.training import assembly, checkpoint, environment
+from moco_jax.workdir import recipe_check
 from tests.test_config import load
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
@@ -97,7 +99,7 @@ RECORDS = [
 
 def write_run(place, config, state, records=RECORDS):
     place = epath.Path(place)
-    claim.claim_workdir(place, config.to_dict(), set())
+    recipe_check.claim_workdir(place, config.to_dict(), set())
     start = {"step": 0, "event": "start", **environment.facts(), "examples": 1437, "steps_per_epoch": 22, "schedule_shift": 0}  # fmt: skip
     lines = "".join(json.dumps(r) + "\n" for r in [start, *records])
     (place / "metrics.jsonl").write_text(lines)
@@ -112,7 +114,7 @@ def write_run(place, config, state, records=RECORDS):
 def two(tmp_path_factory):
     """Two workdirs, the first with a checkpoint and an evaluation."""
     config, folder = tiny(), tmp_path_factory.mktemp("runs")
-    lowered = parts.program(config, mesh.create_mesh(jax.devices()[:1]), 1437).initial.lower()
+    lowered = assembly.program(config, mesh.create_mesh(jax.devices()[:1]), 1437).initial.lower()
     state = lowered.compile({"xla_backend_optimization_level": 0})()
     first = write_run(folder / "first", config, state)
     knn = {"evaluation": "knn", "step": 44, "published": None,

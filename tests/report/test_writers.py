@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from moco_jax import diagnosis
-from moco_jax.errors import UserError
-from moco_jax.report import writers
+from moco_jax.base.errors import UserError
+from moco_jax.monitoring import run_log
+from moco_jax.monitoring.diagnosis import rules
 
 START = {"step": 0, "event": "start", "examples": 1437, "steps_per_epoch": 22, "schedule_shift": 0}
 LOGS = [{"step": n, "loss": 5.0 - n / 10, "top1": 0.1, "lr": 0.06} for n in range(1, 9)]
@@ -46,17 +46,17 @@ def test_a_damaged_line_is_left_out_and_the_others_are_read(tmp_path, number):
     at = int(rng.integers(1, len(lines) + 1))
     lines.insert(at, DAMAGE[number])
     place = write(tmp_path, lines)
-    found = writers.read(place)
+    found = run_log.read(place)
     assert same(found.records, WHOLE)
     assert found.damaged == {at + 1: DAMAGE[number]}
     assert found.remarks == [f"{place}/metrics.jsonl: line {at + 1} is damaged and left out"]
-    diagnosis.examine(found.records, diagnosis.facts_of({}, diagnosis.images_of(found.records)))
-    log = writers.Writers(place, True, 8)
+    rules.examine(found.records, rules.facts_of({}, rules.images_of(found.records)))
+    log = run_log.Writers(place, True, 8)
     (line,) = log.said
     assert "earlier/1/metrics.jsonl" in line
     assert (place / "earlier/1/metrics.jsonl").read_bytes() == DAMAGE[number] + b"\n"
     assert same(log.held, WHOLE)
-    again = writers.Writers(place, True, 8)
+    again = run_log.Writers(place, True, 8)
     assert again.said == []
     assert same(again.held, WHOLE)
 
@@ -65,38 +65,38 @@ def test_a_damaged_line_is_left_out_and_the_others_are_read(tmp_path, number):
 def test_a_last_line_that_is_cut_off_is_left_out(tmp_path, cut):
     whole = b"\n".join(lines_of(WHOLE)) + b"\n"
     place = write(tmp_path, [whole[:-cut]], b"")
-    found = writers.read(place)
+    found = run_log.read(place)
     assert same(found.records, WHOLE[:-1])
     assert found.only_cut
-    assert same(writers.records(place), WHOLE[:-1])
-    assert len(writers.Writers(place, True, 8).said) == 1
+    assert same(run_log.records(place), WHOLE[:-1])
+    assert len(run_log.Writers(place, True, 8).said) == 1
 
 
 def test_records_of_lost_steps_and_of_earlier_runs_are_kept_elsewhere(tmp_path):
     place = write(tmp_path, lines_of(WHOLE))
     (place / "neighbours.json").write_text("{}")
-    log = writers.Writers(place, True, 6)
+    log = run_log.Writers(place, True, 6)
     assert log.said == []  # a run that goes on makes them again
     assert [r["step"] for r in log.held][-1] == 6
-    assert same(writers.records(place / "earlier/1"), [*LOGS[6:], SCORE])
+    assert same(run_log.records(place / "earlier/1"), [*LOGS[6:], SCORE])
     assert (place / "neighbours.json").exists()
-    anew = writers.Writers(place, True, 0)
+    anew = run_log.Writers(place, True, 0)
     assert len(anew.said) == 1
-    assert anew.held == writers.records(place) == []
-    assert len(writers.records(place / "earlier/2")) == 8
+    assert anew.held == run_log.records(place) == []
+    assert len(run_log.records(place / "earlier/2")) == 8
     assert not (place / "neighbours.json").exists()
     assert (place / "earlier/2/neighbours.json").exists()
-    assert not writers.Writers(tmp_path / "new", False, 0).said
+    assert not run_log.Writers(tmp_path / "new", False, 0).said
 
 
 def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     place = epath.Path(tmp_path)
-    for look in (writers.records, lambda p: writers.Writers(p, True, 4)):
+    for look in (run_log.records, lambda p: run_log.Writers(p, True, 4)):
         with pytest.raises(UserError, match=r"metrics.jsonl cannot be read and written"):
             look(place)
     (tmp_path / "metrics.jsonl").rmdir()
-    log = writers.Writers(place, True, 4)
+    log = run_log.Writers(place, True, 4)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"metrics.jsonl cannot be read and written"):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
+from moco_jax.base.errors import UserError
+from moco_jax.config.settings import OPERATIONAL, RECIPE, SETTINGS, kinds, overview
 from moco_jax.data import sources
-from moco_jax.errors import UserError
-from moco_jax.settings import OPERATIONAL, RECIPE, SETTINGS, kinds, overview
 from tests.command_lines import forget_words, own_flags
 
 # The same members at every run.
@@ -221,7 +221,7 @@ def command(request, monkeypatch, tmp_path):
         return None, status
 
     with own_flags(f"moco_jax.{request.param}") as module:
-        command_line = sys.modules["moco_jax.command_line"]
+        command_line = sys.modules["moco_jax.cli.command_line"]
         yield run
 
 

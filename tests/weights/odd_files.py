@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
 from moco_jax.weights import torchvision
 from moco_jax.weights.pretrained import part, template
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from moco_jax import encoders
+from moco_jax.base.errors import UserError
 from moco_jax.encoders.vit import sincos_positions
-from moco_jax.errors import UserError
 from moco_jax.weights import bridge, files, verify
 from moco_jax.weights.pretrained import Pretrained, joined, part, template
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moco_jax import encoders
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
 from moco_jax.weights import detectron2, torchvision
 
 

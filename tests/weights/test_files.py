@@ -11,7 +11,7 @@ import ml_dtypes  # noqa: F401  # its types by name
 import numpy as np
 import pytest
 
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
 from moco_jax.weights import files
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "count": np.zeros((), np.int64)}
@@ -233,7 +233,7 @@ def test_a_missing_package_is_named(tmp_path, package):
     code = f"""
 import sys
 sys.modules["{package}"] = None
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
 from moco_jax.weights import files
 try:
     files.write({str(tmp_path / "w.pth")!r} if "{package}" == "torch" else {str(tmp_path / "w.safetensors")!r}, {{}}, {{}})

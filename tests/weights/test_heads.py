@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import moco_jax
+from moco_jax.base.errors import UserError
 from moco_jax.encoders.vit import sincos_positions
-from moco_jax.errors import UserError
 from moco_jax.weights import bridge, files, layouts, timm
 from moco_jax.weights.pretrained import part
 from tests.weights.test_bridge import (

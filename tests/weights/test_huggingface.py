@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import moco_jax
-from moco_jax.errors import UserError
+from moco_jax.base.errors import UserError
 from moco_jax.weights import bridge, files, huggingface, verify
 from moco_jax.weights.pretrained import Pretrained, joined, part
 from tests.data.pictures import PHOTO

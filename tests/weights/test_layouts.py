@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from moco_jax import files as paths
-from moco_jax import trained
-from moco_jax.errors import UserError
+from moco_jax.base import files as paths
+from moco_jax.base.errors import UserError
+from moco_jax.inference import trained_encoder
 from moco_jax.weights import bridge, files, layouts
 from tests.weights.odd_files import network, refusal
 
@@ -158,7 +158,7 @@ ADDRESSES = [
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_addresses_are_refused_in_one_line(address):
-    for call in (bridge.load, bridge.is_run, trained.load, files.read, paths.absolute):
+    for call in (bridge.load, bridge.is_run, trained_encoder.load, files.read, paths.absolute):
         if not (
             call is files.read and address.endswith("/")
         ):  # without an ending it is refused for that

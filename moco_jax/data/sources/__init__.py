@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.data.sources import pixels
 from moco_jax.data.sources.pixels import RGB, Decoding
-from moco_jax.errors import UserError
-from moco_jax.text import printable
 
 if TYPE_CHECKING:  # what only decodes pixels does without it
     import tensorflow as tf
@@ -59,7 +59,7 @@ class Source(Protocol):
         """
 
     def name(self, index: int) -> str:
-        """What to call one image in a message, in one line (`moco_jax.text.printable`)."""
+        """What to call one image in a message, in one line (`moco_jax.base.text.printable`)."""
 
     def names(self, indices: np.ndarray) -> list[str]:
         """What to call images in a record: short, the same wherever the set lies, with every byte (`surrogateescape`)."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import is_utf8, printable
 from moco_jax.data.sources import decode, examples, shards
 from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.data.sources.tfrecord import Slice
-from moco_jax.errors import UserError
-from moco_jax.text import is_utf8, printable
 
 ENDING = r"\.(array_?record|arecord)(-\d+-of-\d+)?"
 

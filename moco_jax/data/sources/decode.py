@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.base.errors import UserError
 from moco_jax.data.sources import pixels
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.data.sources.pixels import is_image as is_image
-from moco_jax.errors import UserError
 
 if TYPE_CHECKING:
     from moco_jax.data.sources import Source

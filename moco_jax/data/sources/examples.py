@@ -8,10 +8,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.data.sources import labels, store
 from moco_jax.data.sources.pixels import RGB, Decoding
-from moco_jax.errors import UserError
-from moco_jax.text import printable
 
 IMAGE_KEYS = ("image", "image/encoded", "jpg", "png")
 CLASS_KEYS = ("label", "image/class/label")

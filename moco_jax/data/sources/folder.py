@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.data.sources import labels, names, split_names, store
 from moco_jax.data.sources.lists import read_list
 from moco_jax.data.sources.names import Names
 from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
-from moco_jax.errors import UserError
-from moco_jax.text import printable
 
 _LOOKED = f"images end in {', '.join(EXTENSIONS)}"
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from moco_jax import files
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.data.sources import store
 from moco_jax.data.sources.names import short
-from moco_jax.errors import UserError
-from moco_jax.text import printable
 
 LONGEST = 2**31 - 1  # bytes of a record: its length is kept as int32
 Arrays = dict[str, np.ndarray]

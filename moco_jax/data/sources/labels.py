@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moco_jax.errors import UserError
-from moco_jax.text import printable
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 
 if TYPE_CHECKING:
     from moco_jax.data.sources import Source

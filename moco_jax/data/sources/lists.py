@@ -11,11 +11,11 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.data.sources import labels, store
 from moco_jax.data.sources.labels import MISSING
 from moco_jax.data.sources.pixels import EXTENSIONS
-from moco_jax.errors import UserError
-from moco_jax.text import printable
 
 WANTED = (
     "a list is UTF-8 text with one image path a line, absolute or relative to the list's folder, and a class after a tab "

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.base.errors import UserError
 from moco_jax.data.sources import labels
 from moco_jax.data.sources.pixels import RGB, Decoding
-from moco_jax.errors import UserError
 
 CANVAS = 32
 DIGITS_TEST = 360

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from moco_jax.text import printable
+from moco_jax.base.text import printable
 
 # What is passed over, in the words in which it is said.
 HIDDEN = "hidden ones"

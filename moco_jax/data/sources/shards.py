@@ -6,10 +6,10 @@ import re
 
 import tensorflow as tf
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.files import is_remote
+from moco_jax.base.text import is_utf8, printable
 from moco_jax.data.sources import store
-from moco_jax.errors import UserError
-from moco_jax.files import is_remote
-from moco_jax.text import is_utf8, printable
 
 MOST = 1_000_000  # files that braces may name
 _NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)(.*)", re.S)

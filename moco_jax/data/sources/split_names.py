@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from moco_jax.base.text import printable
 from moco_jax.data.sources.labels import listed
-from moco_jax.text import printable
 
 _PARTS = re.compile(
     "train|training|trn|val|valid|validation|dev|development|test|testing|tst|eval|evaluation|"

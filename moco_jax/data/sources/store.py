@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from moco_jax.base.files import is_remote, open_regular
+from moco_jax.base.text import is_utf8, printable
 from moco_jax.data.sources.names import HIDDEN, NO_FILE, SYSTEM, TWICE, is_systems
-from moco_jax.files import is_remote, open_regular
-from moco_jax.text import is_utf8, printable
 
 READERS = 16  # threads that wait for bytes
 KEPT_OPEN = 256  # files of a `Ranges` that stay open; systems permit 1,024 a process, some fewer

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.data.sources import index, labels, names, shards, store, tar_members
 from moco_jax.data.sources.names import Names
 from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
 from moco_jax.data.sources.tar_members import Member
-from moco_jax.errors import UserError
-from moco_jax.text import printable
 
 # What is counted, in the order in which an index keeps it.
 _FURTHER = "further images of examples that have one"

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.data.sources import names, store
-from moco_jax.errors import UserError
-from moco_jax.text import printable
 
 _BLOCK = 512
 _HEADER = 1 << 20  # bytes that a header may have; those with a long name are a few kilobytes

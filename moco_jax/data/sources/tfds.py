@@ -1,9 +1,9 @@
 """Image datasets that TFDS has prepared, read at random instead of through its own reader."""
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.data.sources import arrayrecord, examples, index, store, tfrecord
 from moco_jax.data.sources.pixels import RGB, Decoding
-from moco_jax.errors import UserError
-from moco_jax.text import printable
 
 
 class TFDSSource(examples.ExampleSource):

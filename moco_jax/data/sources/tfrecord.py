@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.data.sources import examples, index, shards, store
 from moco_jax.data.sources.pixels import RGB, Decoding
-from moco_jax.errors import UserError
-from moco_jax.text import printable
 
 _FRAME = (
     16  # eight bytes of length and four of its checksum before a record, four of checksum after

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from moco_jax.base.errors import UserError
 from moco_jax.data.sources import pictures
 from moco_jax.data.sources.decoding import (
     Decoding,
@@ -18,7 +19,6 @@ from moco_jax.data.sources.decoding import (
     turn,
 )
 from moco_jax.data.sources.decoding import Unfit as Unfit
-from moco_jax.errors import UserError
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION, _BITS = 0x0112, 0x0102

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
 from moco_jax.data.sources import pictures, store
 from moco_jax.data.sources.lists import text_lines
 from moco_jax.data.sources.pixels import Decoding, pixels
-from moco_jax.errors import UserError
-from moco_jax.text import printable
 
 IGNORED = 255  # what a label says of pixels that do not count
 

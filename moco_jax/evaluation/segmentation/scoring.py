@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moco_jax import mesh as mesh_lib
-from moco_jax.encoding import to_network_input
 from moco_jax.evaluation.decide import decide
 from moco_jax.evaluation.segmentation import fcn
 from moco_jax.evaluation.segmentation.data import IGNORED, Scenes
 from moco_jax.evaluation.segmentation.views import ahead
+from moco_jax.method.encoding import to_network_input
+from moco_jax.parallel import mesh as mesh_lib
 
 UNIT = 128  # sides are padded to a multiple, so that few shapes are compiled; a multiple of all strides together
 

@@ -14,15 +14,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from moco_jax import mesh as mesh_lib
-from moco_jax import optim, random_keys
+from moco_jax.base import random_keys
+from moco_jax.base.errors import UserError
 from moco_jax.data import order
-from moco_jax.encoding import to_network_input
-from moco_jax.errors import UserError
 from moco_jax.evaluation import resume
 from moco_jax.evaluation.segmentation import fcn
 from moco_jax.evaluation.segmentation.data import IGNORED, Scenes
 from moco_jax.evaluation.segmentation.views import ahead, training_view
+from moco_jax.method import optimizers
+from moco_jax.method.encoding import to_network_input
+from moco_jax.parallel import mesh as mesh_lib
 
 MOMENTUM, DECAY = 0.9, 1e-4
 DROPS = (0.7, 0.9)  # shares of the training after which the rate is divided by ten
@@ -47,7 +48,7 @@ class Protocol:
     def rate_at(self) -> Callable[[jax.Array], jax.Array]:
         """The learning rate of a step."""
         drops = [round(share * self.iterations) for share in DROPS]
-        return optim.learning_rate(self.rate, "steps", self.iterations, 1, drops)
+        return optimizers.learning_rate(self.rate, "steps", self.iterations, 1, drops)
 
 
 # MoCo v1, appendix A.5
@@ -69,7 +70,7 @@ class State:
 
 def optimizer() -> optax.GradientTransformation:
     """SGD with momentum 0.9; decay on every parameter, as in the pretraining."""
-    return optim.sgd(MOMENTUM, DECAY)
+    return optimizers.sgd(MOMENTUM, DECAY)
 
 
 def start(network: fcn.FCN, backbone: Any, channels: int, seed: int) -> State:
@@ -203,7 +204,7 @@ def fine_tune(
     state = mesh_lib.to_every_device(mesh, jax.device_get(state))
     facts = network, chosen, tuple(mean), tuple(std), seed, scenes.facts
     state, begun, notes = kept.begin(mesh, state, facts)
-    rates = optim.values(chosen.rate_at(), chosen.iterations)
+    rates = optimizers.values(chosen.rate_at(), chosen.iterations)
     rows = mesh_lib.local_rows(mesh, chosen.batch_size)
     fill = [round(255 * value) for value in mean]
     losses: list[float] = notes.get("losses", [])

@@ -13,15 +13,16 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from moco_jax import mesh as mesh_lib
-from moco_jax import trained
-from moco_jax.data import pipeline, recipes
+from moco_jax.base.errors import UserError
+from moco_jax.data import pipeline
 from moco_jax.data.sources import Source, labels
-from moco_jax.errors import UserError
+from moco_jax.data.views import recipes
 from moco_jax.evaluation import features, knn
-from moco_jax.evaluation.monitor import choose
-from moco_jax.parts import open_images, recipe_of
+from moco_jax.inference import trained_encoder
+from moco_jax.monitoring.scores import choose
+from moco_jax.parallel import mesh as mesh_lib
 from moco_jax.report.page.run import Run
+from moco_jax.training.assembly import open_images, recipe_of
 
 QUERIES, NEAREST = 8, 5
 FEW = 30  # images below which a map is by principal components
@@ -74,7 +75,7 @@ def look(run: Run, step: int, limit: int, report: Report) -> Embedding:
     Raises:
         UserError: images or checkpoint are not there.
     """
-    found = trained.load(str(run.place), step=step)
+    found = trained_encoder.load(str(run.place), step=step)
     bank, queries = _pictures(run, limit)
     config = found.config
     encode = features.make_encode(
@@ -84,7 +85,7 @@ def look(run: Run, step: int, limit: int, report: Report) -> Embedding:
     nearest: dict[str, np.ndarray] = {}
     agreement: dict[str, float] = {}
     images = np.concatenate([bank.images, queries.images])
-    for title, one in {"before training": trained.untrained(found), f"at step {step:,}": found}.items():  # fmt: skip
+    for title, one in {"before training": trained_encoder.untrained(found), f"at step {step:,}": found}.items():  # fmt: skip
         report(f"{run.name}: {len(images):,} images, encoder {title}")
         made = [np.asarray(encode(one.variables, jnp.asarray(_whole(images, at)))) for at in range(0, len(images), BATCH)]  # fmt: skip
         vectors = knn.unit(np.concatenate(made)[: len(images)])

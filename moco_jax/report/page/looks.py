@@ -4,11 +4,11 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+from moco_jax.base.text import printable
 from moco_jax.report.page import embedding, images
 from moco_jax.report.page.embedding import Embedding
 from moco_jax.report.page.images import Pair
 from moco_jax.report.page.run import Run
-from moco_jax.text import printable
 
 SHARE = 20  # while it is watched, looking takes at most one part in so many of the time
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from moco_jax import files
-from moco_jax.text import printable
+from moco_jax.base import files
+from moco_jax.base.text import printable
 
 Record = dict[str, Any]
 

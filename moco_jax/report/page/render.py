@@ -11,13 +11,13 @@ import numpy as np
 from markupsafe import Markup
 
 import moco_jax
-from moco_jax import diagnosis
+from moco_jax.base.text import printable, printable_lines
+from moco_jax.monitoring.diagnosis import rules
 from moco_jax.report.page import charts, curves, evaluations, images, settings
 from moco_jax.report.page.embedding import Embedding
 from moco_jax.report.page.looks import Look, reason
 from moco_jax.report.page.records import short
 from moco_jax.report.page.run import Run
-from moco_jax.text import printable, printable_lines
 
 SECTIONS = {
     "summary": "Summary", "diagnosis": "Diagnosis", "curves": "Curves", "settings": "Settings", "views": "View pairs",
@@ -149,10 +149,10 @@ def _diagnosis(run: Run, parts: _Parts) -> dict[str, Any]:
     return {"name": run.name, "findings": found, "events": events}
 
 
-def findings(run: Run) -> list[diagnosis.Finding]:
-    """What the rules of `moco_jax.diagnosis` find in the records of `run`."""
+def findings(run: Run) -> list[rules.Finding]:
+    """What the rules of `moco_jax.monitoring.diagnosis.rules` find in the records of `run`."""
     images = run.starts[-1]["examples"] if run.starts else None
-    return diagnosis.examine(run.records, diagnosis.facts_of(run.config, images))
+    return rules.examine(run.records, rules.facts_of(run.config, images))
 
 
 def _panels(runs: Sequence[Run], parts: _Parts) -> list[dict[str, Any]]:

@@ -10,13 +10,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import files, integrity, trained
-from moco_jax.errors import UserError
-from moco_jax.parts import open_images
-from moco_jax.report import writers
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
+from moco_jax.inference import trained_encoder
+from moco_jax.monitoring import run_log
 from moco_jax.report.page import records as records_lib
 from moco_jax.report.page.records import Record
-from moco_jax.text import printable
+from moco_jax.training.assembly import open_images
+from moco_jax.workdir import integrity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +113,10 @@ def read(places: Sequence[str]) -> list[Run]:
 
 
 def _read(name: str, place: epath.Path) -> Run:
-    config = trained.read_config(str(place))
+    config = trained_encoder.read_config(str(place))
     left_out: list[str] = []
     try:
-        found = writers.read(place)
+        found = run_log.read(place)
         # A line that has no end may be one that is just being written.
         records, odd = records_lib.sound(found.records, () if found.only_cut else found.damaged)
         left_out += odd

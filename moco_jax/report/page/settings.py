@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax.hosts import code_digest
+from moco_jax.parallel.hosts import code_digest
 from moco_jax.report.page.run import Run
 
 

@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import pytest
 
+from moco_jax.base.errors import UserError
 from moco_jax.data.packing import example
 from moco_jax.data.sources import arrayrecord
 from moco_jax.data.sources.arrayrecord import ArrayRecordSource, writer
 from moco_jax.data.sources.tfrecord import Slice
-from moco_jax.errors import UserError
 from tests.data.pictures import decoded, encoded, opened
 
 

@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_jax import mesh
-from moco_jax.data import packing, pipeline, recipes
+from moco_jax.base.errors import UserError
+from moco_jax.data import packing, pipeline
 from moco_jax.data.sources import decode, headers, open_source, pixels
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
-from moco_jax.errors import UserError
+from moco_jax.data.views import recipes
 from moco_jax.evaluation import features
-from moco_jax.inference import FeatureEncoder
+from moco_jax.inference.loading import FeatureEncoder
+from moco_jax.parallel import mesh
 from tests.data.pictures import decoded
 from tests.data.sources import corpus
 

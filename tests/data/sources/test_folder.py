@@ -5,10 +5,10 @@ import os
 import numpy as np
 import pytest
 
+from moco_jax.base.errors import UserError
 from moco_jax.data.sources import store
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.names import Names
-from moco_jax.errors import UserError
 from tests.data.pictures import decoded, encoded, write
 
 

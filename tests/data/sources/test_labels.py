@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from moco_jax.base.errors import UserError
 from moco_jax.data.packing import example, make_plan, pack
 from moco_jax.data.sources import arrayrecord, labels, open_source, remarks_of
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.data.sources.tar import TarSource
 from moco_jax.data.sources.tfrecord import TFRecordSource
-from moco_jax.errors import UserError
 from tests.data.pictures import encoded, write
 from tests.data.sources.test_tar import tar
 from tests.data.sources.test_tfrecord import records_to

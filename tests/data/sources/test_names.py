@@ -8,8 +8,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from moco_jax import command_line
-from moco_jax.checks import images, survey
+from moco_jax.base.console import Console
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import from_line, printable
+from moco_jax.cli import command_line
 from moco_jax.data import packing
 from moco_jax.data.pipeline import DamagedImages
 from moco_jax.data.sources import names, open_source, remarks_of, store
@@ -17,12 +19,10 @@ from moco_jax.data.sources.damage import described
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.names import Names
 from moco_jax.data.sources.tar import TarSource
+from moco_jax.doctor import images, survey
 from moco_jax.embedding import table
 from moco_jax.embedding.encode import Damaged
 from moco_jax.embedding.table import Rows
-from moco_jax.errors import UserError
-from moco_jax.report.console import Console
-from moco_jax.text import from_line, printable
 from tests.data.pictures import encoded
 from tests.test_embed import FACTS
 

@@ -9,13 +9,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
+from moco_jax.base.errors import UserError
 from moco_jax.data import sources
 from moco_jax.data.packing import example
 from moco_jax.data.sources import arrayrecord, decode, pixels
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.data.sources.pixels import Decoding, Unfit
-from moco_jax.errors import UserError
 from tests.data.pictures import PHOTO, decoded, encoded, write
 from tests.data.sources.test_tar import tar
 from tests.data.sources.test_tfrecord import records_to

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from moco_jax.base.errors import UserError
 from moco_jax.data import sources
 from moco_jax.data.packing import example
 from moco_jax.data.sources import arrayrecord
 from moco_jax.data.sources.pixels import Decoding
-from moco_jax.errors import UserError
 from tests.data.pictures import decoded, encoded, write
 from tests.data.sources.test_tar import tar
 from tests.data.sources.test_tfrecord import TFDS, records_to

@@ -6,9 +6,9 @@ import tarfile
 import numpy as np
 import pytest
 
+from moco_jax.base.errors import UserError
 from moco_jax.data.sources import shards
 from moco_jax.data.sources.tar import TarSource
-from moco_jax.errors import UserError
 from tests.data.pictures import decoded, encoded, opened
 
 LONG = "a/" + "long_name_" * 30

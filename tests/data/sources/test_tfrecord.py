@@ -11,12 +11,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from moco_jax.base.errors import UserError
 from moco_jax.data.packing import example
 from moco_jax.data.sources import index, tfrecord
 from moco_jax.data.sources.decode import decode_image
 from moco_jax.data.sources.tfds import TFDSSource
 from moco_jax.data.sources.tfrecord import TFRecordSource
-from moco_jax.errors import UserError
 from tests.data.pictures import decoded, encoded, opened
 
 TFDS = os.environ.get("MOCO_JAX_TFDS")

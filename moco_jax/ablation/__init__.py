@@ -1,0 +1,1 @@
+"""Comparisons of several runs: their rows, and the table and figure of their results."""

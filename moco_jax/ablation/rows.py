@@ -1,0 +1,107 @@
+"""The rows of a comparison: each a run in a folder of its own, and the table and figure of their results."""
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax.base import figures, files
+from moco_jax.base.console import Console, table
+from moco_jax.monitoring import run_log
+from moco_jax.training import loop
+
+Row = dict[str, Any]
+
+
+def row_config(base: ConfigDict, row: Row, seed: int) -> ConfigDict:
+    """The settings of one run of `row`."""
+    config = base.copy_and_resolve_references()
+    config.update(dict(row["settings"]))
+    config.seed = seed
+    return config
+
+
+def folder_name(row: Row, seed: int) -> str:
+    """Where one run of `row` is kept."""
+    words = f"{row['table']} {row['line']} {row['x']} seed {seed}"
+    return re.sub(r"[^\w.]+", "_", words)
+
+
+def shared_run(base: ConfigDict, rows: list[Row], row: Row) -> Row:
+    """The first of `rows` that has the settings of `row`: its run serves both."""
+    wanted = row_config(base, row, 0).to_dict()
+    return next(other for other in rows if row_config(base, other, 0).to_dict() == wanted)
+
+
+def result_of(folder: epath.Path) -> dict[str, float] | None:
+    """The scores of a finished run, or None."""
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def scores(folder: epath.Path) -> dict[str, float]:
+    """Last kNN accuracy, and the contrastive top-1 and loss averaged over the last tenth of the records."""
+    found = run_log.records(folder)
+    steps = [r for r in found if "loss" in r]
+    last = steps[-max(len(steps) // 10, 1) :]
+    mean = {name: float(np.mean([r[name] for r in last])) for name in ("top1", "loss")}
+    return {"knn": [r["knn"] for r in found if "knn" in r][-1], **mean}
+
+
+def run_row(base: ConfigDict, row: Row, seed: int, folder: epath.Path) -> int:
+    """Train one run of `row` and keep its scores; the number of the signal that stopped it, or 0."""
+    stopped = loop.train(row_config(base, row, seed), str(folder), set())
+    if not stopped:
+        files.write(folder / "result.json", (json.dumps(scores(folder)) + "\n").encode())
+    return stopped
+
+
+def summary(base: ConfigDict, rows: list[Row], place: epath.Path, seeds: int) -> list[Row]:
+    """Of every row that has results: their mean and standard deviation over seeds, and the loss of chance."""
+    found = []
+    for row in rows:
+        ran = shared_run(base, rows, row)
+        results = [result_of(place / folder_name(ran, seed)) for seed in range(seeds)]
+        done = [r for r in results if r is not None]
+        if not done:
+            continue
+        values = {name: [r[name] for r in done] for name in done[0]}
+        spread = {
+            name: float(np.std(v, ddof=1)) if len(v) > 1 else None for name, v in values.items()
+        }
+        mean = {name: float(np.mean(v)) for name, v in values.items()}
+        identity = {name: row[name] for name in ("table", "line", "x")}
+        config = row_config(base, row, 0)
+        chance = config_lib.method_of(config).chance_level(config.batch_size)
+        found.append(
+            {**identity, "seeds": len(done), "mean": mean, "deviation": spread, "chance": chance}
+        )
+    return found
+
+
+def show(found: list[Row], place: epath.Path, console: Console) -> None:
+    """Print the tables, write them to `ablation.json`, and draw `ablation.png`."""
+
+    def share(row: Row, name: str) -> str:
+        deviation = row["deviation"][name]
+        text = f"{100 * row['mean'][name]:.2f}"
+        return text if deviation is None else f"{text} +- {100 * deviation:.2f}"
+
+    def level(row: Row) -> str:
+        return "-" if row["chance"] is None else f"{row['chance']:.3f}"
+
+    for name in dict.fromkeys(row["table"] for row in found):
+        lines = [
+            [row["line"], str(row["x"]), share(row, "knn"), share(row, "top1"), f"{row['mean']['loss']:.3f}", level(row), str(row["seeds"])]
+            for row in found
+            if row["table"] == name
+        ]  # fmt: skip
+        heads = [name, "", "kNN %", "contrastive top-1 %", "loss", "chance", "seeds"]
+        console.line("\n" + table(heads, lines))
+    files.write(place / "ablation.json", (json.dumps(found, indent=2) + "\n").encode())
+    figures.ablation(place / "ablation.png", found)
+    console.line(f"figure: {place / 'ablation.png'}")

@@ -1,0 +1,98 @@
+"""Paths here and in buckets, and a file written whole or not at all: a run killed at any moment leaves no half."""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from etils import epath
+
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
+
+
+def is_remote(path: object) -> bool:
+    """Whether `path` has a scheme, as gs://bucket/folder has."""
+    return "://" in str(path)
+
+
+BUCKETS = ("gs", "s3")  # schemes of places that are read and written where they are
+
+
+def absolute(path: str) -> epath.Path:
+    """`path` from the root, or as it is where it names a bucket.
+
+    Raises:
+        UserError: it is an address on the web, or of anything else that is neither a file nor in a
+            bucket.
+    """
+    if not is_remote(path):
+        return epath.Path(os.path.abspath(path))
+    if str(path).partition("://")[0] not in BUCKETS:
+        raise UserError(
+            f"{printable(str(path))} is an address that nothing is fetched from here; "
+            "download it, and give the path of the file"
+        )
+    return epath.Path(path)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open the regular file `path` of this machine to read its bytes; anything else is refused at once.
+
+    A named pipe would wait for a writer, and a device can be read for ever: neither is opened.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            raise OSError(code, "is no regular file (a folder, pipe, socket or device)", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        raise
+
+
+def open_to_read(path: str) -> BinaryIO:
+    """Open the file `path`, here or in a bucket, to read its bytes; errors as of `absolute` and
+    `open_regular`.
+    """
+    place = absolute(path)
+    return place.open("rb") if is_remote(path) else open_regular(place)
+
+
+def read(path: epath.Path) -> bytes:
+    """The content of the file `path`, here or in a bucket.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    if is_remote(path):
+        return path.read_bytes()
+    with open_regular(path) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def draft(path: epath.Path) -> Iterator[epath.Path]:
+    """A file beside `path` to write to; it takes the name `path` at the end, and is gone where writing ended early."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = path.parent / f"{path.name}.{os.getpid()}.part"
+    try:
+        yield place
+        place.replace(path)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
+
+
+def write(path: epath.Path, content: bytes) -> None:
+    """Put `content` at `path`; whoever reads it meanwhile, or after a crash, finds the old file or the new one."""
+    with draft(path) as place:
+        place.write_bytes(content)

@@ -1,0 +1,86 @@
+"""Flags that are numbers within bounds: what lies outside is refused by one line with what is required.
+
+The flags of absl let NaN through, as it is neither below the least nor above the most.
+"""
+
+import decimal
+from typing import Any
+
+from absl import flags
+
+from moco_jax.config.settings.kinds import KINDS, Range, plain, real, whole
+
+MOST_DIGITS = 40  # of whole numbers that are written with a point or an exponent
+
+# A flag belongs to the module that defines it by a function from here, not to this one.
+flags.disclaim_key_flags()
+
+
+def read_whole(text: str) -> int:
+    """The whole number that `text` says, as '12', '0x1f', '2.0' or '1e3'; ValueError where it says none."""
+    try:
+        return int(text, 16 if text.lower().startswith("0x") else 10)
+    except ValueError:
+        try:
+            found = decimal.Decimal(text)
+        except decimal.InvalidOperation as error:
+            raise ValueError(f"{text!r} is no number") from error
+    # '1e999999999' is a whole number too, and would fill the memory.
+    if (
+        not found.is_finite()
+        or found.adjusted() > MOST_DIGITS
+        or found != found.to_integral_value()
+    ):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(found)
+
+
+class NumberParser(flags.ArgumentParser):
+    """Reads a number of a kind, int or float, within a range or any; 2.0 is a whole number, 2.5 is none."""
+
+    def __init__(self, kind: type, allowed: Range | None = None):
+        """Of `kind`, and in the range `allowed` where there is one."""
+        self.kind, self.allowed = kind, allowed
+        bounds = f", {allowed}" if allowed is not None else ""
+        self.syntactic_help = f"{KINDS[kind]}{bounds}"
+
+    def parse(self, argument: Any) -> Any:
+        """The number in `argument`, text or already a number; ValueError says what is required."""
+        read, cast = (read_whole, whole) if self.kind is int else (float, real)
+        try:
+            value = read(argument) if isinstance(argument, str) else cast(argument)
+        except ValueError as error:
+            raise ValueError(f"must be {self.syntactic_help}") from error
+        if self.allowed is not None and value not in self.allowed:
+            raise ValueError(f"must be {self.syntactic_help}{self._hint(value)}")
+        return value
+
+    def _hint(self, value: float) -> str:
+        assert self.allowed is not None
+        low = not value > self.allowed.least
+        end, left_out = (
+            (self.allowed.least, self.allowed.above)
+            if low
+            else (self.allowed.most, self.allowed.below)
+        )
+        return "" if left_out else f"; try {plain(end)}"
+
+    def flag_type(self) -> str:
+        """What `--helpxml` calls it."""
+        return self.kind.__name__
+
+
+def DEFINE_whole(
+    name: str, default: int | None, help: str, least: int, most: int
+) -> flags.FlagHolder:
+    """Define a flag that is a whole number from `least` to `most`."""
+    parser = NumberParser(int, Range(least, most))
+    return flags.DEFINE(parser, name, default, help, serializer=flags.ArgumentSerializer())
+
+
+def DEFINE_number(
+    name: str, default: float | None, help: str, least: float, most: float
+) -> flags.FlagHolder:
+    """Define a flag that is a finite number from `least` to `most`."""
+    parser = NumberParser(float, Range(least, most))
+    return flags.DEFINE(parser, name, default, help, serializer=flags.ArgumentSerializer())

@@ -1,0 +1,36 @@
+"""Recipes by name: `--config=imagenet:v2` is the file of that name, in a checkout's `configs/` and in an installed package.
+
+`moco_jax/configs` is the checkout's `configs/`, so that an installed package has it too.
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from moco_jax.base.errors import UserError
+
+FOLDER = Path(__file__).parent / "configs"
+
+
+def names() -> list[str]:
+    """Of all recipes."""
+    return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+
+
+def resolve(word: str) -> str:
+    """`--config=NAME[:VARIANT]` with the recipe's file in place of NAME; any other word as it is.
+
+    Raises:
+        UserError: neither a file nor a recipe has that name.
+    """
+    found = re.match(r"(--?config=)([^:]+)(.*)", word)
+    if not found or os.path.isfile(found[2]):
+        return word
+    flag, name, variant = found.groups()
+    if name in names():
+        return f"{flag}{FOLDER / name}.py{variant}"
+    # 'configs/imagenet.py', typed where there is no such folder, is meant as 'imagenet'.
+    close = difflib.get_close_matches(Path(name).stem, names(), 1)
+    meant = f"; did you mean --config={close[0]}{variant}?" if close else ""
+    raise UserError(f"{flag}{name} is no file, nor one of the recipes {', '.join(names())}{meant}")

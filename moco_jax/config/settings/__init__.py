@@ -1,0 +1,38 @@
+"""Every setting there is, in one table that checks, help and documentation are made from.
+
+`recipe.py` and `operational.py` hold the rows, `kinds.py` says what a row may be. Nothing heavy is
+imported: choices that other modules hold, as the names of encoders, are asked for when they matter.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+from moco_jax.config.settings.kinds import Setting
+from moco_jax.config.settings.operational import OPERATIONAL
+from moco_jax.config.settings.recipe import RECIPE
+
+__all__ = ["OPERATIONAL", "RECIPE", "SETTINGS", "Setting", "nearest", "overview"]
+
+SETTINGS: dict[str, Setting] = RECIPE | OPERATIONAL
+
+
+def nearest(name: str, known: Iterable[str] = tuple(SETTINGS)) -> str:
+    """The names among `known` that are meant by `name`, which is none of them: 'lr, loss'.
+
+    Where none is like it, it is said where they are listed.
+    """
+    close = difflib.get_close_matches(name, list(known))
+    return ", ".join(close) or "one of those that --help lists"
+
+
+def overview() -> list[str]:
+    """The lines on all settings that `--help` prints: topics, and below each its settings."""
+    lines: list[str] = []
+    for setting in SETTINGS.values():
+        heading = f"{setting.topic} ({setting.group}):"
+        if heading not in lines:
+            lines.append(heading)
+        lines.append(
+            f"  {setting.name}: {setting.meaning} ({setting.allowed}; default {setting.default!r})"
+        )
+    return lines

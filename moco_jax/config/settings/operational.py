@@ -1,0 +1,139 @@
+"""The settings of the place and the time, in the order in which they are shown.
+
+They may change whenever a run goes on.
+"""
+
+from moco_jax.config.settings.kinds import (
+    LARGEST,
+    Range,
+    choice,
+    count,
+    names_in,
+    number,
+    several,
+    switch,
+    table,
+    text,
+)
+
+STEPS = 2**31 - 1  # steps and images are counted in int32 on the devices
+
+
+def _first_and_last(steps: tuple[int, ...]) -> str:
+    """What is wrong with two `steps` between which a trace is taken; '' where nothing is."""
+    return "" if steps[0] <= steps[1] else "must be a first step and a last one; try (20, 25)"
+
+
+OPERATIONAL = table(
+    "operational",
+    {
+        "images": {
+            "data_dir": (
+                text(""),
+                "folder of images, list of paths, shards (folder or pattern), or the TFDS data "
+                "directory ('': its default)",
+            ),
+            "eval_split": (
+                text(""),
+                "labelled images that the monitor classifies; '': some of the training images",
+            ),
+        },
+        "records and scores": {
+            "log_every": (
+                count(10, 1, STEPS),
+                "steps between lines and records",
+            ),
+            "monitor_every": (
+                count(10, 0, 10**6),
+                "epochs between kNN scores; 0: none",
+            ),
+            "knn_k": (
+                count(200, 1, 10**6),
+                "neighbours that vote in a kNN score",
+            ),
+            "knn_temperature": (
+                number(0.1, 1e-6, 100),
+                "of their votes: each weighs exp(cosine / knn_temperature)",
+            ),
+            "knn_features": (
+                choice("backbone", ("backbone", "output")),
+                "'backbone' (pooled) or 'output' (after the head)",
+            ),
+            "knn_examples": (
+                count(0, 0, STEPS),
+                "training images that the monitor searches, at most; 0: all",
+            ),
+            "eval_batch_size": (
+                count(256, 1, 2**20),
+                "images that are scored at once, over all devices",
+            ),
+        },
+        "memory": {
+            "remat": (
+                choice("none", names_in("moco_jax.encoders", "REMATS")),
+                "of a ViT: 'block' computes each block again in the backward pass, to save memory",
+            ),
+            "attention": (
+                choice("plain", names_in("moco_jax.encoders", "ATTENTIONS")),
+                "of a ViT: 'lean' keeps no attention weights, to save memory",
+            ),
+        },
+        "checkpoints": {
+            "checkpoint_every": (
+                count(0, 0, STEPS),
+                "steps between checkpoints; 0: an epoch, or as many as have 100 steps",
+            ),
+            "keep": (
+                count(
+                    2, 2, 10**6, why="where a checkpoint is damaged, the one before is gone back to"
+                ),
+                "latest checkpoints kept, beside the best",
+            ),
+        },
+        "machine": {
+            "cpu_devices": (
+                count(0, 0, 1024),
+                "where there is only a CPU: devices it is divided into; 0: one, or what XLA_FLAGS "
+                "say",
+            ),
+            "workers": (
+                count(0, 0, 1024),
+                "threads that make views; 0: as many as cores",
+            ),
+        },
+        "guard": {
+            "max_bad_steps": (
+                count(10, 1, STEPS),
+                "steps in a row with a loss, gradient or update that is not finite before it stops",
+            ),
+            "spike_factor": (
+                number(10.0, 1, LARGEST),
+                "a gradient norm this many times its running mean is reported",
+            ),
+        },
+        "programs": {
+            "deterministic": (
+                switch(False),
+                "on GPU: only operations that give the same bits every time",
+            ),
+            "compilation_cache": (
+                text(""),
+                "folder for compiled programs, so that a restart need not compile; '': none",
+            ),
+            "profile_steps": (
+                several((0, 0), Range(0, STEPS), length=2, rule=_first_and_last),
+                "first and last step of a profiler trace in the workdir; (0, 0): none",
+            ),
+        },
+        "limits": {
+            "max_bad_images": (
+                count(100, 0, STEPS),
+                "damaged images in a run that are replaced before it stops",
+            ),
+            "stop_at_step": (
+                count(0, 0, STEPS),
+                "save and end there, for a trial or a time limit; 0: at the end",
+            ),
+        },
+    },
+)

@@ -1,0 +1,1 @@
+"""What a run needs, examined before device time is spent."""

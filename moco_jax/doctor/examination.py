@@ -1,0 +1,323 @@
+"""The doctor's round: every section in order, each with what the earlier ones found, none stopped by another's fault."""
+
+import dataclasses
+import os
+import time
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax.base.console import duration, size
+from moco_jax.base.findings import FAULT, NOTE, OK, Finding, Report
+from moco_jax.data import order, pipeline, resident
+from moco_jax.data.sources import Source, remarks_of
+from moco_jax.doctor import images, memory, rate, settings, survey, workdir
+from moco_jax.evaluation import features
+from moco_jax.evaluation.classes import match_sources
+from moco_jax.monitoring import view_pairs
+from moco_jax.monitoring.scores import choose
+from moco_jax.parallel import known_answers, mesh
+from moco_jax.training import loop, warm_start
+from moco_jax.training.assembly import (
+    Program,
+    open_images,
+    program,
+    recipe_of,
+    require_a_batch,
+    resident_shape,
+)
+from moco_jax.workdir import integrity
+
+LABELS = 256  # images of each part whose labels are looked at: a record is read for each
+NO_IMAGES, NO_SETTINGS = "the dataset's fault is mended", "the settings' fault is mended"
+
+
+def examine(
+    config: ConfigDict, report: Report, *, recipe_batch: int, count: int | None, step: float | None,
+    out: epath.Path, index_dir: str | None, place: epath.Path | None, allow_change: set[str],
+) -> None:  # fmt: skip
+    """Put every section of an examination of `config` into `report`.
+
+    Args:
+        config: what would run.
+        report: prints and counts what is found.
+        recipe_batch: the batch size in the recipe file itself.
+        count: how many images are looked at; all where None.
+        step: seconds of a step; measured where None.
+        out: the folder that the contact sheet is written to.
+        index_dir: where an index of records may be kept; None for nowhere.
+        place: the workdir, if there is one; it is only read.
+        allow_change: recipe settings that may differ from those of the run that is there.
+    """
+    examination = Examination(config, report, step)
+    examination.settings(recipe_batch)
+    examination.dataset(index_dir)
+    examination.images(count)
+    examination.views(out / "views.png")
+    examination.devices()
+    examination.weights(place)
+    examination.input_rate()
+    if place is not None:
+        examination.workdir(place, allow_change)
+
+
+class Examination:
+    """One round on one config.
+
+    Attributes:
+        values_sound, runs: whether each setting is sound alone, and all of them together on these devices.
+        source: the images, once they are open.
+        enough: whether they are enough for a batch.
+        bank: how many of them the monitor searches.
+        computed: the program, once it is built.
+        step: seconds of a step, given or measured.
+        side: median of the images' shorter side, in pixels.
+        could_reside: whether the images seem to be of one size, and fit on a device.
+    """
+
+    def __init__(self, config: ConfigDict, report: Report, step: float | None):
+        """`step`: seconds of a step, None to measure it."""
+        self.config, self.report = config, report
+        self.given, self.step = step is not None, step
+        self.values_sound, self.runs, self.enough = False, False, False
+        self.source: Source | None = None
+        self.computed: Program | None = None
+        self.bank, self.side, self.could_reside = 0, 0.0, False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the run; 0 where the images are not known."""
+        if self.source is None or not self.enough:
+            return 0
+        return order.steps_per_epoch(len(self.source), self.config.batch_size)
+
+    def settings(self, recipe_batch: int) -> None:
+        """Names, values, and whether all divide; `recipe_batch`: the batch size in the recipe file."""
+        with self.report.section("settings"):
+            config_lib.check_values(self.config)
+            self.values_sound = True
+            count, kind = settings.count_devices()
+            config_lib.check_batch(self.config, count)
+            self.runs = True
+            self.report.add(Finding(OK, f"all are sound for {count} x {kind}"))
+            self.report.add(*settings.advice(self.config, recipe_batch))
+
+    def dataset(self, index_dir: str | None) -> None:
+        """How many images there are and what follows; `index_dir`: where an index of records may be kept."""
+        config = self.config
+        with self.report.section("dataset"):
+            began = time.perf_counter()
+            self.source = open_images(config, config.split, index_dir)
+            took = duration(time.perf_counter() - began)
+            count = len(self.source)
+            self.report.add(
+                Finding(
+                    OK, f"{count:,} images of {config.dataset} ({config.split}), opened in {took}"
+                )
+            )
+            self.report.add(*(Finding(NOTE, said) for said in remarks_of(self.source)))
+            require_a_batch(config, self.source)
+            self.enough = True
+            self.report.add(*settings.length(config, count))
+            queries = None
+            if config.eval_split:
+                queries = open_images(config, config.eval_split, index_dir)
+            bank, chosen = choose(self.source, queries, config.knn_examples, config.seed)
+            self.bank = len(bank) if config.monitor_every else 0
+            some = (x[survey.spread(len(x), LABELS, config.seed)] for x in (bank, chosen))
+            matched = match_sources(self.source, next(some), queries or self.source, next(some))
+            self.report.add(*settings.monitor(config, matched, len(bank), len(chosen)))
+
+    def images(self, count: int | None) -> None:
+        """What `count` of the images look like; all of them where None."""
+        source = self.source
+        if source is None:
+            return self.report.skip("images", NO_IMAGES)
+        with self.report.section("images"):
+            chosen = survey.spread(len(source), count or len(source), self.config.seed)
+            found = survey.survey(
+                source, chosen, max(self.config.workers, 0),
+                lambda done, left: self.report.busy(f"{done:,} of {len(chosen):,}, {duration(left)} left"),
+            )  # fmt: skip
+            self.side = float(np.median(images.shorter_sides(found))) if found.good.any() else 0.0
+            sides = images.common_sides(found)
+            self.could_reside = sides is not None and resident.fits(
+                (len(source), *sides, self.config.channels), resident.memory_limit()
+            )
+            files = getattr(source, "files", None)
+            self.report.add(
+                *images.findings(
+                    found,
+                    source.name,
+                    files,
+                    self.config.image_size,
+                    self.config.max_bad_images,
+                    self.config.background,
+                )
+            )
+            if self.config.augment_on == "resident":
+                self.report.add(*images.one_size(found, source.name))
+
+    def views(self, path: epath.Path) -> None:
+        """Draw the contact sheet to `path`."""
+        if self.source is None or not self.values_sound:
+            return self.report.skip("views", NO_SETTINGS if self.source else NO_IMAGES)
+        with self.report.section("views"):
+            config = self.config
+            batch_size = min(config.batch_size, len(self.source))
+            views = dict(seed=config.seed, batch_size=batch_size, workers=config.workers)
+            pairs = view_pairs.first_pairs(
+                self.source, recipe_of(config), scaled_decoding=config.scaled_decoding, **views
+            )
+            view_pairs.draw(path, self.source, pairs)
+            self.report.add(Finding(OK, f"what the run draws first; look at it: {path}"))
+            if config.scaled_decoding:
+                exact = view_pairs.first_pairs(self.source, recipe_of(config), **views)
+                self.report.add(view_pairs.loss(pairs, exact))
+
+    def devices(self) -> None:
+        """Memory and time of a step."""
+        if not self.runs:
+            return self.report.skip("devices", NO_SETTINGS)
+        if self.source is None and self.config.augment_on == "resident":
+            return self.report.skip("devices", NO_IMAGES)
+        with self.report.section("devices"):
+            known_answers.require_right()
+            self.report.add(Finding(OK, "sums, products and convolutions come out right"))
+            shape = resident_shape(self.config, self.source) if self.source else None
+            examples = len(self.source) if self.source is not None and self.enough else 1
+            self.computed = program(self.config, mesh.create_mesh(), examples, shape)
+            began = time.perf_counter()
+            self.report.busy("compiling the train step")
+            compiled = self.computed.compile_step()
+            took = duration(time.perf_counter() - began)
+            self.report.add(Finding(OK, f"the train step compiles, in {took}"))
+            held = self._held(compiled)
+            self.report.add(*held)
+            if self.given:
+                self.report.add(Finding(OK, f"a step takes {self.step:g} s, as given"))
+            elif any(finding.mark == FAULT for finding in held):
+                self.report.add(
+                    Finding(
+                        NOTE,
+                        "a step is not timed, as it does not fit; --step_seconds=S tells its time",
+                    )
+                )
+            else:
+                self.report.busy("timing the train step")
+                self.step = rate.step_seconds(self.computed, compiled)
+                self.report.add(Finding(OK, f"a step takes {self.step:.3g} s, measured"))
+
+    def _held(self, compiled) -> list[Finding]:
+        assert self.computed is not None
+        config, count = self.config, jax.device_count()
+        images = self.computed.batch.images
+        views = memory.tree_bytes(dataclasses.replace(self.computed.batch, images=None)) // count
+        queue = memory.tree_bytes(self.computed.abstract.dictionary) // count
+        kept, moment = memory.compiled_bytes(compiled)
+        found = memory.step(
+            kept,
+            moment,
+            loop.AHEAD * views,
+            queue,
+            *memory.device_limit(),
+            config.batch_size,
+            config.queue_size,
+        )
+        if images is not None:
+            said = f"the {images.shape[0]:,} images take {size(images.size)} of it, on every device"
+            found.append(Finding(OK, said))
+        if self.source is not None:
+            found += memory.host(
+                len(self.source), memory.bytes_per_example(self.source), self.bank, self._feature_length(),
+                memory.host_available(),
+            )  # fmt: skip
+        return found
+
+    def _feature_length(self) -> int:
+        assert self.computed is not None
+        config, state = self.config, self.computed.abstract
+        encode = features.make_encode(
+            self.computed.encoder, config.knn_features, config.mean, config.std, self.computed.dtype,
+            self.computed.mesh,
+        )  # fmt: skip
+        side = config.image_size
+        images = jax.ShapeDtypeStruct(
+            (config.eval_batch_size, side, side, config.channels), np.uint8
+        )
+        return jax.eval_shape(encode, loop.variables(state), images).shape[1]
+
+    def weights(self, place: epath.Path | None) -> None:
+        """Whether those of `init_from` fit; `place`: the workdir, whose checkpoint would be taken in their place."""
+        if not self.config.init_from:
+            return
+        if self.computed is None:
+            return self.report.skip("weights", NO_SETTINGS)
+        with self.report.section("weights"):
+            if place is not None and integrity.is_begun(place):
+                said = f"init_from={self.config.init_from} is not read: {place} has a checkpoint"
+                return self.report.add(Finding(NOTE, said))
+            found = warm_start.read(self.config, self.computed.abstract)
+            self.report.add(*(Finding(OK, said) for said in found.said))
+
+    def input_rate(self) -> None:
+        """View pairs a second, beside what the devices ask for."""
+        source, config = self.source, self.config
+        if source is None or not self.values_sound:
+            return self.report.skip("input rate", NO_SETTINGS if source else NO_IMAGES)
+        with self.report.section("input rate"):
+            batch_size = min(config.batch_size, len(source))
+            if config.augment_on == "resident":
+                found = rate.numbers_per_second(len(source), batch_size, config.seed)
+                said = f"the devices make the views; this host says of which images, {rate.number(found)} a second"
+                self.report.add(Finding(OK, said))
+                return self._pace(found, shared=False)
+            self.report.busy(f"making view pairs for {2 * rate.SECONDS:g} s or more")
+            pairs = rate.pairs_per_second(
+                pipeline.train_batches(
+                    source, recipe_of(self.config), seed=config.seed, batch_size=batch_size,
+                    rows=np.arange(min(rate.ROWS, batch_size)), examples_seen=rate.some_epoch(len(source), batch_size),
+                    workers=config.workers, damaged=pipeline.DamagedImages(len(source)),
+                    crop_only=config.augment_on == "device", scaled_decoding=config.scaled_decoding,
+                ),
+                rate.SECONDS,
+            )  # fmt: skip
+            if self.step is None:
+                self.report.add(
+                    Finding(
+                        NOTE,
+                        f"{rate.number(pairs)} view pairs a second; --step_seconds=S says whether that is enough",
+                    )
+                )
+                return
+            shared = not self.given and jax.default_backend() == "cpu"
+            remedies = rate.remedies(
+                pairs, config.batch_size / self.step, rate.reads_per_second(source, rate.READ_SECONDS, time.time_ns()),
+                workers=config.workers, cores=os.cpu_count() or 1, folder=hasattr(source, "files"), side=self.side,
+                image_size=config.image_size, on_device=config.augment_on == "device", blurs="blur" in recipe_of(self.config).stages,
+                scaled=config.scaled_decoding, could_reside=self.could_reside,
+            )  # fmt: skip
+            self.report.add(rate.feeds(pairs, config.batch_size, self.step, shared, remedies))
+            self._pace(pairs, shared)
+
+    def _pace(self, pairs: float, shared: bool) -> None:
+        if self.enough and self.step is not None:
+            total = self.steps_per_epoch * self.config.epochs
+            self.report.add(rate.pace(pairs, self.config.batch_size, self.step, shared, total))
+
+    def workdir(self, place: epath.Path, allow_change: set[str]) -> None:
+        """Rights, room, and where the run would go on in `place`."""
+        with self.report.section("workdir"):
+            rights = workdir.writable(place)
+            self.report.add(rights)
+            if rights.mark == FAULT:
+                return
+            if self.computed is not None:
+                state = memory.tree_bytes(self.computed.abstract)
+                self.report.add(*workdir.measure_room(place, state, self.config.keep))
+            total = self.steps_per_epoch * self.config.epochs
+            self.report.add(*workdir.checkpoints(place, total))
+            self.report.add(*workdir.recipe(place, self.config.to_dict(), allow_change))

@@ -1,0 +1,127 @@
+"""What the doctor says of memory: what the compiled step takes on each device, and what the host holds."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import tensorflow as tf
+
+from moco_jax.base.console import size
+from moco_jax.base.findings import FAULT, NOTE, OK, WARNING, Finding
+from moco_jax.data.sources import Source
+
+TIGHT = 0.9
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays in `tree`, which may be abstract; of a train state, those of a checkpoint."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def compiled_bytes(compiled) -> tuple[int, int]:
+    """Bytes on one device that the step `compiled` needs throughout (arguments, results, code) and for a moment.
+
+    (0, 0) where the compiler does not say.
+    """
+    said = compiled.memory_analysis()
+    if said is None:
+        return 0, 0
+    kept = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
+    return kept + said.generated_code_size_in_bytes, said.temp_size_in_bytes
+
+
+def host_available() -> int:
+    """Bytes of memory that the host, or the container this runs in, still has; 0 where it does not say."""
+    found = []
+    information = Path("/proc/meminfo")
+    if information.exists():
+        words = dict(line.split(":") for line in information.read_text().splitlines())
+        found.append(int(words["MemAvailable"].split()[0]) * 1024)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and limit.read_text().strip().isdigit():
+        found.append(max(int(limit.read_text()) - int(used.read_text()), 0))
+    return min(found, default=0)
+
+
+def device_limit() -> tuple[int, str]:
+    """Bytes that one device may use, and whose they are; 0 where that is not known."""
+    devices = jax.local_devices()
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
+    if limit or devices[0].platform != "cpu":
+        return limit, "the device has"
+    return host_available() // len(devices), "its part of the host's free memory is"
+
+
+def step(
+    kept: int, moment: int, ahead: int, queue: int, limit: int, whose: str, batch_size: int, queue_size: int
+) -> list[Finding]:  # fmt: skip
+    """Whether the train step fits on a device.
+
+    Args:
+        kept, moment: bytes, as of `compiled_bytes`.
+        ahead: bytes of the batches that wait there.
+        queue: bytes of its part of the queue, within `kept`.
+        limit: bytes of the device, 0 where unknown; `whose` in words.
+        batch_size: B.
+        queue_size: K.
+    """
+    if not kept + moment:
+        return [Finding(NOTE, "the compiler does not say how much memory the step takes")]
+    total = kept + moment + ahead
+    said = (
+        f"the step takes {size(total)} a device: {size(kept)} state and results, {size(moment)} for a moment, "
+        f"{size(ahead)} batches ahead"
+    )
+    share = Finding(
+        OK,
+        f"K={queue_size:,} keys take {size(queue)} of it ({queue / total:.1%})",
+    )
+    if not limit:
+        return [Finding(NOTE, f"{said}; how much a device has is not known"), share]
+    said += f"; {whose} {size(limit)}"
+    if total <= TIGHT * limit:
+        return [Finding(OK, said), share]
+    fits = max(int(batch_size * (TIGHT * limit - kept) / (moment + ahead)), 0)
+    remedy = f"a batch_size of about {fits} fits" if fits else "take a smaller arch"
+    if total <= limit:
+        return [Finding(WARNING, f"{said}, which is tight: {remedy}, or take more devices"), share]
+    return [Finding(FAULT, f"{said}, which is too little: {remedy}, or take more devices"), share]
+
+
+def host(examples: int, per_example: int, bank: int, dim: int, available: int) -> list[Finding]:
+    """What the host holds for the whole run.
+
+    Args:
+        examples: in the dataset.
+        per_example: bytes of the index of each.
+        bank: images whose features the monitor holds.
+        dim: numbers in one of these features (float32).
+        available: bytes, 0 where unknown.
+    """
+    index = examples * per_example
+    # Features as they come, joined, and scaled to unit length: three copies at the peak.
+    features = 3 * bank * dim * 4
+    said = f"the host holds an index of {size(index)} ({per_example} bytes an image)"
+    if bank:
+        said += f" and up to {size(features)} of features while the run scores itself"
+    if available and index + features > TIGHT * available:
+        fewer = max(int(available / 2 / (3 * dim * 4)), 1)
+        return [
+            Finding(
+                WARNING,
+                f"{said}, of {size(available)} that are free: --config.knn_examples={fewer} takes half of it",
+            )
+        ]
+    return [Finding(OK, said)]
+
+
+def bytes_per_example(source: Source) -> int:
+    """Bytes that the host holds for each example of `source`: its pixels, its file's name, or its place in a file."""
+    if source.record_spec.dtype != tf.string:
+        return math.prod(source.record_spec.shape)
+    files = getattr(source, "files", None)
+    if files is None:
+        # File, offset, length and label; the name where a source keeps it.
+        return 20 + round(getattr(source, "nbytes", 0) / max(len(source), 1))
+    return round(files.nbytes / len(files)) + 4  # name and label

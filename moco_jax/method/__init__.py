@@ -1,0 +1,1 @@
+"""The papers' algorithms: dictionaries, losses, optimizers and the training step. No files, no TensorFlow."""

@@ -1,0 +1,1 @@
+"""What a run records of itself while it trains, the scores it gives itself, and what these say of it."""

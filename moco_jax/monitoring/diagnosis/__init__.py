@@ -1,0 +1,1 @@
+"""Rules that read a run's records and say what goes wrong."""

@@ -1,0 +1,147 @@
+"""A run as `diagnosis` reads it: what must be known of its settings, and its records sorted by kind."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from moco_jax import config as config_lib
+from moco_jax import encoders
+from moco_jax.data import order
+from moco_jax.data.views import recipes
+from moco_jax.method.choice import Method
+
+Record = Mapping[str, Any]
+
+BEGIN = 0.1  # share of a run in which nothing is concluded from its loss
+RECENT = 0.05  # share of the steps so far over which a present state must have held
+LOGS = 3  # records at least over which it must have held
+QUEUES = 4  # times that a queue is renewed before its beginning is over
+BANKS = 0.3  # share of a run: a memory bank's entries come from random vectors by halves, an epoch each; spread was
+# below COLLAPSED in the first tenth of a run that learnt
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What must be known of a run to read its records.
+
+    Attributes:
+        method: who encodes keys, where negatives come from, which loss.
+        batch_size: B.
+        chance: the loss of queries that are as close to every key; None for 'nce'.
+        images: in the dataset; 0 where it is not known.
+        total_steps: of the whole run; 0 where it is not known.
+        warmup_steps: in which the learning rate rises.
+        renewed_steps: in which every key of the queue, or entry of the memory bank, is renewed; 0 without either.
+        momentum: m of the momentum encoder.
+        lr: the learning rate at the start of the schedule.
+        optimizer: its name.
+        weight_decay: as the optimizer has it.
+        batch_norm: whether the backbone has BatchNorm.
+        augment: name of the views' recipe.
+        changes_colours: whether views change colours, or images have none.
+    """
+
+    method: Method
+    batch_size: int
+    chance: float | None
+    images: int
+    total_steps: int
+    warmup_steps: int
+    renewed_steps: int
+    momentum: float
+    lr: float
+    optimizer: str
+    weight_decay: float
+    batch_norm: bool
+    augment: str
+    changes_colours: bool
+
+    @property
+    def begun(self) -> int:
+        """The step after which the loss says something: queue renewed, learning rate up, part of the run gone."""
+        share = BANKS if self.method.dictionary == "memory_bank" else BEGIN
+        renewed = QUEUES * self.renewed_steps
+        return max(renewed, self.warmup_steps + round(share * self.total_steps))
+
+    @property
+    def leaks(self) -> bool:
+        """Whether BatchNorm's statistics can tell a query's own key from its negatives (MoCo v1, section 3.3)."""
+        method = self.method
+        if not self.batch_norm or method.key_encoder == "none":
+            return False
+        groups = method.bn_groups
+        open_ = method.shuffle == "none" or min(groups, method.shuffle_groups) == 1
+        # In one group that holds all queries, keys and negatives (MoCo v3) the statistics are everyone's.
+        return open_ and not (method.dictionary == "batch" and groups == 1)
+
+
+def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
+    """The facts of a run from its settings (as in `config.json`, or a config) and its number of images, if known."""
+    settings = config_lib.default_config()
+    settings.update({k: v for k, v in dict(config).items() if k in settings})
+    method, batch = config_lib.method_of(settings), settings.batch_size
+    per_epoch = order.steps_per_epoch(images, batch) if images else 0
+    bank = settings.dictionary == "memory_bank"
+    stages = recipes.create(settings.augment, settings.image_size, None, settings.channels).stages
+    return Facts(
+        method=method,
+        batch_size=batch,
+        chance=method.chance_level(batch),
+        images=images or 0,
+        total_steps=settings.epochs * per_epoch,
+        warmup_steps=round(settings.warmup_epochs * per_epoch),
+        renewed_steps=per_epoch if bank else config_lib.queue_life(settings),
+        momentum=settings.momentum,
+        lr=config_lib.peak_learning_rate(settings),
+        optimizer=settings.optimizer,
+        weight_decay=settings.weight_decay,
+        batch_norm=encoders.has_batch_norm(settings.arch),
+        augment=settings.augment,
+        changes_colours=settings.channels != 3 or any(s in recipes.COLOURS for s in stages),
+    )
+
+
+def images_of(records: Iterable[Record]) -> int | None:
+    """The number of images that the records' last event `start` has; None without one."""
+    found = [r["examples"] for r in records if r.get("event") == "start"]
+    return found[-1] if found else None
+
+
+class Course:
+    """The records of a run sorted by kind, oldest first.
+
+    Attributes:
+        logs: those with a finite loss.
+        scores: the monitor's, after step 0.
+        untrained, raw: kNN accuracy of the encoder before training and of raw pixels; None where not known.
+        events: what happened.
+        last: the step of the last record.
+        starts: the steps at which the run began or went on.
+        on_cpu: whether it ran on CPUs at its last start.
+    """
+
+    def __init__(self, records: Sequence[Record]):
+        """Sort them."""
+        self.events = [r for r in records if "event" in r]
+        self.logs = [r for r in records if math.isfinite(r.get("loss", math.nan))]
+        scores = [r for r in records if "feature_spread" in r]
+        self.scores = [r for r in scores if r["step"] > 0]
+        before = [r["knn"] for r in scores if r["step"] == 0 and "knn" in r]
+        self.untrained: float | None = before[0] if before else None
+        self.raw: float | None = next((r["raw_knn"] for r in records if "raw_knn" in r), None)
+        self.last: int = records[-1]["step"] if records else 0
+        starts = [e for e in self.events if e["event"] == "start"]
+        self.starts = {e["step"] for e in starts} or {0}
+        self.on_cpu = bool(starts) and starts[-1].get("device_kind") == "cpu"
+
+    def recent(self, begin: int) -> list[Record]:
+        """The last logs after step `begin` that speak of the present; empty where they are too few."""
+        since = min(self.last * (1 - RECENT), *(r["step"] for r in self.logs[-LOGS:]), math.inf)
+        found = [r for r in self.logs if r["step"] >= since and r["step"] > begin]
+        return found if len(found) >= LOGS else []
+
+    @property
+    def knn(self) -> list[tuple[int, float]]:
+        """Step and kNN accuracy of each score that has one, after step 0."""
+        return [(r["step"], r["knn"]) for r in self.scores if "knn" in r]

@@ -1,0 +1,171 @@
+"""The picture of nearest neighbours, `neighbours.png`: some images, and what is closest to them before training and now.
+
+It is drawn anew at each score. What was found before training is kept in `neighbours.json`, without any pixels, for a
+run that is stopped and goes on.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from moco_jax.base import figures, files
+from moco_jax.base.console import Console
+from moco_jax.base.errors import UserError
+from moco_jax.data import pipeline
+from moco_jax.data.sources import Source, labels
+from moco_jax.data.views.recipes import Recipe
+from moco_jax.monitoring.run_log import Writers
+from moco_jax.monitoring.scores import Found, Monitor
+from moco_jax.parallel import hosts
+
+Nearest = dict[int, list[int]]  # index of a query -> those of its nearest, nearest first
+Images = dict[int, np.ndarray]  # index -> uint8 `[S, S, C]`
+
+
+class Picture:
+    """`neighbours.png` of a run and the same on TensorBoard; the host that writes records draws, others know as much.
+
+    Attributes:
+        path: the PNG.
+        before: what was found before training; None where it is not known.
+    """
+
+    def __init__(
+        self, place: epath.Path, monitor: Monitor, console: Console, log: Writers, start: int, last: int
+    ):  # fmt: skip
+        """In the workdir `place`, of a run that begins, or goes on, after step `start`; `last`: its last step."""
+        self.path, self._kept = place / "neighbours.png", place / "neighbours.json"
+        self.monitor, self.console, self.log, self.last = monitor, console, log, last
+        self._asked: Images = {}
+        self._found: Images = {}
+        self._broken = False
+        self.before = self._read() if start else None
+
+    def begin(self, found: Found) -> None:
+        """Keep what was `found` before training."""
+        self.before = _nearest(found)
+        self._try(self._keep, self.before)
+
+    def renew(self, step: int, found: Found) -> None:
+        """Draw what was `found` after `step`; what was found at step 0 is kept for the pictures that follow."""
+        if step == 0:
+            self.begin(found)
+        if len(found.queries):
+            self._try(self._draw, step, _nearest(found))
+
+    def _try(self, do: Callable, *arguments: Any) -> None:
+        if not self.log.writes or self._broken:
+            return
+        try:
+            do(*arguments)
+        except Exception as error:  # a picture is not worth a run
+            self._broken = True
+            self.console.line(f"{self.path.name} fails and is left out from here on: {error!r}")
+
+    def complete(
+        self, found: Found | None, now: Callable[[], Mapping[str, Any]], first: Callable[[], Mapping[str, Any]]
+    ) -> Found:  # fmt: skip
+        """Leave the picture at the end of a run with both its columns; every host must call it.
+
+        Args:
+            found: at the last step; None where there was no score.
+            now: gives the variables of the encoder at the end.
+            first: those before training; a UserError says why they are gone.
+
+        Returns:
+            what was found at the last step.
+        """
+        known = hosts.first_says(self.before is not None)
+        if not known:
+            try:
+                self.begin(self.monitor.look(first()))
+            except UserError as error:
+                self.console.line(f"{error}; the picture shows the encoder after training alone")
+        if found is None or not known:
+            found = found or self.monitor.look(now())
+            self.renew(self.last, found)
+        return found
+
+    def _keep(self, nearest: Nearest) -> None:
+        kept = {"names": self._names(nearest), "nearest": nearest}
+        files.write(self._kept, json.dumps(kept).encode())
+
+    def _draw(self, step: int, nearest: Nearest) -> None:
+        now = "after" if step == self.last else f"step {step:,}" if step else "before training"
+        columns = {now: nearest}
+        if step and self.before and nearest.keys() <= self.before.keys():
+            columns = {"before training": {q: self.before[q] for q in nearest}, **columns}
+        bank, queries = self.monitor.bank, self.monitor.queries
+        rows = {title: np.asarray([*found.values()]) for title, found in columns.items()}
+        asked = np.asarray([*nearest])
+        searched = np.unique(np.concatenate([found.ravel() for found in rows.values()]))
+        # Queries, and neighbours that were drawn last time, are not decoded again.
+        self._asked = self._images(queries, asked, self._asked)
+        self._found = self._images(bank, searched, self._found)
+        matched, right = self.monitor.matched(searched, asked), None
+        if matched is not None:
+            truth = np.ma.masked_equal(matched.test[:, None], labels.MISSING)
+            found = np.ma.masked_equal(matched.train, labels.MISSING)
+            right = {t: found[np.searchsorted(searched, f)] == truth for t, f in rows.items()}
+        figures.neighbours(
+            self.path,
+            np.stack([self._asked[q] for q in nearest]),
+            {t: np.stack([[self._found[i] for i in row] for row in f.tolist()]) for t, f in rows.items()},
+            right,
+        )  # fmt: skip
+        self.log.picture(step, "neighbours", self.path)
+
+    def _images(self, source: Source, indices: np.ndarray, known: Images) -> Images:
+        new = np.asarray([i for i in indices.tolist() if i not in known], np.int64)
+        if len(new):
+            made = views(source, self.monitor.recipe, new, self.monitor.workers)
+            known = known | dict(zip(new.tolist(), made, strict=True))
+        return {i: known[i] for i in indices.tolist()}
+
+    def _names(self, nearest: Nearest) -> list[list[str]]:
+        """For each query its name and those of what was found."""
+        asked, found = np.asarray([*nearest], np.int64), np.asarray([*nearest.values()], np.int64)
+        called = self.monitor.bank.names(found.ravel())
+        width = found.shape[-1]
+        return [
+            [name, *called[row * width : (row + 1) * width]]
+            for row, name in enumerate(self.monitor.queries.names(asked))
+        ]
+
+    def _read(self) -> Nearest | None:
+        """What an earlier part of the run kept; None where there is nothing, or it is of other images than today's."""
+        if not self._kept.exists():
+            return None
+        try:
+            kept = json.loads(self._kept.read_text())
+            nearest = {int(query): list(map(int, found)) for query, found in kept["nearest"].items()}  # fmt: skip
+            same = nearest.keys() <= set(self.monitor.few.tolist()) and self._names(nearest) == kept["names"]  # fmt: skip
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            OSError,
+        ):
+            same = False
+        if same:
+            return nearest
+        self.console.line(
+            f"{self._kept} is damaged or of other images: until the run ends its picture has no column 'before training'"
+        )
+        return None
+
+
+def _nearest(found: Found) -> Nearest:
+    return dict(zip(found.queries.tolist(), found.nearest.tolist(), strict=True))
+
+
+def views(source: Source, recipe: Recipe, indices: np.ndarray, workers: int) -> np.ndarray:
+    """The images `indices` int `[N]` of `source` as evaluation sees them: uint8 `[N, S, S, C]`."""
+    batches = pipeline.evaluation_batches(source, recipe, indices[:, None], workers)
+    return np.concatenate([batch["image"] for batch in batches])

@@ -1,0 +1,225 @@
+"""The numbers of a run for tools: JSON lines in `metrics.jsonl`, and the same scalars, settings and pictures for TensorBoard."""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from clu import metric_writers
+from etils import epath
+
+from moco_jax.base import files
+from moco_jax.base.errors import UserError, full_disk
+from moco_jax.monitoring import tensorboard_files
+
+NAME = "metrics.jsonl"
+# What a run leaves beside its checkpoints, and a run that begins anew in its workdir would write over.
+LEFT = (NAME, "neighbours.png", "neighbours.json", "views.png", tensorboard_files.FOLDER)
+EARLIER = "earlier"  # holds it then, in folders numbered from 1
+HELD = 4000  # records of a run that are kept in memory, about 4 MB
+
+
+def thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`records` where they are no more than `HELD`; else without every other one of the older half's losses."""
+    if len(records) <= HELD:
+        return records
+    older, newer = records[: HELD // 2], records[HELD // 2 :]
+    losses = [r for r in older if "loss" in r]
+    left_out = {id(r) for r in losses[1::2]}
+    return [r for r in older if id(r) not in left_out] + newer
+
+
+class Writers:
+    """Appends records of one run; a host that does not write keeps silent.
+
+    Attributes:
+        held: its records so far, in order, older ones thinned out.
+        said: a line on each thing that was set aside, and why.
+    """
+
+    def __init__(self, workdir: epath.Path, writes: bool, resumed_step: int):
+        """Open the files; records past `resumed_step`, of work that was lost, and damaged ones are set aside first.
+
+        Raises:
+            UserError: they cannot be read or written.
+        """
+        self.path, self.workdir = workdir / NAME, workdir
+        self.writes = writes
+        self.held: list[dict[str, Any]] = []
+        self.said: list[str] = []
+        if not writes:
+            return
+        with _told(self.path):
+            if not resumed_step:
+                self._set_all_aside()
+            kept = self._take_out(resumed_step)
+        for record in kept:
+            self._hold(record)
+
+    def _set_all_aside(self) -> None:
+        """Move what an earlier run left, as this one begins anew."""
+        left = [self.workdir / name for name in LEFT if (self.workdir / name).exists()]
+        if not left:
+            return
+        place = _free(self.workdir)
+        for path in left:
+            path.rename(place / path.name)
+        self.said.append(f"this run begins at step 0: the records that were there are in {place}")
+
+    def _take_out(self, step: int) -> list[dict[str, Any]]:
+        """Write metrics.jsonl anew with the records up to `step`, which are returned; all others are kept elsewhere."""
+        found = read(self.workdir)
+        kept = [r for r in found.records if r["step"] <= step]
+        lost = [json.dumps(r).encode() for r in found.records if r["step"] > step]
+        taken = [*found.damaged.values(), *lost]
+        if taken:
+            place = _free(self.workdir) / NAME
+            files.write(place, b"".join(line + b"\n" for line in taken))
+            self.said += [f"{line}; it is in {place} now" for line in found.remarks]
+        files.write(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+        return kept
+
+    @functools.cached_property
+    def _board(self) -> metric_writers.SummaryWriter:
+        """One at a time: TensorBoard leaves a file, and what is added to it later, as soon as there is a younger one."""
+        return metric_writers.SummaryWriter(str(self.workdir / tensorboard_files.FOLDER))
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Record `numbers` at `step`."""
+        if not self.writes:
+            return
+        self._append({"step": step, **numbers})
+        self._board.write_scalars(step, dict(numbers))
+
+    def settings(self, config: Mapping[str, Any]) -> None:
+        """Give TensorBoard the settings of the run."""
+        if self.writes:
+            self._board.write_hparams(tensorboard_files.settings(config))
+
+    def picture(self, step: int, name: str, path: epath.Path) -> None:
+        """Give TensorBoard the PNG at `path` as it is at `step`; at once, for whoever waits for it."""
+        if self.writes:
+            self._board.write_images(step, {name: tensorboard_files.picture(path)})
+            self._board.flush()
+
+    def event(self, step: int, kind: str, facts: Mapping[str, Any]) -> None:
+        """Record that something happened at `step`: `kind` names it."""
+        if self.writes:
+            self._append({"step": step, "event": kind, **facts})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with _told(self.path), self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self._hold(record)
+
+    def _hold(self, record: dict[str, Any]) -> None:
+        self.held.append(record)
+        self.held = thinned(self.held)
+
+    def close(self) -> None:
+        """Write what is buffered; what is written after this goes to another file of TensorBoard's."""
+        if "_board" in vars(self):
+            self._board.flush()
+            self._board.close()
+            del self._board
+
+
+@contextlib.contextmanager
+def _told(path: epath.Path) -> Iterator[None]:
+    """Turn what the file system refuses about `path` into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise full_disk(path.parent) from error
+        raise UserError(
+            f"{path} cannot be read and written ({error.strerror or error}); see that workdir={path.parent} is there and "
+            "is yours, and give the same command: it goes on from the last whole checkpoint"
+        ) from error
+
+
+def _free(workdir: epath.Path) -> epath.Path:
+    """A new folder for what is set aside."""
+    folder = workdir / EARLIER
+    taken = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
+    place = folder / str(max(taken, default=0) + 1)
+    place.mkdir(parents=True)
+    return place
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """What a file of records holds.
+
+    Attributes:
+        records: oldest first.
+        damaged: number of the line, from 1 -> its bytes, of lines that are no record of a run.
+        remarks: a line on them for a person; none where there are none.
+        only_cut: whether the last line is all that is damaged, by having no end.
+    """
+
+    records: list[dict[str, Any]]
+    damaged: dict[int, bytes]
+    remarks: list[str]
+    only_cut: bool = False
+
+
+def read(workdir: epath.Path) -> Read:
+    """The records of the run in `workdir`, and what is damaged in their file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = workdir / NAME
+    if not path.exists():
+        return Read([], {}, [])
+    with _told(path):
+        lines = files.read(path).split(b"\n")
+    parsed = {n: record_of(line) for n, line in enumerate(lines, 1) if line}
+    damaged = {n: lines[n - 1] for n, found in parsed.items() if found is None}
+    # The last line has no end where the run was killed, or while it writes: whole or not, it is not counted on.
+    if lines[-1]:
+        parsed[len(lines)], damaged[len(lines)] = None, lines[-1]
+    some = ", ".join(map(str, [*damaged][:5])) + (", ..." if len(damaged) > 5 else "")
+    remarks = [f"{path}: line {some} is damaged and left out"] if damaged else []
+    only_cut = [*damaged] == [len(lines)]
+    return Read([r for r in parsed.values() if r is not None], damaged, remarks, only_cut)
+
+
+def records(workdir: epath.Path) -> list[dict[str, Any]]:
+    """All records of the run in `workdir`, oldest first; damaged ones, and a last one cut short, are left out."""
+    return read(workdir).records
+
+
+# What those who read an event rely on: name -> type.
+EVENTS: dict[str, dict[str, type]] = {
+    "start": {"examples": int, "steps_per_epoch": int, "schedule_shift": int},
+    "finding": {"name": str, "severity": str},
+}
+
+
+def record_of(line: bytes) -> dict[str, Any] | None:
+    """The record that `line` is, or None where it is none: an object with a step, of an event or of numbers alone."""
+    try:
+        found = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not _is_whole(found.get("step")) or found["step"] < 0:
+        return None
+    if "event" not in found:
+        return found if all(map(_is_number, found.values())) else None
+    needed = EVENTS.get(found["event"], {}) if isinstance(found["event"], str) else None
+    if needed is None or any(type(found.get(name)) is not kind for name, kind in needed.items()):
+        return None
+    return found
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or _is_whole(value)

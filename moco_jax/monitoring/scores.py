@@ -1,0 +1,214 @@
+"""The score a run gives itself while it trains: kNN where there are labels, the spread of features where not."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from moco_jax.data.sources import Source
+from moco_jax.data.sources.labels import listed
+from moco_jax.data.views import recipes
+from moco_jax.evaluation import features, knn
+from moco_jax.evaluation.classes import Matched, match_sources
+from moco_jax.method.info_nce import spread
+from moco_jax.parallel import mesh as mesh_lib
+
+RAW_PIXELS_SIDE = 64
+RANKED = (
+    1024  # features at most of which the effective rank is taken: it costs the cube of their number
+)
+FEW, NEAREST = 10, 6  # queries whose neighbours are handed over, and how many of each
+SAMPLE = 1000  # searched images whose features are handed over
+
+
+def effective_rank(features: np.ndarray) -> float:
+    """In how many directions `features` `[N, D]` differ: exp of the entropy of their singular values (RankMe, Garrido 2023).
+
+    The singular values are scaled to sum 1. Between 1 (all on one line) and min(N, D).
+    """
+    values = np.linalg.svd(np.asarray(features, np.float64), compute_uv=False)
+    shares = values[values > 0] / max(values.sum(), np.finfo(np.float64).tiny)
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What an encoder makes of some of a monitor's images.
+
+    Attributes:
+        queries: int64 `[Q]`, the few whose neighbours are looked for, indices; damaged ones are left out.
+        nearest: int64 `[Q, K]`, of each the nearest searched images by cosine, nearest first, indices.
+        sample: int64 `[P]`, searched images, evenly spread, indices.
+        features: float32 `[P, D]`, theirs.
+    """
+
+    queries: np.ndarray
+    nearest: np.ndarray
+    sample: np.ndarray
+    features: np.ndarray
+
+
+def evenly(count: int, most: int) -> np.ndarray:
+    """Places int64 `[min(count, most)]` in a row of `count`, evenly spread."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+
+
+@dataclasses.dataclass
+class Monitor:
+    """Two sets of images and how to compare them.
+
+    Attributes:
+        bank, bank_indices: the images that are searched.
+        queries, query_indices: the images that are classified.
+        recipe: for the evaluation view.
+        encode: from variables and uint8 images to features.
+        mesh, batch_size, workers, k, temperature: as in the config.
+    """
+
+    bank: Source
+    bank_indices: np.ndarray
+    queries: Source
+    query_indices: np.ndarray
+    recipe: recipes.Recipe
+    encode: features.Encode
+    mesh: Mesh
+    batch_size: int
+    workers: int
+    k: int
+    temperature: float
+    _said: list[str] = dataclasses.field(default_factory=list)
+    _told: int = 0
+
+    def features(
+        self, encode, query_indices: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Bank features `[N, D]` and indices `[N]`, query features `[M, D]` and indices `[M]`.
+
+        `query_indices`: which queries; all that are classified where None.
+        """
+        common = (self.batch_size, self.workers, self.mesh, encode)
+        chosen = self.query_indices if query_indices is None else query_indices
+        bank = features.extract(self.bank, self.recipe, self.bank_indices, *common)
+        return *bank, *features.extract(self.queries, self.recipe, chosen, *common)
+
+    def score(self, encode) -> tuple[dict[str, float], Found]:
+        """Numbers, and what was found on the way.
+
+        The numbers are `knn` (share of queries classified rightly) if there are labels of two
+        classes or more, `feature_spread` (0..1), and `effective_rank` of features that are finite.
+        What has no label has no vote and is not classified; `news` says so.
+        """
+        bank, bank_indices, queries, query_indices = self.features(encode)
+        unit = knn.unit(queries)
+        result = {"feature_spread": float(spread(jnp.asarray(unit)))}
+        if np.isfinite(unit).all():
+            result["effective_rank"] = effective_rank(unit[:: -(-len(unit) // RANKED)])
+        few = np.flatnonzero(np.isin(query_indices, self.few))
+        matched = self.matched(bank_indices, query_indices)
+        if matched is None or not self._can_score(matched):
+            rows = knn.nearest(bank, queries[few], NEAREST)[1]
+        else:
+            self._count_left_out(matched)
+            searched, asked = matched.train >= 0, matched.test >= 0
+            cosines, rows = knn.nearest(bank[searched], queries[asked], max(self.k, NEAREST))
+            grid = knn.votes(cosines, matched.train[searched][rows], [self.k], [self.temperature])
+            result["knn"] = float(np.mean(grid[self.k, self.temperature] == matched.test[asked]))
+            if searched.all() and asked.all():
+                rows = rows[few]
+            else:
+                rows = knn.nearest(bank, queries[few], NEAREST)[1]
+        return result, _found(bank, bank_indices, query_indices[few], rows)
+
+    def matched(self, bank_indices: np.ndarray, query_indices: np.ndarray) -> Matched | None:
+        """The classes of some searched images and queries in one numbering; None without labels."""
+        return match_sources(self.bank, bank_indices, self.queries, query_indices)
+
+    def _can_score(self, matched: Matched) -> bool:
+        """Whether labels tell good features from bad ones; if not, why is kept for `news`."""
+        known = np.unique(matched.train[matched.train >= 0])
+        if len(known) < 2:
+            self._say(f"no kNN: all labels are of one class, {matched.called[known[0]]!r}")
+        elif not np.isin(matched.test, known).any():
+            self._say("no kNN: no image that would be classified is of a class of those searched")
+        else:
+            return True
+        return False
+
+    def _count_left_out(self, matched: Matched) -> None:
+        """Keep for `news` how many images a score leaves out."""
+        for about, numbers, whole in (
+            ("searched images", matched.train, len(self.bank_indices)),
+            ("images to be classified", matched.test, len(self.query_indices)),
+        ):
+            without, damaged = int((numbers < 0).sum()), whole - len(numbers)
+            counted = {"without a label": without, "damaged": damaged}
+            parts = [f"{count:,} {why}" for why, count in counted.items() if count]
+            if parts:
+                self._say(f"kNN leaves out, of {whole:,} {about}: {', '.join(parts)}")
+        lost = np.isin(matched.test, matched.unlearnt)
+        if lost.any():
+            names = listed([matched.called[number] for number in matched.unlearnt.tolist()])
+            asked = int((matched.test >= 0).sum())
+            self._say(
+                f"kNN counts {int(lost.sum()):,} of {asked:,} images as wrong, as none of their "
+                f"class is searched: {names}"
+            )
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.append(text)
+
+    def news(self) -> list[str]:
+        """What is to be said of the labels that scores so far were made with, each line once."""
+        new, self._told = self._said[self._told :], len(self._said)
+        return new
+
+    @property
+    def few(self) -> np.ndarray:
+        """The queries int64 `[Q]` whose neighbours are handed over, always the same."""
+        return self.query_indices[evenly(len(self.query_indices), FEW)]
+
+    def look(self, variables: Mapping[str, Any]) -> Found:
+        """What the encoder with these variables finds, without a score."""
+        bank, bank_indices, queries, kept = self.features(lambda images: self.encode(variables, images), self.few)  # fmt: skip
+        return _found(bank, bank_indices, kept, knn.nearest(bank, queries, NEAREST)[1])
+
+    def measure(self, variables: Mapping[str, Any]) -> tuple[dict[str, float], Found]:
+        """The score of the encoder with these variables, and what it found on the way."""
+        return self.score(lambda images: self.encode(variables, images))
+
+    def raw_pixels(self) -> dict[str, float]:
+        """The score of the pixels themselves, scaled to -1..1; empty for images too large for it to be cheap."""
+        if self.recipe.image_size > RAW_PIXELS_SIDE:
+            return {}
+        flatten = jax.jit(
+            lambda images: images.reshape(len(images), -1) / 127.5 - 1,
+            out_shardings=mesh_lib.replicated(self.mesh),
+        )
+        return self.score(flatten)[0]
+
+
+def _found(
+    bank: np.ndarray, bank_indices: np.ndarray, queries: np.ndarray, rows: np.ndarray
+) -> Found:
+    some = evenly(len(bank), SAMPLE)
+    return Found(queries, bank_indices[rows[:, :NEAREST]], bank_indices[some], bank[some])
+
+
+def choose(
+    source: Source, queries: Source | None, limit: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which images are searched and which are classified: int64 index arrays into bank and queries.
+
+    Without a source of `queries`, a tenth of the images (1,000 at most) is set apart. `limit`: bank size at
+    most, 0 for no limit.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(source))
+    if queries is None:
+        apart = min(max(len(source) // 10, 1), 1000)
+        return np.sort(shuffled[apart:][: limit or None]), np.sort(shuffled[:apart])
+    return np.sort(shuffled[: limit or None]), np.arange(len(queries))

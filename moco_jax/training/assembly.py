@@ -1,0 +1,261 @@
+"""From a config to the parts of a run, each checked before use: the program (mesh, encoder, step), which knows no
+dataset, and the images and the monitor around it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax import encoders
+from moco_jax.base.errors import UserError
+from moco_jax.data import order, resident
+from moco_jax.data.sources import Source, open_source
+from moco_jax.data.sources.pixels import Decoding
+from moco_jax.data.views import device_ops, device_views, recipes
+from moco_jax.evaluation import features
+from moco_jax.method import optimizers, state, step
+from moco_jax.method.dictionary import MemoryBank, Queue
+from moco_jax.monitoring.drift import IMAGES, Consistency
+from moco_jax.monitoring.scores import Monitor, choose
+from moco_jax.parallel import mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What devices compute, whatever the images are.
+
+    Attributes:
+        mesh: the devices.
+        encoder: the Linen module of both encoders.
+        initial: a jitted function without arguments: the state before the first step.
+        abstract: shapes, dtypes and shardings of the state.
+        train_step: jitted, the state donated.
+        batch: shapes, dtypes and shardings of what the step is fed with.
+        dtype: the encoder's compute dtype.
+    """
+
+    mesh: Mesh
+    encoder: nn.Module
+    initial: Callable[[], state.TrainState]
+    abstract: state.TrainState
+    train_step: Any
+    batch: step.Batch
+    dtype: Any
+
+    def compile_step(self) -> Any:
+        """The step compiled for these devices."""
+        return self.train_step.lower(self.abstract, self.batch).compile()
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What `train.py` puts to work.
+
+    Attributes:
+        program: what the devices compute.
+        source: the images that are trained on.
+        recipe: the views drawn of them.
+        held: shape `[N, H, W, C]` of those that the devices hold; None where they hold none.
+        monitor: scores an encoder.
+        consistency: measures how far the key encoder moves while a key is in the queue.
+        steps_per_epoch, total_steps: how long the run is.
+    """
+
+    program: Program
+    source: Source
+    recipe: recipes.Recipe
+    held: resident.Shape | None
+    monitor: Monitor
+    consistency: Consistency
+    steps_per_epoch: int
+    total_steps: int
+
+
+def compute_dtype(name: str):
+    """The dtype that `compute_dtype` names; `auto` is float32 on CPU and bfloat16 elsewhere."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name == "float64" and jnp.result_type(float) != jnp.float64:
+        raise UserError("compute_dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
+    return jnp.dtype(name)
+
+
+def open_images(config: ConfigDict, split: str, index_dir: str | None) -> Source:
+    """The images of one split of the dataset that `config` names."""
+    return open_source(config.dataset, split, config.data_dir, index_dir, Decoding.of(config))
+
+
+def recipe_of(config: ConfigDict) -> recipes.Recipe:
+    """The views that `config` asks for."""
+    return recipes.create(
+        config.augment, config.image_size, config.crop_min or None, config.channels
+    )
+
+
+def resident_shape(config: ConfigDict, source: Source) -> resident.Shape | None:
+    """Shape of the images that the devices hold throughout a run; None where they hold none.
+
+    Raises:
+        UserError: they would not fit.
+    """
+    if config.augment_on != "resident":
+        return None
+    shape = resident.shape_of(source)
+    resident.require_room(shape, resident.memory_limit())
+    return shape
+
+
+def batch_of(config: ConfigDict, the_mesh: Mesh, held: resident.Shape | None) -> step.Batch:
+    """What the step is fed with, as shapes, dtypes and shardings; `held`: shape of the images that devices hold."""
+    rows, side = config.batch_size, config.image_size
+    layout = mesh.sharded(the_mesh)
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=layout)
+
+    if held is not None:
+        pixels, everywhere = math.prod(held[1:]), mesh.replicated(the_mesh)
+        everything = jax.ShapeDtypeStruct((held[0], pixels), jnp.uint8, sharding=everywhere)
+        numbers = array(jnp.int32)
+        return step.Batch(None, None, numbers, images=everything, epoch=numbers)
+    images = array(jnp.uint8, side, side, config.channels)
+    views: tuple = (None, None)
+    if config.augment_on == "device":
+        views = (recipes.View(*(array(dtype, *shape) for dtype, *shape in recipes.FIELDS)),) * 2
+    return step.Batch(images, images, array(jnp.int32), *views)
+
+
+def views_of(
+    config: ConfigDict, held: resident.Shape | None
+) -> Callable[[step.Batch], tuple[jax.Array, jax.Array]]:
+    """How the step makes query and key views of a batch: the part of the work that `augment_on` leaves to it.
+
+    `held`: shape of the images that devices hold.
+    """
+    recipe = recipe_of(config)
+    if held is not None:
+        return lambda batch: device_views.make_two_views(
+            batch.images, held[1:], batch.index, batch.epoch, config.seed, recipe
+        )
+    if config.augment_on == "device":
+        return lambda batch: (
+            device_ops.finish(batch.query, batch.query_view, recipe),
+            device_ops.finish(batch.key, batch.key_view, recipe),
+        )
+    return step.as_they_come
+
+
+def program(
+    config: ConfigDict, the_mesh: Mesh, examples: int, held: resident.Shape | None = None
+) -> Program:
+    """What `config` makes the devices of `the_mesh` compute, for a dataset of so many `examples`.
+
+    `held`: shape of the images that devices hold, as `resident_shape` says.
+    """
+    steps_per_epoch = max(order.steps_per_epoch(examples, config.batch_size), 1)
+    bank = config.dictionary == "memory_bank"
+    dtype = compute_dtype(config.compute_dtype)
+    encoder = encoders.create(
+        **config_lib.encoder_options(config), accumulate=config.accumulate, dtype=dtype
+    )
+    optimizer = optimizers.create(
+        config.optimizer, config.sgd_momentum, config.weight_decay, encoders.frozen_in(encoder)
+    )
+    exact = jnp.promote_types(dtype, jnp.float32)
+
+    def make_dictionary(rng: jax.Array) -> Any:
+        if config.dictionary == "queue":
+            return Queue.create(rng, config.queue_size, config.batch_size, config.dim, exact)
+        return MemoryBank.create(rng, examples, config.dim, exact) if bank else None
+
+    def create() -> state.TrainState:
+        return state.initial_state(
+            config.seed, encoder, optimizer, config.image_size, make_dictionary,
+            momentum_encoder=config.key_encoder == "momentum", dtype=exact, channels=config.channels,
+        )  # fmt: skip
+
+    shapes = jax.eval_shape(create)
+    layout = state.shardings(shapes, the_mesh)
+    rate = optimizers.learning_rate(
+        config_lib.peak_learning_rate(config), config.lr_schedule, config.epochs, steps_per_epoch,
+        config.lr_steps, config.first_epoch, config.warmup_epochs,
+    )  # fmt: skip
+    momentum = optimizers.ema_momentum(
+        config.momentum, config.momentum_schedule, config.epochs * steps_per_epoch
+    )
+    pure_step = step.make_train_step(
+        encoder, optimizer, rate, momentum, config_lib.method_of(config),
+        mean=config.mean, std=config.std, seed=config.seed, accumulate=config.accumulate,
+        backbone_groups=config.bn_groups if encoders.has_batch_norm(config.arch) else None,
+        dtype=dtype, mesh=the_mesh,
+        views=views_of(config, held),
+    )  # fmt: skip
+    everywhere, batch = mesh.replicated(the_mesh), batch_of(config, the_mesh, held)
+    return Program(
+        mesh=the_mesh,
+        encoder=encoder,
+        initial=jax.jit(create, out_shardings=layout),
+        abstract=jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, layout),
+        train_step=jax.jit(
+            pure_step, in_shardings=(layout, jax.tree.map(lambda x: x.sharding, batch)), out_shardings=(layout, everywhere), donate_argnums=0
+        ),
+        batch=batch,
+        dtype=dtype,
+    )  # fmt: skip
+
+
+def require_a_batch(config: ConfigDict, source: Source) -> None:
+    """UserError where `source` has too few images for one batch."""
+    if len(source) < config.batch_size:
+        raise UserError(
+            f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "
+            f"batch_size={config.batch_size}; a batch of at most {len(source)} works"
+        )
+
+
+def build(config: ConfigDict, index_dir: str) -> Parts:
+    """All parts of the run that `config` describes; `index_dir`: where an index of records may be kept.
+
+    Raises:
+        UserError: a setting or the dataset cannot work; nothing has run on a device by then.
+    """
+    config_lib.check(config, jax.device_count())
+    source = open_images(config, config.split, index_dir)
+    queries = open_images(config, config.eval_split, index_dir) if config.eval_split else None
+    require_a_batch(config, source)
+    recipe = recipe_of(config)
+    steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size)
+    held = resident_shape(config, source)
+    computed = program(config, mesh.create_mesh(), len(source), held)
+    bank, chosen = choose(source, queries, config.knn_examples, config.seed)
+
+    def encode_as(kind: str) -> features.Encode:
+        return features.make_encode(computed.encoder, kind, config.mean, config.std, computed.dtype, computed.mesh)  # fmt: skip
+
+    return Parts(
+        program=computed,
+        source=source,
+        recipe=recipe,
+        held=held,
+        monitor=Monitor(
+            bank=source, bank_indices=bank, queries=source if queries is None else queries,
+            query_indices=chosen, recipe=recipe,
+            encode=encode_as(config.knn_features),
+            mesh=computed.mesh, batch_size=config.eval_batch_size, workers=config.workers,
+            k=config.knn_k, temperature=config.knn_temperature,
+        ),
+        consistency=Consistency(
+            source, bank[:: -(-len(bank) // IMAGES)], recipe, encode_as("output"), computed.mesh,
+            config.eval_batch_size, config.workers, config_lib.queue_life(config),
+        ),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=config.epochs * steps_per_epoch,
+    )  # fmt: skip

@@ -1,0 +1,252 @@
+"""Saving and restoring whole train states, asynchronously, with the config beside them (Orbax).
+
+What is saved was found finite first, and counts once the digests of all its files are written (`integrity.py`); until
+then nothing that was saved before is dropped.
+"""
+
+import dataclasses
+import errno
+import functools
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from moco_jax.base import digests, files
+from moco_jax.base.errors import UserError, full_disk
+from moco_jax.base.text import printable
+from moco_jax.method.dictionary import Queue
+from moco_jax.method.state import FORMAT_VERSION, TrainState, all_finite, for_batch_size
+from moco_jax.training import saving_lines
+from moco_jax.workdir import integrity
+
+STEPS = 100  # at least between checkpoints that nobody asked for: after fewer, saving takes a part of the time
+ROOM = 1.2  # free space asked for, in sizes of the state
+
+
+def interval(every: int, steps_per_epoch: int) -> int:
+    """Steps between checkpoints: `every`; where that is 0 an epoch, or as many as have `STEPS`."""
+    return every or -(-STEPS // steps_per_epoch) * steps_per_epoch
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: the latest few, and the best by kNN.
+
+    Attributes:
+        seconds: how long the run waited for saving.
+    """
+
+    def __init__(self, workdir: epath.Path, keep: int):
+        """`keep`: how many of the latest are kept beside the best, at least 2."""
+        saving_lines.quiet()
+        best = BestN(get_metric_fn=lambda m: m["knn"], n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
+            cleanup_tmp_directories=True,
+        )
+        self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
+        self.seconds = 0.0
+        self._records = workdir / integrity.RECORDS
+        if jax.process_index() == 0:
+            self._records.mkdir(exist_ok=True)  # once it is gone, somebody took it away
+        self._place = _identity(workdir)
+        self._good: int | None = None
+        self._finisher: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def good(self) -> str:
+        """A sentence on the last checkpoint that is known to be whole and finite, for a person."""
+        self._settle()
+        if self._good is None:
+            return "There is no checkpoint yet"
+        return f"Checkpoint {self._good} is good: it was found finite and is whole"
+
+    def save(
+        self, step: int, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, float]
+    ):
+        """Begin to save `state`; the run goes on while it is written. A step that is there is left alone.
+
+        Raises:
+            UserError: `state` is not finite, or cannot be written; what was saved before is untouched.
+        """
+        if step == self.manager.latest_step():
+            return
+        began = time.perf_counter()
+        self._settle()
+        # Before the save begins, because the end of one drops what is older.
+        if not is_finite(state):
+            raise UserError(
+                f"step {step}: the state holds numbers that are not finite and is not saved. {self.good()}; go on from "
+                "there with a lower lr: --config.lr=... --allow_change=lr"
+            )
+        self._require_room(state)
+        about = {"format_version": FORMAT_VERSION, "step": step, "config": dict(config)}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+        )
+        score = {"knn": metrics["knn"]} if "knn" in metrics else None
+        try:
+            self.manager.save(step, args=items, metrics=score)
+        except Exception as error:
+            raise self._explained(error) from error
+        self._finisher = threading.Thread(target=self._finish, args=(step,))
+        self._finisher.start()
+        self.seconds += time.perf_counter() - began
+
+    def _require_room(self, state: TrainState) -> None:
+        # Asked beforehand, as a save that fails half-way in Orbax's threads fills the screen.
+        workdir = self._records.parent
+        if files.is_remote(workdir):
+            return
+        # Orbax would make the folders anew and the run go on into a workdir that has nothing but its last checkpoints.
+        if _identity(workdir) != self._place:
+            raise UserError(
+                f"workdir={workdir} is not the folder any more that the run began in: it was moved, removed or replaced. "
+                "Put it back and give the same command: it goes on from the last checkpoint there"
+            )
+        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        if shutil.disk_usage(workdir).free < needed * ROOM:
+            raise full_disk(workdir)
+
+    def _finish(self, step: int) -> None:
+        """In a thread of its own: wait for the files, then write their digests and drop those without files."""
+        try:
+            self.manager.wait_until_finished()
+            if jax.process_index() == 0:
+                digests.write(self.manager.directory / str(step), self._records / str(step))
+                present = {str(s) for s in self.manager.all_steps()}
+                for record in self._records.iterdir():
+                    if record.name not in present:
+                        record.unlink()
+            self._good = step
+        except BaseException as error:  # raised again by the run itself, in _settle
+            self._error = error
+
+    def _settle(self) -> None:
+        if self._finisher is not None:
+            self._finisher.join()
+            self._finisher = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise self._explained(error) from error
+
+    def _explained(self, error: BaseException) -> UserError:
+        """What to say of an `error` while saving."""
+        if isinstance(error, UserError):
+            return error
+        workdir = self._records.parent
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            return full_disk(workdir)
+        reason = printable((str(error).strip() or repr(error)).splitlines()[0])
+        return UserError(
+            f"workdir={workdir}: a checkpoint could not be saved ({reason}). See that the folder is there and can be "
+            "written, and give the same command: it goes on from the last whole checkpoint, which is untouched"
+        )
+
+    def go_on(
+        self, step: int, examined: list[integrity.Examined], like: TrainState, batch_size: int
+    ) -> tuple[int, TrainState, list[str]]:
+        """The state of the newest checkpoint that is finite; those that no run goes on from are set aside then.
+
+        Args:
+            step: of the newest sound one; where its numbers are not finite, an earlier one is taken.
+            examined: what `integrity.find` found on the way to it.
+            like, batch_size: as of `restore`.
+
+        Returns:
+            its step, the state as of `restore`, and a line on each checkpoint that was set aside.
+
+        Raises:
+            UserError: none is finite, or it is of another version; none is moved then.
+        """
+        workdir, passed = self._records.parent, [c for c in examined if c.wrong]
+        while True:
+            state = self.restore(step, like, batch_size)
+            wrong = "" if is_finite(state) else "it holds numbers that are not finite"
+            if not wrong and int(state.step) != step:
+                wrong = f"it was saved at step {int(state.step)}"
+            if not wrong:
+                break
+            passed.append(integrity.Examined(step, [wrong], finished=True))
+            before, more = integrity.find(workdir, before=step)
+            passed += [checkpoint for checkpoint in more if checkpoint.wrong]
+            if before is None:
+                raise UserError(integrity.lost(workdir, passed))
+            step = before
+        self._good = step
+        said = integrity.set_aside(workdir, passed if jax.process_index() == 0 else ())
+        self.manager.reload()
+        return step, state, said
+
+    def restore(self, step: int, like: TrainState, batch_size: int) -> TrainState:
+        """The state saved at `step`, laid over devices as the abstract state `like` says.
+
+        It was saved with this `batch_size` or another; `like` is for this one.
+        """
+        about = integrity.about(self._records.parent, step)
+        if about.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"checkpoint {self.manager.directory / str(step)} has format_version="
+                f"{about.get('format_version')}, this program reads {FORMAT_VERSION}; use the version that wrote it"
+            )
+        if about["config"]["batch_size"] == batch_size:
+            return self._restore(step, like)
+        saved = self._restore(step, _as_saved(like, about["config"]["batch_size"]))
+        layout = jax.tree.map(lambda x: x.sharding, like)
+        return jax.device_put(for_batch_size(saved, batch_size), layout)
+
+    def _restore(self, step: int, like: TrainState) -> TrainState:
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        return self.manager.restore(step, args=items)["state"]
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        began = time.perf_counter()
+        try:
+            self._settle()
+        finally:
+            try:
+                self.manager.close()
+            except Exception as error:  # a save that failed is told once more here
+                raise self._explained(error) from error
+        self.seconds += time.perf_counter() - began
+
+
+def _as_saved(like: TrainState, batch_size: int) -> TrainState:
+    """`like` as it was with `batch_size`, its dictionary whole on every device: slots may not divide over them."""
+    if not isinstance(like.dictionary, Queue):
+        return like
+    everywhere = like.step.sharding
+    shapes = jax.eval_shape(lambda queue: queue.for_batch_size(batch_size), like.dictionary)
+    return dataclasses.replace(
+        like,
+        dictionary=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes
+        ),
+    )
+
+
+def is_finite(state: TrainState) -> bool:
+    """Whether every number of `state` is finite; every host must ask."""
+    return bool(_finite_on(state.step.sharding)(state))
+
+
+@functools.cache
+def _finite_on(everywhere: jax.sharding.Sharding) -> Any:
+    """`all_finite`, compiled so that its answer is `everywhere`."""
+    return jax.jit(all_finite, out_shardings=everywhere)
+
+
+def _identity(workdir: epath.Path) -> tuple[int, int] | None:
+    """What tells a folder of this machine from another in its place; None where it is not there, and of buckets."""
+    if files.is_remote(workdir) or not workdir.exists():
+        return None
+    found = os.stat(workdir)
+    return found.st_dev, found.st_ino

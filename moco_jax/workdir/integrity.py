@@ -1,0 +1,197 @@
+"""Which checkpoints of a workdir can be trusted: they are examined newest first, and nothing is moved before it is known
+that one of them is sound.
+
+A checkpoint counts once the digests of all its files are written (`digests/STEP`). It also says of which step it is and
+by which settings it was made (`about`).
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from moco_jax.base import digests, files
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
+from moco_jax.parallel import hosts
+
+FOLDER, RECORDS, ASIDE = "checkpoints", "digests", "damaged"  # in a workdir
+NONE, LOST = -1, -2  # what process 0 says in place of a step
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """A checkpoint that was looked at.
+
+    Attributes:
+        step: the step that it is called by.
+        wrong: what is wrong with it, a line each; empty when it is sound.
+        finished: whether it was ever whole.
+    """
+
+    step: int
+    wrong: list[str]
+    finished: bool
+
+    def __str__(self) -> str:
+        """One line on a damaged one."""
+        more = "; ..." if len(self.wrong) > 3 else ""
+        return f"checkpoint {self.step} is damaged ({'; '.join(self.wrong[:3])}{more})"
+
+
+def step_of(name: str) -> int | None:
+    """The step that a checkpoint called `name` is of; None for a name that a run gives to none, as '040' or '²'."""
+    is_number = name.isascii() and name.isdigit() and len(name) < 20
+    return int(name) if is_number and str(int(name)) == name else None
+
+
+def steps(workdir: epath.Path) -> list[int]:
+    """Of which steps there are checkpoints, finished or not, newest first."""
+    folder = workdir / FOLDER
+    if not folder.is_dir():
+        return []
+    found = (step_of(path.name) for path in folder.iterdir())
+    return sorted((step for step in found if step is not None), reverse=True)
+
+
+def examine(workdir: epath.Path, before: int | None = None) -> list[Examined]:
+    """The checkpoints of `workdir`, newest first, down to the first sound one; nothing is changed.
+
+    `before`: only those of earlier steps; None: all.
+    """
+    found: list[Examined] = []
+    for step in steps(workdir):
+        if before is not None and step >= before:
+            continue
+        if not (workdir / RECORDS / str(step)).exists():
+            found.append(Examined(step, ["it was not finished"], finished=False))
+            continue
+        found.append(Examined(step, _wrong_with(workdir, step), finished=True))
+        if not found[-1].wrong:
+            break
+    return found
+
+
+def _wrong_with(workdir: epath.Path, step: int) -> list[str]:
+    wrong = digests.damaged(workdir / FOLDER / str(step), workdir / RECORDS / str(step))
+    if wrong:
+        return wrong
+    try:
+        own = about(workdir, step).get("step", step)
+    except UserError as error:
+        return [str(error)]
+    return [] if own == step else [f"it was saved at step {own}"]
+
+
+def about(workdir: epath.Path, step: int) -> dict[str, Any]:
+    """What the checkpoint of `step` says of itself: `format_version`, `config` and, but in old ones, `step`.
+
+    Raises:
+        UserError: that cannot be read.
+    """
+    place = workdir / FOLDER / str(step) / "about"
+    try:
+        found = ocp.JsonCheckpointHandler().restore(place)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{place} cannot be read ({printable(str(error))})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        raise UserError(f"{place} does not hold the settings of a run")
+    return found
+
+
+def is_begun(workdir: epath.Path) -> bool:
+    """Whether `workdir` has a checkpoint that was once whole, so that no run starts there from the beginning."""
+    return any((workdir / RECORDS / str(step)).exists() for step in steps(workdir))
+
+
+def sound(found: Iterable[Examined]) -> int | None:
+    """The step of the sound one among those `found`, or None."""
+    return next((checkpoint.step for checkpoint in found if not checkpoint.wrong), None)
+
+
+def lost(workdir: epath.Path, found: list[Examined]) -> str:
+    """Why a run neither goes on in `workdir` nor begins anew; empty where it may.
+
+    One checkpoint without digests is what a run leaves that was ended while it saved its first: it begins anew. More of
+    them, or a folder of digests that is gone, are a run's that must not be taken for a new one.
+    """
+    if sound(found) is not None or not found:
+        return ""
+    finished = any(checkpoint.finished for checkpoint in found)
+    # A bucket has no empty folders: there a run that has saved nothing yet has none.
+    taken = not files.is_remote(workdir) and not (workdir / RECORDS).exists()
+    listed = ", ".join(str(checkpoint.step) for checkpoint in found)
+    anew = f"give another workdir, or move {workdir / FOLDER} elsewhere to begin at step 0"
+    if not finished and (taken or len(found) > 1):
+        return (
+            f"{workdir / RECORDS} has no digests of checkpoint {listed}, so that nothing tells whether they are whole; "
+            f"put that folder back, {anew}. Nothing was changed"
+        )
+    if finished:
+        said = "; ".join(map(str, found))
+        return f"workdir={workdir} has no sound checkpoint left; {said}. Restore one, {anew}. Nothing was changed"  # fmt: skip
+    return ""
+
+
+def find(workdir: epath.Path, before: int | None = None) -> tuple[int | None, list[Examined]]:
+    """Where a run goes on; every host must ask, and process 0 looks.
+
+    Args:
+        workdir: of the run; nothing in it is changed.
+        before: only checkpoints of earlier steps.
+
+    Returns:
+        the step of the newest sound checkpoint, None where there is none, and on process 0 those that were examined.
+
+    Raises:
+        UserError: there were checkpoints that a run can go on from, and none is sound any more.
+    """
+    examined: list[Examined] = []
+    why, answer = "process 0 found no sound checkpoint and says why", NONE
+    if jax.process_index() == 0:
+        try:
+            examined = examine(workdir, before)
+            why = lost(workdir, examined)
+        except OSError as error:
+            why = f"workdir={workdir} cannot be read ({error.strerror or error})"
+        step = sound(examined)
+        answer = LOST if why else NONE if step is None else step
+    answer = hosts.first_gives(answer)
+    if answer == LOST:
+        raise UserError(why)
+    return (None if answer == NONE else answer), examined
+
+
+def set_aside(workdir: epath.Path, found: Iterable[Examined]) -> list[str]:
+    """Move the damaged ones among those `found` to `workdir`/damaged; every host must call it.
+
+    Returns:
+        A line on each.
+    """
+    said = []
+    for checkpoint in found:
+        if checkpoint.wrong:
+            place = workdir / ASIDE / f"{checkpoint.step}_{time.time_ns()}"
+            place.parent.mkdir(exist_ok=True)
+            (workdir / FOLDER / str(checkpoint.step)).rename(place)
+            said.append(f"{checkpoint}; moved to {place}")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints examined")
+    return said
+
+
+def set_damaged_aside(workdir: epath.Path) -> list[str]:
+    """Move checkpoints that are unfinished or altered, newest first, to `workdir`/damaged, up to a sound one.
+
+    Returns:
+        A line on each.
+
+    Raises:
+        UserError: there were whole checkpoints, and none is sound any more; none is moved then.
+    """
+    return set_aside(workdir, find(workdir)[1])

@@ -1,0 +1,161 @@
+"""A workdir made a run's own: whether the run there has the recipe of this one, and which settings it has.
+
+Every checkpoint holds the settings that it was made by, and config.json those of the last start; a run that goes on has to
+agree with both.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
+from moco_jax.workdir import integrity
+
+
+def claim_workdir(
+    workdir: epath.Path,
+    config: Mapping[str, Any],
+    allow_change: set[str],
+    step: int | None = None,
+) -> dict[str, Any]:
+    """Make `workdir` this run's: write config.json there, or refuse when its recipe differs.
+
+    Args:
+        workdir: made if missing.
+        config: the settings of this run.
+        allow_change: recipe settings that may differ from the run that is there.
+        step: of the sound checkpoint that the run goes on from, which knows its recipe too; None without one.
+
+    Returns:
+        The changes that were allowed: name -> (old, new).
+
+    Raises:
+        UserError: the folder cannot be written, or a recipe setting differs.
+    """
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        changed = recipe_changes(workdir, config, allow_change, step)
+        if jax.process_index() == 0:
+            files.write(path, (json.dumps(dict(config), indent=2) + "\n").encode())
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"workdir={workdir} cannot be written ({reason}); give a folder of yours"
+        ) from error
+    return changed
+
+
+def recipe_changes(
+    workdir: epath.Path,
+    config: Mapping[str, Any],
+    allow_change: set[str],
+    step: int | None = None,
+) -> dict[str, Any]:
+    """What `config` changes in the recipe of the run in `workdir`: name -> (old, new); nothing is written.
+
+    A recipe is what the checkpoint of `step` (None: there is none) was made by, and what config.json says. A damaged
+    config.json is passed over where there is that checkpoint.
+
+    Raises:
+        UserError: a recipe setting differs and is not in `allow_change`, or config.json is all there is and damaged.
+    """
+    unknown = sorted(allow_change - config_lib.RECIPE.keys())
+    if unknown:
+        raise UserError(
+            f"--allow_change={','.join(unknown)} names no recipe setting; they are listed in "
+            "moco_jax/settings/recipe.py, and others may always change"
+        )
+    path = workdir / "config.json"
+    sources: dict[str, dict[str, Any]] = {}
+    if path.exists() and (step is None or not damage_of(path)):
+        sources["config.json"] = config_lib.recipe_differences(read_config(path), config)
+    if step is not None:
+        saved = integrity.about(workdir, step)["config"]
+        sources[f"checkpoint {step}"] = config_lib.recipe_differences(saved, config)
+    changed = {name: pair for found in sources.values() for name, pair in found.items()}
+    refused = [name for name in changed if name not in allow_change]
+    if refused:
+        listed = "; ".join(_said(name, changed[name][1], sources) for name in refused)
+        raise UserError(
+            f"workdir={workdir} holds a run of another recipe ({listed}); take another workdir, or "
+            f"--allow_change={','.join(refused)}"
+        )
+    return changed
+
+
+def _said(name: str, new: Any, sources: Mapping[str, Mapping[str, Any]]) -> str:
+    """What `sources`, from where to their differences, have of the setting `name`, beside its `new` value."""
+    old = {
+        where: repr(found[name][0]) if name in found else repr(new)
+        for where, found in sources.items()
+    }
+    if len(set(old.values())) == 1:
+        return f"{name}: {next(iter(old.values()))} -> {new!r}"
+    return f"{name}: {', '.join(f'{value} in {where}' for where, value in old.items())} -> {new!r}"
+
+
+def read_config(path: epath.Path) -> dict[str, Any]:
+    """The settings in a workdir's config.json; UserError where it is damaged."""
+    reason = ""
+    try:
+        found = json.loads(files.read(path).decode())
+    except (OSError, ValueError, RecursionError) as error:
+        found, reason = None, printable(str(getattr(error, "strerror", None) or error))
+    if isinstance(found, dict):
+        return found
+    raise UserError(
+        f"{path} is damaged ({reason or 'it holds no settings by name'}); its content is also in "
+        "checkpoints/STEP/about, or take another workdir"
+    )
+
+
+def damage_of(path: epath.Path) -> str:
+    """What is wrong with the config.json at `path`, a sentence; empty where it holds settings."""
+    try:
+        read_config(path)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def mended(workdir: epath.Path, step: int | None) -> list[str]:
+    """A line where config.json is gone or damaged and the checkpoint of `step` says what it said; nothing is written."""
+    path = workdir / "config.json"
+    if step is None or (path.exists() and not damage_of(path)):
+        return []
+    why = damage_of(path) if path.exists() else f"{path} is missing"
+    return [f"{why.partition(';')[0]}: checkpoint {step} has the settings of this run, and it is written again"]  # fmt: skip
+
+
+def settings(workdir: epath.Path) -> ConfigDict:
+    """The settings of the run in `workdir`: those of config.json, or where it is gone or damaged of the last checkpoint.
+
+    Raises:
+        UserError: no run is there, or neither of the two can be read, or a value is of another type.
+    """
+    path = workdir / "config.json"
+    step = None
+    if not path.exists() or damage_of(path):
+        step = integrity.sound(integrity.examine(workdir))
+        if step is None and not path.exists():
+            raise UserError(
+                f"{workdir} is no workdir: it has no config.json, and no sound checkpoint"
+            )
+    saved = read_config(path) if step is None else integrity.about(workdir, step)["config"]
+    config = config_lib.default_config()
+    for name in saved.keys() & set(config.keys()):
+        try:
+            config[name] = saved[name]
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged: {error}; its content is also in checkpoints/STEP/about"
+            ) from error
+    return config
