@@ -9,6 +9,7 @@ from configs import ablation as recipe
 from moco_jax import config as config_lib
 from moco_jax.ablation import rows as ablation
 from moco_jax.base.errors import UserError
+from moco_jax.training import checks
 
 
 @pytest.mark.parametrize("variant", ["cifar10", "cifar10_cpu", "digits"])
@@ -16,7 +17,7 @@ def test_every_row_is_a_sound_run_of_a_folder_of_its_own(variant):
     config = recipe.get_config(variant)
     names = set()
     for row in config.rows:
-        config_lib.check(ablation.row_config(config.base, row, 1), 1)
+        checks.check(ablation.row_config(config.base, row, 1), 1)
         names.add(ablation.folder_name(row, 1))
     assert len(names) == len(config.rows)
     lines = {(row["table"], row["line"]) for row in config.rows}

@@ -9,7 +9,7 @@ from etils import epath
 from moco_jax import config as config_lib
 from moco_jax.base import figures
 from moco_jax.base.errors import UserError
-from moco_jax.training import loop
+from moco_jax.training import checks, loop
 from tests.data.sources.test_pixels import npy, tiff
 from tests.test_doctor import begin, line_with, small
 from tests.test_train import losses
@@ -115,7 +115,7 @@ def test_settings_that_do_not_fit_are_refused(changes, message):
     config = config_lib.default_config()
     config.update(changes)
     with pytest.raises(UserError, match=message):
-        config_lib.check(config, 1)
+        checks.check(config, 1)
 
 
 def test_three_channels_are_shown_in_colour_and_fewer_in_gray():

@@ -7,7 +7,9 @@ import pytest
 from moco_jax import config as config_lib
 from moco_jax.base.errors import UserError
 from moco_jax.cli.command_line import SETTINGS
-from moco_jax.training import assembly
+from moco_jax.data.configured import recipe_of
+from moco_jax.method.configured import peak_learning_rate
+from moco_jax.training import checks
 
 RECIPES = ["digits", "folder", "folder:cpu", "cifar10", "cifar10:symmetric", "cifar10:cpu", "imagenet:v1", "imagenet:v2",
            "imagenet:v2_800ep"]  # fmt: skip
@@ -46,7 +48,7 @@ def load(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_accepted(name):
-    config_lib.check(load(name), 1)
+    checks.check(load(name), 1)
 
 
 @pytest.mark.parametrize("variant", V3_MODELS)
@@ -54,17 +56,17 @@ def test_v3_is_as_published(variant):
     config = load(f"imagenet_v3:{variant}")
     published = V3 | V3_MODELS[variant]
     assert {name: config[name] for name in published} == published
-    assert config_lib.peak_learning_rate(config) == pytest.approx(16 * published["lr"])
+    assert peak_learning_rate(config) == pytest.approx(16 * published["lr"])
     for devices in (1, 8):
-        config_lib.check(config, devices)
+        checks.check(config, devices)
     if variant in ("vit_small", "vit_base"):
         config.accumulate = 32  # the command in the file
-        config_lib.check(config, 1)
+        checks.check(config, 1)
 
 
 def test_views_of_v3_are_as_published():
     for variant, crop_min in (("resnet50", 0.2), ("vit_base", 0.08)):
-        recipe = assembly.recipe_of(load(f"imagenet_v3:{variant}"))
+        recipe = recipe_of(load(f"imagenet_v3:{variant}"))
         assert recipe.stages == ("crop", "color", "grayscale", "blur", "solarize", "flip")
         assert recipe.crop_scale == (crop_min, 1.0)
         assert recipe.jitter == (0.4, 0.4, 0.2, 0.1)
@@ -136,7 +138,7 @@ def test_bad_settings_are_refused(changes, devices, message):
     config = config_lib.default_config()
     config.update(changes)
     with pytest.raises(UserError, match=message):
-        config_lib.check(config, devices)
+        checks.check(config, devices)
 
 
 def test_unknown_names_are_refused_with_the_nearest():
@@ -159,9 +161,9 @@ def test_unknown_variants_are_refused_with_the_known():
 def test_the_rate_is_scaled_only_when_the_config_says_so():
     config = load("imagenet:v2")
     config.batch_size = 1024
-    assert config_lib.peak_learning_rate(config) == 0.03
+    assert peak_learning_rate(config) == 0.03
     config.lr_reference_batch = 256
-    assert config_lib.peak_learning_rate(config) == pytest.approx(0.12)
+    assert peak_learning_rate(config) == pytest.approx(0.12)
 
 
 def test_a_setting_that_an_older_run_does_not_know_had_its_default():

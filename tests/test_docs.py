@@ -10,6 +10,7 @@ import pytest
 from moco_jax import config as config_lib
 from moco_jax.config import recipe_files
 from moco_jax.evaluation import published
+from moco_jax.training import checks
 from tests.markdown import PAGES, ROOT, anchors, links, name, tables
 from tests.test_config import load
 
@@ -106,4 +107,4 @@ def test_flags_of_the_authors_are_given_settings_that_exist():
         key, _, value = span.partition("=")
         config = config_lib.default_config()
         config[key] = ast.literal_eval(value) if value else config[key]
-        config_lib.check_values(config)
+        checks.check_values(config)

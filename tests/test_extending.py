@@ -10,17 +10,18 @@ import pytest
 from absl import flags
 from etils import epath
 
-from moco_jax import config as config_lib
 from moco_jax import encoders
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.data import pipeline
 from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.views import recipes
+from moco_jax.encoders.configured import encoder_options
 from moco_jax.inference import trained_encoder
 from moco_jax.method import step
+from moco_jax.method.configured import method_of
 from moco_jax.parallel import mesh
-from moco_jax.training import assembly
+from moco_jax.training import assembly, checks
 from tests.data.pictures import encoded
 from tests.markdown import ROOT, blocks
 from tests.test_config import load
@@ -89,9 +90,9 @@ def tiny(method):
 def test_the_methods_go_together(method):
     queue, batch = method(), method("batch")
     for config in (queue, batch):
-        config_lib.check(config, 1)
-    assert config_lib.method_of(queue).queue_start == "empty"
-    assert config_lib.method_of(batch).dictionary == "batch"
+        checks.check(config, 1)
+    assert method_of(queue).queue_start == "empty"
+    assert method_of(batch).dictionary == "batch"
     with pytest.raises(UserError, match="variant='both' is unknown; this config has queue, batch"):
         method("both")
 
@@ -125,7 +126,7 @@ def quickly(lowered):
 def test_they_make_a_step_together(method, plain, young, images, one_device, monkeypatch):
     monkeypatch.setattr(assembly, "Queue", young)
     config, (source, _) = tiny(method), images
-    config_lib.check(config, 1)
+    checks.check(config, 1)
     batches = pipeline.train_batches(
         source, recipes.create("linear", SIDE), seed=0, batch_size=BATCH, rows=np.arange(BATCH), examples_seen=0,
         workers=2, damaged=pipeline.DamagedImages(0),
@@ -171,7 +172,7 @@ def test_the_evaluation_measures_a_rank(rank, plain, one_device, tmp_path, capsy
     monkeypatch.setattr(mesh, "create_mesh", lambda: one_device)
     config = load("digits")
     config.update(dict(arch="plain", stem="imagenet", width=4, eval_batch_size=720, workers=2))
-    encoder = encoders.create(**config_lib.encoder_options(config))
+    encoder = encoders.create(**encoder_options(config))
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))
     rng = np.random.default_rng(0)
     weights = jax.tree.map(lambda x: rng.normal(1, 1, x.shape).astype(x.dtype) ** 2, shapes)

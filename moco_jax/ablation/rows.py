@@ -8,9 +8,9 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax import config as config_lib
 from moco_jax.base import figures, files
 from moco_jax.base.console import Console, table
+from moco_jax.method.configured import method_of
 from moco_jax.monitoring import run_log
 from moco_jax.training import loop
 
@@ -76,7 +76,7 @@ def summary(base: ConfigDict, rows: list[Row], place: epath.Path, seeds: int) ->
         mean = {name: float(np.mean(v)) for name, v in values.items()}
         identity = {name: row[name] for name in ("table", "line", "x")}
         config = row_config(base, row, 0)
-        chance = config_lib.method_of(config).chance_level(config.batch_size)
+        chance = method_of(config).chance_level(config.batch_size)
         found.append(
             {**identity, "seeds": len(done), "mean": mean, "deviation": spread, "chance": chance}
         )

@@ -15,7 +15,6 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from moco_jax import config as config_lib
 from moco_jax.ablation.rows import (
     Row,
     folder_name,
@@ -30,6 +29,7 @@ from moco_jax.base import files
 from moco_jax.base.console import Console
 from moco_jax.cli.command_line import SETTINGS, fail, refuse_words, set_up, start
 from moco_jax.config.settings.kinds import Range
+from moco_jax.training import checks
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Rows: configs/ablation.py or configs/ablation.py:VARIANT."
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     if config.seeds not in SEEDS:
         fail(f"--config.seeds={config.seeds} must be {SEEDS}; try 3")
     for row in wanted:
-        config_lib.check_values(row_config(config.base, row, 0))
+        checks.check_values(row_config(config.base, row, 0))
     set_up(config.base)
     runs = [(row, seed) for seed in range(config.seeds) for row in wanted]
     for number, (row, seed) in enumerate(runs, start=1):

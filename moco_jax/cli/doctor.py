@@ -17,13 +17,13 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
-from moco_jax import config as config_lib
 from moco_jax.base import files
 from moco_jax.base.console import Console
 from moco_jax.base.findings import FAULT, SHOWN, Report, verdict
 from moco_jax.cli import number_flags
 from moco_jax.cli.command_line import fail, refuse_words, set_up, start
 from moco_jax.doctor.examination import examine
+from moco_jax.training import checks
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe: configs/NAME.py or configs/NAME.py:VARIANT."
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     refuse_words(argv)
     if CONFIG.value is None:
         fail("--config=configs/RECIPE.py is needed; --help lists all flags")
-    config_lib.check_values(CONFIG.value)
+    checks.check_values(CONFIG.value)
     set_up(CONFIG.value)
     logging.set_verbosity(logging.ERROR)  # damaged images are findings here, not news
     console = Console()

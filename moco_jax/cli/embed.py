@@ -24,13 +24,13 @@ from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.cli import number_flags
 from moco_jax.cli.command_line import fail, set_up, start
+from moco_jax.data.configured import open_images
 from moco_jax.data.sources import Source, remarks_of
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.embedding import results, search, table
 from moco_jax.embedding.encode import KINDS, Damaged, Embedder, rows
 from moco_jax.inference import trained_encoder
 from moco_jax.parallel import mesh as mesh_lib
-from moco_jax.training import assembly
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Of the run whose encoder it is. search: where it lies now, if it has moved."
@@ -95,7 +95,7 @@ def has_splits(dataset: str) -> bool:
     return dataset == "digits" or dataset.startswith("tfds:")
 
 
-def open_images(config: Any, place: str) -> tuple[Source, dict[str, Any]]:
+def named_images(config: Any, place: str) -> tuple[Source, dict[str, Any]]:
     """The images that the flags name, and the facts on them; those of the run in `place` where they name none."""
     changed, split = config.copy_and_resolve_references(), SPLIT.value
     if DATASET.value or DATA_DIR.value:
@@ -111,7 +111,7 @@ def open_images(config: Any, place: str) -> tuple[Source, dict[str, Any]]:
         split = config.split if changed.dataset == config.dataset else "train"
     folder = files.absolute(place)
     index = str(folder / "index") if folder.is_dir() else None
-    source = assembly.open_images(changed, split, index)
+    source = open_images(changed, split, index)
     data_dir = str(files.absolute(changed.data_dir)) if changed.data_dir else ""
     root = str(files.absolute(source.root)) if isinstance(source, FolderSource) else ""
     return source, {
@@ -135,7 +135,7 @@ def embed(console: Console) -> None:
     prepare(place)
     found = trained_encoder.load(place, WHICH.value, STEP.value)
     embedder = Embedder(found, FEATURES.value, mesh_lib.create_mesh())
-    source, images = open_images(found.config, place)
+    source, images = named_images(found.config, place)
     facts: dict[str, Any] = {
         "moco_jax": __version__,
         "encoder": embedder.facts(place, WHICH.value),

@@ -17,11 +17,10 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from moco_jax import config as config_lib
 from moco_jax.base.errors import full_disk
 from moco_jax.cli import host_flags
 from moco_jax.cli.command_line import fail, refuse_words, set_up, start
-from moco_jax.training import loop
+from moco_jax.training import checks, loop
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe: configs/NAME.py or configs/NAME.py:VARIANT."
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> None:
     refuse_words(argv)
     if not WORKDIR.value or CONFIG.value is None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
-    config_lib.check_values(CONFIG.value)
+    checks.check_values(CONFIG.value)
     set_up(CONFIG.value)
     try:
         host_flags.join(asks_for_stops=True)

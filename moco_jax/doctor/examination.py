@@ -9,26 +9,19 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax import config as config_lib
 from moco_jax.base.console import duration, size
 from moco_jax.base.findings import FAULT, NOTE, OK, Finding, Report
 from moco_jax.data import order, pipeline, resident
+from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.sources import Source, remarks_of
 from moco_jax.doctor import images, memory, rate, settings, survey, workdir
 from moco_jax.evaluation import features
 from moco_jax.evaluation.classes import match_sources
+from moco_jax.evaluation.held_out import choose
 from moco_jax.monitoring import view_pairs
-from moco_jax.monitoring.scores import choose
 from moco_jax.parallel import known_answers, mesh
-from moco_jax.training import loop, warm_start
-from moco_jax.training.assembly import (
-    Program,
-    open_images,
-    program,
-    recipe_of,
-    require_a_batch,
-    resident_shape,
-)
+from moco_jax.training import checks, loop, warm_start
+from moco_jax.training.assembly import Program, program, require_a_batch, resident_shape
 from moco_jax.workdir import integrity
 
 LABELS = 256  # images of each part whose labels are looked at: a record is read for each
@@ -97,10 +90,10 @@ class Examination:
     def settings(self, recipe_batch: int) -> None:
         """Names, values, and whether all divide; `recipe_batch`: the batch size in the recipe file."""
         with self.report.section("settings"):
-            config_lib.check_values(self.config)
+            checks.check_values(self.config)
             self.values_sound = True
             count, kind = settings.count_devices()
-            config_lib.check_batch(self.config, count)
+            checks.check_batch(self.config, count)
             self.runs = True
             self.report.add(Finding(OK, f"all are sound for {count} x {kind}"))
             self.report.add(*settings.advice(self.config, recipe_batch))

@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 from moco_jax.base import files
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import to_line
+from moco_jax.data.configured import recipe_of
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.damage import why
 from moco_jax.embedding.table import Rows
 from moco_jax.evaluation import features
 from moco_jax.inference import trained_encoder
 from moco_jax.parallel import mesh as mesh_lib
-from moco_jax.training import assembly
 
 # Settings that decide what an encoder is shown; the features file keeps them.
 SHOWN: tuple[str, ...] = ("image_size", "augment", "mean", "std", "channels", "white")
@@ -75,7 +75,7 @@ class Embedder:
         )  # fmt: skip
         variables = jax.device_put(self.found.variables, mesh_lib.replicated(self.mesh))
         yield from features.stream(
-            source, assembly.recipe_of(config), np.arange(len(source)), batch, config.workers, self.mesh,
+            source, recipe_of(config), np.arange(len(source)), batch, config.workers, self.mesh,
             lambda images: encode(variables, images),
         )  # fmt: skip
 

@@ -17,10 +17,10 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from moco_jax import config as config_lib
 from moco_jax import encoders
 from moco_jax.base import random_keys
 from moco_jax.data.views import recipes
+from moco_jax.encoders.configured import compute_dtype, encoder_options
 from moco_jax.evaluation import linear, mixing, resume
 from moco_jax.evaluation.batches import epoch_batches
 from moco_jax.evaluation.labelled import Labelled
@@ -29,7 +29,6 @@ from moco_jax.inference import trained_encoder
 from moco_jax.method import optimizers
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh as mesh_lib
-from moco_jax.training import assembly
 
 MIN_STEPS = 1000  # what 20 epochs of 1 % of ImageNet come to, in batches of 256
 
@@ -217,7 +216,7 @@ def make_step(
 
 def encoder_of(config: ConfigDict, dtype: Any, drop_path: float) -> encoders.Encoder:
     """The encoder of a run, with one BatchNorm group, as a training wants it."""
-    made = encoders.create(**config_lib.encoder_options(config) | {"bn_groups": 1}, dtype=dtype)
+    made = encoders.create(**encoder_options(config) | {"bn_groups": 1}, dtype=dtype)
     if hasattr(made.backbone, "drop_path"):
         made = made.clone(backbone=made.backbone.clone(drop_path=drop_path))
     return made
@@ -297,7 +296,7 @@ def train(
     tested = sorted({round(epochs * (n + 1) / tests) for n in range(tests)} - {0})
     dtype = np.dtype("float32")
     if config.compute_dtype != "float64":
-        dtype = assembly.compute_dtype(config.compute_dtype)
+        dtype = compute_dtype(config.compute_dtype)
     encoder = encoder_of(config, dtype, how.drop_path)
     step = jitted_step(
         encoder, dataclasses.replace(how, epochs=0, batch_size=0), subject.classes, tuple(config.mean),

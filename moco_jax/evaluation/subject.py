@@ -10,14 +10,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moco_jax.base.errors import UserError
+from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.views import recipes
 from moco_jax.encoders import Encoder
 from moco_jax.evaluation import features
+from moco_jax.evaluation.held_out import choose
 from moco_jax.evaluation.labelled import Labelled, Part, labelled
 from moco_jax.inference.trained_encoder import Trained
-from moco_jax.monitoring.scores import choose
 from moco_jax.parallel import mesh as mesh_lib
-from moco_jax.training import assembly as parts
 
 Report = Callable[[str], None]
 
@@ -154,13 +154,13 @@ def open_subject(
     train_split = train_split or (config.split if same else "train")
     if has_splits:
         test_split = test_split or (config.eval_split if same else "")
-    source = parts.open_images(changed, train_split, index_dir)
+    source = open_images(changed, train_split, index_dir)
     place = changed.data_dir or changed.dataset
     called = f"{changed.dataset} ({train_split})" if has_splits else place
     queries, test_called = None, f"a tenth of {called}, set apart"
     if test_split or test_data_dir:
         changed.data_dir = test_data_dir or changed.data_dir
-        queries = parts.open_images(changed, test_split, index_dir)
+        queries = open_images(changed, test_split, index_dir)
         test_called = f"{changed.dataset} ({test_split})" if has_splits else test_data_dir
     train, test = choose(source, queries, 0, config.seed)
     ours, theirs = Part(source, train, called), Part(queries or source, test, test_called)
@@ -170,7 +170,7 @@ def open_subject(
         test=tested,
         own=own,
         config=config,
-        recipe=parts.recipe_of(config),
+        recipe=recipe_of(config),
         mesh=the_mesh,
         remarks=remarks,
     )

@@ -12,6 +12,7 @@ from moco_jax import config as config_lib
 from moco_jax import encoders
 from moco_jax.base import files, random_keys
 from moco_jax.base.errors import UserError
+from moco_jax.encoders.configured import check_views, encoder_options
 from moco_jax.weights import bridge, workdir
 from moco_jax.weights.pretrained import Pretrained
 from moco_jax.weights.workdir import PARTS, read_config
@@ -103,8 +104,8 @@ def load(
                 "(python -m moco_jax.doctor prints those of a folder's images)"
             )
     config.update(given)
-    config_lib.check_views(config)
-    options = config_lib.encoder_options(config)
+    check_views(config)
+    options = encoder_options(config)
     if which == "key":
         options["predictor"] = "none"
     return Trained(encoders.create(**options), variables, config, step, tuple(assumed), remarks)

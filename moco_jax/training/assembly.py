@@ -13,19 +13,22 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from moco_jax import config as config_lib
 from moco_jax import encoders
 from moco_jax.base.errors import UserError
 from moco_jax.data import order, resident
-from moco_jax.data.sources import Source, open_source
-from moco_jax.data.sources.pixels import Decoding
+from moco_jax.data.configured import open_images, recipe_of
+from moco_jax.data.sources import Source
 from moco_jax.data.views import device_ops, device_views, recipes
+from moco_jax.encoders.configured import compute_dtype, encoder_options
 from moco_jax.evaluation import features
+from moco_jax.evaluation.held_out import choose
 from moco_jax.method import optimizers, state, step
+from moco_jax.method.configured import method_of, peak_learning_rate, queue_life
 from moco_jax.method.dictionary import MemoryBank, Queue
 from moco_jax.monitoring.drift import IMAGES, Consistency
-from moco_jax.monitoring.scores import Monitor, choose
+from moco_jax.monitoring.scores import Monitor
 from moco_jax.parallel import mesh
+from moco_jax.training import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,27 +80,6 @@ class Parts:
     consistency: Consistency
     steps_per_epoch: int
     total_steps: int
-
-
-def compute_dtype(name: str):
-    """The dtype that `compute_dtype` names; `auto` is float32 on CPU and bfloat16 elsewhere."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name == "float64" and jnp.result_type(float) != jnp.float64:
-        raise UserError("compute_dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
-    return jnp.dtype(name)
-
-
-def open_images(config: ConfigDict, split: str, index_dir: str | None) -> Source:
-    """The images of one split of the dataset that `config` names."""
-    return open_source(config.dataset, split, config.data_dir, index_dir, Decoding.of(config))
-
-
-def recipe_of(config: ConfigDict) -> recipes.Recipe:
-    """The views that `config` asks for."""
-    return recipes.create(
-        config.augment, config.image_size, config.crop_min or None, config.channels
-    )
 
 
 def resident_shape(config: ConfigDict, source: Source) -> resident.Shape | None:
@@ -163,9 +145,7 @@ def program(
     steps_per_epoch = max(order.steps_per_epoch(examples, config.batch_size), 1)
     bank = config.dictionary == "memory_bank"
     dtype = compute_dtype(config.compute_dtype)
-    encoder = encoders.create(
-        **config_lib.encoder_options(config), accumulate=config.accumulate, dtype=dtype
-    )
+    encoder = encoders.create(**encoder_options(config), accumulate=config.accumulate, dtype=dtype)
     optimizer = optimizers.create(
         config.optimizer, config.sgd_momentum, config.weight_decay, encoders.frozen_in(encoder)
     )
@@ -185,14 +165,14 @@ def program(
     shapes = jax.eval_shape(create)
     layout = state.shardings(shapes, the_mesh)
     rate = optimizers.learning_rate(
-        config_lib.peak_learning_rate(config), config.lr_schedule, config.epochs, steps_per_epoch,
+        peak_learning_rate(config), config.lr_schedule, config.epochs, steps_per_epoch,
         config.lr_steps, config.first_epoch, config.warmup_epochs,
     )  # fmt: skip
     momentum = optimizers.ema_momentum(
         config.momentum, config.momentum_schedule, config.epochs * steps_per_epoch
     )
     pure_step = step.make_train_step(
-        encoder, optimizer, rate, momentum, config_lib.method_of(config),
+        encoder, optimizer, rate, momentum, method_of(config),
         mean=config.mean, std=config.std, seed=config.seed, accumulate=config.accumulate,
         backbone_groups=config.bn_groups if encoders.has_batch_norm(config.arch) else None,
         dtype=dtype, mesh=the_mesh,
@@ -227,7 +207,7 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
     Raises:
         UserError: a setting or the dataset cannot work; nothing has run on a device by then.
     """
-    config_lib.check(config, jax.device_count())
+    checks.check(config, jax.device_count())
     source = open_images(config, config.split, index_dir)
     queries = open_images(config, config.eval_split, index_dir) if config.eval_split else None
     require_a_batch(config, source)
@@ -254,7 +234,7 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
         ),
         consistency=Consistency(
             source, bank[:: -(-len(bank) // IMAGES)], recipe, encode_as("output"), computed.mesh,
-            config.eval_batch_size, config.workers, config_lib.queue_life(config),
+            config.eval_batch_size, config.workers, queue_life(config),
         ),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.epochs * steps_per_epoch,

@@ -7,8 +7,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from moco_jax.base.console import duration, size
-from moco_jax.config import method_of, peak_learning_rate
 from moco_jax.data.views import recipes
+from moco_jax.method.configured import method_of, peak_learning_rate
 from moco_jax.method.state import TrainState
 from moco_jax.training.assembly import Parts
 

@@ -25,8 +25,6 @@ PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
 }
 
-MUCH_WAITING = 0.1  # share of the time spent waiting for data
-
 
 def peak_flops(kind: str) -> float | None:
     """Peak operations a second of a device of this `kind` (JAX's `device_kind`), None where it is not known."""

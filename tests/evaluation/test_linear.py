@@ -9,9 +9,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from moco_jax.base.errors import UserError
+from moco_jax.data.configured import open_images
 from moco_jax.evaluation import linear
 from moco_jax.evaluation.subject import Labelled, open_subject
-from moco_jax.training import assembly
 from tests.test_config import load
 
 
@@ -126,7 +126,7 @@ def test_training_on_crops_learns_and_is_the_same_each_time():
 
 
 def test_images_without_labels_are_refused(monkeypatch):
-    source = assembly.open_images(load("digits"), "train", None)
+    source = open_images(load("digits"), "train", None)
     monkeypatch.setattr(type(source), "labels", lambda *_: None)
     with pytest.raises(UserError, match=r"^digits \(train\) has no labels"):
         open_subject(load("digits"), "")

@@ -16,6 +16,7 @@ from moco_jax import config as config_lib
 from moco_jax.base.errors import UserError
 from moco_jax.config.settings import OPERATIONAL, RECIPE, SETTINGS, kinds, overview
 from moco_jax.data import sources
+from moco_jax.training import checks
 from tests.command_lines import forget_words, own_flags
 
 # The same members at every run.
@@ -27,7 +28,7 @@ CHOSEN = [name for name, setting in SETTINGS.items() if setting.choices is not N
 def accepted(name, value):
     config = config_lib.default_config()
     config[name] = value
-    config_lib.check_values(config)
+    checks.check_values(config)
     return config[name]
 
 
@@ -279,7 +280,7 @@ def test_a_recipe_may_write_numbers_as_it_likes():
     config = config_lib.default_config()
     config.update(epochs=np.int64(3), lr=1, warmup_epochs=2, mean=[0, 0.5, 1], seed=5.0)
     config.lr_steps = [1.0, np.float32(2)]
-    config_lib.check_values(config)
+    checks.check_values(config)
     assert (config.epochs, config.lr, config.warmup_epochs, config.seed) == (3, 1.0, 2.0, 5)
     assert (config.mean, config.lr_steps) == ((0.0, 0.5, 1.0), (1, 2))
     json.dumps(config.to_dict())
@@ -296,16 +297,16 @@ def test_a_config_of_an_older_run_is_still_the_same_recipe():
 
 def test_a_config_that_lacks_settings_is_no_recipe():
     with pytest.raises(UserError, match="seed is missing; recipes start from"):
-        config_lib.check_values(ConfigDict({"lr": 0.1}))
+        checks.check_values(ConfigDict({"lr": 0.1}))
 
 
 def test_rates_that_only_together_are_beyond_float32():
     config = config_lib.default_config()
     config.update(lr=1e38, lr_reference_batch=1)
     with pytest.raises(UserError, match=r"lr=1e\+38 times batch_size=256 .* float32 does not hold"):
-        config_lib.check_values(config)
+        checks.check_values(config)
     config.update(lr_reference_batch=0)
-    config_lib.check_values(config)
+    checks.check_values(config)
 
 
 def test_a_setting_that_an_unlocked_recipe_adds_is_refused():
@@ -313,4 +314,4 @@ def test_a_setting_that_an_unlocked_recipe_adds_is_refused():
     config.unlock()
     config.tau = 0.2
     with pytest.raises(UserError, match="tau is not a setting; did you mean"):
-        config_lib.check_values(config)
+        checks.check_values(config)

@@ -20,6 +20,7 @@ from moco_jax.cli.evaluations.common import (
 from moco_jax.config.settings.kinds import LARGEST
 from moco_jax.data.sources import reading
 from moco_jax.data.sources.pixels import Decoding
+from moco_jax.encoders.configured import compute_dtype
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.evaluation import published
 from moco_jax.evaluation.resume import digest
@@ -27,7 +28,6 @@ from moco_jax.evaluation.segmentation import data, fcn, scoring, training
 from moco_jax.inference.trained_encoder import Trained
 from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
-from moco_jax.training import assembly
 
 ITERATIONS = number_flags.DEFINE_whole(
     "iterations", 0, "segmentation: steps; 0 for the protocol's own.", 0, 2**31 - 1
@@ -73,7 +73,7 @@ def run(task: Task) -> dict[str, Any]:
     results, columns = [], []
     for name, found in task.encoders.items():
         network = fcn.create(
-            _backbone(found), len(train.classes), assembly.compute_dtype(config.compute_dtype)
+            _backbone(found), len(train.classes), compute_dtype(config.compute_dtype)
         )
         weights = {kind: found.variables[kind]["backbone"] for kind in ("params", "batch_stats")}
         state = training.start(network, weights, config.channels, config.seed)

@@ -10,6 +10,7 @@ from moco_jax import encoders
 from moco_jax.data import order
 from moco_jax.data.views import recipes
 from moco_jax.method.choice import Method
+from moco_jax.method.configured import method_of, peak_learning_rate, queue_life
 
 Record = Mapping[str, Any]
 
@@ -80,7 +81,7 @@ def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
     """The facts of a run from its settings (as in `config.json`, or a config) and its number of images, if known."""
     settings = config_lib.default_config()
     settings.update({k: v for k, v in dict(config).items() if k in settings})
-    method, batch = config_lib.method_of(settings), settings.batch_size
+    method, batch = method_of(settings), settings.batch_size
     per_epoch = order.steps_per_epoch(images, batch) if images else 0
     bank = settings.dictionary == "memory_bank"
     stages = recipes.create(settings.augment, settings.image_size, None, settings.channels).stages
@@ -91,9 +92,9 @@ def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
         images=images or 0,
         total_steps=settings.epochs * per_epoch,
         warmup_steps=round(settings.warmup_epochs * per_epoch),
-        renewed_steps=per_epoch if bank else config_lib.queue_life(settings),
+        renewed_steps=per_epoch if bank else queue_life(settings),
         momentum=settings.momentum,
-        lr=config_lib.peak_learning_rate(settings),
+        lr=peak_learning_rate(settings),
         optimizer=settings.optimizer,
         weight_decay=settings.weight_decay,
         batch_norm=encoders.has_batch_norm(settings.arch),

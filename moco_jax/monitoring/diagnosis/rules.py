@@ -20,9 +20,9 @@ from moco_jax.monitoring.diagnosis.history import (
     facts_of,
     images_of,
 )
-from moco_jax.training.throughput import MUCH_WAITING
 from moco_jax.workdir import recipe_check
 
+MUCH_WAITING = 0.1  # share of the time spent waiting for data
 COLLAPSED = 0.1  # spread; runs that learnt were above 0.3, collapsed ones below 0.06
 CHANCE = 0.98  # of the chance level: a run that learns is below it once warm; collapsed ones were above 0.99
 RISE = 0.02  # of the chance level: a rise that a person sees in the progress line

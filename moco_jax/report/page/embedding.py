@@ -15,14 +15,14 @@ from threadpoolctl import threadpool_limits
 
 from moco_jax.base.errors import UserError
 from moco_jax.data import pipeline
+from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.sources import Source, labels
 from moco_jax.data.views import recipes
 from moco_jax.evaluation import features, knn
+from moco_jax.evaluation.held_out import choose
 from moco_jax.inference import trained_encoder
-from moco_jax.monitoring.scores import choose
 from moco_jax.parallel import mesh as mesh_lib
 from moco_jax.report.page.run import Run
-from moco_jax.training.assembly import open_images, recipe_of
 
 QUERIES, NEAREST = 8, 5
 FEW = 30  # images below which a map is by principal components

@@ -13,10 +13,10 @@ from moco_jax.base import files
 from moco_jax.base.errors import UserError
 from moco_jax.base.figures import shown
 from moco_jax.base.text import printable
+from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.monitoring import view_pairs as sheet
 from moco_jax.report.page.run import Run
-from moco_jax.training.assembly import open_images, recipe_of
 
 SIDE = 96  # of a picture, in pixels
 LOSSLESS = 64  # up to this side

@@ -9,15 +9,15 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax import config as config_lib
 from moco_jax.base import files
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
+from moco_jax.data.configured import open_images
 from moco_jax.inference import trained_encoder
+from moco_jax.method.configured import method_of
 from moco_jax.monitoring import run_log
 from moco_jax.report.page import records as records_lib
 from moco_jax.report.page.records import Record
-from moco_jax.training.assembly import open_images
 from moco_jax.workdir import integrity
 
 
@@ -59,7 +59,7 @@ class Run:
     @functools.cached_property
     def chance(self) -> float | None:
         """The loss of queries that are as close to every key."""
-        return config_lib.method_of(self.config).chance_level(self.config.batch_size)
+        return method_of(self.config).chance_level(self.config.batch_size)
 
     @functools.cached_property
     def steps_per_epoch(self) -> int | None:

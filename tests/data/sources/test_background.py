@@ -9,10 +9,10 @@ import tensorflow as tf
 from PIL import Image
 
 from moco_jax.config import default_config
+from moco_jax.data.configured import open_images
 from moco_jax.data.sources import decode, pixels
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
-from moco_jax.training.assembly import open_images
 from tests.data.pictures import decoded, encoded, opened, write
 from tests.data.sources.test_decode import KINDS
 from tests.data.sources.test_pixels import over_257, tiff

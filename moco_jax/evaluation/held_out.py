@@ -1,0 +1,20 @@
+"""Which images are searched and which are classified, where only some are labelled or set apart."""
+
+import numpy as np
+
+from moco_jax.data.sources import Source
+
+
+def choose(
+    source: Source, queries: Source | None, limit: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which images are searched and which are classified: int64 index arrays into bank and queries.
+
+    Without a source of `queries`, a tenth of the images (1,000 at most) is set apart. `limit`: bank size at
+    most, 0 for no limit.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(source))
+    if queries is None:
+        apart = min(max(len(source) // 10, 1), 1000)
+        return np.sort(shuffled[apart:][: limit or None]), np.sort(shuffled[:apart])
+    return np.sort(shuffled[: limit or None]), np.arange(len(queries))

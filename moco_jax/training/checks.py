@@ -1,0 +1,128 @@
+"""Checks that several settings of a run fit together, before anything is built.
+
+What each setting may be by itself is said in `config/settings/`.
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from moco_jax import encoders
+from moco_jax.base.errors import UserError
+from moco_jax.config import check_background, settings
+from moco_jax.config.settings.kinds import LARGEST, SMALLEST, plain
+from moco_jax.encoders.configured import check_views
+from moco_jax.method.configured import method_of, peak_learning_rate
+from moco_jax.method.dictionary import BANK_ROWS
+
+
+def _multiples(value: int, unit: int) -> str:
+    below, above = value // unit * unit, -(-value // unit) * unit
+    return f"use {below} or {above}" if below else f"use {above}"
+
+
+def check(config: ConfigDict, device_count: int) -> None:
+    """Refuse, by a UserError that names setting, value and remedy, what cannot run on `device_count` devices."""
+    check_values(config)
+    check_batch(config, device_count)
+
+
+def check_values(config: ConfigDict) -> None:
+    """The part of `check` that needs no devices: each setting alone, then some of them together."""
+    for name in config:
+        # A recipe that unlocks its settings may have added one; a run would not obey it.
+        if name not in settings.SETTINGS:
+            raise UserError(f"{name} is not a setting; did you mean {settings.nearest(name)}?")
+    for name, setting in settings.SETTINGS.items():
+        if name not in config:
+            raise UserError(
+                f"{name} is missing; recipes start from moco_jax.config.default_config()"
+            )
+        setting.check(config[name])
+    check_views(config)
+    method_of(config).check()
+    check_schedule(config)
+    check_background(config.background, config.channels)
+    if config.scaled_decoding and config.channels != 3:
+        raise UserError(
+            f"scaled_decoding=True is of JPEGs in colour, and channels={config.channels}; "
+            "scaled_decoding=False works"
+        )
+    if config.eval_split and config.dataset != "digits" and not config.dataset.startswith("tfds:"):
+        raise UserError(
+            f"eval_split={config.eval_split!r} is of 'digits' and 'tfds:NAME', and dataset={config.dataset!r} is one whole: "
+            "the images would be scored among themselves; --config.eval_split= sets some of them apart"
+        )
+    if config.augment_on == "resident" and config.scaled_decoding:
+        raise UserError(
+            "scaled_decoding=True shrinks images for the views of an epoch, and augment_on='resident' decodes each once "
+            "for all; scaled_decoding=False works"
+        )
+    if config.loss == "nce" and config.temperature < 0.03:
+        raise UserError(
+            f"temperature={config.temperature} must be at least 0.03 with loss='nce', whose "
+            "exponents overflow below; try 0.07"
+        )
+
+
+def check_schedule(config: ConfigDict) -> None:
+    """The part of `check_values` on the learning rate and the length of its warm-up."""
+    if config.warmup_epochs >= config.epochs:
+        raise UserError(
+            f"warmup_epochs={plain(config.warmup_epochs)} must be less than epochs="
+            f"{config.epochs}; try {plain(config.epochs / 10)}"
+        )
+    peak = peak_learning_rate(config)
+    if not SMALLEST <= peak <= LARGEST:
+        raise UserError(
+            f"lr={config.lr:g} times batch_size={config.batch_size} / lr_reference_batch="
+            f"{config.lr_reference_batch} is {peak:g}, which float32 does not hold; try lr=0.03"
+        )
+
+
+def check_batch(config: ConfigDict, device_count: int) -> None:
+    """The part of `check` that looks at how batch, BN groups, queue and devices divide; values must be sound."""
+    batch, groups = config.batch_size, config.bn_groups
+    span = min(config.shuffle_groups, groups)
+    if batch % groups:
+        raise UserError(
+            f"batch_size={batch} does not divide into bn_groups={groups}; {_multiples(batch, groups)}"
+        )
+    if groups % span:
+        raise UserError(
+            f"bn_groups={groups} is no multiple of shuffle_groups={config.shuffle_groups}; "
+            f"shuffle_groups={math.gcd(groups, config.shuffle_groups)} works"
+        )
+    if (batch // groups) % span:
+        raise UserError(
+            f"batch_size={batch} makes BN groups of {batch // groups}, no multiple of shuffle_groups={span}; "
+            f"take a multiple of {groups * span}: {_multiples(batch, groups * span)}"
+        )
+    for key in ("batch_size", "eval_batch_size"):
+        if config[key] % device_count:
+            raise UserError(
+                f"{key}={config[key]} does not divide over {device_count} devices; "
+                f"{_multiples(config[key], math.lcm(device_count, groups * span))}"
+            )
+    parts = config.accumulate
+    if groups % parts and encoders.has_batch_norm(config.arch):
+        raise UserError(
+            f"accumulate={parts} would cut BatchNorm groups of {config.arch} apart (bn_groups={groups}), and each needs "
+            f"all of its images at once; accumulate={math.gcd(parts, groups)} works, or a vit without conv stem, "
+            "whose only BatchNorm is in the head"
+        )
+    if batch % (parts * device_count):
+        raise UserError(
+            f"batch_size={batch} does not divide into accumulate={parts} parts on {device_count} devices; "
+            f"{_multiples(batch, parts * device_count)}"
+        )
+    if config.dictionary == "memory_bank" and BANK_ROWS % device_count:
+        raise UserError(
+            f"dictionary='memory_bank' does not divide over {device_count} devices; use 1, 2, "
+            f"4, ... or {BANK_ROWS}"
+        )
+    if config.dictionary == "memory_bank" and config.bank_negatives % device_count:
+        raise UserError(
+            f"bank_negatives={config.bank_negatives} does not divide over {device_count} devices; "
+            f"{_multiples(config.bank_negatives, device_count)}"
+        )
