@@ -23,7 +23,7 @@ from benchmarks import machine
 from moco_jax.base.console import size, table
 from moco_jax.method import info_nce
 from moco_jax.parallel import mesh as mesh_lib
-from tests.plain_info_nce import plain_info_nce
+from tests.method.plain_info_nce import plain_info_nce
 
 TPU = flags.DEFINE_bool("tpu", False, "Compile for a TPU that is not there, v5e:2x4.")
 TIMES = flags.DEFINE_integer("times", 7, "Runs of each, taken in turns; medians are printed.")

@@ -11,8 +11,8 @@ from moco_jax import config as config_lib
 from moco_jax.config import recipe_files
 from moco_jax.evaluation import published
 from moco_jax.training import checks
+from tests.config.test_config import load
 from tests.markdown import PAGES, ROOT, anchors, links, name, tables
-from tests.test_config import load
 
 
 def doc(page):

@@ -14,8 +14,8 @@ from functools import cache
 import pytest
 
 from moco_jax import config as config_lib
+from tests.config.test_config import load
 from tests.markdown import PAGES, ROOT, blocks, name, spans
-from tests.test_config import load
 
 SETTINGS = config_lib.RECIPE | config_lib.OPERATIONAL
 ENDS = {"|", "||", "&&", ";", "&", ">", ">>"}

@@ -22,9 +22,9 @@ from moco_jax.method import step
 from moco_jax.method.configured import method_of
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, checks
+from tests.config.test_config import load
 from tests.data.pictures import encoded
 from tests.markdown import ROOT, blocks
-from tests.test_config import load
 
 BATCH, SIDE, IMAGES = 16, 32, 20
 

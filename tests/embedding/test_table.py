@@ -13,7 +13,7 @@ from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.embedding import columns, encode, facts, npz, parquet, results, search, table
 from tests.command_lines import own_flags
-from tests.test_embed import ENCODER, FACTS, IMAGES
+from tests.embedding.test_embed import ENCODER, FACTS, IMAGES
 
 WHOLE = {"format": 1, "moco_jax": "0.1.0", **FACTS}
 FEATURES = np.asarray([[1, 0, 0, 0], [0.9, 0.4, 0, 0], [0, 0, 1, 0]], np.float32)

@@ -8,7 +8,7 @@ import pytest
 from moco_jax.encoders import HEADS, PREDICTORS, create
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[torch]'")
-from tests.torch_moco_v3 import batch_norm_mlp, mlp_variables
+from tests.method.torch_moco_v3 import batch_norm_mlp, mlp_variables
 
 
 @pytest.mark.parametrize(

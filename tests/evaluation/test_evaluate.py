@@ -19,9 +19,9 @@ from moco_jax.weights import files as weight_files
 from moco_jax.workdir import recipe_check
 from tests import states
 from tests.command_lines import command_lines, ended, started
+from tests.config.test_config import load
 from tests.data.pictures import encoded, write
 from tests.evaluation.scenes import CLASSES, write_voc
-from tests.test_config import load
 
 
 def tiny(**changes):

@@ -12,7 +12,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.data.configured import open_images
 from moco_jax.evaluation import linear
 from moco_jax.evaluation.subject import Labelled, open_subject
-from tests.test_config import load
+from tests.config.test_config import load
 
 
 def silent(_):

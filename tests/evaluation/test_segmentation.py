@@ -21,8 +21,8 @@ from moco_jax.inference.trained_encoder import Trained
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh
 from moco_jax.weights import torchvision as weights
+from tests.config.test_config import load
 from tests.evaluation.scenes import CLASSES, write_voc
-from tests.test_config import load
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

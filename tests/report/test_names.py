@@ -11,8 +11,8 @@ from moco_jax.report.page import render
 from moco_jax.report.page.images import Pair
 from moco_jax.report.page.looks import Look
 from moco_jax.report.page.run import Run
+from tests.config.test_config import load
 from tests.data.sources.test_names import ODD
-from tests.test_config import load
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -30,7 +30,7 @@ from moco_jax.report.page.looks import Looks
 from moco_jax.report.page.watch import Watch
 from moco_jax.training import assembly, checkpoint, environment
 from moco_jax.workdir import recipe_check
-from tests.test_config import load
+from tests.config.test_config import load
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="these files are PyTorch's: pip inst
 torchvision = pytest.importorskip("torchvision", reason="pip install '.[torch]'")
 nn = torch.nn
 
-from tests.torch_moco_v3 import batch_norm_mlp
+from tests.method.torch_moco_v3 import batch_norm_mlp
 
 RESNET = dict(name="resnet10", width=8, stem="imagenet")
 VIT = dict(name="vit_small", width=24)

@@ -11,7 +11,7 @@ from etils import epath
 
 from moco_jax.weights import bridge
 from tests import states
-from tests.test_train import tiny
+from tests.training.test_loop import tiny
 
 
 def convert(*words):

@@ -24,7 +24,7 @@ from moco_jax.embedding import table
 from moco_jax.embedding.encode import Damaged
 from moco_jax.embedding.table import Rows
 from tests.data.pictures import encoded
-from tests.test_embed import FACTS
+from tests.embedding.test_embed import FACTS
 
 SOUND = encoded("PNG", pixels=np.full((4, 4, 3), 99, np.uint8))
 ODD = [

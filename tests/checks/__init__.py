@@ -1,1 +1,0 @@
-"""Tests of the doctor's checks; its whole round is in test_doctor.py."""

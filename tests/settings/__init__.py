@@ -1,1 +1,0 @@
-"""Tests of what settings may be."""
