@@ -131,7 +131,7 @@ def traffic(text: str) -> list[list[str]]:
 
 
 def logits_precision(text: str) -> list[str]:
-    """What the compiled text says of the precision of each product of queries and keys (`contrastive.info_nce`)."""
+    """What the compiled text says of the precision of each product of queries and keys (`info_nce.info_nce`)."""
     said = []
     for line in text.splitlines():
         name = re.search(r'op_name="([^"]*(?:bc,nc|bn,nc|bn,bc)[^"]*)"', line)

@@ -40,7 +40,7 @@ MADE_AHEAD = 8  # batches that may wait from before a turn
 
 
 class Run:
-    """A training run of one form, as `train.py` puts it together."""
+    """A training run of one form, as `loop.py` puts it together."""
 
     def __init__(self, form: str):
         """Build and compile it, and load its images."""

@@ -63,7 +63,7 @@ def plain(examples, monkeypatch):
 
 @pytest.fixture
 def young(examples):
-    return names_of(examples["moco_jax/dictionary.py"], "young")["YoungQueue"]
+    return names_of(examples["moco_jax/method/dictionary.py"], "young")["YoungQueue"]
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def rank(examples):
     """The example of an evaluation; flags that its imports define are forgotten after the test."""
     known, modules = set(flags.FLAGS), set(sys.modules)
     was_parsed = flags.FLAGS.is_parsed()
-    names = names_of(examples["moco_jax/evaluation/commands/rank.py"], "rank")
+    names = names_of(examples["moco_jax/cli/evaluations/rank.py"], "rank")
     flags.FLAGS.mark_as_parsed()
     yield names
     for name in set(flags.FLAGS) - known:

@@ -53,7 +53,7 @@ class FeatureEncoder:
         """An encoder on JAX's default device.
 
         Args:
-            found: what `trained.load` returns.
+            found: what `trained_encoder.load` returns.
             features: one of `FEATURES`.
             called: which encoder of what it is, for `about`.
             batch_size: images that are encoded at once.

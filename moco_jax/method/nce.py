@@ -1,7 +1,7 @@
 """The memory bank's first loss: noise-contrastive estimation (InstDisc, section 3.2).
 
 Each query is told apart from m noise entries one by one, with a normalising constant Z that is fixed at the first
-step. MoCo's own memory-bank rows use InfoNCE instead (`contrastive.py`).
+step. MoCo's own memory-bank rows use InfoNCE instead (`info_nce.py`).
 """
 
 import jax
@@ -34,7 +34,7 @@ def nce(
 
     Returns:
         The loss in nats, Z, and the metrics `top1`, `top5`, `positive`, `negative` and `effective_negatives`, as
-        `contrastive.info_nce`.
+        `info_nce.info_nce`.
     """
     own = jnp.sum(query * key, axis=-1)
     everyone, own = mesh_lib.replicate(query, mesh), mesh_lib.replicate(own, mesh)

@@ -1,7 +1,7 @@
-"""One training step, pure: the paper's Algorithm 1 and its relatives, as `method.Method` chooses its parts.
+"""One training step, pure: the paper's Algorithm 1 and its relatives, as `choice.Method` chooses its parts.
 
 `train_step(state, batch) -> (state, metrics)` touches nothing but its arguments. It knows arrays and encoders,
-no files and no clock; `train.py` calls it, `tests/test_step*.py` compare it with PyTorch.
+no files and no clock; `loop.py` calls it, `tests/test_step*.py` compare it with PyTorch.
 """
 
 from collections.abc import Callable, Sequence
@@ -110,7 +110,7 @@ def make_train_step(
 
     Args:
         encoder: called with `train=True` and its `batch_stats` mutable.
-        optimizer: from `optim.py`, without learning rate.
+        optimizer: from `optimizers.py`, without learning rate.
         learning_rate: the rate as a function of `state.schedule_step`.
         momentum: m of the momentum encoder, as a function of `state.schedule_step`.
         method: which keys, which negatives, which loss.
@@ -124,7 +124,7 @@ def make_train_step(
         views: makes query and key view, uint8 `[B, H, W, channels]` each, of a batch.
 
     Returns:
-        A function of state and batch. Its metrics are scalars: `loss`, those of `contrastive.info_nce`, `spread`,
+        A function of state and batch. Its metrics are scalars: `loss`, those of `info_nce.info_nce`, `spread`,
         `grad_norm`, `lr`, `finite`, and `momentum` where there is a momentum encoder.
     """
     encoding = Encoding(encoder, mean, std, dtype, accumulate, backbone_groups, mesh)

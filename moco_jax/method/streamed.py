@@ -24,7 +24,7 @@ Whole = tuple[
 
 
 class Dictionary(NamedTuple):
-    """The negatives, see `contrastive.info_nce`: `[S, n, C]`, and of each bool and int32 `[S, n]`, or None."""
+    """The negatives, see `info_nce.info_nce`: `[S, n, C]`, and of each bool and int32 `[S, n]`, or None."""
 
     keys: jax.Array
     counts: jax.Array | None = None

@@ -60,7 +60,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What `train.py` puts to work.
+    """What `loop.py` puts to work.
 
     Attributes:
         program: what the devices compute.

@@ -71,7 +71,7 @@ def recipe_changes(
     if unknown:
         raise UserError(
             f"--allow_change={','.join(unknown)} names no recipe setting; they are listed in "
-            "moco_jax/settings/recipe.py, and others may always change"
+            "moco_jax/config/settings/recipe.py, and others may always change"
         )
     path = workdir / "config.json"
     sources: dict[str, dict[str, Any]] = {}

@@ -1,11 +1,11 @@
-"""InfoNCE with all logits in one array: what `contrastive.info_nce` is compared with, in tests and benchmarks."""
+"""InfoNCE with all logits in one array: what `info_nce.info_nce` is compared with, in tests and benchmarks."""
 
 import jax
 import jax.numpy as jnp
 
 
 def plain_info_nce(query, key, negatives, temperature, *, counts=None, query_index=None, negative_index=None):  # fmt: skip
-    """Arguments and results of `contrastive.info_nce`, without a mesh."""
+    """Arguments and results of `info_nce.info_nce`, without a mesh."""
     own = jnp.sum(query * key, axis=-1)
     cosine = jnp.einsum("bc,snc->bsn", query, negatives, precision="highest")
     keep = jnp.ones(cosine.shape, bool) if counts is None else jnp.broadcast_to(counts, cosine.shape)  # fmt: skip

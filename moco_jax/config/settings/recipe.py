@@ -169,7 +169,7 @@ RECIPE = table(
             "key_encoder": (
                 choice("momentum", names_in("moco_jax.method.choice", "KEY_ENCODERS")),
                 "who encodes keys: 'momentum', 'query' (end-to-end), 'none' (memory bank); see "
-                "moco_jax/method.py",
+                "moco_jax/method/choice.py",
             ),
             "dictionary": (
                 choice("queue", names_in("moco_jax.method.choice", "DICTIONARIES")),
