@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.base.errors import UserError
+from moco_jax.config import registry
 from moco_jax.config.settings import OPERATIONAL, RECIPE, SETTINGS, kinds, overview
-from moco_jax.data import sources
 from moco_jax.training import checks
 from tests.command_lines import forget_words, own_flags
 
@@ -139,7 +139,7 @@ def test_switches_and_names_are_no_numbers(name, value):
         config_lib.default_config()[name] = value
 
 
-@pytest.mark.parametrize("name", sources.NAMES)
+@pytest.mark.parametrize("name", registry.SOURCES)
 def test_every_kind_of_source_is_a_dataset(name):
     accepted("dataset", name)
 

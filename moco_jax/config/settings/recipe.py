@@ -4,6 +4,7 @@ Bounds are of two sorts: what the mathematics allows (a momentum below 1), and f
 machine of today holds, so that a slip of the hand is refused before anything is built.
 """
 
+from moco_jax.config import registry
 from moco_jax.config.settings.kinds import (
     LARGEST,
     Range,
@@ -25,12 +26,10 @@ OF_0_TO_1 = "of images scaled to 0..1; divide numbers of 0..255 by 255"
 
 def _dataset(value: str) -> str:
     """What is wrong with the name of a dataset, to stand behind it; '' where nothing is."""
-    from moco_jax.data import sources
-
     if value.startswith("tfds:"):
         name = value.removeprefix("tfds:").strip()
         return "" if name else "names no dataset behind the colon; try 'tfds:cifar10'"
-    return "" if value in sources.NAMES else f"is unknown; known are {sources.KINDS}"
+    return "" if value in registry.SOURCES else f"is unknown; known are {registry.SOURCES_IN_WORDS}"
 
 
 def _white(value: float) -> str:

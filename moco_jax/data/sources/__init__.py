@@ -12,6 +12,7 @@ import numpy as np
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
+from moco_jax.config.registry import SOURCES_IN_WORDS
 from moco_jax.data.sources import pixels
 from moco_jax.data.sources.pixels import RGB, Decoding
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:  # what only decodes pixels does without it
     import tensorflow as tf
 
 LARGEST = 2**31 - 1  # an example's number travels to the devices as int32
-NAMES = ("digits", "folder", "tar", "tfrecord", "arrayrecord")
-KINDS = f"{', '.join(NAMES)} and tfds:NAME, as in tfds:cifar10"
 
 
 class Source(Protocol):
@@ -90,7 +89,7 @@ def open_source(
     index_dir: str | None = None,
     decoding: Decoding = RGB,
 ) -> Source:
-    """The source that `dataset` names, in `data_dir`: one of `KINDS`.
+    """The source that `dataset` names, in `data_dir`: one of `config.registry.SOURCES`, or 'tfds:NAME'.
 
     Args:
         dataset: the kind.
@@ -140,7 +139,7 @@ def _open(
         from moco_jax.data.sources.tfds import TFDSSource
 
         return TFDSSource(dataset.removeprefix("tfds:"), split, data_dir, index_dir, decoding)
-    raise UserError(f"dataset={dataset!r} is unknown; known are {KINDS}")
+    raise UserError(f"dataset={dataset!r} is unknown; known are {SOURCES_IN_WORDS}")
 
 
 def _require_tifffile(source: Source) -> None:
