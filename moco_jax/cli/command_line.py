@@ -36,7 +36,7 @@ Main = Callable[[flags.FlagValues, list[str]], None]
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command line.
+    """A command or subcommand: its help, its flags, and its work.
 
     Attributes:
         about: what `--help` prints first: in a line what the command does, then commands to copy.
@@ -69,7 +69,7 @@ class Command:
         app.run(lambda parsed: guarded(command.work, *parsed), argv, flags_parser=command.parse)
 
     def call(self, argv: Sequence[str]) -> None:
-        """Run the command line `argv`, the program's name first, within a process that goes on."""
+        """Run the command line `argv`, the program's name first, in a process that goes on."""
         with _as_command_line_of_the_process(argv):
             command, rest = self.chosen(argv)
             guarded(command.work, *command.parse(rest))
@@ -115,9 +115,8 @@ class Command:
         except (UserError, flags.Error) as error:
             # A config file that raises is reported by its library with the whole traceback as text.
             fail(error, " ".join(str(error).split()).rpartition("UserError: ")[2])
-        except (
-            Exception
-        ) as error:  # a recipe is a program of the user's own, and may end in any way
+        except Exception as error:
+            # A recipe is a program of the user's own, and may end in any way.
             fail(error, f"{_recipe(argv)} cannot be read: {type(error).__name__}: {error}")
         flags.FLAGS.mark_as_parsed()
         return given, words[1:]

@@ -16,7 +16,7 @@ FORMS = (
     "python -m moco_jax.embed --workdir=DIR --data_dir=FOLDER --out=features.npz, or "
     "python -m moco_jax.embed search features.npz IMAGE ..."
 )
-SEARCH = """Search a file of features for the nearest images of some, print and draw them.
+SEARCH = """Print and draw the images in a file of features that are nearest to others.
 
 python -m moco_jax.embed search features.npz IMAGE ... --k=8
 python -m moco_jax.embed search features.parquet cat/3.png new.jpg --out=nearest.png

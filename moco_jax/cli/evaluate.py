@@ -1,4 +1,6 @@
-"""Evaluate an encoder, of a run or of anyone's file of weights, on images with labels.
+"""Evaluate an encoder on images with labels.
+
+The encoder is that of a run (--workdir) or of anyone's file of weights (--weights).
 
 python -m moco_jax.evaluate knn --workdir=runs/mine --untrained
 python -m moco_jax.evaluate linear --workdir=runs/mine --protocol=paper

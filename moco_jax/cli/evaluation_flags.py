@@ -107,7 +107,9 @@ def training(given: flags.FlagValues) -> None:
 
 
 def knn(given: flags.FlagValues) -> None:
-    """Classify by the votes of the nearest training images, for several k and temperatures at once.
+    """Classify test images by the votes of the nearest training images.
+
+    Several k and temperatures are tried in one pass.
 
     python -m moco_jax.evaluate knn --workdir=runs/mine --untrained
     python -m moco_jax.evaluate knn --weights=r50.pth --out=results --dataset=folder \\
@@ -122,7 +124,9 @@ def knn(given: flags.FlagValues) -> None:
 
 
 def linear(given: flags.FlagValues) -> None:
-    """Train a linear classifier on frozen features: by the papers' protocols, or many at a time.
+    """Train a linear classifier on frozen features.
+
+    It follows a paper's protocol, or many settings are trained together and the best is chosen.
 
     python -m moco_jax.evaluate linear --workdir=runs/mine
     python -m moco_jax.evaluate linear --workdir=runs/mine --protocol=paper
@@ -147,7 +151,7 @@ def linear(given: flags.FlagValues) -> None:
 
 
 def finetune(given: flags.FlagValues) -> None:
-    """Train all weights on a share of the labels, beside the same training from scratch.
+    """Train all weights on some of the labels, with --scratch also from scratch.
 
     python -m moco_jax.evaluate finetune --workdir=runs/mine --labels=1,10
     """
@@ -226,7 +230,9 @@ def _rates_of_fine_tuning(given: flags.FlagValues) -> None:
 
 
 def segmentation(given: flags.FlagValues) -> None:
-    """Fine-tune an FCN on labelled pixels (MoCo v1, section 4.2.3 and appendix A.5).
+    """Fine-tune an FCN on labelled pixels, and score its segmentation.
+
+    As in MoCo v1, section 4.2.3 and appendix A.5.
 
     python -m moco_jax.evaluate segmentation --workdir=runs/mine --data_dir=VOC2012
     """

@@ -1,4 +1,4 @@
-"""Pack images into a few large files, which are read faster than many small ones.
+"""Pack images into a few large files, which are read faster.
 
 python -m moco_jax.pack --data_dir=FOLDER --out=OUT
 python -m moco_jax.pack --data_dir=FOLDER --out=gs://BUCKET/OUT --shards=64 --format=arrayrecord

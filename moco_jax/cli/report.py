@@ -1,4 +1,6 @@
-"""Write or serve a page on one or several runs: curves, pictures, evaluations, settings.
+"""Write or serve a page on one or several runs.
+
+The page shows curves, pictures, evaluations and settings.
 
 python -m moco_jax.report WORKDIR
 python -m moco_jax.report WORKDIR WORKDIR ... --out=compared.html

@@ -96,7 +96,10 @@ def _train(
     called: str,
     encoder: str,
 ) -> finetune.Tuned:
-    """Train `start`, called `encoder` in tables, on `images`, called `called`; save the result."""
+    """Train `start` on `images`, tell the accuracy, and save the network where that is asked.
+
+    `called` and `encoder`: the names of the images and of the encoder in tables.
+    """
     given, console = task.given, task.console
     tuned = finetune.train(
         subject,
