@@ -25,7 +25,7 @@ from moco_jax.base.text import printable
 from moco_jax.cli import number_flags
 from moco_jax.cli.command_line import fail, set_up, start
 from moco_jax.data.configured import open_images
-from moco_jax.data.sources import Source, remarks_of
+from moco_jax.data.sources import Source, remarks_of, require_no_place
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.embedding import results, search, table
 from moco_jax.embedding.encode import KINDS, Damaged, Embedder, rows
@@ -86,7 +86,8 @@ class Counter:
 def prepare(place: str | None) -> None:
     """Quiet logs, and what JAX must know before it looks for devices, by the run in `place` if it is one."""
     is_run = place is not None and trained_encoder.is_run(place)
-    set_up(trained_encoder.read_config(place) if place and is_run else config_lib.default_config())
+    config = trained_encoder.read_config(place) if place and is_run else config_lib.default_config()
+    set_up(config, own=False)
     logging.set_verbosity(logging.ERROR)
 
 
@@ -102,6 +103,7 @@ def named_images(config: Any, place: str) -> tuple[Source, dict[str, Any]]:
         changed.dataset = DATASET.value or "folder"
         if DATA_DIR.value or changed.dataset != config.dataset:
             changed.data_dir = DATA_DIR.value
+        require_no_place(changed.dataset, DATA_DIR.value)
     if not has_splits(changed.dataset):
         if split:
             raise UserError(
@@ -132,6 +134,7 @@ def embed(console: Console) -> None:
     place, out = WORKDIR.value, OUT.value
     if not place or not out:
         raise UserError(f"--workdir=DIR and --out=FILE are needed: {FORMS}")
+    table.require_a_place(out)
     prepare(place)
     found = trained_encoder.load(place, WHICH.value, STEP.value)
     embedder = Embedder(found, FEATURES.value, mesh_lib.create_mesh())

@@ -11,6 +11,7 @@ from moco_jax import encoders
 from moco_jax.base.errors import UserError
 from moco_jax.config import check_background, settings
 from moco_jax.config.settings.kinds import LARGEST, SMALLEST, plain
+from moco_jax.data import sources
 from moco_jax.encoders.configured import check_views
 from moco_jax.method.configured import method_of, peak_learning_rate
 from moco_jax.method.dictionary import BANK_ROWS
@@ -53,6 +54,7 @@ def check_values(config: ConfigDict) -> None:
             f"eval_split={config.eval_split!r} is of 'digits' and 'tfds:NAME', and dataset={config.dataset!r} is one whole: "
             "the images would be scored among themselves; --config.eval_split= sets some of them apart"
         )
+    sources.require_no_place(config.dataset, config.data_dir)
     if config.augment_on == "resident" and config.scaled_decoding:
         raise UserError(
             "scaled_decoding=True shrinks images for the views of an epoch, and augment_on='resident' decodes each once "
