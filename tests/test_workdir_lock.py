@@ -456,7 +456,7 @@ def test_a_bucket_is_held_too(monkeypatch, quick):
     monkeypatch.setattr(workdir_lock, "STALE", 0.5)
     said = []
     with workdir_lock.hold(place, said.append):
-        assert b'"pid": 5' not in claims.store_in(place).read(LOCK)
+        assert b'"pid": 5,' not in claims.store_in(place).read(LOCK)
     assert ["is held by process 5 on elsewhere" in line for line in said] == [True]
 
 
