@@ -6,6 +6,8 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -351,3 +353,13 @@ def test_where_config_json_and_checkpoint_disagree_both_are_named(place):
     said = f"temperature: 0.9 in config.json, {own} in checkpoint 40 -> {own}"
     with pytest.raises(UserError, match=said):
         claim.recipe_changes(place, SETTINGS, set(), 40)
+
+
+def test_callbacks_of_a_save_that_has_ended_are_passed_over_and_all_else_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    saving_lines.quiet()
+    saving_lines.quiet()
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("x"), ValueError("loop is closed")):  # fmt: skip
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
+    assert [str(found.exc_value) for found in told] == ["x", "loop is closed"]
