@@ -1,6 +1,7 @@
 """What a start trusts of a workdir: every kind of damage is named, and a refusal changes nothing and comes again."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -9,6 +10,8 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -298,6 +301,23 @@ def test_a_save_that_fails_is_one_line_and_loses_nothing(tmp_path, monkeypatch, 
     assert {2, 4} >= set(integrity.steps(place)) >= {4}
     assert integrity.find(place)[0] == 4
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("other", [0, 3, 5, 400])
+def test_a_state_of_another_step_than_its_checkpoint_is_passed_over(tmp_path, other):
+    state, _ = begin(method_of("queue"), optim.sgd(0.9, 0.0))
+    saving = checkpoint.Checkpoints(epath.Path(tmp_path), 2)
+    for step, inside in ((2, 2), (4, other)):
+        kept = dataclasses.replace(state, step=jnp.asarray(inside, state.step.dtype))
+        saving.save(step, kept, SETTINGS | {"batch_size": B}, {})
+        saving.good()
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    step, found, (said,) = saving.go_on(4, [], like, B)
+    saving.close()
+    assert (step, int(found.step), integrity.find(epath.Path(tmp_path))[0]) == (2, 2, 2)
+    assert f"checkpoint 4 is damaged (it was saved at step {other}); moved to" in said
 
 
 @pytest.mark.parametrize("kind", ["moved", "another", "no checkpoints", "digests"])
