@@ -1,5 +1,6 @@
 """What the command lines share: reading flags, help, ending with one line, and telling JAX and TensorFlow how to start."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from moco_jax import config as config_lib
-from moco_jax import number_flags, recipe_files, xla_flags
+from moco_jax import files, number_flags, recipe_files, xla_flags
 from moco_jax import settings as settings_lib
 from moco_jax.errors import TRY_AGAIN, Busy, LockLost, UserError
 from moco_jax.text import printable
@@ -62,6 +63,11 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
         sys.exit(TRY_AGAIN)
     except (UserError, OSError) as error:
         fail(error)
+    except tf.errors.OpError as error:
+        said = files.said_of_bucket(error)
+        if not said:
+            raise
+        fail(error, said)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -125,8 +131,15 @@ def refuse_words(argv: list[str]) -> None:
         fail(f"{argv[1]!r} is no flag; settings are given as --config.NAME=VALUE")
 
 
-def set_up(config: ConfigDict) -> None:
-    """Quiet logs, TensorFlow off the GPUs, and what JAX must know before it looks for devices."""
+def set_up(config: ConfigDict, own: bool = True) -> None:
+    """Quiet logs, TensorFlow off the GPUs, and what JAX must know before it looks for devices.
+
+    `own`: whether `config` is that of this command, and not of a run that it reads: that run's
+    `compilation_cache` may be a folder of another machine, and is then done without.
+
+    Raises:
+        UserError: `compilation_cache` can be no folder to write to.
+    """
     logging.set_verbosity(logging.WARNING)
     tf.config.set_visible_devices([], "GPU")
     given = os.environ.get("XLA_FLAGS", "")
@@ -134,6 +147,23 @@ def set_up(config: ConfigDict) -> None:
         os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true"
     if config.cpu_devices > 0 and "host_platform_device_count" not in given:
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-    if config.compilation_cache:
+    wrong = _wrong_with_cache(config.compilation_cache)
+    if wrong and own:
+        raise UserError(
+            f"compilation_cache={config.compilation_cache} is no folder that can be written "
+            f"({wrong}); give one of yours, or '' for none"
+        )
+    if config.compilation_cache and not wrong:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _wrong_with_cache(place: str) -> str:
+    """Why programs cannot be kept in `place`, which is made where it is not there; '' if they can."""
+    try:
+        if not place or files.is_remote(files.absolute(place)):
+            return ""
+        os.makedirs(place, exist_ok=True)
+    except (UserError, OSError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return "" if os.access(place, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)

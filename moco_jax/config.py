@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from moco_jax import encoders, settings
+from moco_jax.data import sources
 from moco_jax.dictionary import BANK_ROWS
 from moco_jax.errors import UserError
 from moco_jax.method import Method
@@ -104,6 +105,7 @@ def check_values(config: ConfigDict) -> None:
             f"eval_split={config.eval_split!r} is of 'digits' and 'tfds:NAME', and dataset={config.dataset!r} is one whole: "
             "the images would be scored among themselves; --config.eval_split= sets some of them apart"
         )
+    sources.require_no_place(config.dataset, config.data_dir)
     if config.augment_on == "resident" and config.scaled_decoding:
         raise UserError(
             "scaled_decoding=True shrinks images for the views of an epoch, and augment_on='resident' decodes each once "

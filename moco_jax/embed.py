@@ -19,7 +19,7 @@ from moco_jax import __version__, files, number_flags, parts, trained
 from moco_jax import config as config_lib
 from moco_jax import mesh as mesh_lib
 from moco_jax.command_line import fail, set_up, start
-from moco_jax.data.sources import Source, remarks_of
+from moco_jax.data.sources import Source, remarks_of, require_no_place
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.embedding import results, search, table
 from moco_jax.embedding.encode import KINDS, Damaged, Embedder, rows
@@ -80,7 +80,8 @@ class Counter:
 def prepare(place: str | None) -> None:
     """Quiet logs, and what JAX must know before it looks for devices, by the run in `place` if it is one."""
     is_run = place is not None and trained.is_run(place)
-    set_up(trained.read_config(place) if place and is_run else config_lib.default_config())
+    config = trained.read_config(place) if place and is_run else config_lib.default_config()
+    set_up(config, own=False)
     logging.set_verbosity(logging.ERROR)
 
 
@@ -96,6 +97,7 @@ def open_images(config: Any, place: str) -> tuple[Source, dict[str, Any]]:
         changed.dataset = DATASET.value or "folder"
         if DATA_DIR.value or changed.dataset != config.dataset:
             changed.data_dir = DATA_DIR.value
+        require_no_place(changed.dataset, DATA_DIR.value)
     if not has_splits(changed.dataset):
         if split:
             raise UserError(
@@ -126,6 +128,7 @@ def embed(console: Console) -> None:
     place, out = WORKDIR.value, OUT.value
     if not place or not out:
         raise UserError(f"--workdir=DIR and --out=FILE are needed: {FORMS}")
+    table.require_a_place(out)
     prepare(place)
     found = trained.load(place, WHICH.value, STEP.value)
     embedder = Embedder(found, FEATURES.value, mesh_lib.create_mesh())

@@ -81,7 +81,8 @@ def evaluate(name: str) -> None:
         raise UserError(f"--weights={place} needs --out=FOLDER, where the result is written")
     if WORKDIR.value and not trained.is_run(place):
         raise UserError(f"{place} is no workdir of a run; weights are named by --weights=FILE")
-    set_up(trained.read_config(place) if WORKDIR.value else config_lib.default_config())
+    config = trained.read_config(place) if WORKDIR.value else config_lib.default_config()
+    set_up(config, own=False)
     logging.set_verbosity(logging.ERROR)
     host_flags.join(asks_for_stops=False)
     console = Console(speaks=jax.process_index() == 0)

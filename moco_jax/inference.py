@@ -237,11 +237,19 @@ def load(
         batch_size: images that are encoded at once.
 
     Raises:
-        UserError: nothing readable there, or no such encoder in it.
+        UserError: nothing readable there, no such encoder in it, or a bucket that cannot be reached.
     """
     path = os.fsdecode(place)
     with xla_flags.while_jax_starts():
         jax.devices()
-    found = trained.load(path, which, step, image_size=image_size, mean=mean, std=std, stem=stem)
+    try:
+        found = trained.load(
+            path, which, step, image_size=image_size, mean=mean, std=std, stem=stem
+        )
+    except Exception as error:
+        said = files.said_of_bucket(error)
+        if not said:
+            raise
+        raise UserError(f"{printable(path)}: {said}") from error
     of = f"step {found.step} of {path}" if trained.is_run(path) else path
     return FeatureEncoder(found, features, f"{which} encoder of {of}", batch_size)

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from moco_jax.settings.kinds import KINDS, Range, plain, real, whole
+from moco_jax.settings.kinds import KINDS, SEVERAL, Range, plain, real, whole
 
 MOST_DIGITS = 40  # of whole numbers that are written with a point or an exponent
 
@@ -68,6 +68,37 @@ class NumberParser(flags.ArgumentParser):
     def flag_type(self) -> str:
         """What `--helpxml` calls it."""
         return self.kind.__name__
+
+
+class NumbersParser(flags.BaseListParser):
+    """Reads numbers of a kind, int or float, within a range, with commas between them; they come ascending, each once."""
+
+    def __init__(self, kind: type, allowed: Range):
+        """Of `kind`, each in the range `allowed`."""
+        super().__init__(",", "comma")
+        self.each = NumberParser(kind, allowed)
+        example = "; 1,10 works" if 1 in allowed and 10 in allowed else ""
+        self.syntactic_help = f"{SEVERAL[kind]} with commas between them, {allowed} each{example}"
+
+    def parse(self, argument: Any) -> list[Any]:
+        """The numbers in `argument`, text or a list of them; ValueError says what is required."""
+        words = super().parse(argument) if isinstance(argument, str) else argument or []
+        try:
+            return sorted({self.each.parse(word) for word in words})
+        except ValueError as error:
+            raise ValueError(f"must be {self.syntactic_help}") from error
+
+    def flag_type(self) -> str:
+        """What `--helpxml` calls it."""
+        return "comma separated list of numbers"
+
+
+def DEFINE_numbers(
+    name: str, default: list[float], help: str, kind: type, allowed: Range
+) -> flags.FlagHolder:
+    """Define a flag that is a list of numbers of `kind`, int or float, each in the range `allowed`."""
+    serializer = flags.CsvListSerializer(",")
+    return flags.DEFINE(NumbersParser(kind, allowed), name, default, help, serializer=serializer)
 
 
 def DEFINE_whole(

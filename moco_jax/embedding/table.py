@@ -21,9 +21,29 @@ from moco_jax.embedding.facts import FORMAT
 from moco_jax.errors import UserError
 from moco_jax.report.console import size
 
-__all__ = ["BLOCK", "PARQUET", "Rows", "Table", "opened", "plain", "require_room", "writing"]
+__all__ = [
+    "BLOCK",
+    "PARQUET",
+    "Rows",
+    "Table",
+    "opened",
+    "plain",
+    "require_a_place",
+    "require_room",
+    "writing",
+]
 
 Write = Callable[[Rows], None]
+ENDINGS = (".npz", ".parquet")
+
+
+def require_a_place(path: str) -> None:
+    """UserError where `path` is not what `writing` writes, whatever there is to be written."""
+    place = files.absolute(path)
+    if place.suffix not in ENDINGS or files.is_remote(path):
+        raise UserError(f"out={path!r} is no file here that ends in {' or '.join(ENDINGS)}")
+    if place.is_dir():
+        raise UserError(f"out={path} is a folder; give the name of a file, or move the folder away")
 
 
 @contextlib.contextmanager
@@ -38,11 +58,8 @@ def writing(path: str, facts: Mapping[str, Any]) -> Iterator[Write]:
         UserError: another ending, a package is missing, or the file cannot be written.
     """
     kinds: dict[str, Any] = {".npz": npz.writing, ".parquet": parquet.writing}
+    require_a_place(path)
     place = files.absolute(path)
-    if place.suffix not in kinds or files.is_remote(path):
-        raise UserError(f"out={path!r} is no file here that ends in {' or '.join(kinds)}")
-    if place.is_dir():
-        raise UserError(f"out={path} is a folder; give the name of a file, or move the folder away")
 
     def content() -> str:
         return json.dumps({"format": FORMAT, **facts})

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from moco_jax import mesh as mesh_lib
 from moco_jax import parts
 from moco_jax.data import recipes
+from moco_jax.data.sources import require_no_place
 from moco_jax.encoders import Encoder
 from moco_jax.errors import UserError
 from moco_jax.evaluation import features
@@ -145,6 +146,8 @@ def open_subject(
     same = dataset in ("", config.dataset)
     if not same:
         changed.dataset, changed.data_dir = dataset, ""
+    for place in (data_dir, test_data_dir):
+        require_no_place(changed.dataset, place)
     changed.data_dir = data_dir or changed.data_dir
     has_splits = changed.dataset == "digits" or changed.dataset.startswith("tfds:")
     if not has_splits and (train_split or test_split):

@@ -29,7 +29,9 @@ FORMATS = ("torchvision", "timm", "moco", "detectron2", "huggingface")
 
 def is_run(place: str) -> bool:
     """Whether `place` is a folder of no library's, and so the workdir of a run."""
-    return files.absolute(place).is_dir() and not huggingface.weights_in(place)
+    found = files.absolute(place)
+    # Of a bucket that cannot be reached `is_dir` alone says False.
+    return found.exists() and found.is_dir() and not huggingface.weights_in(place)
 
 
 def load(place: str, arch: str = "", stem: str = "") -> Pretrained:

@@ -2,6 +2,7 @@
 
 import os
 
+import markupsafe
 import pytest
 from etils import epath
 
@@ -27,4 +28,5 @@ def test_a_page_prints_whatever_a_name_holds(name):
     page = render.page([run], [look])
     page.encode("utf-8")
     assert page.replace("\n", "").isprintable()
+    assert f"who: {markupsafe.escape(printable(text))}" in page
     assert board.settings(config.to_dict())["data_dir"] == printable(text)

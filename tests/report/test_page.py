@@ -295,8 +295,21 @@ def test_a_watched_page_is_for_this_machine_and_renews_itself():
 
 
 def test_requests_that_do_not_end_hold_few_threads_and_are_cut_off(monkeypatch):
-    monkeypatch.setattr(watch_lib, "SECONDS", 0.5)
-    before = threading.active_count()
+    monkeypatch.setattr(watch_lib, "SECONDS", 2.0)
+    before, answer = threading.active_count(), watch_lib.Server.finish_request
+    open_now, most, guard = set(), [0], threading.Lock()
+
+    def counted(server, request, address):
+        with guard:
+            open_now.add(address)
+            most[0] = max(most[0], len(open_now))
+        try:
+            answer(server, request, address)
+        finally:
+            with guard:
+                open_now.discard(address)
+
+    monkeypatch.setattr(watch_lib.Server, "finish_request", counted)
     watch = Watch(lambda version: "page", lambda: 1)
     halves = [
         b"",
@@ -313,6 +326,7 @@ def test_requests_that_do_not_end_hold_few_threads_and_are_cut_off(monkeypatch):
             others[-1].sendall(halves[number % len(halves)])
         time.sleep(0.1)
         assert threading.active_count() - before <= 2 * watch_lib.AT_ONCE + 2  # each with its alarm
+        assert 1 < most[0] <= watch_lib.AT_ONCE
         for other in others:
             with contextlib.suppress(ConnectionResetError):
                 while other.recv(1000):

@@ -65,6 +65,19 @@ class Source(Protocol):
         """What to call images in a record: short, the same wherever the set lies, with every byte (`surrogateescape`)."""
 
 
+def require_no_place(dataset: str, data_dir: str) -> None:
+    """Refuse a `data_dir` beside images that come with the package: others would be meant than are read.
+
+    Raises:
+        UserError: there is one.
+    """
+    if dataset == "digits" and data_dir:
+        raise UserError(
+            f"data_dir={printable(data_dir)} says where images are, and those of dataset='digits' come with the "
+            "package; dataset='folder' reads yours, or leave data_dir out"
+        )
+
+
 def remarks_of(source: Source) -> list[str]:
     """Lines that a person must read of `source`, as one on what is left out of it."""
     return list(getattr(source, "remarks", ()))

@@ -109,14 +109,9 @@ def _array(content: bytes, decoding: Decoding) -> np.ndarray:
     return found[..., None] if found.ndim == 2 else found
 
 
-def _require_sound(content: bytes, decoding: Decoding) -> None:
-    """Refuse by its header what is too large, and a JPEG without an end.
-
-    PIL may take the zeros of a half-written file for its pixels.
-    """
-    header = headers.read(content)
-    decoding.require_room(header.height, header.width)
-    if not header.whole:
+def _require_an_end(content: bytes) -> None:
+    """Refuse a JPEG without an end: PIL may take the zeros of a half-written file for its pixels."""
+    if not headers.read(content).whole:
         raise ValueError("a JPEG that is cut off: nothing marks its end")
 
 
@@ -133,7 +128,7 @@ def pixels(content: bytes, decoding: Decoding) -> np.ndarray:
         UserError: it needs a package that is missing.
         Exception: of any kind, where it is damaged.
     """
-    _require_sound(content, decoding)
+    _require_an_end(content)
     if content.startswith(NUMPY):
         image = exactly(to_eight_bits(_array(content, decoding), decoding.white), decoding.channels)
     elif wants_tifffile(content, decoding):

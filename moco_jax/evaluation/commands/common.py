@@ -1,7 +1,6 @@
 """What the evaluations' command lines share: the run and its encoders, the images that flags name, numbers, progress."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,12 +10,10 @@ from jax.sharding import Mesh
 
 from moco_jax import hosts, number_flags, trained
 from moco_jax.data import recipes
-from moco_jax.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.resume import Trainings, digest
 from moco_jax.evaluation.subject import Report, Subject, open_subject
 from moco_jax.report.console import Console
-from moco_jax.settings.kinds import LARGEST, Range
 
 FEATURES = flags.DEFINE_enum(
     "features", None, ["backbone", "output"],
@@ -117,19 +114,6 @@ def about(task: Task, subject: Subject, name: str, features: str) -> dict[str, A
         "left_out": subject.left_out(),
         "published": known and {"percent": known[0], "source": known[1]},
     }  # fmt: skip
-
-
-def numbers(flag: Any, kind: Callable[[str], Any], least: float) -> list[Any]:
-    """The values of a list flag, ascending; UserError where one is no number of at least `least`."""
-    try:
-        found = sorted({kind(word) for word in flag.value})
-    except ValueError:
-        found = []
-    if len(found) < len(set(flag.value)) or any(x not in Range(least, LARGEST) for x in found):
-        raise UserError(
-            f"--{flag.name}={','.join(flag.value)} is no list of numbers of at least {least:g}"
-        )
-    return found
 
 
 def percent(share: float) -> str:

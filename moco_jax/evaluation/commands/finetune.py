@@ -16,19 +16,24 @@ from moco_jax.evaluation.commands.common import (
     EPOCHS,
     Task,
     about,
-    numbers,
     open_images,
     percent,
 )  # fmt: skip
 from moco_jax.evaluation.labelled import Labelled
 from moco_jax.evaluation.subject import Subject
 from moco_jax.report.console import table
-from moco_jax.settings.kinds import LARGEST
+from moco_jax.settings.kinds import LARGEST, Range
 from moco_jax.weights import bridge
 from moco_jax.weights import files as weight_files
 from moco_jax.weights.pretrained import Pretrained
 
-LABELS = flags.DEFINE_list("labels", [], "finetune: per cent of the labels, one training each; 1,10,100 unless --subset is given.")  # fmt: skip
+LABELS = number_flags.DEFINE_numbers(
+    "labels",
+    [],
+    "finetune: per cent of the labels, one training each; 1,10,100 unless --subset is given.",
+    float,
+    Range(0, 100, above=True),
+)
 SUBSET = flags.DEFINE_list("subset", [], "finetune: text files that name the images to learn from, one training each.")  # fmt: skip
 SUBSET_SEED = number_flags.DEFINE_whole("subset_seed", 0, "finetune: of which images --labels draws; the same for all runs.", 0, 2**63 - 1)  # fmt: skip
 RECIPE = flags.DEFINE_enum("recipe", None, list(finetune.RECIPES), "finetune: left out, 'deit' for a ViT and 'sgd' for a ResNet.")  # fmt: skip
@@ -54,7 +59,7 @@ def run(task: Task) -> dict[str, Any]:
     if SCRATCH.value or "untrained" in task.encoders:
         encoders["from scratch"] = task.encoders.get("untrained") or trained.untrained(task.found)
     name, how = _training(task)
-    shares = numbers(LABELS, float, 0.0) or ([] if SUBSET.value else [1.0, 10.0, 100.0])
+    shares = LABELS.value or ([] if SUBSET.value else [1.0, 10.0, 100.0])
     _require_a_place_to_save(shares)
     subject = open_images(task, "backbone, all of it trained")
     if how.batch_size % subject.mesh.size:
@@ -131,9 +136,6 @@ def _require_a_place_to_save(shares: list[float]) -> None:
 def _sets(subject: Subject, shares: list[float]) -> dict[str, Labelled]:
     """The images of each training, by what tables call them."""
     train = subject.train
-    for percents in shares:
-        if not 0 < percents <= 100:
-            raise UserError(f"--labels={percents:g} is no share in per cent: above 0, at most 100")
     drawn = {f"{p:g} %": subsets.share(train, p, SUBSET_SEED.value) for p in shares}
     return drawn | {path: subsets.listed(train, path) for path in SUBSET.value}
 

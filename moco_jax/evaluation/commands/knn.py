@@ -3,14 +3,23 @@
 from typing import Any
 
 import numpy as np
-from absl import flags
 
+from moco_jax import number_flags
 from moco_jax.evaluation import knn
-from moco_jax.evaluation.commands.common import FEATURES, Task, about, numbers, open_images, percent
+from moco_jax.evaluation.commands.common import FEATURES, Task, about, open_images, percent
 from moco_jax.report.console import table
+from moco_jax.settings.kinds import LARGEST, Range
 
-K = flags.DEFINE_list("k", [], "knn: numbers of neighbours, all tried at the cost of the largest.")
-TEMPERATURE = flags.DEFINE_list("temperature", [], "knn: temperatures of the votes.")
+K = number_flags.DEFINE_numbers(
+    "k",
+    [],
+    "knn: numbers of neighbours, all tried at the cost of the largest.",
+    int,
+    Range(1, 2**31 - 1),
+)
+TEMPERATURE = number_flags.DEFINE_numbers(
+    "temperature", [], "knn: temperatures of the votes.", float, Range(1e-6, LARGEST)
+)
 
 NEIGHBOURS, TEMPERATURES = (10, 20, 100, 200), (0.03, 0.07, 0.1, 0.2)
 
@@ -21,10 +30,8 @@ def run(task: Task) -> dict[str, Any]:
     features = FEATURES.value or config.knn_features
     subject = open_images(task, features)
     bank = len(subject.train.indices)
-    ks = numbers(K, int, 1) or sorted({*NEIGHBOURS, config.knn_k})
-    temperatures = numbers(TEMPERATURE, float, 1e-6) or sorted(
-        {*TEMPERATURES, config.knn_temperature}
-    )
+    ks = K.value or sorted({*NEIGHBOURS, config.knn_k})
+    temperatures = TEMPERATURE.value or sorted({*TEMPERATURES, config.knn_temperature})
     if ks[-1] > bank:
         cut = ", ".join(str(k) for k in ks if k > bank)
         console.line(f"k={cut} is cut to {bank}, the number of training images")

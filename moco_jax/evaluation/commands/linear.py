@@ -16,12 +16,12 @@ from moco_jax.evaluation.commands.common import (
     FEATURES,
     Task,
     about,
-    numbers,
     open_images,
     percent,
 )  # fmt: skip
 from moco_jax.evaluation.subject import Subject
 from moco_jax.report.console import table
+from moco_jax.settings.kinds import LARGEST, Range
 
 PROTOCOL = flags.DEFINE_enum(
     "protocol", "fast", ["fast", "paper", "v3"],
@@ -30,8 +30,12 @@ PROTOCOL = flags.DEFINE_enum(
 CROPS = number_flags.DEFINE_whole(
     "crops", 1, "fast: sets of crops beside the centre crops.", 0, 1000
 )
-RATES = flags.DEFINE_list("rates", [str(x) for x in grids.RATES], "fast: learning rates.")
-DECAYS = flags.DEFINE_list("decays", [str(x) for x in grids.DECAYS], "fast: weight decays.")
+RATES = number_flags.DEFINE_numbers(
+    "rates", list(grids.RATES), "fast: learning rates.", float, Range(1e-9, LARGEST)
+)
+DECAYS = number_flags.DEFINE_numbers(
+    "decays", list(grids.DECAYS), "fast: weight decays.", float, Range(0, LARGEST)
+)
 
 FAST_EPOCHS, FAST_BATCH = 30, 256
 
@@ -73,7 +77,7 @@ def _on_crops(task: Task, subject: Subject, features: str, recipe: recipes.Recip
 
 
 def _fast(task: Task, subject: Subject, features: str, recipe: recipes.Recipe) -> dict[str, Any]:
-    grid = grids.Grid(numbers(RATES, float, 1e-9), numbers(DECAYS, float, 0))
+    grid = grids.Grid(RATES.value, DECAYS.value)
     if not grid.rates or not grid.decays:
         raise UserError("--rates and --decays need a number each")
     if len(subject.train.indices) < 2:
