@@ -46,8 +46,8 @@ class Collective(NamedTuple):
 def read(text: str) -> list[Collective]:
     """All collectives in the text of a compiled program, one entry for each array they produce.
 
-    An all-to-all that is written with one operand for each peer gives its share once, as one array: the parts
-    are added up along a new first axis.
+    An all-to-all that is written with one operand for each peer gives its share once, as one
+    array: the parts are added up along a new first axis.
     """
     found = []
     for line in text.splitlines():

@@ -2,8 +2,9 @@
 
     python -m benchmarks.faults [--only=NAME] [--out=DIR]
 
-Each run is a recipe of the digits in small with one fault put in; the first has none. Printed is the finding that was
-expected, the warnings and faults that were told, and since when. Half a minute to two minutes a run on two cores.
+Each run is a recipe of the digits in small with one fault put in; the first has none. Printed is
+the finding that was expected, the warnings and faults that were told, and since when. Half a
+minute to two minutes a run on two cores.
 """
 
 import contextlib
@@ -32,11 +33,21 @@ from moco_jax.monitoring import run_log
 from moco_jax.training import loop
 
 ONLY = flags.DEFINE_string("only", "", "One run: its name.")
-OUT = flags.DEFINE_string("out", "", "Folder of the runs, which stay there; a temporary one if empty.")  # fmt: skip
+OUT = flags.DEFINE_string(
+    "out", "", "Folder of the runs, which stay there; a temporary one if empty."
+)
 
 SMALL: dict[str, Any] = dict(
-    width=8, image_size=16, queue_size=512, epochs=10, log_every=5, monitor_every=2, knn_examples=300, eval_split="", workers=2,
-)  # fmt: skip
+    width=8,
+    image_size=16,
+    queue_size=512,
+    epochs=10,
+    log_every=5,
+    monitor_every=2,
+    knn_examples=300,
+    eval_split="",
+    workers=2,
+)
 
 
 @contextlib.contextmanager
@@ -60,7 +71,9 @@ def tinted(folder: Path) -> dict[str, Any]:
     """Digits, each on a background of its own colour, as a folder of classes; the settings that read them."""
     source, rng = open_source("digits", "train", "", None), np.random.default_rng(0)
     chosen = np.arange(len(source))
-    for image, label, number in zip(source.read(chosen), source.labels(chosen), chosen, strict=True):  # fmt: skip
+    for image, label, number in zip(
+        source.read(chosen), source.labels(chosen), chosen, strict=True
+    ):
         colour = rng.integers(0, 256, 3)
         ink = image.astype(np.float32) / 255
         picture = (ink * 0.3 * 255 + (1 - ink) * colour).astype(np.uint8)
@@ -91,14 +104,20 @@ class Fault:
 
 FAULTS = (
     Fault("none", "", {}),
-    Fault("no shuffled BatchNorm", "batch_norm_leak", dict(shuffle="none", bn_groups=16, shuffle_groups=4)),
+    Fault(
+        "no shuffled BatchNorm",
+        "batch_norm_leak",
+        dict(shuffle="none", bn_groups=16, shuffle_groups=4),
+    ),
     Fault("lr x 100", "collapsed", dict(lr=6.0)),
     Fault("no momentum", "collapsed", dict(momentum=0.0)),
     Fault("momentum 0.9", "drift", dict(momentum=0.9)),
     Fault("collapsed head", "collapsed", dict(weight_decay=2.0)),
     Fault("slow source", "starved", dict(stop_at_step=40, monitor_every=0), slow_source),
-    Fault("tinted images", "shortcut", dict(queue_size=128, epochs=24, monitor_every=4), images=tinted),
-)  # fmt: skip
+    Fault(
+        "tinted images", "shortcut", dict(queue_size=128, epochs=24, monitor_every=4), images=tinted
+    ),
+)
 
 
 def run(fault: Fault, place: Path) -> list[str]:
@@ -113,7 +132,9 @@ def run(fault: Fault, place: Path) -> list[str]:
     told = [r for r in records if r.get("event") == "finding"]
     seen = [r for r in told if r["severity"] != "note" or r["name"] == fault.expected]
     right = fault.expected in [r["name"] for r in seen] if fault.expected else not seen
-    words = ", ".join(f"{r['severity']} {r['name']} (since {r['since_step']}, told at {r['step']})" for r in seen)  # fmt: skip
+    words = ", ".join(
+        f"{r['severity']} {r['name']} (since {r['since_step']}, told at {r['step']})" for r in seen
+    )
     return [fault.name, fault.expected or "-", words or "-", "yes" if right else "NO"]
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.infonce_streamed           # accuracy, time and memory here
     python -m benchmarks.infonce_streamed --tpu     # what the TPU compiler makes of both (needs libtpu, no TPU)
 
-Both are InfoNCE and its gradient in the queries, as MoCo's step takes it (with 'batch' also in the keys, as end-to-end).
+Both are InfoNCE and its gradient in the queries, as MoCo's step takes it (with 'batch' also in
+the keys, as end-to-end).
 """
 
 import os
@@ -43,7 +44,9 @@ CASES = {
 def with_gradients(loss, keys_too: bool, temperature: float, *more):
     """Loss and metrics, and its gradients in the queries (and the negatives)."""
     arguments = (0, 2) if keys_too else (0,)
-    return jax.value_and_grad(lambda q, k, n: loss(q, k, n, temperature, *more), arguments, has_aux=True)  # fmt: skip
+    return jax.value_and_grad(
+        lambda q, k, n: loss(q, k, n, temperature, *more), arguments, has_aux=True
+    )
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -66,7 +69,9 @@ def distances(temperature: float, seed: int) -> np.ndarray:
     for loss in (plain_info_nce, info_nce.info_nce):
         (value, _), gradients = jax.jit(with_gradients(loss, True, temperature))(*arrays)
         pairs = zip((value, *gradients), true, strict=True)
-        found.append([np.abs(np.asarray(x, np.float64) - t).max() / np.abs(t).max() for x, t in pairs])  # fmt: skip
+        found.append(
+            [np.abs(np.asarray(x, np.float64) - t).max() / np.abs(t).max() for x, t in pairs]
+        )
     return np.asarray(found)
 
 
@@ -94,14 +99,26 @@ def speed() -> list[list[str]]:
             jax.jit(with_gradients(loss, keys_too, 0.1)).lower(*arrays).compile()
             for loss in (plain_info_nce, info_nce.info_nce)
         ]
-        runs = [functools.partial(lambda p, a: jax.block_until_ready(p(*a)), p, arrays) for p in programs]  # fmt: skip
-        taken = np.asarray([[machine.median_seconds(run, 1, 0) for run in runs] for _ in range(TIMES.value + 1)])  # fmt: skip
+        runs = [
+            functools.partial(lambda p, a: jax.block_until_ready(p(*a)), p, arrays)
+            for p in programs
+        ]
+        taken = np.asarray(
+            [[machine.median_seconds(run, 1, 0) for run in runs] for _ in range(TIMES.value + 1)]
+        )
         plain, ours = np.median(taken[1:], axis=0)
         memory = [p.memory_analysis().temp_size_in_bytes for p in programs]
-        rows.append([
-            name, f"{plain * 1e3:.2f}", f"{ours * 1e3:.2f}", f"{plain / ours:.2f}x",
-            size(memory[0]), size(memory[1]), f"{memory[1] / memory[0]:.1%}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{plain * 1e3:.2f}",
+                f"{ours * 1e3:.2f}",
+                f"{plain / ours:.2f}x",
+                size(memory[0]),
+                size(memory[1]),
+                f"{memory[1] / memory[0]:.1%}",
+            ]
+        )
     return rows
 
 
@@ -131,15 +148,25 @@ def on_a_tpu() -> list[list[str]]:
         def compiled(loss, shapes=shapes, keys_too=keys_too):
             return jax.jit(with_gradients(loss, keys_too, 0.1, mesh)).lower(*shapes).compile()
 
-        # The compiler counts a loop's body once: bytes are read off the same program with its loop written out.
+        # The compiler counts a loop's body once: bytes are read off the same program with its loop
+        # written out.
         with mock.patch.object(jax.lax, "fori_loop", _unrolled):
-            counted = [compiled(plain).cost_analysis(), compiled(info_nce.info_nce).cost_analysis()]  # fmt: skip
-        memory = [compiled(loss).memory_analysis().temp_size_in_bytes for loss in (plain, info_nce.info_nce)]  # fmt: skip
+            counted = [compiled(plain).cost_analysis(), compiled(info_nce.info_nce).cost_analysis()]
+        memory = [
+            compiled(loss).memory_analysis().temp_size_in_bytes
+            for loss in (plain, info_nce.info_nce)
+        ]
         flops, moved = ([cost[what] for cost in counted] for what in ("flops", "bytes accessed"))
-        rows.append([
-            name, *(f"{x / 1e9:.2f}" for x in flops), *(f"{x / 1e6:.1f}" for x in moved),
-            f"{moved[1] / moved[0]:.2f}", size(memory[0]), size(memory[1]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                *(f"{x / 1e9:.2f}" for x in flops),
+                *(f"{x / 1e6:.1f}" for x in moved),
+                f"{moved[1] / moved[0]:.2f}",
+                size(memory[0]),
+                size(memory[1]),
+            ]
+        )
     return rows
 
 
@@ -147,13 +174,33 @@ def main(argv: list[str]) -> None:
     """Print the tables."""
     if TPU.value:
         print("TPU v5e:2x4, a chip; loss and gradient, float32, precision 'highest'")
-        header = ["case", "GFLOP plain", "streamed", "MB moved plain", "streamed", "ratio", "temporaries plain", "streamed"]  # fmt: skip
+        header = [
+            "case",
+            "GFLOP plain",
+            "streamed",
+            "MB moved plain",
+            "streamed",
+            "ratio",
+            "temporaries plain",
+            "streamed",
+        ]
         print(table(header, on_a_tpu()))
         return
     print(f"{machine.describe()}; {DIM} numbers a key, float32, loss and gradient")
-    print(f"distance from float64, largest over largest value, {DRAWS} draws, plain / streamed (ratio), K 65,536")  # fmt: skip
+    print(
+        f"distance from float64, largest over largest value, {DRAWS} draws, plain / streamed"
+        " (ratio), K 65,536"
+    )
     print(table(["tau", "loss", "gradient in queries", "in keys"], accuracy()))
-    header = ["case", "plain ms", "streamed ms", "plain / streamed", "temporaries plain", "streamed", "share"]  # fmt: skip
+    header = [
+        "case",
+        "plain ms",
+        "streamed ms",
+        "plain / streamed",
+        "temporaries plain",
+        "streamed",
+        "share",
+    ]
     print(table(header, speed()))
 
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.input_vs_torchvision --dataset=tfds:imagenet2012 --data_dir=TFDS [--workers=2] [--seconds=20]
 
-`--dataset=folder --data_dir=FOLDER` reads a folder of JPEGs. torchvision runs the authors' transforms on PIL in as
-many worker processes as this package has threads. Also shown: what decoding, cropping and resizing alone would
-give, which is the most that this package can reach, and where a host's time goes, operation by operation. Needs the
-extra `torch`.
+`--dataset=folder --data_dir=FOLDER` reads a folder of JPEGs. torchvision runs the authors'
+transforms on PIL in as many worker processes as this package has threads. Also shown: what
+decoding, cropping and resizing alone would give, which is the most that this package can reach,
+and where a host's time goes, operation by operation. Needs the extra `torch`.
 """
 
 import io
@@ -65,8 +65,13 @@ class Pairs(torch_data.Dataset):
 def with_torchvision(files: list[str], name: str, workers: int) -> Iterator[int]:
     """Sizes of batches, without end."""
     loader = torch_data.DataLoader(
-        Pairs(files, name), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
-    )  # fmt: skip
+        Pairs(files, name),
+        BATCH,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=True,
+    )
     while True:
         for query, _ in loader:
             yield len(query)
@@ -81,10 +86,17 @@ def with_ours(
 ) -> Iterator[int]:
     """Sizes of batches, without end."""
     batches = pipeline.train_batches(
-        FolderSource(str(folder)), recipe, seed=0, batch_size=BATCH, rows=np.arange(BATCH), examples_seen=0,
-        workers=workers, damaged=pipeline.DamagedImages(0),
-        crop_only=crop_only, scaled_decoding=scaled,
-    )  # fmt: skip
+        FolderSource(str(folder)),
+        recipe,
+        seed=0,
+        batch_size=BATCH,
+        rows=np.arange(BATCH),
+        examples_seen=0,
+        workers=workers,
+        damaged=pipeline.DamagedImages(0),
+        crop_only=crop_only,
+        scaled_decoding=scaled,
+    )
     return (len(batch["query"]) for batch in batches)
 
 
@@ -117,9 +129,13 @@ def files_of(dataset: str, data_dir: str, scratch: str) -> Path:
     import tensorflow_datasets as tfds
 
     images = tfds.load(
-        dataset.removeprefix("tfds:"), split="train", data_dir=data_dir or None,
-        decoders={"image": tfds.decode.SkipDecoding()}, try_gcs=False, download=False,
-    )  # fmt: skip
+        dataset.removeprefix("tfds:"),
+        split="train",
+        data_dir=data_dir or None,
+        decoders={"image": tfds.decode.SkipDecoding()},
+        try_gcs=False,
+        download=False,
+    )
     for number, example in enumerate(images.take(1000).as_numpy_iterator()):
         (Path(scratch) / f"{number:04d}.jpg").write_bytes(example["image"])
     return Path(scratch)
@@ -144,25 +160,51 @@ def operations(content: bytes) -> list[list[str]]:
         return tf.function(operation, jit_compile=True)
 
     cases: dict[str, tuple[Callable, tuple, Callable | None]] = {
-        "decode": (decode_image, (content,), lambda: Image.open(io.BytesIO(content)).convert("RGB")),
+        "decode": (
+            decode_image,
+            (content,),
+            lambda: Image.open(io.BytesIO(content)).convert("RGB"),
+        ),
         "crop and resize": (
-            lambda x, b: resize.resize(x, b, tf.constant([SIDE, SIDE]), tf.constant([0, 0]), SIDE), (padded, box),
+            lambda x, b: resize.resize(x, b, tf.constant([SIDE, SIDE]), tf.constant([0, 0]), SIDE),
+            (padded, box),
             lambda: f.resized_crop(picture, *box.numpy().tolist(), [SIDE, SIDE]),
         ),
         "padding, once for both views": (resize.pad, (image,), None),
-        "brightness": (compiled(image_ops.adjust_brightness), (packed, 1.2), lambda: f.adjust_brightness(theirs, 1.2)),
-        "contrast": (compiled(image_ops.adjust_contrast), (packed, 1.2), lambda: f.adjust_contrast(theirs, 1.2)),
-        "saturation": (compiled(image_ops.adjust_saturation), (packed, 1.2), lambda: f.adjust_saturation(theirs, 1.2)),
+        "brightness": (
+            compiled(image_ops.adjust_brightness),
+            (packed, 1.2),
+            lambda: f.adjust_brightness(theirs, 1.2),
+        ),
+        "contrast": (
+            compiled(image_ops.adjust_contrast),
+            (packed, 1.2),
+            lambda: f.adjust_contrast(theirs, 1.2),
+        ),
+        "saturation": (
+            compiled(image_ops.adjust_saturation),
+            (packed, 1.2),
+            lambda: f.adjust_saturation(theirs, 1.2),
+        ),
         "hue": (compiled(image_ops.adjust_hue), (packed, 0.05), lambda: f.adjust_hue(theirs, 0.05)),
-        "grayscale": (compiled(image_ops.grayscale), (packed,), lambda: f.rgb_to_grayscale(theirs, 3)),
+        "grayscale": (
+            compiled(image_ops.grayscale),
+            (packed,),
+            lambda: f.rgb_to_grayscale(theirs, 3),
+        ),
         "blur": (
-            image_ops.gaussian_blur, (planes, 1.0),
+            image_ops.gaussian_blur,
+            (planes, 1.0),
             lambda: theirs.filter(ImageFilter.GaussianBlur(radius=1.0)),
         ),
         "flip": (compiled(image_ops.horizontal_flip), (packed,), lambda: f.hflip(theirs)),
-        "packing and unpacking": (compiled(lambda x: image_ops.unpack(image_ops.pack(x) ^ 1)), (planes,), None),
+        "packing and unpacking": (
+            compiled(lambda x: image_ops.unpack(image_ops.pack(x) ^ 1)),
+            (planes,),
+            None,
+        ),
         "to pixels": (image_ops.to_pixels, (planes,), None),
-    }  # fmt: skip
+    }
     rows = []
     for name, (ours, arguments, pil) in cases.items():
         tensors = [
@@ -173,10 +215,13 @@ def operations(content: bytes) -> list[list[str]]:
         # In tf.data and on one thread, as a run does it: eager calls would add their own cost.
         results = (
             tf.data.Dataset.range(times + 20)
-            .map(lambda _, o=ours, t=tensors: tf.reduce_max(o(*[tf.identity(x) for x in t])), num_parallel_calls=1)
+            .map(
+                lambda _, o=ours, t=tensors: tf.reduce_max(o(*[tf.identity(x) for x in t])),
+                num_parallel_calls=1,
+            )
             .with_options(running.options(1))
             .as_numpy_iterator()
-        )  # fmt: skip
+        )
         for _ in range(20):
             next(results)
         began = time.perf_counter()
@@ -199,7 +244,12 @@ def main(argv: list[str]) -> None:
         folder = files_of(DATASET.value, DATA_DIR.value, scratch)
         files = [str(f) for f in sorted(folder.rglob("*.jp*g"))]
         print(f"{machine.describe()}; {workers} workers, {len(files)} JPEG files, {SIDE} px")
-        print(table(["operation", "ms", "ms in PIL", "speed over PIL"], operations(Path(files[0]).read_bytes())))  # fmt: skip
+        print(
+            table(
+                ["operation", "ms", "ms in PIL", "speed over PIL"],
+                operations(Path(files[0]).read_bytes()),
+            )
+        )
         rows = [["decoding alone", f"{rate(decoded(files, workers), SECONDS.value):.0f}", ""]]
         for name in RECIPES.value:
             theirs = rate(with_torchvision(files, name, workers), SECONDS.value)
@@ -209,8 +259,13 @@ def main(argv: list[str]) -> None:
             sent = rate(with_ours(folder, recipes.create(name, SIDE), workers, True), SECONDS.value)
             rows.append([f"{name}: augment_on='device'", f"{sent:.0f}", f"{sent / theirs:.2f}"])
             if SCALED.value:
-                fast = rate(with_ours(folder, recipes.create(name, SIDE), workers, scaled=True), SECONDS.value)  # fmt: skip
-                rows.append([f"{name}: host, scaled_decoding", f"{fast:.0f}", f"{fast / theirs:.2f}"])  # fmt: skip
+                fast = rate(
+                    with_ours(folder, recipes.create(name, SIDE), workers, scaled=True),
+                    SECONDS.value,
+                )
+                rows.append(
+                    [f"{name}: host, scaled_decoding", f"{fast:.0f}", f"{fast / theirs:.2f}"]
+                )
         crops = recipes.Recipe(SIDE, ("crop",))
         alone = rate(with_ours(folder, crops, workers), SECONDS.value)
         rows.append(["one decode, two crops, two resizes", f"{alone:.0f}", ""])

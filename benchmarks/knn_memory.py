@@ -3,9 +3,10 @@
     python -m benchmarks.knn_memory                       # 1,281,167 x 128, 50,000 queries: a quarter of an hour on two cores
     python -m benchmarks.knn_memory --dim=2048 --bank=81920   # a ResNet-50's pooled features; time grows with the bank
 
-`moco_jax.evaluation.knn.Search` sees the bank in batches as an encoder would hand them over, and the memory that it takes is printed as
-the bank passes by. scikit-learn has the whole bank in memory and answers a few of the same queries, in a process of its
-own; neighbours, time a query and memory are compared.
+`moco_jax.evaluation.knn.Search` sees the bank in batches as an encoder would hand them over, and
+the memory that it takes is printed as the bank passes by. scikit-learn has the whole bank in
+memory and answers a few of the same queries, in a process of its own; neighbours, time a query
+and memory are compared.
 """
 
 import json
@@ -30,7 +31,9 @@ QUERIES = flags.DEFINE_integer("queries", 50_000, "Test images.", 1)
 DIM = flags.DEFINE_integer("dim", 128, "Numbers in each feature.", 1)
 K = flags.DEFINE_integer("k", 200, "Neighbours that are kept.", 1)
 COMPARED = flags.DEFINE_integer("compared", 200, "Queries that scikit-learn answers too.", 1)
-PART = flags.DEFINE_enum("part", None, ["ours", "scikit-learn"], "One search, as the script starts it.")  # fmt: skip
+PART = flags.DEFINE_enum(
+    "part", None, ["ours", "scikit-learn"], "One search, as the script starts it."
+)
 BATCH, CLASSES, TEMPERATURE = 256, 1000, 0.07
 
 
@@ -64,14 +67,21 @@ def search_ours() -> dict:
         if passed >= told + BANK.value / 8 or passed == BANK.value:
             told = passed
             seconds = time.perf_counter() - began
-            print(f"{passed:>9,} rows seen: {size(machine.peak() - before)} of memory, {seconds:.0f} s", file=sys.stderr)  # fmt: skip
+            print(
+                f"{passed:>9,} rows seen: {size(machine.peak() - before)} of memory,"
+                f" {seconds:.0f} s",
+                file=sys.stderr,
+            )
     cosines, rows = search.result()
     voted = knn.votes(cosines, np.concatenate(classes)[rows], [K.value], [TEMPERATURE])
     accuracy = float(np.mean(voted[K.value, TEMPERATURE] == truth))
     seconds = time.perf_counter() - began
     return {
-        "seconds": seconds, "bytes": machine.peak() - before, "accuracy": accuracy, "rows": rows[: COMPARED.value].tolist(),
-    }  # fmt: skip
+        "seconds": seconds,
+        "bytes": machine.peak() - before,
+        "accuracy": accuracy,
+        "rows": rows[: COMPARED.value].tolist(),
+    }
 
 
 def search_theirs() -> dict:
@@ -88,8 +98,10 @@ def search_theirs() -> dict:
     began = time.perf_counter()
     rows = brute.kneighbors(queries, return_distance=False)
     return {
-        "seconds": time.perf_counter() - began, "bytes": machine.peak() - before, "rows": rows.tolist(),
-    }  # fmt: skip
+        "seconds": time.perf_counter() - began,
+        "bytes": machine.peak() - before,
+        "rows": rows.tolist(),
+    }
 
 
 def started(name: str) -> dict:
@@ -107,20 +119,35 @@ def main(argv: list[str]) -> None:
         return
     print(machine.describe())
     whole = 4 * BANK.value * DIM.value
-    print(f"bank {BANK.value:,} x {DIM.value:,} ({size(whole)}), {QUERIES.value:,} queries, k {K.value}")  # fmt: skip
+    print(
+        f"bank {BANK.value:,} x {DIM.value:,} ({size(whole)}), {QUERIES.value:,} queries, k"
+        f" {K.value}"
+    )
     names, counts = ["ours", "scikit-learn"], [QUERIES.value, min(COMPARED.value, QUERIES.value)]
     found = [started(name) for name in names]
-    print(table(
-        ["search", "queries", "memory", "of the bank", "s", "queries/s"],
-        [
-            [name, f"{count:,}", size(r["bytes"]), f"{r['bytes'] / whole:.2f}", f"{r['seconds']:.0f}", f"{count / r['seconds']:.1f}"]
-            for name, count, r in zip(names, counts, found, strict=True)
-        ],
-    ))  # fmt: skip
+    print(
+        table(
+            ["search", "queries", "memory", "of the bank", "s", "queries/s"],
+            [
+                [
+                    name,
+                    f"{count:,}",
+                    size(r["bytes"]),
+                    f"{r['bytes'] / whole:.2f}",
+                    f"{r['seconds']:.0f}",
+                    f"{count / r['seconds']:.1f}",
+                ]
+                for name, count, r in zip(names, counts, found, strict=True)
+            ],
+        )
+    )
     ours, theirs = found
     print(f"memory, scikit-learn's / ours: {theirs['bytes'] / ours['bytes']:.1f}")
     same = [len({*a} & {*b}) / len(b) for a, b in zip(ours["rows"], theirs["rows"], strict=True)]
-    print(f"neighbours that both name: {np.mean(same):.3%}; accuracy of the votes {ours['accuracy']:.2%}")  # fmt: skip
+    print(
+        f"neighbours that both name: {np.mean(same):.3%}; accuracy of the votes"
+        f" {ours['accuracy']:.2%}"
+    )
 
 
 if __name__ == "__main__":

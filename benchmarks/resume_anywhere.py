@@ -2,8 +2,8 @@
 
     python -m benchmarks.resume_anywhere [--examples=1000000000] [--step=1000000]
 
-The images are made from their number, so that only order and views are measured, not a disk. Also compared: the
-views of one host and of two, and of one worker and of eight.
+The images are made from their number, so that only order and views are measured, not a disk.
+Also compared: the views of one host and of two, and of one worker and of eight.
 """
 
 import os
@@ -38,7 +38,11 @@ class Numbered:
     def read(self, indices: np.ndarray) -> np.ndarray:
         """uint8 `[n, SIDE, SIDE, 3]`."""
         pixels = np.arange(SIDE * SIDE * 3, dtype=np.int64)
-        return ((indices[:, None] * 2654435761 + pixels * 97) >> 7).astype(np.uint8).reshape(-1, SIDE, SIDE, 3)  # fmt: skip
+        return (
+            ((indices[:, None] * 2654435761 + pixels * 97) >> 7)
+            .astype(np.uint8)
+            .reshape(-1, SIDE, SIDE, 3)
+        )
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
         """Nothing to decode: the record is the image."""
@@ -56,9 +60,15 @@ def first_batch(step: int, rows: np.ndarray, workers: int) -> tuple[pipeline.Row
     """The batch that follows `step` steps, and how long it took from opening the dataset."""
     began = time.perf_counter()
     batches = pipeline.train_batches(
-        Numbered(), recipes.create("cifar", SIDE), seed=0, batch_size=BATCH, rows=rows,
-        examples_seen=step * BATCH, workers=workers, damaged=pipeline.DamagedImages(0),
-    )  # fmt: skip
+        Numbered(),
+        recipes.create("cifar", SIDE),
+        seed=0,
+        batch_size=BATCH,
+        rows=rows,
+        examples_seen=step * BATCH,
+        workers=workers,
+        damaged=pipeline.DamagedImages(0),
+    )
     batch = next(batches)
     return batch, time.perf_counter() - began
 
@@ -76,7 +86,9 @@ def main(argv: list[str]) -> None:
     for step in (0, STEP.value, 0, STEP.value):
         before = megabytes()
         seconds = first_batch(step, everyone, 2)[1]
-        rows.append([f"{step:,}", f"{seconds:.2f}", f"{megabytes():.0f}", f"{megabytes() - before:.0f}"])  # fmt: skip
+        rows.append(
+            [f"{step:,}", f"{seconds:.2f}", f"{megabytes():.0f}", f"{megabytes() - before:.0f}"]
+        )
     print(f"{EXAMPLES.value:,} examples, batch {BATCH}")
     print(table(["step", "s to the first batch", "MB of the process", "MB more"], rows))
     whole = first_batch(STEP.value, everyone, 1)[0]

@@ -3,9 +3,10 @@
     python -m benchmarks.same_numbers [--out=FOLDER]            # MoCo, float64 and float32, a ResNet-18
     python -m benchmarks.same_numbers --methods=end_to_end,...  # any of configs/digits.py, float64, its own encoder
 
-Each row is the real command line, in processes of its own. In float64 only the order of sums can differ. In float32
-that difference grows from step to step as any difference does, so it stands beside that of a control: the run on one
-device with every weight moved by one unit in the last place.
+Each row is the real command line, in processes of its own. In float64 only the order of sums can
+differ. In float32 that difference grows from step to step as any difference does, so it stands
+beside that of a control: the run on one device with every weight moved by one unit in the last
+place.
 """
 
 import dataclasses
@@ -53,11 +54,18 @@ def settings(method: str, dtype: str, stop: int) -> list[str]:
     groups = KNOWN.get(method, {}).get("bn_groups", 8)
     large = [] if method else ["--config.arch=resnet18", "--config.width=32"]
     return [
-        f"--config=configs/digits.py:{method}", *large, f"--config.bn_groups={groups}",
-        "--config.shuffle_groups=8", f"--config.batch_size={BATCH}", f"--config.queue_size={8 * BATCH}",
-        "--config.monitor_every=0", "--config.log_every=1", f"--config.compute_dtype={dtype}",
-        f"--config.stop_at_step={stop}", "--config.cpu_devices=0",
-    ]  # fmt: skip
+        f"--config=configs/digits.py:{method}",
+        *large,
+        f"--config.bn_groups={groups}",
+        "--config.shuffle_groups=8",
+        f"--config.batch_size={BATCH}",
+        f"--config.queue_size={8 * BATCH}",
+        "--config.monitor_every=0",
+        "--config.log_every=1",
+        f"--config.compute_dtype={dtype}",
+        f"--config.stop_at_step={stop}",
+        "--config.cpu_devices=0",
+    ]
 
 
 def run(
@@ -73,7 +81,11 @@ def run(
     command = [sys.executable, "-m", module, f"--workdir={workdir}", *settings(method, dtype, stop)]
     port, started = machine.free_port(), []
     for number in range(processes):
-        joined = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", f"--process_id={number}"]  # fmt: skip
+        joined = [
+            f"--coordinator=127.0.0.1:{port}",
+            f"--num_processes={processes}",
+            f"--process_id={number}",
+        ]
         more = ["--control"] if control else joined if processes > 1 else []
         started.append(
             subprocess.Popen(
@@ -115,9 +127,15 @@ def same_views() -> str:
 
     def draw(rows: np.ndarray, workers: int):
         batches = pipeline.train_batches(
-            digits("train"), recipe, seed=0, batch_size=BATCH, rows=rows, examples_seen=20 * BATCH,
-            workers=workers, damaged=pipeline.DamagedImages(0),
-        )  # fmt: skip
+            digits("train"),
+            recipe,
+            seed=0,
+            batch_size=BATCH,
+            rows=rows,
+            examples_seen=20 * BATCH,
+            workers=workers,
+            damaged=pipeline.DamagedImages(0),
+        )
         return [next(batches) for _ in range(4)]
 
     every = np.arange(BATCH)
@@ -153,10 +171,18 @@ def measure(folder: Path, method: str, dtype: str) -> list[list[str]]:
         keys = np.abs(state["dictionary.keys"] - one["dictionary.keys"]).max() if held else None
         places = [k for k in one if k in ("dictionary.index", "examples_seen")]
         order = all(np.array_equal(state[k], one[k]) for k in places)
-        rows.append([
-            method or "moco", dtype, name, f"{apart[0]:.1e}", f"{apart.max():.1e}", f"{worst:.1e}",
-            "-" if keys is None else f"{keys:.1e}", "identical" if order else "DIFFERENT",
-        ])  # fmt: skip
+        rows.append(
+            [
+                method or "moco",
+                dtype,
+                name,
+                f"{apart[0]:.1e}",
+                f"{apart.max():.1e}",
+                f"{worst:.1e}",
+                "-" if keys is None else f"{keys:.1e}",
+                "identical" if order else "DIFFERENT",
+            ]
+        )
     return rows
 
 
@@ -164,7 +190,10 @@ def main(argv: list[str]) -> None:
     """Run all rows and print the table."""
     with TemporaryDirectory() as temporary:
         folder = Path(OUT.value or temporary)
-        cases = [(method, "float64") for method in METHODS.value] or [("", "float64"), ("", "float32")]  # fmt: skip
+        cases = [(method, "float64") for method in METHODS.value] or [
+            ("", "float64"),
+            ("", "float32"),
+        ]
         rows = [row for method, dtype in cases for row in measure(folder, method, dtype)]
     header = [
         "method",

@@ -4,8 +4,9 @@
     python -m benchmarks.search_million --dim=2048                     # 8 GB of disk; scikit-learn would need 16 of memory
     python -m benchmarks.search_million --dim=2048 --rows=200000       # the most of it that both can do
 
-Each search is a process of its own and starts from the file. Its memory is how far its peak rises above what it held with
-everything imported; its time counts reading, and here also compiling. Queries are rows of the file, a little moved.
+Each search is a process of its own and starts from the file. Its memory is how far its peak
+rises above what it held with everything imported; its time counts reading, and here also
+compiling. Queries are rows of the file, a little moved.
 """
 
 import json
@@ -30,10 +31,16 @@ ROWS = flags.DEFINE_integer("rows", 10**6, "Features in the file.", 1)
 DIM = flags.DEFINE_integer("dim", 512, "Numbers in each.", 1)
 QUERIES = flags.DEFINE_integer("queries", 100, "How many are searched for at once.", 1)
 K = flags.DEFINE_integer("k", 10, "Nearest of each.", 1)
-TIMES = flags.DEFINE_integer("times", 3, "Runs of each, taken in turns; the median time is printed.", 1)  # fmt: skip
-FOLDER = flags.DEFINE_string("folder", None, "Where the file is made; left out: where temporary files go.")  # fmt: skip
+TIMES = flags.DEFINE_integer(
+    "times", 3, "Runs of each, taken in turns; the median time is printed.", 1
+)
+FOLDER = flags.DEFINE_string(
+    "folder", None, "Where the file is made; left out: where temporary files go."
+)
 FORMAT = flags.DEFINE_enum("format", "npz", ["npz", "parquet"], "Of the file.")
-PART = flags.DEFINE_enum("part", None, ["ours", "scikit-learn"], "One search, as the script starts it.")  # fmt: skip
+PART = flags.DEFINE_enum(
+    "part", None, ["ours", "scikit-learn"], "One search, as the script starts it."
+)
 FILE = flags.DEFINE_string("file", "", "With --part: the features.")
 # What a table says of its encoder and images, here of none.
 FACTS = {
@@ -110,7 +117,14 @@ def part() -> None:
 def started(name: str, file: str) -> dict:
     """What a process of its own says of the search `name`."""
     given = [f"--{flag.name}={flag.value}" for flag in (QUERIES, K)]
-    command = [sys.executable, "-m", "benchmarks.search_million", f"--part={name}", f"--file={file}", *given]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.search_million",
+        f"--part={name}",
+        f"--file={file}",
+        *given,
+    ]
     ended = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return json.loads(ended.stdout.splitlines()[-1])
 
@@ -128,20 +142,30 @@ def main(argv: list[str]) -> None:
         make(file)
         print(machine.describe())
         print(
-            f"{ROWS.value:,} x {DIM.value:,} features, {size(os.path.getsize(file))} as {FORMAT.value}, written in "
-            f"{time.perf_counter() - began:.0f} s with {size(machine.peak() - before)} of memory; {QUERIES.value} queries, k {K.value}"
+            f"{ROWS.value:,} x {DIM.value:,} features, {size(os.path.getsize(file))} as"
+            f" {FORMAT.value}, written in {time.perf_counter() - began:.0f} s with"
+            f" {size(machine.peak() - before)} of memory; {QUERIES.value} queries, k {K.value}"
         )
         runs = [{name: started(name, file) for name in names} for _ in range(TIMES.value)]
     seconds = {name: float(np.median([run[name]["seconds"] for run in runs])) for name in names}
     memory = {name: max(run[name]["bytes"] for run in runs) for name in names}
-    print(table(
-        ["search", "s", "memory", "time, scikit-learn's / it", "memory, scikit-learn's / it"],
-        [
-            [name, f"{seconds[name]:.1f}", size(memory[name])]
-            + ([f"{seconds[names[1]] / seconds[name]:.2f}", f"{memory[names[1]] / memory[name]:.1f}"] if names[1:] else ["", ""])
-            for name in names
-        ],
-    ))  # fmt: skip
+    print(
+        table(
+            ["search", "s", "memory", "time, scikit-learn's / it", "memory, scikit-learn's / it"],
+            [
+                [name, f"{seconds[name]:.1f}", size(memory[name])]
+                + (
+                    [
+                        f"{seconds[names[1]] / seconds[name]:.2f}",
+                        f"{memory[names[1]] / memory[name]:.1f}",
+                    ]
+                    if names[1:]
+                    else ["", ""]
+                )
+                for name in names
+            ],
+        )
+    )
     if names[1:]:
         one, two = (np.asarray(runs[0][name]["rows"]) for name in names)
         print(f"the same neighbours in the same order: {np.mean(one == two):.2%}")

@@ -2,9 +2,10 @@
 
     python -m benchmarks.step_vs_pytorch [--cases=resnet18,resnet50] [--times=7] [--nocompile] [--profile]
 
-A ratio above 1 means that JAX is faster than the best form of PyTorch. On a GPU both compute in bfloat16, on a CPU in
-float32, with as many threads as cores on both sides. `--profile` times each convolution of the ResNet-18 by itself,
-forward and backward, which is where the two differ on a CPU. Needs the extra `torch`.
+A ratio above 1 means that JAX is faster than the best form of PyTorch. On a GPU both compute in
+bfloat16, on a CPU in float32, with as many threads as cores on both sides. `--profile` times
+each convolution of the ResNet-18 by itself, forward and backward, which is where the two differ
+on a CPU. Needs the extra `torch`.
 """
 
 import os
@@ -12,7 +13,9 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch  # before TensorFlow, which the package imports: the other way round the process crashes
+
+# before TensorFlow, which the package imports: the other way round the process crashes
+import torch
 import torch.nn.functional as F
 import torchvision
 from absl import app, flags
@@ -47,9 +50,15 @@ class SplitBatchNorm(nn.BatchNorm2d):
         b, c, h, w = x.shape
         mean, var = self.running_mean.repeat(GROUPS), self.running_var.repeat(GROUPS)
         out = F.batch_norm(
-            x.reshape(-1, c * GROUPS, h, w), mean, var, self.weight.repeat(GROUPS), self.bias.repeat(GROUPS),
-            True, self.momentum, self.eps,
-        )  # fmt: skip
+            x.reshape(-1, c * GROUPS, h, w),
+            mean,
+            var,
+            self.weight.repeat(GROUPS),
+            self.bias.repeat(GROUPS),
+            True,
+            self.momentum,
+            self.eps,
+        )
         self.running_mean.copy_(mean.view(GROUPS, c).mean(0))
         self.running_var.copy_(var.view(GROUPS, c).mean(0))
         return out.reshape(b, c, h, w)
@@ -117,10 +126,20 @@ def jax_step(name: str, devices: int):
     side, batch, size = SIZES[name]
     config = default_config()
     config.update(
-        arch=name, stem="cifar" if name == "resnet18" else "imagenet", head="mlp", dim=DIM, image_size=side,
-        batch_size=batch, bn_groups=GROUPS, shuffle_groups=GROUPS, queue_size=size, momentum=MOMENTUM,
-        temperature=TEMPERATURE, lr=RATE, weight_decay=DECAY,
-    )  # fmt: skip
+        arch=name,
+        stem="cifar" if name == "resnet18" else "imagenet",
+        head="mlp",
+        dim=DIM,
+        image_size=side,
+        batch_size=batch,
+        bn_groups=GROUPS,
+        shuffle_groups=GROUPS,
+        queue_size=size,
+        momentum=MOMENTUM,
+        temperature=TEMPERATURE,
+        lr=RATE,
+        weight_decay=DECAY,
+    )
     program = assembly.program(config, mesh.create_mesh(jax.devices()[:devices]), examples=batch)
     compiled, current = program.compile_step(), program.initial()
     views = np.random.default_rng(0).integers(0, 256, (2, batch, side, side, 3), np.uint8)
@@ -167,7 +186,8 @@ def compare(name: str, device: str, times: int) -> None:
         for form, s in seconds.items()
     ]
     print(
-        f"\n{name}, {side} px, batch {batch} in {GROUPS} BN groups, K {size}; chance {Method(negatives=size).chance_level(batch):.3f}\n"
+        f"\n{name}, {side} px, batch {batch} in {GROUPS} BN groups, K {size}; chance"
+        f" {Method(negatives=size).chance_level(batch):.3f}\n"
         + table(["form", "s a step", "images/s", "speed over best PyTorch", "first loss"], rows)
         + "\n"
     )
@@ -175,9 +195,16 @@ def compare(name: str, device: str, times: int) -> None:
 
 # side in, channels in, channels out, kernel, stride: the convolutions of a CIFAR ResNet-18
 CONVOLUTIONS = [
-    (32, 3, 64, 3, 1), (32, 64, 64, 3, 1), (32, 64, 128, 3, 2), (32, 64, 128, 1, 2), (16, 128, 128, 3, 1),
-    (16, 128, 256, 3, 2), (8, 256, 256, 3, 1), (8, 256, 512, 3, 2), (4, 512, 512, 3, 1),
-]  # fmt: skip
+    (32, 3, 64, 3, 1),
+    (32, 64, 64, 3, 1),
+    (32, 64, 128, 3, 2),
+    (32, 64, 128, 1, 2),
+    (16, 128, 128, 3, 1),
+    (16, 128, 256, 3, 2),
+    (8, 256, 256, 3, 1),
+    (8, 256, 512, 3, 2),
+    (4, 512, 512, 3, 1),
+]
 
 
 def profile_one(

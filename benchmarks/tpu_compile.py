@@ -3,10 +3,10 @@
     pip install libtpu      # in a virtual environment of its own: with it a plain `import jax` looks for a TPU
     python -m benchmarks.tpu_compile [--topologies=v5e:2x4,...] [--ideas]
 
-Each topology's step (configs/imagenet.py:v2, 32 images a chip, a BN group a chip) stands beside the supervised
-ResNet-50 step compiled in the same run. 4/3 of its operations is the floor: one forward pass more. `--ideas`
-compiles the step once more without each thing that was done to save bytes, and with views finished on the device.
-A compilation takes a minute or two.
+Each topology's step (configs/imagenet.py:v2, 32 images a chip, a BN group a chip) stands beside
+the supervised ResNet-50 step compiled in the same run. 4/3 of its operations is the floor: one
+forward pass more. `--ideas` compiles the step once more without each thing that was done to save
+bytes, and with views finished on the device. A compilation takes a minute or two.
 """
 
 import os
@@ -84,9 +84,11 @@ def supervised(the_mesh: Mesh):
 
         def loss_fn(params):
             logits, updated = encoder.apply(
-                {**variables, "params": params}, to_network_input(images, config.mean, config.std, jnp.bfloat16),
-                train=True, mutable=["batch_stats"],
-            )  # fmt: skip
+                {**variables, "params": params},
+                to_network_input(images, config.mean, config.std, jnp.bfloat16),
+                train=True,
+                mutable=["batch_stats"],
+            )
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             return loss, updated
 
@@ -124,10 +126,15 @@ def traffic(text: str) -> list[list[str]]:
     for one in collectives.read(text):
         groups[one.kind, one.dtype].append(one)
     return [
-        [kind, dtype, str(len(found)), f"{sum(c.bytes for c in found) / 1e6:.3f}",
-         str(list(max(found, key=lambda c: c.bytes).shape))]
+        [
+            kind,
+            dtype,
+            str(len(found)),
+            f"{sum(c.bytes for c in found) / 1e6:.3f}",
+            str(list(max(found, key=lambda c: c.bytes).shape)),
+        ]
         for (kind, dtype), found in sorted(groups.items())
-    ]  # fmt: skip
+    ]
 
 
 def logits_precision(text: str) -> list[str]:
@@ -155,9 +162,14 @@ def report(name: str, compiled, base: dict[str, float] | None) -> list[str]:
             f"{n['temporaries']:.2f}",
         ]
     return [
-        name, f"{n['gflop']:.0f}", f"{n['gflop'] / base['gflop']:.3f}x", f"{n['gb']:.2f}",
-        f"{n['gb'] / base['gb']:.3f}x", f"{n['peak']:.2f}", f"{n['temporaries']:.2f}",
-    ]  # fmt: skip
+        name,
+        f"{n['gflop']:.0f}",
+        f"{n['gflop'] / base['gflop']:.3f}x",
+        f"{n['gb']:.2f}",
+        f"{n['gb'] / base['gb']:.3f}x",
+        f"{n['peak']:.2f}",
+        f"{n['temporaries']:.2f}",
+    ]
 
 
 def judge(topology: str) -> None:
@@ -177,7 +189,8 @@ def judge(topology: str) -> None:
                 file.write(compiled.as_text())
     first = numbers(base)
     print(
-        f"\n{topology}: {devices[0].device_kind}, {the_mesh.size} chips, batch {IMAGES * the_mesh.size}; compiled in {seconds:.0f} s"
+        f"\n{topology}: {devices[0].device_kind}, {the_mesh.size} chips, batch"
+        f" {IMAGES * the_mesh.size}; compiled in {seconds:.0f} s"
     )
     print(table(HEADER, [report("supervised", base, None), report("MoCo v2", ours, first)]))
     print(table(["collective", "type", "arrays", "MB a chip", "largest"], traffic(text)))
@@ -189,8 +202,9 @@ def without_donation(the_mesh: Mesh):
     """The compiled step that keeps its old state beside the new one."""
     program = moco_program(the_mesh)
     undonated = jax.jit(
-        program.train_step.__wrapped__, out_shardings=(jax.tree.map(lambda x: x.sharding, program.abstract), None)
-    )  # fmt: skip
+        program.train_step.__wrapped__,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, program.abstract), None),
+    )
     return dataclasses.replace(program, train_step=undonated).compile_step()
 
 
@@ -221,15 +235,15 @@ def compare_ideas(topology: str) -> None:
     the_mesh = mesh_of(topology)
     forms = {
         "as it is": lambda: moco_program(the_mesh).compile_step(),
-        "gradients summed in bfloat16 (reduce='compute')": lambda: moco_program(
-            the_mesh, reduce="compute"
-        ).compile_step(),
+        "gradients summed in bfloat16 (reduce='compute')": (
+            lambda: moco_program(the_mesh, reduce="compute").compile_step()
+        ),
         "momentum encoder averaged in a pass of its own": lambda: average_apart(the_mesh),
         "state not donated": lambda: without_donation(the_mesh),
         "key images shuffled by key[permutation]": lambda: permuted(the_mesh),
-        "views finished on the device (augment_on='device')": lambda: moco_program(
-            the_mesh, augment_on="device"
-        ).compile_step(),
+        "views finished on the device (augment_on='device')": (
+            lambda: moco_program(the_mesh, augment_on="device").compile_step()
+        ),
     }
     rows, first = [], None
     for name, make in forms.items():

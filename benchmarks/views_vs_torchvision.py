@@ -2,8 +2,9 @@
 
     python -m benchmarks.views_vs_torchvision --dataset=tfds:imagenet2012 --data_dir=TFDS [--images=100] [--out=OUT]
 
-`--dataset=folder --data_dir=FOLDER` takes any images. For each row the worst picture is kept in OUT: torchvision's,
-ours, and their difference thirty-two times. Needs the extra `torch`, and a checkout (the comparison is the tests').
+`--dataset=folder --data_dir=FOLDER` takes any images. For each row the worst picture is kept in
+OUT: torchvision's, ours, and their difference thirty-two times. Needs the extra `torch`, and a
+checkout (the comparison is the tests').
 """
 
 import functools
@@ -34,7 +35,8 @@ DATA_DIR = flags.DEFINE_string("data_dir", "", "The folder, or the TFDS data dir
 IMAGES = flags.DEFINE_integer("images", 100, "How many images are compared.")
 OUT = flags.DEFINE_string("out", "views_vs_torchvision", "Folder for the worst pictures.")
 SIDE = 224
-SCALED_SIDE = 64  # images of ImageNet's size are shrunk for views of this side, photographs of cameras for 224
+# images of ImageNet's size are shrunk for views of this side, photographs of cameras for 224
+SCALED_SIDE = 64
 
 IMAGENET = (("v1", 0), ("v2", 0), ("v3", 0), ("v3", 1))  # recipes, and which view of them
 
@@ -117,7 +119,14 @@ def compare(name: str, pairs: Iterator[Pair], within: int, out: Path) -> list[st
     assert worst is not None
     shown = [worst[2], worst[1], np.minimum(worst[3] * 32, 255).astype(np.uint8)]
     Image.fromarray(np.concatenate(shown, 1)).save(out / f"{name.replace(' ', '_')}.png")
-    return [name, f"{np.mean(means):.4f}", f"{worst[0]:.4f}", f"{share:.4%}", str(within), str(worst[3].max())]  # fmt: skip
+    return [
+        name,
+        f"{np.mean(means):.4f}",
+        f"{worst[0]:.4f}",
+        f"{share:.4%}",
+        str(within),
+        str(worst[3].max()),
+    ]
 
 
 def statistics(name: str, number: int, images: list[np.ndarray]) -> list[list[str]]:
@@ -158,7 +167,14 @@ def main(argv: list[str]) -> None:
             made = functools.partial(chain, name, number, on, images)
             cases[f"{named(name, number)} on {on}"] = made, 6
     rows = [compare(name, pairs(), within, out) for name, (pairs, within) in cases.items()]
-    heads = ["", "mean", "mean, worst image", "share within, worst image", "within", "largest, there"]  # fmt: skip
+    heads = [
+        "",
+        "mean",
+        "mean, worst image",
+        "share within, worst image",
+        "within",
+        "largest, there",
+    ]
     print(table(heads, rows))
     rows = [row for name, number in IMAGENET for row in statistics(name, number, images)]
     print(table(["statistic of whole pipelines", "ours", "torchvision", "standard errors"], rows))

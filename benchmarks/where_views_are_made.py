@@ -2,10 +2,11 @@
 
     python -m benchmarks.where_views_are_made [--dataset=tfds:cifar10 --data_dir=TFDS] [--arch=resnet18 --width=64]
 
-The steps are those of `configs/cifar10.py` on its images, or on the digits without `--dataset`, with an encoder that is
-small unless told otherwise. The forms take turns, and the median of the turns counts. Beside it stands what the host
-alone can send, which is the most that a fast device would get. On a CPU views and steps share the cores, so that
-nothing is gained there but the host's own waiting.
+The steps are those of `configs/cifar10.py` on its images, or on the digits without `--dataset`,
+with an encoder that is small unless told otherwise. The forms take turns, and the median of the
+turns counts. Beside it stands what the host alone can send, which is the most that a fast device
+would get. On a CPU views and steps share the cores, so that nothing is gained there but the
+host's own waiting.
 """
 
 import contextlib
@@ -46,10 +47,17 @@ class Run:
         """Build and compile it, and load its images."""
         config = cifar10.get_config()
         config.update(
-            dataset=DATASET.value, data_dir=DATA_DIR.value, eval_split="", augment=AUGMENT.value, augment_on=form,
-            arch=ARCH.value, width=WIDTH.value, stem="cifar_stride2", batch_size=BATCH.value,
+            dataset=DATASET.value,
+            data_dir=DATA_DIR.value,
+            eval_split="",
+            augment=AUGMENT.value,
+            augment_on=form,
+            arch=ARCH.value,
+            width=WIDTH.value,
+            stem="cifar_stride2",
+            batch_size=BATCH.value,
             queue_size=8 * BATCH.value,
-        )  # fmt: skip
+        )
         self.parts = assembly.build(config, "")
         self.state = self.parts.program.initial()
         self.step = self.parts.program.compile_step()
@@ -97,23 +105,28 @@ def running() -> Iterator[dict[str, Run]]:
 def main(argv: list[str]) -> None:
     """Let the forms take turns, and print the table."""
     with running() as runs:
-        turns = [{form: run.turn(STEPS.value) for form, run in runs.items()} for _ in range(TURNS.value)]  # fmt: skip
+        turns = [
+            {form: run.turn(STEPS.value) for form, run in runs.items()} for _ in range(TURNS.value)
+        ]
         sent = {form: run.sent(5) for form, run in runs.items()}
         shape = runs["resident"].parts.held
     device = jax.devices()[0].device_kind
     print(
-        f"{machine.describe()}, {jax.device_count()} x {device}; {DATASET.value} {shape}, views {AUGMENT.value}, "
-        f"{ARCH.value} of width {WIDTH.value}, batch {BATCH.value}"
+        f"{machine.describe()}, {jax.device_count()} x {device}; {DATASET.value} {shape}, views"
+        f" {AUGMENT.value}, {ARCH.value} of width {WIDTH.value}, batch {BATCH.value}"
     )
     rate = {f: float(np.median([turn[f][0] for turn in turns])) for f in FORMS}
     rows = [
         [
-            f"augment_on={form!r}", f"{rate[form]:.0f}", f"{rate[form] / rate['host']:.2f}",
-            f"{np.median([turn[form][1] for turn in turns]):.0%}", f"{sent[form]:,.0f}",
+            f"augment_on={form!r}",
+            f"{rate[form]:.0f}",
+            f"{rate[form] / rate['host']:.2f}",
+            f"{np.median([turn[form][1] for turn in turns]):.0%}",
+            f"{sent[form]:,.0f}",
             f"{sent[form] / sent['host']:.2f}",
         ]
         for form in FORMS
-    ]  # fmt: skip
+    ]
     print(table(["views", "images/s", "over host", "waiting", "host sends/s", "over host"], rows))
 
 

@@ -12,11 +12,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "memory_bank": BANK,
     "memory_bank_nce": BANK | dict(loss="nce"),
     "v3": dict(
-        dictionary="batch", symmetric=True, times_2t=True, head="v3_resnet", predictor="v3_resnet",
-        head_width=512, bn_groups=1, shuffle="none", zero_init_residual=True, lr_schedule="cosine_per_step",
-        warmup_epochs=5, momentum_schedule="cosine",
+        dictionary="batch",
+        symmetric=True,
+        times_2t=True,
+        head="v3_resnet",
+        predictor="v3_resnet",
+        head_width=512,
+        bn_groups=1,
+        shuffle="none",
+        zero_init_residual=True,
+        lr_schedule="cosine_per_step",
+        warmup_epochs=5,
+        momentum_schedule="cosine",
     ),
-}  # fmt: skip
+}
 # times the learning rate of MoCo
 RATES = {"v3": 5.0, "memory_bank_nce": 1 / 6}
 

@@ -1,7 +1,8 @@
 """Your own images: MoCo v2 with a ResNet-18, for one GPU, and a form for small pictures that a laptop trains.
 
-Point it there with --config.data_dir=FOLDER (any depth, with or without class subfolders) or a text file with one
-path a line; nothing else is needed. Shards: --config.dataset=tar, tfrecord or arrayrecord as well (docs/data.md).
+Point it there with --config.data_dir=FOLDER (any depth, with or without class subfolders) or a
+text file with one path a line; nothing else is needed. Shards: --config.dataset=tar, tfrecord or
+arrayrecord as well (docs/data.md).
 """
 
 from moco_jax.config import default_config, pick_variant

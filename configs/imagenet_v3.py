@@ -1,11 +1,12 @@
 """ImageNet with MoCo v3, as published: ResNet-50 for 100, 300 and 1000 epochs, ViTs with patches of 16 for 300.
 
-On one GPU a ViT's batch of 4096 goes through in parts, here of 128 images; the step stays the undivided one:
+On one GPU a ViT's batch of 4096 goes through in parts, here of 128 images; the step stays the
+undivided one:
 
     python -m moco_jax.main --config=configs/imagenet_v3.py:vit_small --config.accumulate=32 --workdir=runs/vit_small
 
-A ResNet or a conv stem has BatchNorm over the whole batch, which cannot be divided: take a smaller one, as
---config.batch_size=512; the learning rate follows it.
+A ResNet or a conv stem has BatchNorm over the whole batch, which cannot be divided: take a
+smaller one, as --config.batch_size=512; the learning rate follows it.
 """
 
 from moco_jax.config import default_config, pick_variant

@@ -1,7 +1,8 @@
 """Which example stands where: arithmetic on (seed, epoch, position), no shuffle buffer and no stored list.
 
-An epoch's order is a keyed bijection of range(N): a Feistel network on the next power of four, walked until
-the result is below N. The batch of any step of a billion-image run is known at once.
+An epoch's order is a keyed bijection of range(N): a Feistel network on the next power of four,
+walked until the result is below N. The batch of any step of a billion-image run is known at
+once.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
 """Packing image files into shards: a folder of a million small files reads slowly, a few large ones do not.
 
-A shard is written under a draft's name and renamed when it is whole, so packing can be cut off anywhere and goes
-on by the same call. Bytes go in as they are; images that cannot be decoded are left out and named.
+A shard is written under a draft's name and renamed when it is whole, so packing can be cut off
+anywhere and goes on by the same call. Bytes go in as they are; images that cannot be decoded are
+left out and named.
 """
 
 import dataclasses
@@ -113,7 +114,8 @@ def claim(plan: Plan) -> None:
             foreign = [n for n in store.listing(plan.out) if n.endswith(endings)]
             if foreign:
                 raise UserError(
-                    f"out={printable(plan.out)} holds {printable(foreign[0])} and no pack.json that says of what; give another --out"
+                    f"out={printable(plan.out)} holds {printable(foreign[0])} and no pack.json that"
+                    " says of what; give another --out"
                 )
             draft = f"{path}.part"
             with tf.io.gfile.GFile(draft, "w") as file:
@@ -127,7 +129,8 @@ def claim(plan: Plan) -> None:
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} -> {facts[key]!r}"[:200] for key in changed)
         raise UserError(
-            f"out={printable(plan.out)} holds shards of another packing ({listed}); give another --out, or what was given then"
+            f"out={printable(plan.out)} holds shards of another packing ({listed}); give another"
+            " --out, or what was given then"
         )
 
 
@@ -138,8 +141,8 @@ def writing(path: str) -> Iterator[None]:
         yield
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"out={printable(path)} cannot be written ({printable(str(error))}); make room, or give a folder of yours: finished shards are "
-            "kept, and the same command goes on"
+            f"out={printable(path)} cannot be written ({printable(str(error))}); make room, or give"
+            " a folder of yours: finished shards are kept, and the same command goes on"
         ) from error
 
 
@@ -247,5 +250,6 @@ def pack(plan: Plan, seen: Callable[[int, int], None]) -> None:
     damaged = damaged_names(plan)
     if len(damaged) == len(plan.source):
         raise UserError(
-            f"none of the {len(damaged)} images can be decoded; {printable(damaged[0])} is one of them"
+            f"none of the {len(damaged)} images can be decoded; {printable(damaged[0])} is one of"
+            " them"
         )

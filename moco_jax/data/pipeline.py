@@ -1,7 +1,7 @@
 """Batches of views, made ahead of time: order, reading, decoding and augmentation joined in one tf.data graph.
 
-The batch of a step is a pure function of (seed, examples seen, source): where a run resumes, or how many
-threads and hosts share the work, changes nothing.
+The batch of a step is a pure function of (seed, examples seen, source): where a run resumes, or
+how many threads and hosts share the work, changes nothing.
 """
 
 import itertools
@@ -39,8 +39,8 @@ class DamagedImages:
         logging.warning("damaged image %d, replaced by the next: %s", len(self.names), name)
         if len(self.names) > self.limit:
             raise UserError(
-                f"more than max_bad_images={self.limit} damaged images; mend or remove them, or raise the "
-                f"limit: {', '.join(self.names)}"
+                f"more than max_bad_images={self.limit} damaged images; mend or remove them, or"
+                f" raise the limit: {', '.join(self.names)}"
             )
 
 
@@ -72,12 +72,14 @@ def train_batches(
         examples_seen: where to go on, in examples.
         workers: threads; 0 for as many as cores.
         damaged: told of each image that cannot be decoded; the next in the source takes its place.
-        crop_only: leave what follows the crop to the devices, which need the drawn parameters for it.
-        scaled_decoding: decode large JPEGs at a half, quarter or eighth where both crops are large enough.
+        crop_only: leave what follows the crop to the devices, which need the drawn parameters
+            for it.
+        scaled_decoding: decode large JPEGs at a half, quarter or eighth where both crops are
+            large enough.
 
     Yields:
-        `query` and `key` uint8 `[n, S, S, C]`, `index` int32 `[n]`; with `crop_only` also `query_view` and
-        `key_view`, a `recipes.View` of arrays `[n, ...]` each.
+        `query` and `key` uint8 `[n, S, S, C]`, `index` int32 `[n]`; with `crop_only` also
+        `query_view` and `key_view`, a `recipes.View` of arrays `[n, ...]` each.
     """
     size = len(source)
 
@@ -137,7 +139,8 @@ def evaluation_batches(
     """The images `indices` int64 `[steps, n]` as evaluation sees them (resized, cropped, nothing drawn).
 
     Yields:
-        for each step `image` uint8 `[n, S, S, C]` and `ok` bool `[n]`, false where an image is damaged.
+        for each step `image` uint8 `[n, S, S, C]` and `ok` bool `[n]`, false where an image is
+        damaged.
     """
 
     def view(record: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -162,7 +165,8 @@ def view_batches(
     `reads`: for each step the epoch and which images, int64 `[rows]`.
 
     Yields:
-        for each step `image` uint8 `[rows, S, S, C]` and `ok` bool `[rows]`, false where an image is damaged.
+        for each step `image` uint8 `[rows, S, S, C]` and `ok` bool `[rows]`, false where an
+        image is damaged.
     """
 
     def view(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:

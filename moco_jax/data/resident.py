@@ -58,8 +58,9 @@ def require_room(shape: Shape, limit: int) -> None:
     if not fits(shape, limit):
         number, height, width, _ = shape
         raise UserError(
-            f"augment_on='resident' puts all {number:,} images of {width} x {height} pixels on every device: "
-            f"{size(math.prod(shape))}, more than half of the {size(limit)} that it has; augment_on='device' works"
+            f"augment_on='resident' puts all {number:,} images of {width} x {height} pixels on"
+            f" every device: {size(math.prod(shape))}, more than half of the {size(limit)} that it"
+            " has; augment_on='device' works"
         )
 
 
@@ -70,8 +71,12 @@ def stand_ins(good: np.ndarray) -> np.ndarray:
 
 
 def load(
-    source: Source, shape: Shape, workers: int, damaged: DamagedImages, progress: Callable[[str], None]
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    source: Source,
+    shape: Shape,
+    workers: int,
+    damaged: DamagedImages,
+    progress: Callable[[str], None],
+) -> tuple[np.ndarray, np.ndarray]:
     """Decode all images of `source`.
 
     Args:
@@ -82,7 +87,8 @@ def load(
         progress: told now and then, in words, how far it is.
 
     Returns:
-        the images uint8 `[N, H, W, C]`, and which of them stands for each: int64 `[N]`, see `stand_ins`.
+        the images uint8 `[N, H, W, C]`, and which of them stands for each: int64 `[N]`, see
+        `stand_ins`.
 
     Raises:
         UserError: an image has another size, or too many are damaged.
@@ -105,9 +111,9 @@ def load(
             if len(other):
                 height, width = sizes[other[0]]
                 raise UserError(
-                    f"augment_on='resident' needs images of one size: {source.name(done + int(other[0]))} has "
-                    f"{width} x {height} pixels, those before it {sides[1]} x {sides[0]}; augment_on='device' "
-                    "works with any"
+                    "augment_on='resident' needs images of one size:"
+                    f" {source.name(done + int(other[0]))} has {width} x {height} pixels, those"
+                    f" before it {sides[1]} x {sides[0]}; augment_on='device' works with any"
                 )
             for row in np.flatnonzero(~ok):
                 damaged.add(described(source, done + int(row)))
@@ -136,6 +142,8 @@ def train_batches(
         epoch, positions = order.batch_positions(start, batch_size, total)
         indices = stand_in[order.permute(positions[rows], total, seed, epoch)]
         yield {
-            "query": None, "key": None, "index": indices.astype(np.int32),
+            "query": None,
+            "key": None,
+            "index": indices.astype(np.int32),
             "epoch": np.full(len(rows), epoch, np.int32),
-        }  # fmt: skip
+        }

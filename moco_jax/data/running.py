@@ -26,11 +26,11 @@ def running(
 ) -> Iterator[Iterator]:
     """Batches of NumPy arrays, made ahead of time by `make` of each row of what `reads` yields.
 
-    `signature`: of one read, arrays `[n, ...]`; its last may be shorter than n, where `[None, ...]` permits it.
-    `threads`: how many work; 0 for as many as cores.
+    `signature`: of one read, arrays `[n, ...]`; its last may be shorter than n, where `[None,
+    ...]` permits it. `threads`: how many work; 0 for as many as cores.
 
-    What is under way is brought to its end before the dataset is let go: TensorFlow would wait for it then, and it
-    may wait for Python, which TensorFlow holds.
+    What is under way is brought to its end before the dataset is let go: TensorFlow would wait
+    for it then, and it may wait for Python, which TensorFlow holds.
     """
     threads, ending = threads or os.cpu_count() or 1, False
 

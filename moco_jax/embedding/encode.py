@@ -60,9 +60,13 @@ class Embedder:
         """What tells this encoder from any other: where it lies, which it is, its weights, what it is shown."""
         config = self.found.config
         named = {
-            "place": str(files.absolute(place)), "which": which, "step": self.found.step, "features": self.kind,
-            "arch": config.arch, "weights_sha256": fingerprint(self.found.variables),
-        }  # fmt: skip
+            "place": str(files.absolute(place)),
+            "which": which,
+            "step": self.found.step,
+            "features": self.kind,
+            "arch": config.arch,
+            "weights_sha256": fingerprint(self.found.variables),
+        }
         shown = {key: config[key] for key in SHOWN}
         return named | {k: list(v) if isinstance(v, tuple) else v for k, v in shown.items()}
 
@@ -71,13 +75,23 @@ class Embedder:
         config, devices = self.found.config, self.mesh.size
         batch = -(-min(config.eval_batch_size, len(source)) // devices) * devices
         encode = features.make_encode(
-            self.found.encoder, self.kind, tuple(config.mean), tuple(config.std), np.dtype("float32"), self.mesh
-        )  # fmt: skip
+            self.found.encoder,
+            self.kind,
+            tuple(config.mean),
+            tuple(config.std),
+            np.dtype("float32"),
+            self.mesh,
+        )
         variables = jax.device_put(self.found.variables, mesh_lib.replicated(self.mesh))
         yield from features.stream(
-            source, recipe_of(config), np.arange(len(source)), batch, config.workers, self.mesh,
+            source,
+            recipe_of(config),
+            np.arange(len(source)),
+            batch,
+            config.workers,
+            self.mesh,
             lambda images: encode(variables, images),
-        )  # fmt: skip
+        )
 
 
 class Damaged:

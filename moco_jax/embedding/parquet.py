@@ -223,8 +223,8 @@ class Parquet:
     def _refuse(self, column: str, odd: np.ndarray, first: int, why: str) -> None:
         if odd.any():
             raise UserError(
-                f"{self._path}: in column {PARQUET[column]} row {first + int(odd.argmax()):,} {why}; "
-                "every row needs its own, so take such rows out"
+                f"{self._path}: in column {PARQUET[column]} row {first + int(odd.argmax()):,}"
+                f" {why}; every row needs its own, so take such rows out"
             )
 
     def blocks(self, column: str) -> Iterator[np.ndarray]:

@@ -22,7 +22,8 @@ class Found(NamedTuple):
 
     Attributes:
         words: what each query was called.
-        own: int64 `[M]`, the row that a query itself is, -1 where it is a file that was encoded now.
+        own: int64 `[M]`, the row that a query itself is, -1 where it is a file that was encoded
+            now.
         cosines: float32 `[M, k]`, descending.
         rows: int64 `[M, k]`.
         names: str `[M, k]`.
@@ -50,7 +51,10 @@ def named(
 
 def encoder_words(made: Mapping[str, Any]) -> str:
     """Which encoder made features, in a few words."""
-    words = f"{made['arch']}, {made['which']}, step {made['step']} of {made['place']}, features: {made['features']}"
+    words = (
+        f"{made['arch']}, {made['which']}, step {made['step']} of {made['place']}, features:"
+        f" {made['features']}"
+    )
     return printable(words)
 
 

@@ -24,7 +24,8 @@ from moco_jax.inference import trained_encoder
 # What tables of older versions do not say of their encoder.
 OLDER = {"background": -1, "max_pixels": MAX_PIXELS}
 Report = Callable[[int], None]
-# Lengths are sums of squares in float32: beyond this power of two, up or down, a row is brought nearer to 1 first.
+# Lengths are sums of squares in float32: beyond this power of two, up or down, a row is brought
+# nearer to 1 first.
 RANGE = 40
 
 
@@ -34,7 +35,8 @@ class Nearest(NamedTuple):
     Attributes:
         cosines: float32 `[M, k]`, descending.
         rows: int64 `[M, k]`; of equal cosines the smaller row first.
-        left_out: how many rows of the table were compared with nothing, as a number in them is not finite.
+        left_out: how many rows of the table were compared with nothing, as a number in them is
+            not finite.
     """
 
     cosines: np.ndarray
@@ -65,8 +67,8 @@ def comparable(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows of `features` float32 `[n, D]` that have a direction that can be told, and which they are.
 
     Returns:
-        float32 `[m, D]`, very long and very short rows scaled by a power of two, which no cosine sees; bool `[n]`, false
-        where a number is not finite.
+        float32 `[m, D]`, very long and very short rows scaled by a power of two, which no cosine
+        sees; bool `[n]`, false where a number is not finite.
     """
     peaks = np.maximum(features.max(1), -features.min(1))
     finite = np.isfinite(peaks)
@@ -86,7 +88,8 @@ def nearest(table: Table, queries: np.ndarray, own: np.ndarray, k: int, report: 
     All features pass by, so that what was peeked at of them has been verified after this.
 
     Args:
-        table: what is searched; rows with a number that is not finite are nobody's neighbours, and counted.
+        table: what is searched; rows with a number that is not finite are nobody's neighbours,
+            and counted.
         queries: finite, of any length.
         own: int `[M]`, the row that a query itself is; -1 where it is none.
         k: how many; all others where there are fewer.
@@ -111,7 +114,8 @@ def nearest(table: Table, queries: np.ndarray, own: np.ndarray, k: int, report: 
     others = table.number - len(left_out) - among
     if others < 1:
         raise UserError(
-            f"of {table.number:,} rows {len(left_out):,} are not finite, and none is left to compare with"
+            f"of {table.number:,} rows {len(left_out):,} are not finite, and none is left to"
+            " compare with"
         )
     cosines, rows = search.result()
     # Counted in the order of `add`: each row that was left out before moves those behind it.
@@ -136,8 +140,8 @@ def same_encoder(table: Table, embedder: Embedder, place: str) -> None:
         if key != "weights_sha256":
             what = f"{key}={found[key]!r}, and they were made with {made.get(key)!r}"
         raise UserError(
-            f"the encoder in {place} is not the one that made these features: {what}; make them anew with it, or give "
-            "the place of the other as --workdir"
+            f"the encoder in {place} is not the one that made these features: {what}; make them"
+            " anew with it, or give the place of the other as --workdir"
         )
 
 

@@ -1,9 +1,10 @@
 """The features file: a row for each image, with what made it. Written and read in parts, so that memory holds no file.
 
-`.npz` holds the arrays `features` float32 `[N, D]`, `names` str `[N]`, `indices` int64 `[N]` (places in the data set),
-`labels` int64 `[N]` where they are known, and `facts`, JSON. `.parquet` holds the same as the columns `features`, `name`,
-`index`, `label`, and the facts in its metadata under `moco_jax`. Features are as the encoder gives them, of any length.
-Both have checksums: a file that was altered or cut is refused, however little of it is read.
+`.npz` holds the arrays `features` float32 `[N, D]`, `names` str `[N]`, `indices` int64 `[N]`
+(places in the data set), `labels` int64 `[N]` where they are known, and `facts`, JSON.
+`.parquet` holds the same as the columns `features`, `name`, `index`, `label`, and the facts in
+its metadata under `moco_jax`. Features are as the encoder gives them, of any length. Both have
+checksums: a file that was altered or cut is refused, however little of it is read.
 """
 
 import contextlib
@@ -60,13 +61,14 @@ def writing(path: str, facts: Mapping[str, Any]) -> Iterator[Write]:
 def require_room(path: str, number: int, width: int) -> None:
     """UserError where the disk of `path` has no room for so many features of this width, and for what is in between."""
     place = files.absolute(path)
-    # The shape stands before the features in an .npz, and is known after them: they are kept apart meanwhile.
+    # The shape stands before the features in an .npz, and is known after them: they are kept apart
+    # meanwhile.
     needed = 4 * number * width * (2 if place.suffix == ".npz" else 1)
     free = shutil.disk_usage(place.parent).free
     if needed > free:
         raise UserError(
-            f"out={path} needs {size(needed)} while it is written, and its disk has {size(free)}; make room, or give "
-            "another place"
+            f"out={path} needs {size(needed)} while it is written, and its disk has {size(free)};"
+            " make room, or give another place"
         )
 
 

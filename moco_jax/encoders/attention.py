@@ -1,8 +1,9 @@
 """Self-attention in the ways a Vision Transformer can be told to compute it: the same values, other memory.
 
-All map queries, keys and values `[B, N, heads, d]` to `[B, N, heads, d]` in their dtype; logits and softmax are worked
-out in at least float32. `jax.nn.dot_product_attention` is no third way: in XLA it keeps all logits and rounds a float64
-softmax to float32, and in cuDNN it trains on no odd number of tokens, which a class token makes of most grids.
+All map queries, keys and values `[B, N, heads, d]` to `[B, N, heads, d]` in their dtype; logits
+and softmax are worked out in at least float32. `jax.nn.dot_product_attention` is no third way:
+in XLA it keeps all logits and rounds a float64 softmax to float32, and in cuDNN it trains on no
+odd number of tokens, which a class token makes of most grids.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """Heads: from pooled features to the space in which queries and keys are compared, and v3's predictors within it.
 
-One linear layer in MoCo v1, two layers in v2 (section 3), layers with BatchNorm in v3. All start as torch's `Linear`.
+One linear layer in MoCo v1, two layers in v2 (section 3), layers with BatchNorm in v3. All start
+as torch's `Linear`.
 """
 
 import math
@@ -87,7 +88,9 @@ class BatchNormHead(nn.Module):
             width = self.dim if last else self.hidden or 4096
             x = linear(x.shape[-1], width, self.dtype, self.reduce, f"fc{number + 1}", False)(x)
             if not last or self.last_norm:
-                norm = BatchNorm(self.bn_groups, dtype=self.dtype, affine=not last, name=f"bn{number + 1}")  # fmt: skip
+                norm = BatchNorm(
+                    self.bn_groups, dtype=self.dtype, affine=not last, name=f"bn{number + 1}"
+                )
                 x = norm(x, train)
             if not last:
                 x = nn.relu(x)

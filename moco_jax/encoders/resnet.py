@@ -1,7 +1,7 @@
 """ResNet as torchvision defines it, so that weights pass both ways without loss.
 
-Strides sit on the 3x3 convolution, padding is explicit and symmetric ('SAME' would shift by a pixel), and
-module names follow torchvision's.
+Strides sit on the 3x3 convolution, padding is explicit and symmetric ('SAME' would shift by a
+pixel), and module names follow torchvision's.
 """
 
 from collections.abc import Sequence
@@ -37,12 +37,13 @@ class Stem(NamedTuple):
 
 
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# PyTorch's default, U(+-1 / sqrt(fan_in)): the authors' CIFAR demo, solo-learn and lightly put a fresh layer in the place
-# of torchvision's first convolution, and it keeps this.
+# PyTorch's default, U(+-1 / sqrt(fan_in)): the authors' CIFAR demo, solo-learn and lightly put a
+# fresh layer in the place of torchvision's first convolution, and it keeps this.
 fresh_layer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-# 'cifar' is of the authors' demo, 'cifar_stride2' this project's own for small images, and the last two are of networks that
-# others have trained: solo-learn's for CIFAR, lightly's cut from its own ResNet.
+# 'cifar' is of the authors' demo, 'cifar_stride2' this project's own for small images, and the last
+# two are of networks that others have trained: solo-learn's for CIFAR, lightly's cut from its own
+# ResNet.
 STEMS = {
     "imagenet": Stem(7, 2, True, 3, kaiming_normal),
     "cifar": Stem(3, 1, False, 1, fresh_layer),
@@ -105,15 +106,17 @@ class ResNet(nn.Module):
     Attributes:
         stage_sizes: blocks in each stage; stage i has `width * 2**i` inner channels.
         bottleneck: which kind of block.
-        width: channels of the stem; all others follow. 64 is the original, 128 and 256 are the R50w2x
-            and R50w4x of MoCo v1, which widen every layer.
-        stem: a key of `STEMS`: 'imagenet' (7x7/2 and max-pool), 'cifar' (3x3/1), 'cifar_stride2' (3x3/2), 'cifar_pad2'
-            (3x3/1 on the image padded by two pixels) or 'cifar_no_relu' (3x3/1, no ReLU after its BatchNorm).
+        width: channels of the stem; all others follow. 64 is the original, 128 and 256 are the
+            R50w2x and R50w4x of MoCo v1, which widen every layer.
+        stem: a key of `STEMS`: 'imagenet' (7x7/2 and max-pool), 'cifar' (3x3/1), 'cifar_stride2'
+            (3x3/2), 'cifar_pad2' (3x3/1 on the image padded by two pixels) or 'cifar_no_relu'
+            (3x3/1, no ReLU after its BatchNorm).
         bn_groups: G, groups of samples that share BatchNorm statistics.
         dtype: compute dtype; parameters and statistics are at least float32.
         reduce: precision of the kernels' gradients, see `layers.convolve`.
         zero_init_residual: see `Block`.
-        dilated: the last stage has stride 1 and dilation 2, for features at twice the resolution under the same weights.
+        dilated: the last stage has stride 1 and dilation 2, for features at twice the resolution
+            under the same weights.
     """
 
     stage_sizes: Sequence[int]

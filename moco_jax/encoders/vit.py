@@ -1,8 +1,9 @@
 """The Vision Transformer of MoCo v3 (arXiv 2104.02057, section 4): fixed positions, frozen patch projection.
 
-Names and layouts are close to timm's, so that weights pass both ways (`weights/timm.py`). The blocks are unrolled, which
-takes the TPU compiler twice the time of `nn.scan` but half the memory for what is kept, and leaves each parameter an array
-of its own, with the rank and the norm that optimizers and checkpoints look at.
+Names and layouts are close to timm's, so that weights pass both ways (`weights/timm.py`). The
+blocks are unrolled, which takes the TPU compiler twice the time of `nn.scan` but half the memory
+for what is kept, and leaves each parameter an array of its own, with the rank and the norm that
+optimizers and checkpoints look at.
 """
 
 import math
@@ -26,8 +27,9 @@ REMATS = ("none", "block")
 def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
     """The fixed positions of a grid of patches, float64 `[rows * columns, width]`, row by row.
 
-    With omega_i = 10000^(-i / (width / 4)): sin(omega row), cos(omega row), sin(omega column), cos(omega column). The
-    authors call the first half w and the second h, but their table is read row by row, as here.
+    With omega_i = 10000^(-i / (width / 4)): sin(omega row), cos(omega row), sin(omega column),
+    cos(omega column). The authors call the first half w and the second h, but their table is
+    read row by row, as here.
     """
     omega = 10000.0 ** (-np.arange(width // 4) / (width // 4))
     row, column = np.divmod(np.arange(rows * columns), columns)
@@ -91,8 +93,8 @@ class ConvStem(nn.Module):
 class Block(nn.Module):
     """Attention and an MLP of four times the width, each added to what it was given the LayerNorm of.
 
-    The sum stays in at least float32; products are computed in `dtype`. With probability `drop_path` an image goes past
-    either of the two.
+    The sum stays in at least float32; products are computed in `dtype`. With probability
+    `drop_path` an image goes past either of the two.
     """
 
     heads: int
@@ -132,18 +134,23 @@ class ViT(nn.Module):
 
     Attributes:
         depth: blocks.
-        heads: of each block's attention; must divide the width. ViT-S of MoCo v3 has 12 (timm's own has 6).
+        heads: of each block's attention; must divide the width. ViT-S of MoCo v3 has 12 (timm's
+            own has 6).
         width: of a token; a multiple of 4, with the conv stem of 8.
         patch: side of a patch in pixels; 16 with the conv stem.
         conv_stem: convolutions in the place of the patch projection.
-        stop_patch_gradient: no gradient reaches the patch projection, which stays as drawn (v3, section 4.2).
-        remat: 'block' keeps only the blocks' inputs for the backward pass and computes each block again; 'none'.
+        stop_patch_gradient: no gradient reaches the patch projection, which stays as drawn (v3,
+            section 4.2).
+        remat: 'block' keeps only the blocks' inputs for the backward pass and computes each
+            block again; 'none'.
         attention: 'plain' or 'lean', see `attention.py`.
-        bn_groups: G, groups of samples that share BatchNorm statistics in the conv stem; no other part has any.
-        dtype: compute dtype; parameters, the sum that the blocks add to, and statistics are at least float32.
+        bn_groups: G, groups of samples that share BatchNorm statistics in the conv stem; no
+            other part has any.
+        dtype: compute dtype; parameters, the sum that the blocks add to, and statistics are at
+            least float32.
         reduce: precision of the weights' gradients, see `layers.convolve`.
-        drop_path: stochastic depth (arXiv 1603.09382) in training: the last block's probability, the others' rise to it
-            from 0; needs random numbers, `rngs={'drop_path': key}`.
+        drop_path: stochastic depth (arXiv 1603.09382) in training: the last block's probability,
+            the others' rise to it from 0; needs random numbers, `rngs={'drop_path': key}`.
     """
 
     depth: int
@@ -175,8 +182,8 @@ class ViT(nn.Module):
         unit = math.lcm(self.heads, 8 if self.conv_stem else 4)
         if self.width % unit:
             raise UserError(
-                f"width={self.width} does not divide into {self.heads} heads and the parts of positions and stem; "
-                f"{_nearest(self.width, unit)}"
+                f"width={self.width} does not divide into {self.heads} heads and the parts of"
+                f" positions and stem; {_nearest(self.width, unit)}"
             )
 
     @nn.compact

@@ -25,8 +25,8 @@ def epoch_batches(
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
     """Batches of `epochs` epochs, ceil(N / B) in each, with new crops in every epoch.
 
-    The last batch of an epoch is filled up with images that do not count. A damaged image does not count either; the pixels of
-    a sound one of its batch stand in its place.
+    The last batch of an epoch is filled up with images that do not count. A damaged image does
+    not count either; the pixels of a sound one of its batch stand in its place.
 
     Args:
         images: N of them.
@@ -38,8 +38,8 @@ def epoch_batches(
         start: how many batches to leave out at the beginning; they are not made.
 
     Yields:
-        the epoch, and `image` uint8 `[B, S, S, C]`, `classes` int `[B]`, `present` bool `[B]` (whether a row counts),
-        divided over the devices.
+        the epoch, and `image` uint8 `[B, S, S, C]`, `classes` int `[B]`, `present` bool `[B]`
+        (whether a row counts), divided over the devices.
     """
     number, rows = len(images.indices), mesh_lib.local_rows(mesh, batch_size)
     steps = -(-number // batch_size)

@@ -8,8 +8,8 @@ UNDECIDED = -2  # no class of any data set
 def decide(scores: Any) -> Any:
     """The class int `[...]` that has the largest of `scores` `[..., classes]`, arrays of NumPy or JAX.
 
-    `UNDECIDED` where the largest is shared, or a score is NaN: argmax would name the first of those, and an encoder whose
-    features are all NaN would get every image of class 0 right.
+    `UNDECIDED` where the largest is shared, or a score is NaN: argmax would name the first of
+    those, and an encoder whose features are all NaN would get every image of class 0 right.
     """
     xp = scores.__array_namespace__()
     # NaN is not equal to itself: where there is one, the maximum is NaN and nothing is as large.

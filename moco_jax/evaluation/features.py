@@ -58,7 +58,8 @@ def stream(
         crops: seed and epoch of the views that are drawn; None: the evaluation view.
 
     Yields:
-        features float32 `[m, D]` and the indices int64 `[m]` they belong to, in the order given; m <= `batch_size`.
+        features float32 `[m, D]` and the indices int64 `[m]` they belong to, in the order given;
+        m <= `batch_size`.
     """
     if not len(indices):
         return

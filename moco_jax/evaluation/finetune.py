@@ -1,6 +1,7 @@
 """Fine-tuning: all weights of an encoder are trained with a linear classifier on top, by SGD or by DeiT's recipe.
 
-`make_step` is a pure step, `train` goes through the epochs. BatchNorm is in training mode, one group for the whole batch.
+`make_step` is a pure step, `train` goes through the epochs. BatchNorm is in training mode, one
+group for the whole batch.
 """
 
 import dataclasses
@@ -38,7 +39,8 @@ class Training:
     """A recipe. Rates are those of the batch that the recipe is for; they fall along a cosine, at every step.
 
     Attributes:
-        optimizer: 'sgd' (momentum 0.9) or 'adamw' (no decay on class token and parameters of rank 0 and 1).
+        optimizer: 'sgd' (momentum 0.9) or 'adamw' (no decay on class token and parameters of
+            rank 0 and 1).
         epochs, batch_size: length, and images at a step.
         backbone_rate, classifier_rate: at the start, or after the warm-up.
         scratch_rate: of both where training starts from random weights.
@@ -71,8 +73,9 @@ RECIPES = ("sgd", "deit")
 def training(recipe: str, epochs: int = 0, batch_size: int = 0, **changes: Any) -> Training:
     """One of `RECIPES`; zeros and what is None are the recipe's own.
 
-    'sgd': as ResNets are fine-tuned on 1 and 10 % of ImageNet (arXiv 2006.09882): no decay, a classifier's rate twenty
-    times the backbone's. 'deit' (arXiv 2012.12877), by which MoCo v3 fine-tunes its ViT-B: rates follow the batch.
+    'sgd': as ResNets are fine-tuned on 1 and 10 % of ImageNet (arXiv 2006.09882): no decay, a
+    classifier's rate twenty times the backbone's. 'deit' (arXiv 2012.12877), by which MoCo v3
+    fine-tunes its ViT-B: rates follow the batch.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     if recipe == "sgd":
@@ -81,9 +84,19 @@ def training(recipe: str, epochs: int = 0, batch_size: int = 0, **changes: Any) 
         batch_size = batch_size or 1024
         rate = 5e-4 * batch_size / 512
         own = Training(
-            "adamw", epochs or 150, batch_size, rate, rate, rate, weight_decay=0.05, warmup=1 / 30,
-            smoothing=0.1, mixup=0.8, cutmix=1.0, drop_path=0.1,
-        )  # fmt: skip
+            "adamw",
+            epochs or 150,
+            batch_size,
+            rate,
+            rate,
+            rate,
+            weight_decay=0.05,
+            warmup=1 / 30,
+            smoothing=0.1,
+            mixup=0.8,
+            cutmix=1.0,
+            drop_path=0.1,
+        )
     return dataclasses.replace(own, **given)
 
 
@@ -133,8 +146,9 @@ def learning_rates(
 ) -> Any:
     """The rate of each of `params` at the schedule's peak, a tree of floats.
 
-    The classifier's and the backbone's, or that of training from scratch. In a ViT of L blocks, layer l has it times
-    `layer_decay ** (L + 1 - l)` (BEiT, MAE). What is frozen in pretraining has 0.
+    The classifier's and the backbone's, or that of training from scratch. In a ViT of L blocks,
+    layer l has it times `layer_decay ** (L + 1 - l)` (BEiT, MAE). What is frozen in pretraining
+    has 0.
     """
     depth = getattr(encoder.backbone, "depth", 0)
     frozen = encoders.frozen(encoder, params)
@@ -154,8 +168,9 @@ def initial_state(
 ) -> State:
     """Before the first step: the backbone of `variables`, and a classifier as `linear.initial` draws it. Pure: jit it to place it."""
     backbone, stats = (
-        jax.tree.map(jnp.copy, variables[kind].get("backbone", {})) for kind in ("params", "batch_stats")
-    )  # fmt: skip
+        jax.tree.map(jnp.copy, variables[kind].get("backbone", {}))
+        for kind in ("params", "batch_stats")
+    )
     params = {"backbone": backbone, "classifier": linear.initial(seed, width, classes)}
     return State(params, {"backbone": stats} if stats else {}, optimizer.init(params))
 
@@ -175,10 +190,11 @@ def make_step(
 ) -> Step:
     """The step as a pure function to jit: `step(state, batch, rates, factor, own, rng) -> (state, loss)`.
 
-    Of the step's arguments, `batch` is `image` uint8 `[B, H, W, C]`, `classes` int `[B]` and `present` bool `[B]`: rows without
-    it count for BatchNorm alone. `rates` is what `learning_rates` gives, `factor` the place on the schedule, 0 to 1, `own` what
-    `mixing.draw` gives, None for no mixing, and `rng` a key for dropped paths. The loss is the mean cross-entropy of the rows
-    that count, before the step.
+    Of the step's arguments, `batch` is `image` uint8 `[B, H, W, C]`, `classes` int `[B]` and
+    `present` bool `[B]`: rows without it count for BatchNorm alone. `rates` is what
+    `learning_rates` gives, `factor` the place on the schedule, 0 to 1, `own` what `mixing.draw`
+    gives, None for no mixing, and `rng` a key for dropped paths. The loss is the mean
+    cross-entropy of the rows that count, before the step.
     """
     optimizer = make_optimizer(how)
     exact = jnp.promote_types(dtype, jnp.float32)
@@ -196,8 +212,12 @@ def make_step(
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
             features, updated = encoder.apply(
                 {"params": {"backbone": params["backbone"]}, "batch_stats": state.batch_stats},
-                inputs, train=True, method=encoder.features, mutable=["batch_stats"], rngs={"drop_path": rng},
-            )  # fmt: skip
+                inputs,
+                train=True,
+                method=encoder.features,
+                mutable=["batch_stats"],
+                rngs={"drop_path": rng},
+            )
             log = jax.nn.log_softmax(linear.logits(params["classifier"], features))
             losses = -jnp.sum(targets * log, axis=-1)
             total = jnp.sum(jnp.where(present, losses, 0)) / jnp.maximum(present.sum(), 1)
@@ -207,8 +227,10 @@ def make_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(
             lambda p, u, rate: p - jnp.asarray(rate * factor, p.dtype) * u,
-            state.params, updates, rates,
-        )  # fmt: skip
+            state.params,
+            updates,
+            rates,
+        )
         return State(params, stats, opt_state), loss
 
     return step
@@ -255,8 +277,9 @@ class Tuned:
 def shape(how: Training, number: int, devices: int, exact_epochs: bool) -> tuple[int, int, int]:
     """Images at a step, steps in an epoch and epochs, for `number` images.
 
-    A batch is no larger than all images, but for what makes it divide over `devices`. With `exact_epochs` epochs are the
-    recipe's; without, there are more where these have fewer than `MIN_STEPS` steps.
+    A batch is no larger than all images, but for what makes it divide over `devices`. With
+    `exact_epochs` epochs are the recipe's; without, there are more where these have fewer than
+    `MIN_STEPS` steps.
     """
     batch = min(how.batch_size, -(-number // devices) * devices)
     steps = -(-number // batch)
@@ -299,16 +322,25 @@ def train(
         dtype = compute_dtype(config.compute_dtype)
     encoder = encoder_of(config, dtype, how.drop_path)
     step = jitted_step(
-        encoder, dataclasses.replace(how, epochs=0, batch_size=0), subject.classes, tuple(config.mean),
-        tuple(config.std), dtype, mesh,
-    )  # fmt: skip
+        encoder,
+        dataclasses.replace(how, epochs=0, batch_size=0),
+        subject.classes,
+        tuple(config.mean),
+        tuple(config.std),
+        dtype,
+        mesh,
+    )
     width = jax.eval_shape(
         lambda x: encoder.apply(start.variables, x, method=encoder.features),
         jnp.zeros((1, config.image_size, config.image_size, config.channels)),
     ).shape[-1]
     begin = functools.partial(
-        initial_state, optimizer=make_optimizer(how), seed=config.seed, width=width, classes=subject.classes
-    )  # fmt: skip
+        initial_state,
+        optimizer=make_optimizer(how),
+        seed=config.seed,
+        width=width,
+        classes=subject.classes,
+    )
     state = jax.jit(begin, out_shardings=mesh_lib.replicated(mesh))(start.variables)
     rates = learning_rates(state.params, encoder, how, scratch)
     rate_at = optimizers.learning_rate(
@@ -316,13 +348,32 @@ def train(
     )
     factors = optimizers.values(rate_at, epochs * steps).astype(np.float32)
     facts = (
-        start.variables, encoder, how, (batch, steps, epochs), recipe, scratch, tested, tuple(config.mean), tuple(config.std),
-        config.seed, subject.classes, subject.recipe, images.facts, subject.test.facts,
-    )  # fmt: skip
+        start.variables,
+        encoder,
+        how,
+        (batch, steps, epochs),
+        recipe,
+        scratch,
+        tested,
+        tuple(config.mean),
+        tuple(config.std),
+        config.seed,
+        subject.classes,
+        subject.recipe,
+        images.facts,
+        subject.test.facts,
+    )
     state, begun, notes = kept.begin(mesh, state, facts)
     batches = epoch_batches(
-        images, recipe, mesh, epochs=epochs, batch_size=batch, seed=config.seed, workers=config.workers, start=begun
-    )  # fmt: skip
+        images,
+        recipe,
+        mesh,
+        epochs=epochs,
+        batch_size=batch,
+        seed=config.seed,
+        workers=config.workers,
+        start=begun,
+    )
     side, key = config.image_size, random_keys.of_seed(config.seed)
     accuracies: list[float] = notes.get("accuracies", [])
     loss = notes.get("loss", math.nan)

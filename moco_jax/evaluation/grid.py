@@ -36,8 +36,8 @@ class Grid(NamedTuple):
     Attributes:
         rates: floats `[R]`.
         decays: floats `[W]`.
-        norms: bools `[V]`: whether BatchNorm without affine stands before the classifier. As features do not change, its
-            statistics are those of all of them.
+        norms: bools `[V]`: whether BatchNorm without affine stands before the classifier. As
+            features do not change, its statistics are those of all of them.
     """
 
     rates: Sequence[float] = RATES
@@ -71,9 +71,13 @@ class Fitted:
         for some in blocks(len(features), block):
             rows = len(features[some])
             counted = _count(
-                self.classifiers, self.mean, self.scale, _fill(features[some], block), _fill(classes[some], block),
+                self.classifiers,
+                self.mean,
+                self.scale,
+                _fill(features[some], block),
+                _fill(classes[some], block),
                 np.arange(block) < rows,
-            )  # fmt: skip
+            )
             found = np.asarray(mesh_lib.to_hosts(self.mesh, counted), np.float64)
             sums += found[:, :, : shape[1] * shape[2]].reshape(sums.shape)
         right, loss = sums / len(features)
@@ -115,7 +119,8 @@ def fit(
     SGD with momentum 0.9, the rate falling with half a cosine from step to step.
 
     Args:
-        sets: features float32 `[N, D]` of the same images, one array a set of crops; epochs take turns.
+        sets: features float32 `[N, D]` of the same images, one array a set of crops; epochs take
+            turns.
         classes: int `[N]`.
         number: of classes.
         grid: what is tried.
@@ -150,9 +155,16 @@ def fit(
         for n, some in enumerate(blocks(size, batch)):
             chosen = _fill(places[some], batch)
             classifiers, buffers = _step_all(
-                classifiers, buffers, mean, scale, features[chosen], classes[chosen],
-                np.arange(batch) < len(places[some]), rates * factors[epoch * steps + n], decays,
-            )  # fmt: skip
+                classifiers,
+                buffers,
+                mean,
+                scale,
+                features[chosen],
+                classes[chosen],
+                np.arange(batch) < len(places[some]),
+                rates * factors[epoch * steps + n],
+                decays,
+            )
         jax.block_until_ready(classifiers)
         report(f"classifiers at once: {shape[0] * len(members)}  epoch {epoch + 1}/{epochs}")
     return Fitted(grid, classifiers, mean, scale, mesh)
@@ -180,8 +192,10 @@ class Found:
         rate, decay, norm: the settings that were best on images held apart.
         held_out: share of those classified rightly, of every setting, float64 `[V, R, W]`.
         best: the largest of these.
-        test: share of test images that the chosen classifier gets right, once it is trained on all training images.
-        edges: a sentence for each end of the grid that the choice lies at, beyond which a better one may be.
+        test: share of test images that the chosen classifier gets right, once it is trained on
+            all training images.
+        edges: a sentence for each end of the grid that the choice lies at, beyond which a better
+            one may be.
     """
 
     rate: float
@@ -210,7 +224,8 @@ def search(
     """Train `grid` on nine tenths of the images, choose on the centre crops of the last, train the choice on all.
 
     Args:
-        sets: features float32 `[N, D]` of the training images, one array a set of crops; the first is the centre crops.
+        sets: features float32 `[N, D]` of the training images, one array a set of crops; the
+            first is the centre crops.
         classes: int `[N]`.
         test, truth: features `[M, D]` and classes `[M]` of the test images, which choose nothing.
         number: of classes.
@@ -227,9 +242,14 @@ def search(
     rate, decay, norm = grid.rates[r], grid.decays[w], grid.norms[v]
     again = fit(sets, classes, number, Grid([rate], [decay], [norm]), mesh, **how)
     return Found(
-        rate, decay, norm, right, float(right[v, r, w]), float(again.scores(test, truth)[0][0, 0, 0]),
+        rate,
+        decay,
+        norm,
+        right,
+        float(right[v, r, w]),
+        float(again.scores(test, truth)[0][0, 0, 0]),
         _edges(grid, rate, decay),
-    )  # fmt: skip
+    )
 
 
 def _edges(grid: Grid, rate: float, decay: float) -> list[str]:

@@ -10,8 +10,8 @@ def choose(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which images are searched and which are classified: int64 index arrays into bank and queries.
 
-    Without a source of `queries`, a tenth of the images (1,000 at most) is set apart. `limit`: bank size at
-    most, 0 for no limit.
+    Without a source of `queries`, a tenth of the images (1,000 at most) is set apart. `limit`:
+    bank size at most, 0 for no limit.
     """
     shuffled = np.random.default_rng(seed).permutation(len(source))
     if queries is None:

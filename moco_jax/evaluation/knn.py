@@ -1,7 +1,8 @@
 """Weighted nearest-neighbour classification of features, the score that needs no training (InstDisc, section 3.4).
 
-The bank is gone through in blocks while each query keeps the best it has seen: memory does not grow with the bank, and
-votes of fewer neighbours, or at another temperature, are read off the same neighbours.
+The bank is gone through in blocks while each query keeps the best it has seen: memory does not
+grow with the bank, and votes of fewer neighbours, or at another temperature, are read off the
+same neighbours.
 """
 
 import functools
@@ -50,8 +51,11 @@ def _compiled(mesh: Mesh, k: int):
 
     by_query, whole = P(None, mesh_lib.AXIS), P()
     local = jax.shard_map(
-        update, mesh=mesh, in_specs=(by_query, by_query, by_query, whole, whole, whole), out_specs=(by_query, by_query),
-    )  # fmt: skip
+        update,
+        mesh=mesh,
+        in_specs=(by_query, by_query, by_query, whole, whole, whole),
+        out_specs=(by_query, by_query),
+    )
     return jax.jit(local, donate_argnums=(0, 1))
 
 
@@ -137,7 +141,8 @@ def nearest(
     `block`, `bank_block` and `mesh` as in `Search`.
 
     Returns:
-        cosines float32 `[M, k]`, descending, and rows int32 `[M, k]`; of equal cosines the smaller row first.
+        cosines float32 `[M, k]`, descending, and rows int32 `[M, k]`; of equal cosines the
+        smaller row first.
     """
     search = Search(queries, k, mesh, block, min(bank_block, max(len(bank), 1)))
     search.add(bank)
@@ -156,8 +161,9 @@ def votes(
         temperatures: tau of the weights.
 
     Returns:
-        int64 `[M]` for every (k, temperature), as `decide` names them: no class where two have as many votes, or where
-        a query's features are NaN; -1 where none of the neighbours has a vote.
+        int64 `[M]` for every (k, temperature), as `decide` names them: no class where two have
+        as many votes, or where a query's features are NaN; -1 where none of the neighbours has a
+        vote.
     """
     # Numbers may be as far apart as they like: memory is for the classes that are there.
     values, places = np.unique(classes, return_inverse=True)

@@ -138,8 +138,8 @@ def _on_classes(train: Part, test: Part, matched: Matched) -> list[str]:
         asked = int((matched.test >= 0).sum())
         names = [matched.called[number] for number in matched.unlearnt.tolist()]
         said.append(
-            f"{test.about}: {int(lost.sum()):,} of {asked:,} images are of a class of which there is "
-            f"no training image, and count as wrong: {listed(names)}"
+            f"{test.about}: {int(lost.sum()):,} of {asked:,} images are of a class of which there"
+            f" is no training image, and count as wrong: {listed(names)}"
         )
     unseen = np.setdiff1d(matched.train[matched.train >= 0], matched.test)
     if two and len(unseen):

@@ -89,7 +89,8 @@ class Protocol:
     Attributes:
         epochs, batch_size: of its training.
         rate: the learning rate at the start, for this batch.
-        schedule: 'steps' (a tenth at 60 % and at 80 % of the epochs) or 'cosine', constant within an epoch.
+        schedule: 'steps' (a tenth at 60 % and at 80 % of the epochs) or 'cosine', constant
+            within an epoch.
     """
 
     epochs: int
@@ -156,14 +157,25 @@ def train_on_crops(
     step = jax.jit(sgd_step, donate_argnums=(0, 1), out_shardings=mesh_lib.replicated(mesh))
 
     batches = epoch_batches(
-        train, recipe, mesh, epochs=chosen.epochs, batch_size=chosen.batch_size, seed=config.seed,
-        workers=config.workers, start=begun,
-    )  # fmt: skip
+        train,
+        recipe,
+        mesh,
+        epochs=chosen.epochs,
+        batch_size=chosen.batch_size,
+        seed=config.seed,
+        workers=config.workers,
+        start=begun,
+    )
     scores: list[float] = notes.get("scores", [])
     for n, (epoch, arrays) in enumerate(batches, begun):
         classifier, buffer, loss = step(
-            classifier, buffer, encode(arrays["image"]), arrays["classes"], arrays["present"], rates[n]
-        )  # fmt: skip
+            classifier,
+            buffer,
+            encode(arrays["image"]),
+            arrays["classes"],
+            arrays["present"],
+            rates[n],
+        )
         said = f"epoch {epoch + 1}/{chosen.epochs}  step {n % steps + 1}/{steps}"
         if (n + 1) % steps == 0:
             scores.append(float(np.mean(predict(classifier, test) == truth)))

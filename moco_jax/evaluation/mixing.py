@@ -1,6 +1,7 @@
 """Mixup and CutMix of a batch, as DeiT's training has them: each image is blended with another, or holds a piece of it.
 
-An image's partner is the one as far from the batch's end as it is from the start; one draw serves the whole batch.
+An image's partner is the one as far from the batch's end as it is from the start; one draw
+serves the whole batch.
 """
 
 import jax
@@ -17,7 +18,8 @@ def blend(share: float, height: int, width: int) -> np.ndarray:
 def piece(share: float, row: int, column: int, height: int, width: int) -> np.ndarray:
     """CutMix (arXiv 1905.04899): 0 where the partner stands, 1 elsewhere; float32 `[height, width]`.
 
-    The partner's rectangle is centred on `row` and `column`, has sqrt(1 - `share`) of both sides and is cut off at the edges.
+    The partner's rectangle is centred on `row` and `column`, has sqrt(1 - `share`) of both sides
+    and is cut off at the edges.
     """
 
     def covered(center: int, length: int) -> np.ndarray:
@@ -44,7 +46,8 @@ def draw(
 def apply(images: jax.Array, targets: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Images `[B, H, W, C]` and targets `[B, classes]` mixed with their partners', of which `1 - own` is seen.
 
-    `own`: float32 `[H, W]` as `draw` gives it; its mean is the share of an image's own target (1 - the rectangle's area).
+    `own`: float32 `[H, W]` as `draw` gives it; its mean is the share of an image's own target (1
+    - the rectangle's area).
     """
     mask, share = own[None, :, :, None].astype(images.dtype), own.mean().astype(targets.dtype)
     mixed = mask * images + (1 - mask) * images[::-1]

@@ -9,18 +9,31 @@ V3, DEMO = "MoCo v3, arXiv 2104.02057", "the authors' CIFAR-10 demo"
 _IMAGENET = dict(dataset="tfds:imagenet2012", image_size=224)
 _R50 = _IMAGENET | dict(arch="resnet50", width=0)
 _QUEUE = _R50 | dict(
-    key_encoder="momentum", dictionary="queue", batch_size=256, queue_size=65536, momentum=0.999,
+    key_encoder="momentum",
+    dictionary="queue",
+    batch_size=256,
+    queue_size=65536,
+    momentum=0.999,
     dim=128,
-)  # fmt: skip
+)
 _V1 = _QUEUE | dict(augment="v1", head="linear", lr_schedule="steps", temperature=0.07, epochs=200)
 _V1_VIEWS = _QUEUE | dict(augment="v2", head="linear", lr_schedule="steps", epochs=200)
 _V2 = _QUEUE | dict(augment="v2", head="mlp", lr_schedule="cosine", temperature=0.2)
 _BATCH = dict(augment="v3", key_encoder="momentum", dictionary="batch", batch_size=4096)
 _BANK = dict(key_encoder="none", dictionary="memory_bank", bank_negatives=65536)
 _DEMO = dict(
-    dataset="tfds:cifar10", arch="resnet18", width=0, stem="cifar", augment="cifar", head="linear",
-    batch_size=512, queue_size=4096, momentum=0.99, key_encoder="momentum", dictionary="queue",
-)  # fmt: skip
+    dataset="tfds:cifar10",
+    arch="resnet18",
+    width=0,
+    stem="cifar",
+    augment="cifar",
+    head="linear",
+    batch_size=512,
+    queue_size=4096,
+    momentum=0.99,
+    key_encoder="momentum",
+    dictionary="queue",
+)
 
 # which evaluation, settings of the run, per cent (top-1; of segmentation, mean IoU), source
 NUMBERS: tuple[tuple[str, Mapping[str, Any], str, str], ...] = (
@@ -47,10 +60,13 @@ NUMBERS: tuple[tuple[str, Mapping[str, Any], str, str], ...] = (
     ),
     *(
         ("knn", _DEMO | dict(symmetric=symmetric, epochs=epochs), number, DEMO)
-        for symmetric, numbers in ((False, ("82.6", "86.3", "88.7")), (True, ("85.3", "88.5", "89.7")))
+        for symmetric, numbers in (
+            (False, ("82.6", "86.3", "88.7")),
+            (True, ("85.3", "88.5", "89.7")),
+        )
         for epochs, number in zip((200, 400, 800), numbers, strict=True)
     ),
-)  # fmt: skip
+)
 
 
 def of(evaluation: str, config: Mapping[str, Any]) -> tuple[str, str] | None:

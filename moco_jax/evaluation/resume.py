@@ -1,7 +1,7 @@
 """Trainings that go on where they were cut off: the state of each in a file of its own, until the evaluation has ended.
 
-A file is written whole or not at all, begins with the digest of the rest, and is used by no training but the one of the same
-settings, images and first weights.
+A file is written whole or not at all, begins with the digest of the rest, and is used by no
+training but the one of the same settings, images and first weights.
 """
 
 import errno
@@ -52,7 +52,7 @@ class Kept:
         console: Console | None,
         seconds: float,
     ):
-        """`name`: for a person; `facts`: part of what `begin` is told."""  # fmt: skip
+        """`name`: for a person; `facts`: part of what `begin` is told."""
         self._path, self._name, self._console, self._seconds = path, name, console, seconds
         self._facts, self._digest, self._next = facts, "", 0.0
 
@@ -65,7 +65,8 @@ class Kept:
             facts: all that shapes the training, as `digest` takes it.
 
         Returns:
-            the state, the number of steps it has gone, and what was noted with it. After 0 steps nothing was noted.
+            the state, the number of steps it has gone, and what was noted with it. After 0 steps
+            nothing was noted.
         """
         if self._path is None:
             return state, 0, {}

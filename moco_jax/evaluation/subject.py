@@ -70,7 +70,8 @@ class Subject:
         config = self.config
         if kind == "output" and not found.has_head:
             raise UserError(
-                "features='output' needs a head, and these weights have none; 'backbone' is what there is"
+                "features='output' needs a head, and these weights have none; 'backbone' is what"
+                " there is"
             )
         encode = _make_encode(found.encoder, kind, tuple(config.mean), tuple(config.std), self.mesh)
         variables = mesh_lib.to_every_device(self.mesh, found.variables)
@@ -86,13 +87,20 @@ class Subject:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Features float32 `[m, D]` and classes int64 `[m]` of `images`, a batch at a time, damaged ones left out.
 
-        `recipe` and `crops`: views that are drawn, as in `features.stream`; None: the evaluation view.
+        `recipe` and `crops`: views that are drawn, as in `features.stream`; None: the evaluation
+        view.
         """
         config, done = self.config, 0
         for found, indices in features.stream(
-            images.source, recipe or self.recipe, images.indices, config.eval_batch_size,
-            config.workers, self.mesh, encode, crops,
-        ):  # fmt: skip
+            images.source,
+            recipe or self.recipe,
+            images.indices,
+            config.eval_batch_size,
+            config.workers,
+            self.mesh,
+            encode,
+            crops,
+        ):
             done += len(found)
             report(f"features of {images.about}: {done:,} of {len(images.indices):,}")
             yield found, images.classes_of(indices)
@@ -121,7 +129,8 @@ def open_subject(
 ) -> Subject:
     """The images that these words name, the run's own where they are empty.
 
-    Where nothing names images to be tested on, a tenth of the others is set apart, as the monitor does.
+    Where nothing names images to be tested on, a tenth of the others is set apart, as the
+    monitor does.
 
     Args:
         config: of the run.
@@ -130,17 +139,20 @@ def open_subject(
         test_split, test_data_dir: what is tested on.
 
     Raises:
-        UserError: there are no such images, they have no labels, or a batch does not divide over the devices.
+        UserError: there are no such images, they have no labels, or a batch does not divide over
+            the devices.
     """
     the_mesh, changed = mesh_lib.create_mesh(), config.copy_and_resolve_references()
     own = not any((dataset, data_dir, train_split, test_split, test_data_dir))
     if not (dataset or config.dataset):
         raise UserError(
-            "weights in a file do not say of which images; --dataset=NAME does, with --data_dir=PLACE (docs/data.md)"
+            "weights in a file do not say of which images; --dataset=NAME does, with"
+            " --data_dir=PLACE (docs/data.md)"
         )
     if config.eval_batch_size % the_mesh.size:
         raise UserError(
-            f"eval_batch_size={config.eval_batch_size} of this run does not divide over {the_mesh.size} devices"
+            f"eval_batch_size={config.eval_batch_size} of this run does not divide over"
+            f" {the_mesh.size} devices"
         )
     same = dataset in ("", config.dataset)
     if not same:
@@ -149,7 +161,8 @@ def open_subject(
     has_splits = changed.dataset == "digits" or changed.dataset.startswith("tfds:")
     if not has_splits and (train_split or test_split):
         raise UserError(
-            f"dataset={changed.dataset!r} has no splits; --data_dir and --test_data_dir tell its images apart"
+            f"dataset={changed.dataset!r} has no splits; --data_dir and --test_data_dir tell its"
+            " images apart"
         )
     train_split = train_split or (config.split if same else "train")
     if has_splits:

@@ -102,9 +102,9 @@ class FeatureEncoder:
         guess = " (as nothing says it)" if "image_size" in self.found.assumed else ""
         where = "before" if self._kind == "backbone" else "after"
         return (
-            f"{config.arch}, {self._called}: images of {config.channels} channel(s), shorter side to "
-            f"{self.recipe.evaluation_resize} pixels, centre {side} x {side}{guess}, (x / 255 - mean) / std with "
-            f"{numbers('mean')} and {numbers('std')}; "
+            f"{config.arch}, {self._called}: images of {config.channels} channel(s), shorter side"
+            f" to {self.recipe.evaluation_resize} pixels, centre {side} x {side}{guess}, (x / 255 -"
+            f" mean) / std with {numbers('mean')} and {numbers('std')}; "
             + "; ".join([f"{self.dim} features {where} the head", *self.found.remarks])
         )
 
@@ -116,14 +116,16 @@ class FeatureEncoder:
         """Features float32 `[N, D]`, a NumPy array, of `images`, resized and cropped as evaluation does it.
 
         Args:
-            images: `[N, H, W, C]`, one image `[H, W, C]` (N is 1), the path of an image or of a folder (the order is
-                that of `images_in`), a PIL image, or a list of any of `[H, W, C]`, paths of images and PIL images, of any
-                sizes. Arrays are NumPy's, JAX's or whatever becomes NumPy's: uint8, or floating point from 0 to 1,
-                which is rounded to eight bits as every image is. C is that of the encoder, and stands last.
+            images: `[N, H, W, C]`, one image `[H, W, C]` (N is 1), the path of an image or of a
+                folder (the order is that of `images_in`), a PIL image, or a list of any of `[H,
+                W, C]`, paths of images and PIL images, of any sizes. Arrays are NumPy's, JAX's
+                or whatever becomes NumPy's: uint8, or floating point from 0 to 1, which is
+                rounded to eight bits as every image is. C is that of the encoder, and stands
+                last.
 
         Raises:
-            UserError: other numbers (0 to 255 in floating point, signed or 16-bit integers, NaN), another number of
-                channels, no image, or a file that is none.
+            UserError: other numbers (0 to 255 in floating point, signed or 16-bit integers,
+                NaN), another number of channels, no image, or a file that is none.
         """
         one_by_one = self._one_by_one(images)
         if not len(one_by_one):
@@ -131,9 +133,12 @@ class FeatureEncoder:
         found = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for views in self._batches(one_by_one, pool):
-                # Few sizes, and so few programs: a batch that is not full grows to the next power of two.
+                # Few sizes, and so few programs: a batch that is not full grows to the next power
+                # of two.
                 size = min(self._batch_size, 1 << (len(views) - 1).bit_length())
-                padded = np.concatenate([views, np.zeros((size - len(views), *views.shape[1:]), np.uint8)])  # fmt: skip
+                padded = np.concatenate(
+                    [views, np.zeros((size - len(views), *views.shape[1:]), np.uint8)]
+                )
                 features = self._encode(self._variables, padded)
                 found.append(np.asarray(features, np.float32)[: len(views)])
         return np.concatenate(found)
@@ -201,7 +206,8 @@ def _to_eight_bits(image: np.ndarray, channels: int) -> np.ndarray:
     if image.ndim != 3 or image.shape[-1] != channels or not image.size:
         hint = "; channels stand last" if image.ndim == 3 and image.shape[0] == channels else ""
         raise UserError(
-            f"an image of shape {image.shape} is not [H, W, {channels}], as this encoder has them{hint}"
+            f"an image of shape {image.shape} is not [H, W, {channels}], as this encoder has"
+            f" them{hint}"
         )
     if image.dtype == np.uint8:
         return image
@@ -230,13 +236,16 @@ def load(
     """An encoder that turns images into features: `encoder = moco_jax.load("runs/mine"); encoder(images)`.
 
     Args:
-        place: the workdir of a run, or a file or folder of weights, of whichever library docs/weights.md names.
+        place: the workdir of a run, or a file or folder of weights, of whichever library
+            docs/weights.md names.
         which: 'query', or 'key' for the momentum encoder.
         features: 'backbone' for pooled features, 'output' for those after the head.
         step: of which checkpoint of a run; None: the last sound one.
         image_size: side of the images in pixels; 0: as the run or the file says, or else 224.
-        mean, std: per channel, of images scaled to 0..1; empty: as the run or the file says, or else ImageNet's.
-        stem: of a ResNet in a file whose first kernel is 3x3; empty: as its names say, or else 'cifar'.
+        mean, std: per channel, of images scaled to 0..1; empty: as the run or the file says, or
+            else ImageNet's.
+        stem: of a ResNet in a file whose first kernel is 3x3; empty: as its names say, or else
+            'cifar'.
         batch_size: images that are encoded at once.
 
     Raises:

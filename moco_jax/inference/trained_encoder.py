@@ -28,12 +28,15 @@ class Trained:
 
     Attributes:
         encoder: the Linen module; `features` before the head, a call after it.
-        variables: `{'params', 'batch_stats'}` of NumPy arrays; without 'head' in them where a file holds a backbone alone.
-        config: the settings of the run; of a file what it says (architecture, image_size, channels, mean, std), `dataset`
-            is '' and the rest are defaults.
+        variables: `{'params', 'batch_stats'}` of NumPy arrays; without 'head' in them where a
+            file holds a backbone alone.
+        config: the settings of the run; of a file what it says (architecture, image_size,
+            channels, mean, std), `dataset` is '' and the rest are defaults.
         step: after which the weights were saved; 0 of a file.
-        assumed: the settings among image_size, mean and std that neither a run, the file nor the caller gave.
-        remarks: of a file, sentences on what was read otherwise than it stands there, or is not known of it.
+        assumed: the settings among image_size, mean and std that neither a run, the file nor the
+            caller gave.
+        remarks: of a file, sentences on what was read otherwise than it stands there, or is not
+            known of it.
     """
 
     encoder: encoders.Encoder
@@ -66,11 +69,13 @@ def load(
         which: 'query', or 'key' for the momentum encoder.
         step: of which checkpoint of a run; None: the last sound one.
         image_size: side of the images in pixels; 0: as the run or the file says, or else 224.
-        mean, std: per channel, of images scaled to 0..1; empty: as the run or the file says, or else ImageNet's.
+        mean, std: per channel, of images scaled to 0..1; empty: as the run or the file says, or
+            else ImageNet's.
         stem: of a ResNet in a file, as in `bridge.load`.
 
     Raises:
-        UserError: nothing readable or sound there, no such encoder in it, or a size or statistics that do not fit.
+        UserError: nothing readable or sound there, no such encoder in it, or a size or
+            statistics that do not fit.
     """
     if which not in PARTS:
         raise UserError(f"which={which!r} is no encoder of a run; known are {', '.join(PARTS)}")
@@ -100,8 +105,9 @@ def load(
         remarks = pretrained.remarks
         if pretrained.channels != 3 and {"mean", "std"} & set(assumed):
             raise UserError(
-                f"{place} is of images of {pretrained.channels} channels: mean and std must be given, a number each "
-                "(python -m moco_jax.doctor prints those of a folder's images)"
+                f"{place} is of images of {pretrained.channels} channels: mean and std must be"
+                " given, a number each (python -m moco_jax.doctor prints those of a folder's"
+                " images)"
             )
     config.update(given)
     check_views(config)

@@ -36,12 +36,14 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     """The encoders in `place`.
 
     Args:
-        place: a workdir, a file of weights in any layout of `layouts.LAYOUTS`, or a folder of Hugging Face's.
+        place: a workdir, a file of weights in any layout of `layouts.LAYOUTS`, or a folder of
+            Hugging Face's.
         arch: a key of `BACKBONES` that it must be; '': as the weights say.
         stem: of a ResNet in a file, where the size of its kernel does not say it.
 
     Raises:
-        UserError: nothing readable there, another architecture, or entries missing, unexpected or misshapen.
+        UserError: nothing readable there, another architecture, or entries missing, unexpected
+            or misshapen.
     """
     if not files.absolute(place).exists():
         raise UserError(
@@ -145,13 +147,15 @@ def _stem(arrays: layouts.Arrays, layout: layouts.Layout, stem: str) -> str:
     kernel = layouts.under(arrays, layout.query).get("conv1.weight", np.zeros((1, 1, 7, 7)))
     if layout.name == "solo-learn" and not said and not stem and kernel.shape[-1] == 3:
         raise UserError(
-            f"nothing says which 3x3 stem this is: --stem=cifar_pad2 if {layout.query} is solo-learn's, which pads by "
-            "two pixels, --stem=cifar if it pads by one"
+            f"nothing says which 3x3 stem this is: --stem=cifar_pad2 if {layout.query} is"
+            " solo-learn's, which pads by two pixels, --stem=cifar if it pads by one"
         )
     return stem or said
 
 
-def _left_out(arrays: layouts.Arrays, layout: layouts.Layout, taken: tuple[str, ...]) -> tuple[str, ...]:  # fmt: skip
+def _left_out(
+    arrays: layouts.Arrays, layout: layouts.Layout, taken: tuple[str, ...]
+) -> tuple[str, ...]:
     """The names that have no place here, those within an encoder first."""
     encoders = tuple(prefix for prefix in (layout.query, layout.key) if prefix is not None)
     within, beside = [], []
@@ -172,12 +176,13 @@ def _remarks(
     found = []
     if turned:
         found.append(
-            "its positions count columns first: the halves of its width have changed places here, and so have those "
-            "of its features"
+            "its positions count columns first: the halves of its width have changed places here,"
+            " and so have those of its features"
         )
     if options["name"] == "vit_small" and "width" not in options and not in_folder:
         found.append(
-            "it is taken to have 12 attention heads, as MoCo v3's ViT-S; timm's own has 6, and the file does not say it"
+            "it is taken to have 12 attention heads, as MoCo v3's ViT-S; timm's own has 6, and the"
+            " file does not say it"
         )
     return found
 
@@ -203,9 +208,14 @@ def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
     query = workdir.variables(place, "query", step)
     check_run(place, step, query)
     options = dict(
-        name=config.arch, head=config.head, head_width=config.head_width, dim=config.dim,
-        predictor=config.predictor, width=config.width or None, stem=config.stem,
-    )  # fmt: skip
+        name=config.arch,
+        head=config.head,
+        head_width=config.head_width,
+        dim=config.dim,
+        predictor=config.predictor,
+        width=config.width or None,
+        stem=config.stem,
+    )
     has_key = config.key_encoder == "momentum"
     return Pretrained(
         options=options,
@@ -215,10 +225,12 @@ def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
         image_size=config.image_size,
         channels=config.channels,
         preprocessing=dict(
-            image_size=config.image_size, mean=tuple(config.mean), std=tuple(config.std),
+            image_size=config.image_size,
+            mean=tuple(config.mean),
+            std=tuple(config.std),
             resize=recipes.create(config.augment, config.image_size).evaluation_resize,
         ),
-    )  # fmt: skip
+    )
 
 
 def save(pretrained: Pretrained, path: str, kind: str, which: str = "query") -> None:
@@ -226,8 +238,10 @@ def save(pretrained: Pretrained, path: str, kind: str, which: str = "query") -> 
 
     Args:
         pretrained: what to write.
-        path: .pth, .pth.tar, .pt, .bin or .safetensors; .pkl for Detectron2; a new or empty folder for Hugging Face.
-        kind: the layout, one of `FORMATS`; 'moco' holds all there is, the others the backbone of one encoder.
+        path: .pth, .pth.tar, .pt, .bin or .safetensors; .pkl for Detectron2; a new or empty
+            folder for Hugging Face.
+        kind: the layout, one of `FORMATS`; 'moco' holds all there is, the others the backbone of
+            one encoder.
         which: 'query' or 'key'; 'query' for 'moco'.
 
     Raises:

@@ -11,7 +11,8 @@ from moco_jax.weights import torchvision
 
 Variables = dict[str, Any]
 
-# What Detectron2's loader finds beside the arrays: who made them, and that it may match names by their ends.
+# What Detectron2's loader finds beside the arrays: who made them, and that it may match names by
+# their ends.
 AROUND = {"model": None, "__author__": "moco_jax", "matching_heuristics": True}
 
 
@@ -23,7 +24,8 @@ def load(model: Mapping[str, np.ndarray], template: Variables) -> Variables:
 def save(variables: Variables) -> dict[str, np.ndarray]:
     """What goes under 'model' in Detectron2's pickle, from a `ResNet`'s variables.
 
-    Detectron2 must be told STRIDE_IN_1X1 False, RESNETS.DEPTH, and the pixels' mean, deviation and order RGB.
+    Detectron2 must be told STRIDE_IN_1X1 False, RESNETS.DEPTH, and the pixels' mean, deviation
+    and order RGB.
 
     Raises:
         UserError: the stem is not the 7x7 one, the only one that Detectron2 has.

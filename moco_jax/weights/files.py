@@ -67,7 +67,8 @@ def library(module: str, extra: str) -> Any:
     """The module `module`, which the extra `extra` brings.
 
     Raises:
-        UserError: it is not installed, or is PyTorch's and would crash because TensorFlow came into the process first.
+        UserError: it is not installed, or is PyTorch's and would crash because TensorFlow came
+            into the process first.
     """
     package = module.partition(".")[0]
     # What torchvision brings along crashes after TensorFlow; timm brings the same.
@@ -75,7 +76,8 @@ def library(module: str, extra: str) -> Any:
     late = extra == "torch" and first not in sys.modules and "tensorflow" in sys.modules
     if late and importlib.util.find_spec(first):
         raise UserError(
-            f"{first} and TensorFlow work in one process only in this order: import {first} before moco_jax"
+            f"{first} and TensorFlow work in one process only in this order: import {first} before"
+            " moco_jax"
         )
     try:
         return importlib.import_module(module)
@@ -222,8 +224,8 @@ def write(path: str, arrays: Mapping[str, np.ndarray], around: Mapping[str, Any]
     Args:
         path: with one of `ENDINGS`.
         arrays: names to arrays.
-        around: what the file holds beside them, with the place of the arrays marked by None; empty: only the arrays.
-            Not for safetensors, which have no place for it.
+        around: what the file holds beside them, with the place of the arrays marked by None;
+            empty: only the arrays. Not for safetensors, which have no place for it.
 
     Raises:
         UserError: a package is missing, or the place cannot be written.

@@ -21,7 +21,8 @@ class Heads:
 
     Attributes:
         options: arguments of `encoders.create` that it adds to the backbone's.
-        query, key: variables of 'head', and of the query encoder 'predictor'; each empty where there is none.
+        query, key: variables of 'head', and of the query encoder 'predictor'; each empty where
+            there is none.
         queue: `[K, dim]`, the oldest key first; None: there is none.
         taken: what the names of the entries begin with that it was read from.
         remarks: a sentence on each part that has no place here.
@@ -47,7 +48,14 @@ class Heads:
         return dataclasses.replace(self, query=turned(self.query), key=turned(self.key))
 
 
-def load(arrays: Arrays, layout: layouts.Layout, options: dict[str, Any], size: int, channels: int, has_key: bool) -> Heads:  # fmt: skip
+def load(
+    arrays: Arrays,
+    layout: layouts.Layout,
+    options: dict[str, Any],
+    size: int,
+    channels: int,
+    has_key: bool,
+) -> Heads:
     """The heads in a file with these entries, for the backbone with these `options`.
 
     Args:

@@ -1,5 +1,6 @@
 """ResNets and ViTs as Hugging Face's transformers keeps them: a folder of weights, their architecture and their images'
-preprocessing, which `AutoModel` and `AutoImageProcessor` load; the names within are those that its hub has.
+preprocessing, which `AutoModel` and `AutoImageProcessor` load; the names within are those that
+its hub has.
 """
 
 import json
@@ -153,14 +154,15 @@ def entries(pretrained: Pretrained, plain: Arrays) -> dict[str, np.ndarray]:
     if isinstance(backbone, ResNet):
         if backbone.stem != "imagenet":
             raise UserError(
-                f"format=huggingface has only ResNets with the 7x7 stem, and this one has stem={backbone.stem!r}; "
-                "format=torchvision holds it"
+                "format=huggingface has only ResNets with the 7x7 stem, and this one has"
+                f" stem={backbone.stem!r}; format=torchvision holds it"
             )
         return from_torchvision(plain)
     if backbone.conv_stem:
         raise UserError(
-            f"format=huggingface has only ViTs with a patch projection, and {pretrained.options['name']} has a "
-            "convolutional stem; format=timm and format=torchvision hold it"
+            "format=huggingface has only ViTs with a patch projection, and"
+            f" {pretrained.options['name']} has a convolutional stem; format=timm and"
+            " format=torchvision hold it"
         )
     return from_timm(plain)
 
@@ -171,41 +173,65 @@ def config_of(pretrained: Pretrained) -> dict[str, Any]:
     if isinstance(backbone, ResNet):
         widen = 4 if backbone.bottleneck else 1
         return {
-            "architectures": ["ResNetModel"], "model_type": "resnet", "num_channels": pretrained.channels,
-            "embedding_size": backbone.width, "depths": list(backbone.stage_sizes),
-            "hidden_sizes": [backbone.width * widen * 2**i for i in range(len(backbone.stage_sizes))],
-            "layer_type": "bottleneck" if backbone.bottleneck else "basic", "hidden_act": "relu",
-            "downsample_in_first_stage": False, "downsample_in_bottleneck": False,
-        }  # fmt: skip
+            "architectures": ["ResNetModel"],
+            "model_type": "resnet",
+            "num_channels": pretrained.channels,
+            "embedding_size": backbone.width,
+            "depths": list(backbone.stage_sizes),
+            "hidden_sizes": [
+                backbone.width * widen * 2**i for i in range(len(backbone.stage_sizes))
+            ],
+            "layer_type": "bottleneck" if backbone.bottleneck else "basic",
+            "hidden_act": "relu",
+            "downsample_in_first_stage": False,
+            "downsample_in_bottleneck": False,
+        }
     return {
-        "architectures": ["ViTModel"], "model_type": "vit", "num_channels": pretrained.channels,
-        "image_size": pretrained.image_size, "patch_size": backbone.patch, "hidden_size": backbone.width,
-        "intermediate_size": 4 * backbone.width, "num_hidden_layers": backbone.depth,
-        "num_attention_heads": backbone.heads, "layer_norm_eps": EPSILON, "hidden_act": "gelu", "qkv_bias": True,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }  # fmt: skip
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "num_channels": pretrained.channels,
+        "image_size": pretrained.image_size,
+        "patch_size": backbone.patch,
+        "hidden_size": backbone.width,
+        "intermediate_size": 4 * backbone.width,
+        "num_hidden_layers": backbone.depth,
+        "num_attention_heads": backbone.heads,
+        "layer_norm_eps": EPSILON,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
 
 
 def preprocessor_of(pretrained: Pretrained) -> dict[str, Any]:
     """What their `preprocessor_config.json` says: resize and centre crop of evaluation, then mean and deviation.
 
-    Where nothing is known of these, they are ImageNet's. `BitImageProcessor` is their processor that resizes to one
-    length and crops to another, for models of any kind.
+    Where nothing is known of these, they are ImageNet's. `BitImageProcessor` is their processor
+    that resizes to one length and crops to another, for models of any kind.
     """
     said, side = pretrained.preprocessing, pretrained.image_size
     if pretrained.channels != 3 and not {"mean", "std"} <= said.keys():
         raise UserError(
-            f"these weights are of images of {pretrained.channels} channels, and nothing says with which mean and "
-            "deviation; format=huggingface needs them: convert the workdir of the run"
+            f"these weights are of images of {pretrained.channels} channels, and nothing says with"
+            " which mean and deviation; format=huggingface needs them: convert the workdir of"
+            " the run"
         )
     said = IMAGENET | {"resize": round(side * 256 / 224)} | said
     return {
-        "image_processor_type": "BitImageProcessor", "do_convert_rgb": pretrained.channels == 3,
-        "do_resize": True, "size": {"shortest_edge": said["resize"]}, "resample": BILINEAR,
-        "do_center_crop": True, "crop_size": {"height": side, "width": side},
-        "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": list(said["mean"]), "image_std": list(said["std"]),
-    }  # fmt: skip
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": pretrained.channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": said["resize"]},
+        "resample": BILINEAR,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(said["mean"]),
+        "image_std": list(said["std"]),
+    }
 
 
 def assumed(pretrained: Pretrained) -> str:
@@ -215,7 +241,10 @@ def assumed(pretrained: Pretrained) -> str:
     ]
     if not missing:
         return ""
-    return f"{PREPROCESSOR} has ImageNet's {', '.join(missing)}, as nothing says it; correct it where that is wrong"
+    return (
+        f"{PREPROCESSOR} has ImageNet's {', '.join(missing)}, as nothing says it; correct it where"
+        " that is wrong"
+    )
 
 
 def save(folder: str, pretrained: Pretrained, arrays: Arrays) -> None:
@@ -267,12 +296,20 @@ def check(folder: str, pretrained: Pretrained) -> None:
     found, ours = _json(folder, CONFIG), config_of(pretrained)
     # What they take where the file is silent.
     found = {"layer_norm_eps": 1e-12} | found if ours["model_type"] == "vit" else found
-    for name in ("model_type", "layer_type", "hidden_act", "downsample_in_first_stage", "downsample_in_bottleneck",
-                 "num_attention_heads", "layer_norm_eps", "patch_size"):  # fmt: skip
+    for name in (
+        "model_type",
+        "layer_type",
+        "hidden_act",
+        "downsample_in_first_stage",
+        "downsample_in_bottleneck",
+        "num_attention_heads",
+        "layer_norm_eps",
+        "patch_size",
+    ):
         if name in ours and found.get(name, ours[name]) != ours[name]:
             raise UserError(
-                f"{folder} is of a network that none here is: {name}={found[name]!r} in its {CONFIG}, and here it is "
-                f"{ours[name]!r}"
+                f"{folder} is of a network that none here is: {name}={found[name]!r} in its"
+                f" {CONFIG}, and here it is {ours[name]!r}"
             )
 
 

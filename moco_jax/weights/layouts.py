@@ -21,10 +21,11 @@ class Layout:
 
     Attributes:
         name: whose it is.
-        query, key: what the names of the two encoders begin with; None: there is no momentum encoder.
+        query, key: what the names of the two encoders begin with; None: there is no momentum
+            encoder.
         mark: an expression that some name matches from its start, in this layout and none above it.
-        heads: what the names of the query encoder's head and of the momentum encoder's begin with; None where heads
-            are no modules of their own.
+        heads: what the names of the query encoder's head and of the momentum encoder's begin
+            with; None where heads are no modules of their own.
     """
 
     name: str
@@ -130,8 +131,8 @@ def is_beside(name: str) -> bool:
 def plain(arrays: Arrays) -> dict[str, np.ndarray]:
     """The entries of one encoder under torchvision's names for a ResNet, or timm's for a ViT, whichever it had.
 
-    A classifier and the like are left out; running statistics of lightly's SplitBatchNorm become their splits' mean, as
-    it takes them in evaluation.
+    A classifier and the like are left out; running statistics of lightly's SplitBatchNorm become
+    their splits' mean, as it takes them in evaluation.
     """
     arrays = {name: array for name, array in arrays.items() if not is_beside(name)}
     arrays = under(arrays, "vit.") or arrays
@@ -171,7 +172,8 @@ def _first_stage(arrays: Arrays) -> int:
 def _named(arrays: Arrays) -> dict[str, np.ndarray]:
     """The parts of a ResNet put into a torch Sequential by number, by name again.
 
-    torchvision's own children are conv1, bn1, relu, maxpool, layer1, ...; lightly's are conv1, bn1, layer1, ...
+    torchvision's own children are conv1, bn1, relu, maxpool, layer1, ...; lightly's are conv1,
+    bn1, layer1, ...
     """
     first = _first_stage(arrays)
     parts = {0: "conv1", 1: "bn1"} | {first + stage: f"layer{stage + 1}" for stage in range(4)}
@@ -188,8 +190,8 @@ def _named(arrays: Arrays) -> dict[str, np.ndarray]:
 def stem_of(arrays: Arrays, layout: Layout) -> str:
     """The stem that only the names in a file with these entries tell apart; '' where they say nothing of it.
 
-    lightly puts the parts of its own ResNet in a row, and the ReLU after the first BatchNorm, which is none of them, is
-    lost. solo-learn's networks for CIFAR pad the image by two pixels.
+    lightly puts the parts of its own ResNet in a row, and the ReLU after the first BatchNorm,
+    which is none of them, is lost. solo-learn's networks for CIFAR pad the image by two pixels.
 
     Raises:
         UserError: a 7x7 stem without ReLU or pool, which none here is.
@@ -201,13 +203,18 @@ def stem_of(arrays: Arrays, layout: Layout) -> str:
     small, stage = first.shape[-1] == 3, _first_stage(encoder) if "0.weight" in encoder else 4
     if not small and stage != 4:
         raise UserError(
-            f"no encoder here has a {first.shape[-1]}x{first.shape[-1]} stem without ReLU and pool: layer1 is part "
-            f"number {stage} of {layout.query or 'the network'}, and torchvision's is number 4"
+            f"no encoder here has a {first.shape[-1]}x{first.shape[-1]} stem without ReLU and pool:"
+            f" layer1 is part number {stage} of {layout.query or 'the network'}, and torchvision's"
+            " is number 4"
         )
     if small and stage == 2:
         return "cifar_no_relu"
     solos = ("classifier.", "projector.", "momentum_")
-    return "cifar_pad2" if small and layout.name == "solo-learn" and any(name.startswith(solos) for name in arrays) else ""  # fmt: skip
+    return (
+        "cifar_pad2"
+        if small and layout.name == "solo-learn" and any(name.startswith(solos) for name in arrays)
+        else ""
+    )
 
 
 def architecture(arrays: Arrays, name: str = "", stem: str = "") -> dict[str, Any]:

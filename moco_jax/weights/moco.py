@@ -1,5 +1,6 @@
 """The MoCo authors' checkpoints, of v1 and v2 (`encoder_q`, `encoder_k`, `queue`) and of v3 (`base_encoder`,
-`momentum_encoder`, `predictor`): both encoders with their heads, predictor and queue, to and from pytrees.
+`momentum_encoder`, `predictor`): both encoders with their heads, predictor and queue, to and
+from pytrees.
 """
 
 import re
@@ -19,7 +20,8 @@ Arrays = Mapping[str, np.ndarray]
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
-# A head is torch's Linear in v1, else a Sequential in which ReLU, and in v3 BatchNorm, count as entries.
+# A head is torch's Linear in v1, else a Sequential in which ReLU, and in v3 BatchNorm, count as
+# entries.
 def _head_name(path: tuple[str, ...], norms: bool) -> str:
     """('params', 'fc2', 'kernel') -> '2.weight', or with `norms` '3.weight'; 'weight' in the head of one layer."""
     _, layer, leaf = path
@@ -39,7 +41,8 @@ def load_head(arrays: Arrays, shapes: Variables, prefix: str) -> Variables:
 
     Args:
         arrays: names to arrays.
-        shapes: `{'params'}`, and `{'batch_stats'}` with BatchNorm, with the shapes and dtypes wanted.
+        shapes: `{'params'}`, and `{'batch_stats'}` with BatchNorm, with the shapes and dtypes
+            wanted.
         prefix: as 'fc.'.
 
     Raises:
@@ -126,7 +129,8 @@ def load(state_dict: Arrays, arch: str = "", stem: str = "") -> Pretrained:
         stem: of a ResNet; '': 'imagenet' or 'cifar', by its kernel.
 
     Raises:
-        UserError: not the authors' layout, another architecture, or entries missing, unexpected or misshapen.
+        UserError: not the authors' layout, another architecture, or entries missing, unexpected
+            or misshapen.
     """
     arrays = layouts.bare(state_dict)
     layout = layouts.recognise(arrays)
@@ -185,7 +189,9 @@ def oldest_first(queue: np.ndarray, pointer: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.roll(queue.T, -int(np.ravel(pointer)[0]), axis=0))
 
 
-def save_encoder(variables: Variables, options: Mapping[str, Any], image_size: int) -> dict[str, np.ndarray]:  # fmt: skip
+def save_encoder(
+    variables: Variables, options: Mapping[str, Any], image_size: int
+) -> dict[str, np.ndarray]:
     """One encoder's entries, without predictor: torchvision's or timm's names, and the head's under 'fc.' or 'head.'."""
     backbone: Variables = {"batch_stats": {}} | part(variables, "backbone")
     is_vit = _keyword(options) == "head."
@@ -203,7 +209,10 @@ def save(pretrained: Pretrained) -> dict[str, np.ndarray]:
         UserError: there is no head among the weights.
     """
     if "head" not in pretrained.options:
-        raise UserError("the MoCo authors' checkpoints have a head, and there is none among these weights; name another format")  # fmt: skip
+        raise UserError(
+            "the MoCo authors' checkpoints have a head, and there is none among these weights; name"
+            " another format"
+        )
     v3 = isinstance(pretrained.encoder.head, BatchNormHead)
     names = ("base_encoder", "momentum_encoder") if v3 else ("encoder_q", "encoder_k")
     state_dict: dict[str, np.ndarray] = {}

@@ -19,17 +19,20 @@ class Pretrained:
     """Encoders with their weights.
 
     Attributes:
-        options: arguments of `encoders.create`, `name` among them; `head` only where the weights of one are there.
-        query: `{'params', 'batch_stats'}` of NumPy arrays, each with the entry 'backbone', and 'head' and 'predictor'
-            where there are such weights.
+        options: arguments of `encoders.create`, `name` among them; `head` only where the weights
+            of one are there.
+        query: `{'params', 'batch_stats'}` of NumPy arrays, each with the entry 'backbone', and
+            'head' and 'predictor' where there are such weights.
         key: of the momentum encoder, which has no predictor; None: there is none.
         queue: keys `[K, dim]`, the oldest first; None: there is none.
         image_size: side in pixels of the images that it was trained on; 224 where nothing says it.
         channels: of these images.
         left_out: names of entries of a file that have no place here.
-        remarks: sentences on what was read otherwise than it stands in the file, or is not known of it.
-        preprocessing: what is known of how its images are made: `image_size` where it is no guess, `mean` and `std` per
-            channel of images scaled to 0..1, and `resize`, the length of the shorter side before the centre crop.
+        remarks: sentences on what was read otherwise than it stands in the file, or is not known
+            of it.
+        preprocessing: what is known of how its images are made: `image_size` where it is no
+            guess, `mean` and `std` per channel of images scaled to 0..1, and `resize`, the
+            length of the shorter side before the centre crop.
     """
 
     options: dict[str, Any]

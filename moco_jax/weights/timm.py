@@ -1,7 +1,8 @@
 """ViT weights under timm's and MoCo v3's names: flat dictionaries of NumPy arrays to and from pytrees.
 
-Matrices turn from `[in, out]` to `[out, in]`, convolutions from `[H, W, in, out]` to `[out, in, H, W]`. Nothing is
-rounded, and nothing is skipped in silence: `pos_embed`, which is no parameter here, must be the fixed table.
+Matrices turn from `[in, out]` to `[out, in]`, convolutions from `[H, W, in, out]` to `[out, in,
+H, W]`. Nothing is rounded, and nothing is skipped in silence: `pos_embed`, which is no parameter
+here, must be the fixed table.
 """
 
 import re
@@ -19,7 +20,8 @@ Variables = dict[str, Any]
 ONLY = ", and a ViT has no other positions here, no learnt ones"
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-# The conv stem is a torch Sequential: convolution, BatchNorm and ReLU four times, then the last convolution.
+# The conv stem is a torch Sequential: convolution, BatchNorm and ReLU four times, then the last
+# convolution.
 _STEM = {f"{kind}{i + 1}": 3 * i + (kind == "bn") for i in range(4) for kind in ("conv", "bn")}
 _STEM["proj"] = 12
 
@@ -53,15 +55,17 @@ def _from_torch(array: np.ndarray, rank: int) -> np.ndarray:
 def load(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables:
     """The variables of a `ViT` from timm's or MoCo v3's `state_dict`; everything under `head` is left out.
 
-    The number of heads is not in the weights: a ViT-S of MoCo v3 has 12, timm's own has 6, and each loads as the other.
+    The number of heads is not in the weights: a ViT-S of MoCo v3 has 12, timm's own has 6, and
+    each loads as the other.
 
     Args:
         state_dict: names to arrays.
-        template: `{'params'}`, and `{'batch_stats'}` with a conv stem, of the backbone with the shapes and dtypes
-            wanted: arrays, or what `jax.eval_shape` returns.
+        template: `{'params'}`, and `{'batch_stats'}` with a conv stem, of the backbone with the
+            shapes and dtypes wanted: arrays, or what `jax.eval_shape` returns.
 
     Raises:
-        UserError: entries missing, unexpected or of another shape, or positions that are not the fixed ones, all listed.
+        UserError: entries missing, unexpected or of another shape, or positions that are not the
+            fixed ones, all listed.
     """
     found = {
         name: np.asarray(array)
@@ -91,9 +95,10 @@ def load(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables
 def rows_first(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
     """The entries with positions that count rows first, as here, and whether they counted columns first before.
 
-    Such is the table of MAE and of what follows it: rows and columns have changed places, which are the two halves of
-    the width. A ViT does not know the order of its width: with the halves exchanged in everything that adds to tokens or
-    reads them it is the same network, whose features come out with their halves exchanged (`exchanged` of its own).
+    Such is the table of MAE and of what follows it: rows and columns have changed places, which
+    are the two halves of the width. A ViT does not know the order of its width: with the halves
+    exchanged in everything that adds to tokens or reads them it is the same network, whose
+    features come out with their halves exchanged (`exchanged` of its own).
     """
     positions = state_dict.get("pos_embed")
     if positions is None or _are_fixed(positions) or not _are_fixed(exchanged(positions, -1)):
@@ -120,7 +125,8 @@ def exchanged(array: np.ndarray, axis: int) -> np.ndarray:
 def save(variables: Variables, image_size: int) -> dict[str, np.ndarray]:
     """The `state_dict` that timm's VisionTransformer would load, without `head`, from a `ViT`'s variables.
 
-    `image_size`: side of the images in pixels, for which `pos_embed` is written. `num_batches_tracked` is 0.
+    `image_size`: side of the images in pixels, for which `pos_embed` is written.
+    `num_batches_tracked` is 0.
     """
     state_dict = {}
     for path, leaf in traverse_util.flatten_dict(variables).items():

@@ -1,7 +1,7 @@
 """ResNet weights under torchvision's names: flat dictionaries of NumPy arrays to and from pytrees.
 
-The name of an entry is its path in the pytree respelt, and convolutions turn from `[H, W, in, out]` to
-`[out, in, H, W]`. Nothing is rounded, and nothing is skipped in silence.
+The name of an entry is its path in the pytree respelt, and convolutions turn from `[H, W, in,
+out]` to `[out, in, H, W]`. Nothing is rounded, and nothing is skipped in silence.
 """
 
 import re
@@ -45,8 +45,8 @@ def load(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables
 
     Args:
         state_dict: torchvision's names to arrays.
-        template: `{'params', 'batch_stats'}` of the backbone with the shapes and dtypes wanted: arrays,
-            or what `jax.eval_shape` returns.
+        template: `{'params', 'batch_stats'}` of the backbone with the shapes and dtypes wanted:
+            arrays, or what `jax.eval_shape` returns.
 
     Raises:
         UserError: entries missing, unexpected or of another shape, all of them listed.

@@ -71,7 +71,9 @@ def read_pictures(folder: str, pretrained: Pretrained) -> np.ndarray:
     return ((np.stack(found) / 255 - MEAN) / STD).astype(np.float32)
 
 
-def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str = "query") -> list[Difference]:  # fmt: skip
+def compare(
+    pretrained: Pretrained, path: str, pictures: np.ndarray, which: str = "query"
+) -> list[Difference]:
     """PyTorch's outputs with the weights in the file `path` beside ours.
 
     Args:
@@ -81,7 +83,8 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
         which: the encoder in the file, where it holds only one.
 
     Returns:
-        For each encoder in the file the difference of the features, and of head and predictor if they are there.
+        For each encoder in the file the difference of the features, and of head and predictor if
+        they are there.
 
     Raises:
         UserError: PyTorch, torchvision, timm or transformers is not installed.
@@ -99,7 +102,9 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
         on_top = {"head": _under_head(entries)} if layout.name.startswith("MoCo") else {}
         if name == "query" and on_top:
             on_top["predictor"] = layouts.under(arrays, "predictor.")
-        theirs = _their_outputs(pretrained, entries, {k: v for k, v in on_top.items() if v}, pictures)  # fmt: skip
+        theirs = _their_outputs(
+            pretrained, entries, {k: v for k, v in on_top.items() if v}, pictures
+        )
         ours = _ours(pretrained, name, pictures, theirs)
         found += [
             _difference(f"{name} {output}", ours[output], value) for output, value in theirs.items()
@@ -211,23 +216,36 @@ def _vit(torch: Any, pretrained: Pretrained, entries: Arrays) -> Any:
     if "class_token" in entries:
         library = weight_files.library("torchvision.models.vision_transformer", "torch")
         network = library.VisionTransformer(
-            pretrained.image_size, backbone.patch, backbone.depth, backbone.heads, backbone.width,
-            4 * backbone.width, norm_layer=norm,
+            pretrained.image_size,
+            backbone.patch,
+            backbone.depth,
+            backbone.heads,
+            backbone.width,
+            4 * backbone.width,
+            norm_layer=norm,
             conv_stem_configs=[library.ConvStemConfig(width, 3, 2) for width in stem] or None,
-        )  # fmt: skip
+        )
         network.heads = torch.nn.Identity()
     else:
         library = weight_files.library("timm.models.vision_transformer", "torch")
         own_stem = {"embed_layer": partial(_conv_stem, torch, stem)} if stem else {}
         network = library.VisionTransformer(
-            img_size=pretrained.image_size, patch_size=backbone.patch, embed_dim=backbone.width,
-            depth=backbone.depth, num_heads=backbone.heads, num_classes=0, norm_layer=norm,
-            in_chans=pretrained.channels, **own_stem,
-        )  # fmt: skip
+            img_size=pretrained.image_size,
+            patch_size=backbone.patch,
+            embed_dim=backbone.width,
+            depth=backbone.depth,
+            num_heads=backbone.heads,
+            num_classes=0,
+            norm_layer=norm,
+            in_chans=pretrained.channels,
+            **own_stem,
+        )
     return _filled(torch, network, _without_classifier(entries))
 
 
-def _conv_stem(torch: Any, widths: list[int], img_size: int, patch_size: int, in_chans: int, **_: Any) -> Any:  # fmt: skip
+def _conv_stem(
+    torch: Any, widths: list[int], img_size: int, patch_size: int, in_chans: int, **_: Any
+) -> Any:
     """The convolutional stem as timm wants it: images to tokens, with the number of them."""
     layers, inside = [], in_chans
     for width in widths:

@@ -1,7 +1,8 @@
 """Where images are: a `Source` has a length, reads a whole batch of indices as bytes, and names what it reads.
 
-One file a kind of source; `decode.py` and `pixels.py` make pixels of what they read, `store.py` is how they reach files. To add
-a kind, write a class with the members of `Source` and name it in `open_source`.
+One file a kind of source; `decode.py` and `pixels.py` make pixels of what they read, `store.py`
+is how they reach files. To add a kind, write a class with the members of `Source` and name it in
+`open_source`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,10 +27,12 @@ class Source(Protocol):
     """Images that can be read in any order.
 
     Attributes:
-        record_spec: the tensor that stands for one image before it is decoded: a string scalar, or its pixels.
+        record_spec: the tensor that stands for one image before it is decoded: a string scalar,
+            or its pixels.
         decoding: how bytes become pixels.
 
-    A source may have `remarks`, a list of lines that a person must read before they trust it; `remarks_of` gives them.
+    A source may have `remarks`, a list of lines that a person must read before they trust it;
+    `remarks_of` gives them.
     """
 
     record_spec: "tf.TensorSpec"
@@ -78,7 +81,8 @@ def reading(data_dir: str) -> Iterator[None]:
         yield
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"data_dir={printable(data_dir)} cannot be read ({printable(str(error))}); mend that, or give another place"
+            f"data_dir={printable(data_dir)} cannot be read ({printable(str(error))}); mend that,"
+            " or give another place"
         ) from error
 
 

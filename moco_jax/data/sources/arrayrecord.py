@@ -46,7 +46,8 @@ class ArrayRecords:
             )
         except RuntimeError as error:
             raise UserError(
-                f"an ArrayRecord file is damaged or cannot be read: {printable(str(error))}; replace it"
+                f"an ArrayRecord file is damaged or cannot be read: {printable(str(error))};"
+                " replace it"
             ) from error
 
     def __len__(self) -> int:

@@ -81,8 +81,9 @@ def first_features(records: Records, data_dir: str) -> Features:
     image = pick(found, IMAGE_KEYS, "bytes_list")
     if image is None:
         raise UserError(
-            f"data_dir={printable(data_dir)}: its examples have the features {', '.join(map(printable, sorted(found)))}; an encoded image "
-            f"is looked for in {', '.join(IMAGE_KEYS)}"
+            f"data_dir={printable(data_dir)}: its examples have the features"
+            f" {', '.join(map(printable, sorted(found)))}; an encoded image is looked for in"
+            f" {', '.join(IMAGE_KEYS)}"
         )
     wanted = (
         (CLASS_KEYS, "int64_list"),

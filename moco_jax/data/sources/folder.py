@@ -28,7 +28,8 @@ def find_images(root: str) -> tuple[list[str], str]:
     """Find all images below the folder `root`, at any depth.
 
     Returns:
-        their paths, relative to `root` and sorted, and a line on what else is there and left out ('' for nothing).
+        their paths, relative to `root` and sorted, and a line on what else is there and left out
+        ('' for nothing).
 
     Raises:
         UserError: there are none.
@@ -54,9 +55,9 @@ class FolderSource:
     Attributes:
         root: what the names of files are relative to.
         files: their names.
-        classes: names of the classes, in the order of their numbers: the folders right below the folder if every
-            image lies in one, and they are no parts of a set as train and val are, or what the list
-            says; empty without.
+        classes: names of the classes, in the order of their numbers: the folders right below the
+            folder if every image lies in one, and they are no parts of a set as train and val
+            are, or what the list says; empty without.
         remarks: what is left out, and what else is to be said of classes or a list, a line each.
     """
 
@@ -83,7 +84,8 @@ class FolderSource:
         else:
             why = "" if store.exists(path) else ": there is no such file or folder"
             raise UserError(
-                f"data_dir={printable(path)} is no folder, nor a text file of paths{why}; give one ({_LOOKED})"
+                f"data_dir={printable(path)} is no folder, nor a text file of paths{why}; give one"
+                f" ({_LOOKED})"
             )
         self.files = Names(files)
         self.classes, numbers = numbered(classes)

@@ -70,7 +70,8 @@ def cached(
             files.write(cache, content.getvalue())
         except OSError as error:
             raise UserError(
-                f"the index of records cannot be written to {printable(str(cache))} ({error.strerror}); give a workdir of yours"
+                f"the index of records cannot be written to {printable(str(cache))}"
+                f" ({error.strerror}); give a workdir of yours"
             ) from error
     return arrays
 

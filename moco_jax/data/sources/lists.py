@@ -1,7 +1,8 @@
 """Text files that list image files, in the ways in which people and programs write them.
 
-A way of writing is recognised by the first line, and then holds for the whole list; whatever does not fit it is refused with
-its line. A line that is the path of a file as it stands is always taken as it stands.
+A way of writing is recognised by the first line, and then holds for the whole list; whatever
+does not fit it is refused with its line. A line that is the path of a file as it stands is
+always taken as it stands.
 """
 
 import codecs
@@ -18,8 +19,8 @@ from moco_jax.data.sources.labels import MISSING
 from moco_jax.data.sources.pixels import EXTENSIONS
 
 WANTED = (
-    "a list is UTF-8 text with one image path a line, absolute or relative to the list's folder, and a class after a tab "
-    "if there is one"
+    "a list is UTF-8 text with one image path a line, absolute or relative to the list's folder,"
+    " and a class after a tab if there is one"
 )
 _LOOKED_FOR = 16  # files of a list that are looked for before it is believed
 _QUOTES = "\"'"
@@ -37,8 +38,9 @@ _MARKS = {
 def text_lines(content: bytes) -> list[str]:
     """Return the lines of a text file, without their ends: LF, CR LF, or CR alone where there is no LF.
 
-    UTF-8, or UTF-16 with a mark at its beginning; bytes that are neither stay what they are, as in names of files
-    (`surrogateescape`). No other character ends a line, as names may hold them.
+    UTF-8, or UTF-16 with a mark at its beginning; bytes that are neither stay what they are, as
+    in names of files (`surrogateescape`). No other character ends a line, as names may hold
+    them.
 
     Raises:
         ValueError: it is no text.
@@ -56,10 +58,12 @@ class Form(NamedTuple):
     """How the lines of a list are written.
 
     Attributes:
-        separator: what stands before a class: a tab, a comma, a semicolon, a blank; '' where there are no classes.
+        separator: what stands before a class: a tab, a comma, a semicolon, a blank; '' where
+            there are no classes.
         header: whether the first line names the columns.
         endings: whether paths end as images do.
-        marks: characters at the beginning of a line that may be its path's own, as the first line does not begin so.
+        marks: characters at the beginning of a line that may be its path's own, as the first
+            line does not begin so.
     """
 
     separator: str
@@ -165,9 +169,10 @@ def _require_one(files: Sequence[str], lines: Sequence[int], folder: str, where:
 def read_list(path: str) -> tuple[list[str], list[str], list[str]]:
     """Read the text file `path`: the image paths that it lists, their classes, and what is to be remarked, a line each.
 
-    A path a line, relative to the file's folder or absolute, and, on all lines or none, a class; empty lines count for
-    nothing. Between path and class is a tab, a comma or semicolon (with quotes as in CSV), or blanks behind the path's
-    ending. A header, quotes around a path, blanks around a line and `~` are understood.
+    A path a line, relative to the file's folder or absolute, and, on all lines or none, a class;
+    empty lines count for nothing. Between path and class is a tab, a comma or semicolon (with
+    quotes as in CSV), or blanks behind the path's ending. A header, quotes around a path, blanks
+    around a line and `~` are understood.
 
     Raises:
         UserError: it is no such file, or none of its images is there.

@@ -70,7 +70,8 @@ class ArraySource:
 def digits(split: str, decoding: Decoding = RGB) -> ArraySource:
     """The 1,797 handwritten digits of scikit-learn, each at a random place and scale on a 32 x 32 canvas.
 
-    `train`: 1,437 digits at one placement each; `test`: the other 360 at four. Split and places are fixed.
+    `train`: 1,437 digits at one placement each; `test`: the other 360 at four. Split and places
+    are fixed.
     """
     from PIL import Image
     from sklearn.datasets import load_digits

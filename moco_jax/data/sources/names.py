@@ -14,10 +14,25 @@ SYSTEM = "in folders of a system's own (as __MACOSX or @eaDir)"
 TWICE = "folders that are reached in another way too"
 NO_FILE = "that are no regular files"
 ENDINGS = 5  # that are told apart
-_SYSTEMS = frozenset({
-    "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharesnap", "#recycle", "#snapshot", "~snapshot",
-    "$recycle.bin", "recycler", "system volume information", "lost+found", "network trash folder", "temporary items",
-})  # fmt: skip
+_SYSTEMS = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "@tmp",
+        "@recycle",
+        "@recently-snapshot",
+        "@sharesnap",
+        "#recycle",
+        "#snapshot",
+        "~snapshot",
+        "$recycle.bin",
+        "recycler",
+        "system volume information",
+        "lost+found",
+        "network trash folder",
+        "temporary items",
+    }
+)
 
 
 def is_systems(folder: str) -> bool:

@@ -29,12 +29,14 @@ def braces(pattern: str) -> list[str]:
         numbers = range(int(span[1]), int(span[2]) + 1)
         if len(numbers) > MOST:
             raise UserError(
-                f"data_dir={printable(pattern)}: {found[0]} names {len(numbers):,} files; {MOST:,} at most work"
+                f"data_dir={printable(pattern)}: {found[0]} names {len(numbers):,} files; {MOST:,}"
+                " at most work"
             )
         choices = [str(number).zfill(len(span[1])) for number in numbers]
     if not choices or (not span and len(choices) < 2):
         raise UserError(
-            f"data_dir={printable(pattern)}: {printable(found[0])} names nothing; {{000..031}} and {{a,b}} are understood"
+            f"data_dir={printable(pattern)}: {printable(found[0])} names nothing; {{000..031}} and"
+            " {a,b} are understood"
         )
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [path for choice in choices for path in braces(before + choice + after)]
@@ -51,8 +53,9 @@ def _complete(folder: str, names: list[str]) -> None:
     for (start, of, _), count in groups.items():
         if count != of:
             raise UserError(
-                f"data_dir={printable(folder)} holds {count} of the {of} shards {printable(start)}-...; bring the others (a packing "
-                "that was cut off goes on by the same command), or name files by a pattern"
+                f"data_dir={printable(folder)} holds {count} of the {of} shards"
+                f" {printable(start)}-...; bring the others (a packing that was cut off goes on by"
+                " the same command), or name files by a pattern"
             )
 
 
@@ -80,8 +83,8 @@ def find(data_dir: str, kind: str, ending: str) -> list[str]:
     odd = [path for path in found if not is_remote(path) and not store.is_file(path)]
     if odd:
         raise UserError(
-            f"{shown}: {printable(odd[0])} is no regular file (a folder, pipe, device, or a link to nothing); put a {kind} "
-            "file in its place, or take it away"
+            f"{shown}: {printable(odd[0])} is no regular file (a folder, pipe, device, or a link to"
+            f" nothing); put a {kind} file in its place, or take it away"
         )
     return found
 

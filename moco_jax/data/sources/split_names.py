@@ -50,13 +50,19 @@ def judge(path: str, tops: Sequence[str], number: int) -> tuple[bool, str]:
     parts = [name for name in tops if is_part(name)]
     one_part = f"data_dir={printable('/'.join((path.rstrip('/'), *parts[:1])))} takes one part"
     if parts and len(parts) == len(tops):
-        return False, (
-            f"data_dir={printable(path)} holds nothing but {listed(parts)}, parts of a set and no "
-            f"classes: all {number:,} images are taken, and none has a class; {one_part}"
+        return (
+            False,
+            (
+                f"data_dir={printable(path)} holds nothing but {listed(parts)}, parts of a set and"
+                f" no classes: all {number:,} images are taken, and none has a class; {one_part}"
+            ),
         )
     if len(parts) > 1:
-        return True, (
-            f"data_dir={printable(path)}: among its classes are {listed(parts)}, which are called "
-            f"as parts of a set; {one_part}"
+        return (
+            True,
+            (
+                f"data_dir={printable(path)}: among its classes are {listed(parts)}, which are"
+                f" called as parts of a set; {one_part}"
+            ),
         )
     return True, ""

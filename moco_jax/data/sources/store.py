@@ -143,8 +143,8 @@ def _is_file(entry: os.DirEntry) -> bool:
 def walk(root: str, left_out: Counter[str] | None = None) -> Iterator[str]:
     """Paths, relative to `root`, of all files below it but hidden ones and those in hidden or systems' own folders.
 
-    Symbolic links are followed; a folder that is reached in several ways is visited once, by the first in order of
-    names. A folder that cannot be listed is named in a warning and left out.
+    Symbolic links are followed; a folder that is reached in several ways is visited once, by the
+    first in order of names. A folder that cannot be listed is named in a warning and left out.
 
     `left_out`: counts what is passed over, under the words of `names.py`.
     """

@@ -46,8 +46,8 @@ class Scanned(NamedTuple):
 def _rank(member: Member, depth: int) -> int:
     """How well `member` stands for its example, whose name has `depth` parts; 0 where it is no image.
 
-    Of several images the one whose ending says no more is taken ('jpg' before 'mask.jpg'), else the first; an array only
-    where there is no picture, as it may be anything.
+    Of several images the one whose ending says no more is taken ('jpg' before 'mask.jpg'), else
+    the first; an array only where there is no picture, as it may be anything.
     """
     kind = "." + ".".join(member.parts[depth:]).lower()
     return kind.endswith(EXTENSIONS) * (1 + (not kind.endswith("npy")) + 2 * (kind in EXTENSIONS))
@@ -56,8 +56,9 @@ def _rank(member: Member, depth: int) -> int:
 def examples(members: list[Member]) -> Iterator[tuple[list[Member], int]]:
     """Members that are the same up to the first dot -> those of each example, and how many parts its name has.
 
-    They are one example ('7.jpg', '7.mask.png', '7.cls'), unless several are images and a number follows that dot in all of
-    them ('22.05.00.png', '22.05.01.png'): then it is within names, and the next dot is looked at.
+    They are one example ('7.jpg', '7.mask.png', '7.cls'), unless several are images and a number
+    follows that dot in all of them ('22.05.00.png', '22.05.01.png'): then it is within names,
+    and the next dot is looked at.
     """
     waiting = [(members, 1)]
     while waiting:
@@ -102,15 +103,17 @@ def scan(path: str) -> Scanned:
                 continue
             if image.length > index.LONGEST:
                 raise UserError(
-                    f"{printable(path)}: {printable(image.name)} has {image.length:,} bytes; images of at most "
-                    f"{index.LONGEST:,} can be read: take it out"
+                    f"{printable(path)}: {printable(image.name)} has {image.length:,} bytes; images"
+                    f" of at most {index.LONGEST:,} can be read: take it out"
                 )
             counts[_FURTHER] += sum(map(bool, ranks)) - 1
             found.append((image.offset, image.length, label))
             called.append(image.name)
     columns = np.asarray(found, np.int64).reshape(-1, 3)
     number = np.asarray([counts[words] for words in _COUNTED], np.int64)
-    return Scanned(columns[:, 0], columns[:, 1].astype(np.int32), columns[:, 2], Names(called), number)  # fmt: skip
+    return Scanned(
+        columns[:, 0], columns[:, 1].astype(np.int32), columns[:, 2], Names(called), number
+    )
 
 
 def _class(content: bytes, where: str) -> int:
@@ -139,7 +142,8 @@ def _arrays(paths: Sequence[str]) -> index.Arrays:
 class TarSource:
     """The images in tar files.
 
-    Memory holds sixteen bytes each, its member's name and four more, and eight for its class where any has one.
+    Memory holds sixteen bytes each, its member's name and four more, and eight for its class
+    where any has one.
 
     Attributes:
         records: where they are.
@@ -168,7 +172,8 @@ class TarSource:
         self.records = index.FileRecords(index.Places(paths, **arrays))
         if not len(self):
             raise UserError(
-                f"data_dir={printable(data_dir)}: its tar files hold no image; images end in {', '.join(EXTENSIONS)}"
+                f"data_dir={printable(data_dir)}: its tar files hold no image; images end in"
+                f" {', '.join(EXTENSIONS)}"
             )
 
     def __len__(self) -> int:

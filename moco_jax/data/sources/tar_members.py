@@ -78,8 +78,8 @@ def read(path: str, left_out: Counter[str]) -> Iterator[Member]:
         raise
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
-            f"{printable(path)} is cut off, or no plain tar file ({printable(str(error))}); replace it, and unpack a "
-            "compressed one (.gz), which cannot be read in any order"
+            f"{printable(path)} is cut off, or no plain tar file ({printable(str(error))}); replace"
+            " it, and unpack a compressed one (.gz), which cannot be read in any order"
         ) from error
 
 

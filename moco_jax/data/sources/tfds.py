@@ -26,7 +26,8 @@ class TFDSSource(examples.ExampleSource):
 
         if not name.strip():
             raise UserError(
-                f"dataset='tfds:{printable(name)}' names no dataset; give its name behind the colon, as in tfds:cifar10"
+                f"dataset='tfds:{printable(name)}' names no dataset; give its name behind the"
+                " colon, as in tfds:cifar10"
             )
         where = f" --data_dir={printable(data_dir)}" if data_dir else ""
         prepare = f"prepare it with: tfds build {name}{where}"
@@ -35,13 +36,15 @@ class TFDSSource(examples.ExampleSource):
             splits = builder.info.splits
         except tfds.core.DatasetNotFoundError as error:
             raise UserError(
-                f"dataset='tfds:{printable(name)}' is not known to TFDS nor in data_dir={data_dir!r}"
+                f"dataset='tfds:{printable(name)}' is not known to TFDS nor in"
+                f" data_dir={data_dir!r}"
             ) from error
-        except Exception as error:  # a name that is none, a version or a config that there is not: each its own kind
+        # a name that is none, a version or a config that there is not: each its own kind
+        except Exception as error:
             why = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(
-                f"dataset='tfds:{printable(name)}' is refused by TFDS ({printable(why)}); a name is as tfds:cifar10, "
-                "tfds:NAME/CONFIG or tfds:NAME:VERSION"
+                f"dataset='tfds:{printable(name)}' is refused by TFDS ({printable(why)}); a name is"
+                " as tfds:cifar10, tfds:NAME/CONFIG or tfds:NAME:VERSION"
             ) from error
         if not splits:
             raise UserError(
@@ -56,13 +59,15 @@ class TFDSSource(examples.ExampleSource):
             ) from error
         if number < 1 or any(part.take == 0 or part.take < -1 for part in instructions):
             raise UserError(
-                f"split={split!r} of tfds:{name} holds no example; as 'train[:1000]' one begins before it ends"
+                f"split={split!r} of tfds:{name} holds no example; as 'train[:1000]' one begins"
+                " before it ends"
             )
         features = builder.info.features
         pictures = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
         if not pictures:
             raise UserError(
-                f"dataset='tfds:{name}' has no image feature; its features are {', '.join(features)}"
+                f"dataset='tfds:{name}' has no image feature; its features are"
+                f" {', '.join(features)}"
             )
         classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
         # Some sets have several kinds of classes, as CIFAR-100 has; TFDS says which to learn.

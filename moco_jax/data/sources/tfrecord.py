@@ -57,7 +57,8 @@ def _require_sound(path: str, heads: list[bytes], offsets: list[int]) -> None:
 
 def _damaged(path: str, place: int) -> UserError:
     return UserError(
-        f"{printable(path)} is cut off or damaged at byte {place}; prepare the dataset again or replace the file"
+        f"{printable(path)} is cut off or damaged at byte {place}; prepare the dataset again or"
+        " replace the file"
     )
 
 
@@ -82,8 +83,9 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray]:
                 raise _damaged(path, offsets[-1] - 12)
             if length > index.LONGEST:
                 raise UserError(
-                    f"{printable(path)} has a record of {length:,} bytes at byte {offsets[-1] - 12}; records of at most "
-                    f"{index.LONGEST:,} can be read: write smaller ones"
+                    f"{printable(path)} has a record of {length:,} bytes at byte"
+                    f" {offsets[-1] - 12}; records of at most {index.LONGEST:,} can be read: write"
+                    " smaller ones"
                 )
     return np.asarray(offsets, np.int64), np.asarray(lengths, np.int32)
 

@@ -1,7 +1,7 @@
 """From an image to views in a TensorFlow graph: parameters are drawn, and applied in the order of the recipe.
 
-Everything random is drawn from (seed, epoch, example, view) alone, by a counter-based generator: threads,
-hosts and resumes change nothing. The operations themselves are in `image_ops.py`.
+Everything random is drawn from (seed, epoch, example, view) alone, by a counter-based generator:
+threads, hosts and resumes change nothing. The operations themselves are in `image_ops.py`.
 """
 
 import functools
@@ -100,7 +100,8 @@ def _jitter(packed: tf.Tensor, view: View, recipe: Recipe) -> tf.Tensor:
 @functools.cache
 def _compiled(recipe: Recipe) -> tuple[Callable, Callable | None]:
     """What stands before and behind the blur, compiled by XLA to one program each; None where nothing does."""
-    # The flip changes places with every operation without a change in the result; it needs no program of its own.
+    # The flip changes places with every operation without a change in the result; it needs no
+    # program of its own.
     stages = [stage for stage in recipe.stages[1:] if stage != "flip"]
     blur = stages.index("blur") if "blur" in stages else len(stages)
     first, last = stages[:blur], stages[blur + 1 :]
@@ -177,7 +178,8 @@ def draw_two_views(
 ) -> tuple[View, View]:
     """The parameters of query and key view of the example `index` in `epoch` (int64 scalars).
 
-    `size`: int32 `[2]`, height and width of the image. Both come from one draw of Philox keyed by (`seed`, `epoch`, `index`).
+    `size`: int32 `[2]`, height and width of the image. Both come from one draw of Philox keyed
+    by (`seed`, `epoch`, `index`).
     """
     counter = tf.stack([tf.constant(seed, tf.int64), epoch * 2**31 + index])
     uniforms = tf.random.stateless_uniform([UNIFORMS], counter, alg="philox")

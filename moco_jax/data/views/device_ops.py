@@ -1,8 +1,8 @@
 """The operations that follow the crop on batches of uint8 images in a jitted step, with the pixels PIL gives.
 
-The same operations as in `image_ops.py`, on planes `[C, H, W]` as there, in JAX: rounded or cut to uint8 after each.
-What reads its neighbours, or is done several times, is a loop: unrolled, the compiler would fuse it and work each
-pixel out again for all that read it.
+The same operations as in `image_ops.py`, on planes `[C, H, W]` as there, in JAX: rounded or cut
+to uint8 after each. What reads its neighbours, or is done several times, is a loop: unrolled,
+the compiler would fuse it and work each pixel out again for all that read it.
 """
 
 import jax
@@ -90,7 +90,8 @@ def _box(planes: jax.Array, weights: tuple[jax.Array, ...], axis: int) -> jax.Ar
 def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
     """uint8 `[C, H, W]`, PIL's GaussianBlur(radius=sigma), sigma up to 2.8: three box passes in each direction.
 
-    The box has radius l + a: sigma^2 / 3 is matched by a whole part l (0 or 1) and an edge of weight a.
+    The box has radius l + a: sigma^2 / 3 is matched by a whole part l (0 or 1) and an edge of
+    weight a.
     """
     variance = sigma * sigma / 3
     whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)

@@ -1,7 +1,7 @@
 """Whole views made in a jitted step, of images that live on the devices: the host sends each example's number only.
 
-Parameters are those that `augment.py` draws on the host (the same formulas in float32 on the same random bits);
-the crop is resized as in `resize.py`, and `device_ops.py` does what follows.
+Parameters are those that `augment.py` draws on the host (the same formulas in float32 on the
+same random bits); the crop is resized as in `resize.py`, and `device_ops.py` does what follows.
 """
 
 import math
@@ -77,7 +77,8 @@ def draw_two_views(
 def _weights(begin: jax.Array, extent: jax.Array, lines: int, size: int) -> jax.Array:
     """What each of `lines` adds to each of `size` that replace `extent` of them from `begin` on: float32 `[size, lines]`.
 
-    PIL's bilinear weights before they are divided by their sum; places in parts of a line, as in `resize.py`.
+    PIL's bilinear weights before they are divided by their sum; places in parts of a line, as in
+    `resize.py`.
     """
     extent = extent.astype(jnp.float32)
     line = (jnp.arange(lines)[None] - begin).astype(jnp.float32)
@@ -97,7 +98,8 @@ def _pass(weights: jax.Array, lines: jax.Array) -> jax.Array:
 def crop(image: jax.Array, box: jax.Array, size: int) -> jax.Array:
     """The pixels in `box` int32 `[4]` of a uint8 `[H, W, C]` image, resized to uint8 `[size, size, C]`.
 
-    The two passes of `resize.resize`, in its order and rounded as there, as products with small dense matrices.
+    The two passes of `resize.resize`, in its order and rounded as there, as products with small
+    dense matrices.
     """
     height, width, _ = image.shape
     rows = _pass(_weights(box[0], box[2], height, size), image.astype(jnp.float32))
@@ -106,13 +108,18 @@ def crop(image: jax.Array, box: jax.Array, size: int) -> jax.Array:
 
 
 def make_two_views(
-    images: jax.Array, shape: tuple[int, int, int], index: jax.Array, epoch: jax.Array, seed: int, recipe: Recipe
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    images: jax.Array,
+    shape: tuple[int, int, int],
+    index: jax.Array,
+    epoch: jax.Array,
+    seed: int,
+    recipe: Recipe,
+) -> tuple[jax.Array, jax.Array]:
     """Query and key view, uint8 `[B, S, S, C]` each, of the examples `index` int32 `[B]` in `epoch` int32 `[B]`.
 
     Args:
-        images: uint8 `[N, H * W * C]`, all there are, each in one row: of more axes a TPU would hold the first innermost,
-            and turn the whole array round at every step.
+        images: uint8 `[N, H * W * C]`, all there are, each in one row: of more axes a TPU would
+            hold the first innermost, and turn the whole array round at every step.
         shape: H, W and C.
         index, epoch: of each example.
         seed: of the run.

@@ -1,8 +1,9 @@
 """Each operation on one uint8 image in a TensorFlow graph, with the pixels that torchvision on PIL gives.
 
-PIL rounds or cuts to uint8 after every operation; so do these. They work on planes `[C, W, H]`, columns first as
-`resize.py` leaves them, or, where an operation mixes colours, on these packed to one int32 a pixel: XLA then compiles
-each operation (or several in a row) to one loop over contiguous values.
+PIL rounds or cuts to uint8 after every operation; so do these. They work on planes `[C, W, H]`,
+columns first as `resize.py` leaves them, or, where an operation mixes colours, on these packed
+to one int32 a pixel: XLA then compiles each operation (or several in a row) to one loop over
+contiguous values.
 """
 
 from collections.abc import Sequence
@@ -83,8 +84,8 @@ def adjust_saturation(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 def adjust_hue(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Hue turned by `factor` of the circle, through PIL's HSV with its eight bits a channel.
 
-    PIL holds float64 where it cuts hue and saturation to whole numbers; float32 cuts one colour in a thousand
-    differently, by one of 255 steps.
+    PIL holds float64 where it cuts hue and saturation to whole numbers; float32 cuts one colour
+    in a thousand differently, by one of 255 steps.
     """
     r, g, b = (tf.cast(channel, tf.float32) for channel in _channels(packed))
     high, low = tf.maximum(tf.maximum(r, g), b), tf.minimum(tf.minimum(r, g), b)
@@ -144,8 +145,9 @@ _compiled_box = tf.function(_box, jit_compile=True)
 def gaussian_blur(planes: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
     """PIL's GaussianBlur(radius=sigma): three box passes in each direction, uint8 after each; sigma up to 2.8.
 
-    The box has radius l + a: sigma^2 / 3 is matched by a whole part l (0 or 1) and an edge of weight a.
-    Each pass is compiled alone: XLA would otherwise work the passes out again for every tap of the next.
+    The box has radius l + a: sigma^2 / 3 is matched by a whole part l (0 or 1) and an edge of
+    weight a. Each pass is compiled alone: XLA would otherwise work the passes out again for
+    every tap of the next.
     """
     variance = sigma * sigma / 3
     whole = tf.floor((tf.sqrt(12 * variance + 1) - 1) / 2)

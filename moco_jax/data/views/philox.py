@@ -1,7 +1,8 @@
 """TensorFlow's counter-based random numbers, bit for bit, in a jitted program: Philox 4x32-10.
 
-Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). The devices draw with it the very views that
-`augment.py` draws on the host. All is arithmetic on uint32, as JAX has no 64-bit integers unless told.
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). The devices draw with it the
+very views that `augment.py` draws on the host. All is arithmetic on uint32, as JAX has no 64-bit
+integers unless told.
 """
 
 import jax

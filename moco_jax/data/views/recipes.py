@@ -1,7 +1,7 @@
 """Which views there are: the recipes, and the parameters drawn for one view; no TensorFlow, no JAX.
 
-`augment.py` draws the parameters; `image_ops.py` applies them on the host, `device_ops.py` on the devices.
-`device_views.py` does both on the devices, from the same numbers.
+`augment.py` draws the parameters; `image_ops.py` applies them on the host, `device_ops.py` on
+the devices. `device_views.py` does both on the devices, from the same numbers.
 """
 
 import dataclasses
@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 ATTEMPTS = 10  # at a crop that fits
 EACH = 2 * ATTEMPTS + 12  # random numbers that one view takes, solarization left out
-# Random numbers that an example takes: EACH of the query view, EACH of the key view, then one of each for solarization.
-# These stand last, so that recipes with and without solarization draw the same crops, colours and flips.
+# Random numbers that an example takes: EACH of the query view, EACH of the key view, then one of
+# each for solarization. These stand last, so that recipes with and without solarization draw the
+# same crops, colours and flips.
 UNIFORMS = 2 * EACH + 2
 ORDERS = tuple(itertools.permutations(range(4)))  # in which colour operations are applied
-# Added to a quotient before it is cut to a whole number: ties go up, also where a division is a little too small.
+# Added to a quotient before it is cut to a whole number: ties go up, also where a division is a
+# little too small.
 HALF = 0.5 + 2**-14
 
 
@@ -24,14 +26,17 @@ class Recipe:
 
     Attributes:
         image_size: side of a view in pixels.
-        stages: the operations in order, of 'crop', 'color', 'grayscale', 'blur', 'solarize', 'flip'.
+        stages: the operations in order, of 'crop', 'color', 'grayscale', 'blur', 'solarize',
+            'flip'.
         crop_scale: smallest and largest crop as a share of the image's area.
         crop_ratio: narrowest and widest crop, width over height.
         jitter: strengths of brightness, contrast, saturation and hue; one of 0 is left out.
         jitter_probability, grayscale_probability, flip_probability: of each operation.
-        blur_probability, solarize_probability: of each operation in the query view, and in the key view.
+        blur_probability, solarize_probability: of each operation in the query view, and in the
+            key view.
         blur_sigma: least and greatest sigma in pixels.
-        evaluation_resize: length of the shorter side before the centre crop; 0: no resize beyond the crop's need.
+        evaluation_resize: length of the shorter side before the centre crop; 0: no resize beyond
+            the crop's need.
     """
 
     image_size: int
@@ -103,7 +108,10 @@ def without_colours(name: str, channels: int) -> str:
     if kept == RECIPES[name].stages:
         return ""
     left = " and ".join(filter(None, (", ".join(kept[:-1]), kept[-1])))
-    return f"channels={channels}: the colour operations of augment={name!r} are left out; {left} remain"
+    return (
+        f"channels={channels}: the colour operations of augment={name!r} are left out; {left}"
+        " remain"
+    )
 
 
 class View(NamedTuple):
@@ -130,6 +138,13 @@ class View(NamedTuple):
 
 # dtype and shape of each field of one View, in their order
 FIELDS: tuple[tuple, ...] = (
-    ("int32", 4), ("bool",), ("float32", 4), ("int32", 4), ("bool",), ("bool",), ("float32",), ("bool",),
+    ("int32", 4),
     ("bool",),
-)  # fmt: skip
+    ("float32", 4),
+    ("int32", 4),
+    ("bool",),
+    ("bool",),
+    ("float32",),
+    ("bool",),
+    ("bool",),
+)

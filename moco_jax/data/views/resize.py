@@ -1,7 +1,8 @@
 """Bilinear resize with antialiasing, as PIL's, in a TensorFlow graph: two passes that XLA compiles.
 
-A pass adds up whole lines of contiguous values. Two things keep the programs few: images are padded to one of a few
-shapes (the padding is never read), and the number of lines in a sum is rounded up to one of a few.
+A pass adds up whole lines of contiguous values. Two things keep the programs few: images are
+padded to one of a few shapes (the padding is never read), and the number of lines in a sum is
+rounded up to one of a few.
 """
 
 import functools
@@ -44,8 +45,8 @@ def pad(image: tf.Tensor) -> tf.Tensor:
 def _sum_lines(x: tf.Tensor, start: tf.Tensor, extent: tf.Tensor, window: tuple, taps: int):
     """The pass on uint8 `[n, L, m]` along its second axis; see `_pass`.
 
-    Places are counted in parts of a line, as many as the resized side has lines: weights are then whole multiples of
-    a half, and their sums exact, whatever their order.
+    Places are counted in parts of a line, as many as the resized side has lines: weights are
+    then whole multiples of a half, and their sums exact, whatever their order.
     """
     length, corner, size = window
     reach = tf.maximum(extent, length)
@@ -108,8 +109,8 @@ def resize(
 ) -> tf.Tensor:
     """The pixels in `box` resized to `lengths`, and of these the square of `size` at `corner`.
 
-    PIL's two passes in the other order, each rounded to uint8: a tenth of the values differ from PIL's by one level
-    where an image shrinks, a quarter where it grows.
+    PIL's two passes in the other order, each rounded to uint8: a tenth of the values differ from
+    PIL's by one level where an image shrinks, a quarter where it grows.
 
     Args:
         padded: uint8 `[H', W', C]`, from `pad`.

@@ -1,7 +1,7 @@
 """Images with a class for each pixel, in a folder as PASCAL VOC or as Cityscapes has it.
 
-Everything is looked at before anything is trained: a label that is missing, of another size than its image, or of a
-class that there is not, is refused by name.
+Everything is looked at before anything is trained: a label that is missing, of another size than
+its image, or of a class that there is not, is refused by name.
 """
 
 import dataclasses
@@ -21,10 +21,30 @@ from moco_jax.data.sources.pixels import Decoding, pixels
 IGNORED = 255  # what a label says of pixels that do not count
 
 VOC_CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-# The classes of Cityscapes that count, in the order of their train ids, and the id that each has in `labelIds`.
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+# The classes of Cityscapes that count, in the order of their train ids, and the id that each has in
+# `labelIds`.
 CITYSCAPES_IDS = {
     "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19,
     "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26,
@@ -90,7 +110,8 @@ def is_cityscapes(folder: str) -> bool:
     if store.is_folder(os.path.join(folder, _VOC_LISTS)):
         return False
     raise UserError(
-        f"--data_dir={folder} has neither {_VOC_LISTS} (as PASCAL VOC has) nor {_CITY_IMAGES} (as Cityscapes)"
+        f"--data_dir={folder} has neither {_VOC_LISTS} (as PASCAL VOC has) nor {_CITY_IMAGES} (as"
+        " Cityscapes)"
     )
 
 
@@ -129,11 +150,13 @@ def open_scenes(
     Args:
         folder: laid out as VOC (the folder with `ImageSets`) or as Cityscapes (with `leftImg8bit`).
         split: name of a list, or of a folder in `leftImg8bit`.
-        decoding: how images become pixels; those rotated by Exif stay as stored, as their labels do.
+        decoding: how images become pixels; those rotated by Exif stay as stored, as their labels
+            do.
         report: told how far it is.
 
     Raises:
-        UserError: no such split, or an image without a label, or a label that does not fit its image or the classes.
+        UserError: no such split, or an image without a label, or a label that does not fit its
+            image or the classes.
     """
     decoding = dataclasses.replace(decoding, exif_rotation=False)
     classes = class_names(folder)
@@ -163,15 +186,16 @@ def read_label(pair: Pair, classes: int) -> np.ndarray:
         raise UserError(f"{pair.label} cannot be read: {error}") from error
     if numbers.ndim != 2:
         raise UserError(
-            f"{pair.label} has colours; a label is a picture of one number a pixel (palette or gray)"
+            f"{pair.label} has colours; a label is a picture of one number a pixel (palette or"
+            " gray)"
         )
     known = _LARGEST_ID + 1 if pair.renumber else classes
     wrong = (numbers >= known) & (numbers != IGNORED)
     if wrong.any() or numbers.dtype.kind not in "bu":
         largest = numbers[wrong].max() if wrong.any() else numbers.dtype
         raise UserError(
-            f"{pair.label} has the value {largest}; classes are 0 to {known - 1}, and {IGNORED} does not count "
-            "(classes.txt in the folder names other classes, one a line)"
+            f"{pair.label} has the value {largest}; classes are 0 to {known - 1}, and {IGNORED}"
+            " does not count (classes.txt in the folder names other classes, one a line)"
         )
     numbers = numbers.astype(np.uint8)
     return _train_ids()[numbers] if pair.renumber else numbers
@@ -210,7 +234,8 @@ def _look(pair: Pair, classes: int, decoding: Decoding) -> tuple[tuple[int, int]
     size, label = _size(pair.image, decoding), read_label(pair, classes)
     if label.shape != size:
         raise UserError(
-            f"{pair.label} is of {label.shape[1]} x {label.shape[0]} pixels, its image of {size[1]} x {size[0]}"
+            f"{pair.label} is of {label.shape[1]} x {label.shape[0]} pixels, its image of {size[1]}"
+            f" x {size[0]}"
         )
     return size, bool((label != IGNORED).any())
 
@@ -262,7 +287,8 @@ def _cityscapes(folder: str, split: str) -> list[Pair]:
             label = next((n for n in wanted if n in labels), None)
             if label is None:
                 raise UserError(
-                    f"{image} has no label {' or '.join(wanted)} in {folder}/{_CITY_LABELS}/{split}/{city}"
+                    f"{image} has no label {' or '.join(wanted)} in"
+                    f" {folder}/{_CITY_LABELS}/{split}/{city}"
                 )
             pairs.append(Pair(image, labels[label], renumber=label.endswith("_labelIds")))
     if not pairs:

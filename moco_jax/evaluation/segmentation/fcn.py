@@ -1,7 +1,7 @@
 """The fully convolutional network of MoCo v1's appendix A.5, and images of many sizes through it at once.
 
-A ResNet whose last stage has dilation 2 and stride 1, two 3x3 convolutions of dilation 6, and a classifier of each
-place, whose logits are resized to the image.
+A ResNet whose last stage has dilation 2 and stride 1, two 3x3 convolutions of dilation 6, and a
+classifier of each place, whose logits are resized to the image.
 """
 
 from typing import Any
@@ -37,8 +37,15 @@ class Head(nn.Module):
         """`[B, h, w, D]` -> logits `[B, h, w, classes]`."""
         for i in (1, 2):
             x = Conv(
-                self.channels, 3, 1, self.dtype, self.reduce, kaiming_normal, self.dilation, name=f"conv{i}"
-            )(x)  # fmt: skip
+                self.channels,
+                3,
+                1,
+                self.dtype,
+                self.reduce,
+                kaiming_normal,
+                self.dilation,
+                name=f"conv{i}",
+            )(x)
             x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train))
         exact = jnp.promote_types(self.dtype, jnp.float32)
         start = nn.initializers.normal(0.01)
@@ -49,8 +56,8 @@ class Head(nn.Module):
 class FCN(nn.Module):
     """A ResNet with a head that classifies places.
 
-    Variables: `{'params': {'backbone', 'head'}, 'batch_stats': ...}`; the backbone's are those of the ResNet that was
-    pretrained.
+    Variables: `{'params': {'backbone', 'head'}, 'batch_stats': ...}`; the backbone's are those
+    of the ResNet that was pretrained.
     """
 
     backbone: ResNet
@@ -84,8 +91,9 @@ def _inside(x: jax.Array, sizes: jax.Array, full: tuple[int, ...]) -> jax.Array:
 def apply_padded(network: FCN, variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
     """Logits of images that are padded below and on the right, in evaluation mode, as if there were no padding.
 
-    Without padding a convolution meets zeros beyond the image's border. So it does here: the inputs of all
-    convolutions and outputs of all BatchNorms (after which the pooling comes) are zero there.
+    Without padding a convolution meets zeros beyond the image's border. So it does here: the
+    inputs of all convolutions and outputs of all BatchNorms (after which the pooling comes) are
+    zero there.
 
     Args:
         network, variables: the FCN.
@@ -124,7 +132,8 @@ def resize(logits: jax.Array, full: tuple[int, ...], sizes: jax.Array | None = N
     Args:
         logits: of each place.
         full: H and W.
-        sizes: int `[B, 2]`, where the images are padded as in `apply_padded`; pixels beyond mean nothing.
+        sizes: int `[B, 2]`, where the images are padded as in `apply_padded`; pixels beyond mean
+            nothing.
     """
     shape = logits.shape[1:3]
     if sizes is None:

@@ -16,7 +16,9 @@ from moco_jax.evaluation.segmentation.views import ahead
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh as mesh_lib
 
-UNIT = 128  # sides are padded to a multiple, so that few shapes are compiled; a multiple of all strides together
+# sides are padded to a multiple, so that few shapes are compiled; a multiple of all strides
+# together
+UNIT = 128
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

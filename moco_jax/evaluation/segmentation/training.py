@@ -98,8 +98,8 @@ def make_step(
 ) -> Callable[[State, jax.Array, jax.Array, jax.Array], tuple[State, jax.Array]]:
     """The pure step `(state, images, labels, rate) -> (state, loss)`.
 
-    Images are uint8 `[B, S, S, C]`, labels uint8 `[B, S, S]`; all of the network is trained, and BatchNorm's statistics
-    are those of the whole batch, however it is divided over devices.
+    Images are uint8 `[B, S, S, C]`, labels uint8 `[B, S, S]`; all of the network is trained, and
+    BatchNorm's statistics are those of the whole batch, however it is divided over devices.
     """
 
     def step(state: State, images: jax.Array, labels: jax.Array, rate: jax.Array):
@@ -128,9 +128,11 @@ def _compiled_step(
     """`make_step`'s, once for all encoders that are compared; the state is donated."""
     everywhere, divided = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
     return jax.jit(
-        make_step(network, mean, std), donate_argnums=0,
-        in_shardings=(everywhere, divided, divided, everywhere), out_shardings=everywhere,
-    )  # fmt: skip
+        make_step(network, mean, std),
+        donate_argnums=0,
+        in_shardings=(everywhere, divided, divided, everywhere),
+        out_shardings=everywhere,
+    )
 
 
 def views(
@@ -152,7 +154,7 @@ def views(
         seed: of order and views, which do not depend on `workers`.
         workers: threads; 0 for as many as cores.
         start: how many steps to leave out at the beginning; their views are not made.
-    """  # fmt: skip
+    """
     number = len(scenes.pairs)
 
     def places() -> Iterator[tuple[int, int, int]]:
@@ -198,7 +200,8 @@ def fine_tune(
         mean, std: of the pretraining's images.
         seed, workers: as in `views`.
         report: told how far it is.
-        kept: where the training goes on, and is saved; it must know the weights that it begins with.
+        kept: where the training goes on, and is saved; it must know the weights that it begins
+            with.
     """
     step = _compiled_step(network, tuple(mean), tuple(std), mesh)
     state = mesh_lib.to_every_device(mesh, jax.device_get(state))
@@ -222,7 +225,8 @@ def fine_tune(
             kept.save(n + 1, state, losses=losses)
         if losses:
             report(
-                f"step {len(losses):,}/{chosen.iterations:,}  loss {losses[-1]:.3f}  rate {rates[n]:g}"
+                f"step {len(losses):,}/{chosen.iterations:,}  loss {losses[-1]:.3f}  rate"
+                f" {rates[n]:g}"
             )
     parts = np.array_split(losses, min(10, len(losses)))
     return state.variables, [float(np.mean(part)) for part in parts]
@@ -232,6 +236,7 @@ def _finite(loss: jax.Array, step: int, chosen: Protocol) -> float:
     found = float(loss)
     if not math.isfinite(found):
         raise UserError(
-            f"the loss of step {step} is {found}: --rate={chosen.rate:g} is too high for this encoder; a tenth may work"
+            f"the loss of step {step} is {found}: --rate={chosen.rate:g} is too high for this"
+            " encoder; a tenth may work"
         )
     return found

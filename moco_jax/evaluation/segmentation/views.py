@@ -1,6 +1,7 @@
 """Training views of an image and its label, in NumPy and PIL: scaled, cropped, padded and flipped together.
 
-Images are resized bilinearly, as PIL does it; labels take the nearest pixel, so that no class arises between two.
+Images are resized bilinearly, as PIL does it; labels take the nearest pixel, so that no class
+arises between two.
 """
 
 from collections import deque
@@ -41,7 +42,8 @@ def training_view(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One drawn view (MoCo v1, appendix A.5): scaled by 0.5 to 2, a square cut out, perhaps mirrored.
 
-    Where the scaled image is smaller than the square, `fill` follows below and on the right, and does not count.
+    Where the scaled image is smaller than the square, `fill` follows below and on the right, and
+    does not count.
 
     Args:
         image: uint8 `[H, W, C]`.

@@ -1,8 +1,9 @@
 """Panels as pictures: SVG by Matplotlib, the words that say the same, and the table behind them.
 
-Why Matplotlib: it is here already, a chart is 5 to 20 kB of markup without scripts, and its colours can be handed to
-the page, which has a dark and a light form. Plotly (1 to 5 MB of script in the page), Bokeh (1 MB) and Altair (fetches
-its scripts, or needs a 30 MB converter) draw into elements that a screen reader and a printer see little of.
+Why Matplotlib: it is here already, a chart is 5 to 20 kB of markup without scripts, and its
+colours can be handed to the page, which has a dark and a light form. Plotly (1 to 5 MB of script
+in the page), Bokeh (1 MB) and Altair (fetches its scripts, or needs a 30 MB converter) draw into
+elements that a screen reader and a printer see little of.
 """
 
 import io
@@ -19,7 +20,14 @@ from matplotlib.ticker import MaxNLocator
 from moco_jax.report.page.curves import Panel
 
 COLOURS = 6  # that the page has for runs; more runs share them with other dashes
-DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2), (7, 2, 2, 2), (3, 2), (9, 2, 2, 2, 2, 2), (5, 4))  # fmt: skip
+DASHES: tuple[tuple[float, ...], ...] = (
+    (),
+    (7, 2),
+    (7, 2, 2, 2),
+    (3, 2),
+    (9, 2, 2, 2, 2, 2),
+    (5, 4),
+)
 DRAWN = 1e100  # what is larger, as the infinities are, stands in the table alone
 CONSTANT = 1e-5  # of its value: what changes by less stands still, but for rounding
 FROM_ZERO = (
@@ -60,9 +68,14 @@ def _fill(axes, panel: Panel) -> None:
         on, few = dash(line.run), len(line.x) <= 40
         drawn = np.where(np.abs(line.y) < DRAWN, line.y, np.nan)
         axes.plot(
-            line.x, drawn, color=_colour(line.run), linewidth=1.6, dashes=on or (None, None),
-            marker="o" if few else None, markersize=3.5,
-        )  # fmt: skip
+            line.x,
+            drawn,
+            color=_colour(line.run),
+            linewidth=1.6,
+            dashes=on or (None, None),
+            marker="o" if few else None,
+            markersize=3.5,
+        )
     for level in panel.levels:
         if not abs(level.value) < DRAWN:
             continue
@@ -109,8 +122,17 @@ def _for_page(svg: str, key: str) -> str:
     svg = re.sub(r'\b(id|href)="(#?)', rf'\1="\2{key}-', svg)
     svg = svg.replace("url(#", f"url(#{key}-").replace("xlink:href", "href")
     svg = re.sub(r"font-family: [^;]*; ", "", svg)
-    svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg, count=1)  # fmt: skip
-    svg = svg.replace(_INK, "currentColor").replace(_MUTED, "var(--muted)").replace(_GRID, "var(--grid)")  # fmt: skip
+    svg = re.sub(
+        r'<svg [^>]*viewBox="([^"]*)"[^>]*>',
+        r'<svg viewBox="\1" aria-hidden="true" focusable="false">',
+        svg,
+        count=1,
+    )
+    svg = (
+        svg.replace(_INK, "currentColor")
+        .replace(_MUTED, "var(--muted)")
+        .replace(_GRID, "var(--grid)")
+    )
     return re.sub(r"#0400([0-9a-f]{2})", lambda found: f"var(--run-{int(found[1], 16)})", svg)
 
 
@@ -126,9 +148,15 @@ def describe(panel: Panel, names: Sequence[str]) -> str:
     unit = " %" if panel.metric.percent else ""
     said = []
     for line in panel.lines:
-        first, last = (f"{number(line.y[i])}{unit} at {panel.axis} {number(line.x[i])}" for i in (0, -1))  # fmt: skip
+        first, last = (
+            f"{number(line.y[i])}{unit} at {panel.axis} {number(line.x[i])}" for i in (0, -1)
+        )
         finite = line.y[np.isfinite(line.y)]
-        reach = f", between {number(finite.min())} and {number(finite.max())}{unit}" if len(finite) else ""  # fmt: skip
+        reach = (
+            f", between {number(finite.min())} and {number(finite.max())}{unit}"
+            if len(finite)
+            else ""
+        )
         said.append(f"{names[line.run]}: from {first} to {last}{reach}")
     said += notes(panel, names)
     return f"{panel.metric.title}. {'. '.join(said)}."
@@ -138,7 +166,8 @@ def notes(panel: Panel, names: Sequence[str]) -> list[str]:
     """What the dotted lines and the marks without a line are, and what points stand for."""
     unit = " %" if panel.metric.percent else ""
     said = [
-        f"Dotted: {level.label}{'' if level.run is None else f' of {names[level.run]}'}, {number(level.value)}{unit}"
+        f"Dotted: {level.label}{'' if level.run is None else f' of {names[level.run]}'},"
+        f" {number(level.value)}{unit}"
         for level in panel.levels
     ]
     if panel.published is not None:

@@ -76,7 +76,8 @@ class Panel:
         axis: 'epoch' or 'step'.
         lines: a run each; those without this metric are left out.
         levels: values to be held against.
-        published: epochs and values of a published run, float64 `[M]` each, and its source; None where there is none.
+        published: epochs and values of a published run, float64 `[M]` each, and its source; None
+            where there is none.
     """
 
     metric: Metric

@@ -52,8 +52,10 @@ class Embedding:
 
     Attributes:
         step: of the checkpoint.
-        bank, queries: the images that are searched and mapped, N, and those that neighbours are looked for, Q.
-        nearest: encoder -> int `[Q, K]`, rows of the bank, nearest first; 'before training' and 'after' or 'now'.
+        bank, queries: the images that are searched and mapped, N, and those that neighbours are
+            looked for, Q.
+        nearest: encoder -> int `[Q, K]`, rows of the bank, nearest first; 'before training' and
+            'after' or 'now'.
         agreement: encoder -> share of the bank's images whose nearest other image is of their
             class, among those where both have one; empty without classes.
         places: float32 `[N, 2]`, each axis from 0 to 1.
@@ -79,15 +81,25 @@ def look(run: Run, step: int, limit: int, report: Report) -> Embedding:
     bank, queries = _pictures(run, limit)
     config = found.config
     encode = features.make_encode(
-        found.encoder, config.knn_features, config.mean, config.std, np.dtype("float32"),
+        found.encoder,
+        config.knn_features,
+        config.mean,
+        config.std,
+        np.dtype("float32"),
         mesh_lib.create_mesh(jax.devices()[:1]),
-    )  # fmt: skip
+    )
     nearest: dict[str, np.ndarray] = {}
     agreement: dict[str, float] = {}
     images = np.concatenate([bank.images, queries.images])
-    for title, one in {"before training": trained_encoder.untrained(found), f"at step {step:,}": found}.items():  # fmt: skip
+    for title, one in {
+        "before training": trained_encoder.untrained(found),
+        f"at step {step:,}": found,
+    }.items():
         report(f"{run.name}: {len(images):,} images, encoder {title}")
-        made = [np.asarray(encode(one.variables, jnp.asarray(_whole(images, at)))) for at in range(0, len(images), BATCH)]  # fmt: skip
+        made = [
+            np.asarray(encode(one.variables, jnp.asarray(_whole(images, at))))
+            for at in range(0, len(images), BATCH)
+        ]
         vectors = knn.unit(np.concatenate(made)[: len(images)])
         ours, asked = vectors[: len(bank.images)], vectors[len(bank.images) :]
         nearest[title] = np.asarray(knn.nearest(ours, asked, min(NEAREST, len(ours)))[1])
@@ -125,7 +137,10 @@ def flatten(vectors: np.ndarray) -> tuple[np.ndarray, str]:
         # In a small problem threads mostly wait for each other, and beside a run the more so.
         with threadpool_limits(1):
             flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
-        method = f"t-SNE, perplexity {perplexity}: who is near whom tells something, distances far off do not"
+        method = (
+            f"t-SNE, perplexity {perplexity}: who is near whom tells something, distances far off"
+            " do not"
+        )
     low = flat.min(0)
     return ((flat - low) / np.maximum(flat.max(0) - low, 1e-12)).astype(np.float32), method
 

@@ -46,7 +46,7 @@ def _result(run: str, name: str, found: Mapping[str, Any]) -> Result:
         rows=[[_text(key, row.get(key)) for key in header] for row in rows],
         facts={_words(key): _text(key, value) for key, value in found.items() if _is_plain(value)},
         published=f"{known['percent']} % ({known['source']})" if known else "",
-    )  # fmt: skip
+    )
 
 
 def _is_plain(value: Any) -> bool:

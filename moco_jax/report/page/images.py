@@ -45,10 +45,8 @@ def picture_file(path: epath.Path) -> Image.Image:
     """
     try:
         with (
-            io.BytesIO(path.read_bytes())
-            if files.is_remote(path)
-            else files.open_regular(path) as file
-        ):
+            io.BytesIO(path.read_bytes()) if files.is_remote(path) else files.open_regular(path)
+        ) as file:
             picture = Image.open(file)
             if picture.width * picture.height > MOST:
                 raise ValueError(
@@ -93,9 +91,13 @@ def view_pairs(run: Run, count: int = 6) -> list[Pair]:
     config = run.config
     source = open_images(config, config.split, str(run.place / "index"))
     batch = sheet.first_pairs(
-        source, recipe_of(config), seed=config.seed, batch_size=min(config.batch_size, len(source)),
-        workers=config.workers, scaled_decoding=config.scaled_decoding,
-    )  # fmt: skip
+        source,
+        recipe_of(config),
+        seed=config.seed,
+        batch_size=min(config.batch_size, len(source)),
+        workers=config.workers,
+        scaled_decoding=config.scaled_decoding,
+    )
     chosen = batch["index"][:count]
     pairs, names = [], source.names(chosen)
     for row, record in enumerate(source.read(chosen)):

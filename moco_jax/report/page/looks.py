@@ -56,7 +56,9 @@ class Looks:
             return known
         if step is None:
             known.missing["map"] = f"{run.name}: neighbours and map, as there is no checkpoint"
-        elif (known.embedding is None or known.embedding.step != step) and now >= self._next.get(key, 0):  # fmt: skip
+        elif (known.embedding is None or known.embedding.step != step) and now >= self._next.get(
+            key, 0
+        ):
             self._try(known, run, "map", self._embedding)
             self._next[key] = time.monotonic() + SHARE * (time.monotonic() - now)
         return known

@@ -20,10 +20,18 @@ from moco_jax.report.page.records import short
 from moco_jax.report.page.run import Run
 
 SECTIONS = {
-    "summary": "Summary", "diagnosis": "Diagnosis", "curves": "Curves", "settings": "Settings", "views": "View pairs",
-    "neighbours": "Neighbours", "map": "Map", "evaluations": "Evaluations", "environment": "Environment",
-    "repeat": "Repeat", "missing": "Left out",
-}  # fmt: skip
+    "summary": "Summary",
+    "diagnosis": "Diagnosis",
+    "curves": "Curves",
+    "settings": "Settings",
+    "views": "View pairs",
+    "neighbours": "Neighbours",
+    "map": "Map",
+    "evaluations": "Evaluations",
+    "environment": "Environment",
+    "repeat": "Repeat",
+    "missing": "Left out",
+}
 CLASS_COLOURS = 10
 THUMB = 40  # pixels of an image in the map's sheet
 COLUMNS = 32  # images in a row of it
@@ -100,14 +108,20 @@ def page(
         for line in missing:
             say(line)
     text = template.render(
-        **found, names=names, missing=missing, live=live, style=style, script=script, colours=charts.COLOURS,
+        **found,
+        names=names,
+        missing=missing,
+        live=live,
+        style=style,
+        script=script,
+        colours=charts.COLOURS,
         title=f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs compared",
         dashes=[" ".join(map(str, charts.dash(n))) for n in range(len(runs))],
         class_colours=CLASS_COLOURS,
         sections=[(key, name) for key, name in SECTIONS.items() if key not in left],
         version=moco_jax.__version__,
         time=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )  # fmt: skip
+    )
     # Half a surrogate pair, which JSON can spell, is no UTF-8.
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -162,9 +176,15 @@ def _panels(runs: Sequence[Run], parts: _Parts) -> list[dict[str, Any]]:
         key = f"curve-{panel.metric.key}"
         header, rows = charts.table(panel, names)
         return {
-            "key": key, "title": panel.metric.title, "percent": panel.metric.percent, "svg": charts.draw(panel, key),
-            "said": charts.describe(panel, names), "notes": charts.notes(panel, names), "header": header, "rows": rows,
-        }  # fmt: skip
+            "key": key,
+            "title": panel.metric.title,
+            "percent": panel.metric.percent,
+            "svg": charts.draw(panel, key),
+            "said": charts.describe(panel, names),
+            "notes": charts.notes(panel, names),
+            "header": header,
+            "rows": rows,
+        }
 
     found = parts.made("curves", lambda: curves.panels(runs), [])
     drawn = (
@@ -214,7 +234,9 @@ def _summary(runs: Sequence[Run]) -> list[list[str]]:
 
     facts = {
         "state": state,
-        "images": lambda run: f"{run.config.dataset} ({run.config.split}), {run.config.image_size} pixels",
+        "images": lambda run: (
+            f"{run.config.dataset} ({run.config.split}), {run.config.image_size} pixels"
+        ),
         "encoder": lambda run: run.config.arch,
         "loss": loss,
         "contrastive top-1": lambda run: share(last(run, "top1")),
@@ -225,7 +247,7 @@ def _summary(runs: Sequence[Run]) -> list[list[str]]:
         "images per second, median": lambda run: _median(last(run, "images_per_second"), "{:,.0f}"),
         "time spent waiting, median": lambda run: _median(last(run, "waiting_share"), "{:.1%}"),
         "workdir": lambda run: str(run.place),
-    }  # fmt: skip
+    }
     rows = [[name, *(tell(run) for run in runs)] for name, tell in facts.items()]
     return [row for row in rows if any(row[1:])]
 
@@ -302,9 +324,14 @@ def _neighbours(run: Run, found: Embedding) -> dict[str, Any]:
         if without:
             about += f" {without:,} of {len(bank.images):,} have no label and do not count."
     return {
-        "name": run.name, "about": about, "titles": list(found.nearest), "rows": rows, "count": f"{len(bank.images):,}",
-        "classed": bank.classes is not None, "bank": {row: images.small(bank.images[row]) for row in used},
-    }  # fmt: skip
+        "name": run.name,
+        "about": about,
+        "titles": list(found.nearest),
+        "rows": rows,
+        "count": f"{len(bank.images):,}",
+        "classed": bank.classes is not None,
+        "bank": {row: images.small(bank.images[row]) for row in used},
+    }
 
 
 def _called(pictures: Any, row: int) -> str:
@@ -337,10 +364,15 @@ def _map(number: int, run: Run, found: Embedding) -> dict[str, Any]:
         f"{len(points):,} images by their features after step {found.step:,}, as {found.method}."
     )
     return {
-        "name": run.name, "key": f"map-{number}", "about": about, "points": points, "side": THUMB, "columns": COLUMNS,
+        "name": run.name,
+        "key": f"map-{number}",
+        "about": about,
+        "points": points,
+        "side": THUMB,
+        "columns": COLUMNS,
         "classes": [c or "no label" for c in classes] if few else [],
         "sprite": images.sprite(bank.images, min(THUMB, bank.images.shape[1]), COLUMNS),
-    }  # fmt: skip
+    }
 
 
 def _drawn(run: Run) -> list[dict[str, str]]:

@@ -100,7 +100,10 @@ class Run:
         if not folder.is_dir():
             return None
         steps = (integrity.step_of(p.name) for p in folder.iterdir())
-        return max((s for s in steps if s is not None and (self.place / "checkpoints" / str(s)).exists()), default=None)  # fmt: skip
+        return max(
+            (s for s in steps if s is not None and (self.place / "checkpoints" / str(s)).exists()),
+            default=None,
+        )
 
 
 def read(places: Sequence[str]) -> list[Run]:
@@ -132,8 +135,8 @@ def _read(name: str, place: epath.Path) -> Run:
             evaluations[called] = records_lib.evaluation(path)
         except (ValueError, OSError) as error:
             left_out.append(
-                f"the evaluation {called}, as {printable(path)} is damaged ({_line(error)}); the same evaluation writes it "
-                "anew"
+                f"the evaluation {called}, as {printable(path)} is damaged ({_line(error)}); the"
+                " same evaluation writes it anew"
             )
     return Run(name, place, config, records, evaluations, [f"{name}: {line}" for line in left_out])
 
@@ -146,7 +149,11 @@ def stamp(places: Sequence[str]) -> tuple[Any, ...]:
     """Another value whenever something that the page shows may have changed."""
     found: list[Any] = []
     for place in map(files.absolute, places):
-        for path in (place / "metrics.jsonl", place / "config.json", *sorted(place.glob("evaluate_*.json"))):  # fmt: skip
+        for path in (
+            place / "metrics.jsonl",
+            place / "config.json",
+            *sorted(place.glob("evaluate_*.json")),
+        ):
             if path.exists():
                 stat = path.stat()
                 found.append((str(path), stat.length, stat.mtime))

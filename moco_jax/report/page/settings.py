@@ -33,15 +33,20 @@ def every(runs: Sequence[Run]) -> list[Setting]:
     default = config_lib.default_config()
     return [
         Setting(
-            name, shown(default[name]), [shown(run.config[name]) for run in runs], name in config_lib.RECIPE,
+            name,
+            shown(default[name]),
+            [shown(run.config[name]) for run in runs],
+            name in config_lib.RECIPE,
         )
         for name in (*config_lib.RECIPE, *config_lib.OPERATIONAL)
-    ]  # fmt: skip
+    ]
 
 
 def differing(runs: Sequence[Run]) -> list[Setting]:
     """Settings in which the runs differ; of one run those that are not at their defaults."""
-    return [s for s in every(runs) if len({*s.values, *([s.default] if len(runs) == 1 else [])}) > 1]  # fmt: skip
+    return [
+        s for s in every(runs) if len({*s.values, *([s.default] if len(runs) == 1 else [])}) > 1
+    ]
 
 
 def recipe_file(config: ConfigDict) -> str:
@@ -53,9 +58,11 @@ def recipe_file(config: ConfigDict) -> str:
         if shown(value) != shown(default[name])
     }
     return (
-        '"""The settings of one run."""\n\nfrom moco_jax.config import default_config\n\n\ndef get_config():\n'
-        '    """All that is not at its default."""\n    config = default_config()\n'
-        f"    config.update({pprint.pformat(changed, sort_dicts=False, width=100)})\n    return config\n"
+        '"""The settings of one run."""\n\nfrom moco_jax.config import default_config\n\n\ndef'
+        ' get_config():\n    """All that is not at its default."""\n    config ='
+        " default_config()\n   "
+        f" config.update({pprint.pformat(changed, sort_dicts=False, width=100)})\n    return"
+        " config\n"
     )
 
 
@@ -69,7 +76,8 @@ class Repeat:
         recorded: the command that began it; empty where the run did not record it.
         config: content of a config file with its settings.
         command: runs that file.
-        same_code: whether this package is the one that it last ran with; None where that is not known.
+        same_code: whether this package is the one that it last ran with; None where that is not
+            known.
     """
 
     run: str
