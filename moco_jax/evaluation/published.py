@@ -70,9 +70,9 @@ NUMBERS: tuple[tuple[str, Mapping[str, Any], str, str], ...] = (
 
 
 def of(evaluation: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The published per cent of this `evaluation`, one of those in `NUMBERS`, of a run with these settings, and its source.
+    """Return the published per cent for a run with these settings, and its source.
 
-    None where none of the papers has such a run.
+    None where none of the papers has such a run. `evaluation` is one of those in `NUMBERS`.
     """
     for kind, settings, number, source in NUMBERS:
         if kind == evaluation and all(config[key] == value for key, value in settings.items()):
@@ -82,10 +82,10 @@ def of(evaluation: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """How a published run went.
+    """The kNN accuracy and the loss of a published run, epoch by epoch.
 
     Attributes:
-        knn: after how many epochs -> kNN accuracy, 0..1.
+        knn: number of epochs -> kNN accuracy after them, 0..1.
         loss: number of an epoch, from 1 -> mean loss in it.
         source: who published it.
     """
@@ -109,8 +109,8 @@ CURVES: tuple[tuple[Mapping[str, Any], Curve], ...] = (
 
 
 def curve(config: Mapping[str, Any]) -> Curve | None:
-    """The published course of a run with these settings; None where there is none."""
-    for settings, found in CURVES:
+    """Return the published curve of a run with these settings; None where there is none."""
+    for settings, published in CURVES:
         if all(config[key] == value for key, value in settings.items()):
-            return found
+            return published
     return None

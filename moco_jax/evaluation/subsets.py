@@ -1,4 +1,7 @@
-"""Which images keep their labels: class-balanced shares, each inside the larger ones, or those that a text file lists."""
+"""Chooses which images keep their labels: class-balanced shares, or a text file's list.
+
+Smaller shares lie inside the larger ones.
+"""
 
 import dataclasses
 import math
@@ -15,15 +18,15 @@ from moco_jax.data.sources import store
 from moco_jax.data.sources.lists import text_lines
 from moco_jax.evaluation.labelled import Labelled
 
-NO_EPOCH = -1  # so that the order drawn here is none of a training's
+NO_EPOCH = -1  # so that the order drawn here is that of no training's epoch
 
 
 def turns(classes: np.ndarray, seed: int) -> np.ndarray:
-    """The places int64 `[N]` of images of these `classes` int `[N]`, in the order in which they get their labels.
+    """Order images of these `classes` int `[N]` by when they get their labels: places int64 `[N]`.
 
-    Class by class in turns, each turn in a drawn order: so every beginning has equally many of
-    each class, within one, as long as a class has any left, and beginnings lie inside one
-    another. A function of `seed` and `classes` alone.
+    It goes class by class in turns, each turn in a drawn order: so every beginning has equally
+    many of each class, within one, as long as a class has any left, and beginnings lie inside
+    one another. A function of `seed` and `classes` alone.
     """
     number = len(classes)
     drawn = order.permute(np.arange(number), number, seed, NO_EPOCH)
@@ -35,7 +38,7 @@ def turns(classes: np.ndarray, seed: int) -> np.ndarray:
 
 
 def share(images: Labelled, percent: float, seed: int) -> Labelled:
-    """So many per cent of `images`, rounded, balanced over the classes as in `turns`.
+    """Keep `percent` per cent of `images`, rounded, balanced over the classes as in `turns`.
 
     Raises:
         UserError: a class would have none.
@@ -66,10 +69,10 @@ def _only(images: Labelled, places: np.ndarray, about: str) -> Labelled:
 
 
 def listed(images: Labelled, path: str) -> Labelled:
-    """Those of `images` that the text file `path` names, one a line, as the published subsets of ImageNet do.
+    """Keep those of `images` that the text file `path` names, one a line.
 
-    A line is the end of an image's path, from a slash on: 'n01440764_10026.JPEG' or 'cat/7.png';
-    empty lines count for nothing.
+    A line is the end of an image's path, from a slash on, as in the published subsets of
+    ImageNet: 'n01440764_10026.JPEG' or 'cat/7.png'. Empty lines count for nothing.
 
     Raises:
         UserError: the file cannot be read, or a line names none of them, or several.
@@ -111,7 +114,7 @@ def _lines(path: str) -> Sequence[str]:
             " image on each line"
         ) from error
     lines = [line.strip() for line in text]
-    found = [line for line in lines if line]
-    if not found:
+    names = [line for line in lines if line]
+    if not names:
         raise UserError(f"--subset={path} is empty; it needs the name of an image on each line")
-    return found
+    return names

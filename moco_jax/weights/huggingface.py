@@ -15,6 +15,7 @@ import numpy as np
 from moco_jax.base import files
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
+from moco_jax.config import imagenet
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.weights import files as weight_files
 from moco_jax.weights.pretrained import Pretrained
@@ -23,7 +24,6 @@ Arrays = Mapping[str, np.ndarray]
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 LARGEST = 100_000  # pixels, far above any side of an image that an encoder takes
 BILINEAR = 2  # PIL's number
 EPSILON = 1e-6  # of every LayerNorm here; transformers' own is 1e-12
@@ -229,7 +229,12 @@ def preprocessor_of(pretrained: Pretrained) -> dict[str, Any]:
             " which mean and deviation; format=huggingface needs them: convert the workdir of"
             " the run"
         )
-    values = IMAGENET | {"resize": round(side * 256 / 224)} | values
+    usual: dict[str, Any] = {
+        "mean": imagenet.MEAN,
+        "std": imagenet.STD,
+        "resize": round(side * 256 / 224),
+    }
+    values = usual | values
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": pretrained.channels == 3,
@@ -275,7 +280,7 @@ def save(folder: str, pretrained: Pretrained, arrays: Arrays) -> None:
     if str(folder).endswith(weight_files.ENDINGS):
         raise UserError(f"format=huggingface is a folder; {folder} is named as a file is")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{folder} is there and not empty; name a new folder")
+        raise UserError(f"{folder} exists and is not empty; name a new folder")
     described = {PREPROCESSOR: preprocessor_of(pretrained), CONFIG: config_of(pretrained)}
     weight_files.write(str(place / WEIGHTS[0]), arrays, {})
     for name, content in described.items():

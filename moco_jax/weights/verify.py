@@ -11,13 +11,13 @@ from PIL import Image
 
 from moco_jax.base import files
 from moco_jax.base.errors import UserError
+from moco_jax.config import imagenet
 from moco_jax.encoders.resnet import STEMS
 from moco_jax.weights import files as weight_files
 from moco_jax.weights import layouts
 from moco_jax.weights.pretrained import Pretrained, joined, part
 
 Arrays = Mapping[str, np.ndarray]
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PICTURES = 8  # read of a folder at most
 
 
@@ -70,7 +70,7 @@ def read_pictures(folder: str, pretrained: Pretrained) -> np.ndarray:
             break
     if not pictures:
         raise UserError(f"{folder} holds no pictures")
-    return ((np.stack(pictures) / 255 - MEAN) / STD).astype(np.float32)
+    return ((np.stack(pictures) / 255 - imagenet.MEAN) / imagenet.STD).astype(np.float32)
 
 
 def compare(
