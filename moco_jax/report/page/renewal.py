@@ -1,4 +1,7 @@
-"""The page's heavy parts: view pairs once, neighbours and map at new checkpoints, and why one is left out."""
+"""Renews the page's slow parts: view pairs once, neighbours and map at new checkpoints.
+
+Where a part cannot be made, it says why.
+"""
 
 import dataclasses
 import time
@@ -10,17 +13,17 @@ from moco_jax.report.page.embedding import Embedding
 from moco_jax.report.page.images import Pair
 from moco_jax.report.page.run import Run
 
-SHARE = 20  # while it is watched, looking takes at most one part in so many of the time
+SHARE = 20  # while the page is watched, renewing takes at most 1 / SHARE of the time
 
 
 @dataclasses.dataclass
-class Look:
-    """What was seen of one run.
+class SlowParts:
+    """The slow parts of the page on one run.
 
     Attributes:
         pairs: its view pairs; empty where they are left out.
-        embedding: of its last checkpoint that was looked at; None where there is none.
-        missing: what is left out and why, a line each.
+        embedding: of the last checkpoint that was encoded; None where there is none.
+        missing: part -> what is left out and why, a line.
     """
 
     pairs: list[Pair] = dataclasses.field(default_factory=list)
@@ -29,26 +32,32 @@ class Look:
 
 
 def reason(error: Exception) -> str:
-    """What `error` says, on one line; its kind too where it is none that is raised on purpose."""
-    said = " ".join(str(error).split())
-    if not said or not isinstance(error, ValueError | OSError):
-        said = f"{type(error).__name__} {said}".strip()
-    return printable(said[:300])
+    """Return the text of `error`, on one line, with its type where it was not raised on purpose."""
+    text = " ".join(str(error).split())
+    if not text or not isinstance(error, ValueError | OSError):
+        text = f"{type(error).__name__} {text}".strip()
+    return printable(text[:300])
 
 
-class Looks:
-    """Looks at runs, and remembers."""
+class Renewal:
+    """Makes the slow parts of pages on runs, and keeps them until they are out of date."""
 
     def __init__(self, limit: int, report: Callable[[str], None]):
-        """`limit`: images that a map shows at most, 0 for neither map nor neighbours; `report`: shows how far it is."""
+        """Make maps of at most `limit` images; 0: neither map nor neighbours.
+
+        `report` is called with a line on how far it is.
+        """
         self.limit, self.report = limit, report
-        self._known: dict[str, Look] = {}
+        self._known: dict[str, SlowParts] = {}
         self._next: dict[str, float] = {}
 
-    def at(self, run: Run) -> Look:
-        """What is to be seen of `run` now; another look only at a new checkpoint, and not too soon after the last."""
+    def at(self, run: Run) -> SlowParts:
+        """Return the slow parts of the page on `run`, renewed at a new checkpoint.
+
+        They are not renewed again too soon after the last time.
+        """
         key = str(run.place)
-        known = self._known.setdefault(key, Look())
+        known = self._known.setdefault(key, SlowParts())
         if not known.pairs and "views" not in known.missing:
             self._try(known, run, "views", self._views)
         step, now = run.checkpoint(), time.monotonic()
@@ -63,18 +72,21 @@ class Looks:
             self._next[key] = time.monotonic() + SHARE * (time.monotonic() - now)
         return known
 
-    def _views(self, known: Look, run: Run) -> None:
+    def _views(self, known: SlowParts, run: Run) -> None:
         known.pairs = images.view_pairs(run)
 
-    def _embedding(self, known: Look, run: Run) -> None:
+    def _embedding(self, known: SlowParts, run: Run) -> None:
         step = run.checkpoint()
         assert step is not None
         known.embedding = embedding.look(run, step, self.limit, self.report)
 
-    def _try(self, known: Look, run: Run, part: str, look: Callable[[Look, Run], None]) -> None:
-        """Look, or say why not: images may be gone or damaged, a checkpoint may go while it is read.
+    def _try(
+        self, known: SlowParts, run: Run, part: str, look: Callable[[SlowParts, Run], None]
+    ) -> None:
+        """Make a part with `look`, or note why it is missing.
 
-        A page without a part is better than none, whatever it is that fails.
+        Images may be gone or damaged, and a checkpoint may go while it is read. A page without a
+        part is better than none, whatever it is that fails.
         """
         called = {"views": "view pairs", "map": "neighbours and map"}[part]
         known.missing.pop(part, None)
