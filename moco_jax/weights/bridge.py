@@ -186,18 +186,18 @@ def _left_out(
 def _remarks(
     layout: layouts.Layout, options: dict[str, Any], turned: bool, in_folder: bool
 ) -> list[str]:
-    found = []
+    remarks = []
     if turned:
-        found.append(
+        remarks.append(
             "its positions count columns first: the halves of its width have changed places here,"
             " and so have those of its features"
         )
     if options["name"] == "vit_small" and "width" not in options and not in_folder:
-        found.append(
+        remarks.append(
             "it is taken to have 12 attention heads, as MoCo v3's ViT-S; timm's own has 6, and the"
             " file does not say it"
         )
-    return found
+    return remarks
 
 
 def describe(pretrained: Pretrained) -> str:

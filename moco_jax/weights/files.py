@@ -62,7 +62,7 @@ def ending(path: str) -> str:
     for known in ENDINGS:
         if str(path).endswith(known):
             return known
-    raise UserError(f"{path} does not say what file it is; known are names in {', '.join(ENDINGS)}")
+    raise UserError(f"{path} has no known ending; one of {', '.join(ENDINGS)} works")
 
 
 def torch() -> Any:
@@ -75,8 +75,7 @@ def library(module: str, extra: str) -> Any:
 
     Raises:
         UserError: it is not installed, or is PyTorch's and would crash because TensorFlow came
-            into
-            the process first.
+            into the process first.
     """
     package = module.partition(".")[0]
     # What torchvision brings along crashes after TensorFlow; timm brings the same.
@@ -117,15 +116,13 @@ def contents(path: str) -> Contents:
     """Read the file of weights `path`.
 
     Nothing in a pickle is run, and no library that made one is needed. The dictionary of weights
-    is
-    found among epochs, optimizers and arguments (`dictionaries.USUAL`). bfloat16 and eight-bit
-    floating point become float32, exactly. Arrays may share memory and be read-only.
+    is found among epochs, optimizers and arguments (`dictionaries.USUAL`). bfloat16 and
+    eight-bit floating point become float32, exactly. Arrays may share memory and be read-only.
 
     Raises:
         UserError: no such file, a damaged one (a zip's checksums are compared), one that asks
-            for
-            code to be run, one that holds no weights, or an entry of a type that has no exact
-            values here.
+            for code to be run, one that holds no weights, or an entry of a type that has no
+            exact values here.
     """
     kind, name = ending(path), printable(path)
     try:
@@ -156,8 +153,7 @@ def _arrays(name: str, entries: Mapping[str, stored.Stored], size: int) -> Array
 
     Raises:
         UserError: an entry has none, or all of them together take more memory than a file of
-            `size`
-            bytes accounts for.
+            `size` bytes accounts for.
     """
     arrays, taken = {}, 0
     for entry, value in entries.items():

@@ -25,8 +25,7 @@ class Heads:
     Attributes:
         options: arguments of `encoders.create` that they add to the backbone's.
         query, key: variables of 'head', and of the query encoder also 'predictor'; each empty
-            where
-            there is none.
+            where there is none.
         queue: `[K, dim]`, the oldest key first; None: there is none.
         taken: prefixes of the names of the entries that were read.
         remarks: a sentence on each part that has no place here.

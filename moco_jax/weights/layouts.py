@@ -26,8 +26,7 @@ class Layout:
         mark: an expression that some name matches from its start, in this layout and none above
             it.
         heads: prefixes of the names of the query encoder's head and of the momentum encoder's;
-            None
-            where heads are no modules of their own.
+            None where heads are no modules of their own.
     """
 
     name: str

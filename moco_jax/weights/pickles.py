@@ -152,8 +152,7 @@ class Machine:
         Args:
             call: what becomes of a call of a name with arguments; raises Refused.
             persistent: what stands for an identity that the pickle has from outside; None: there
-                is
-                none.
+                is none.
         """
         self._call, self._persistent = call, persistent
         self._stack: list[Any] = []
@@ -199,7 +198,7 @@ class Machine:
 
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
-            raise Unreadable("its pickle takes more than it has put down")
+            raise Unreadable("its pickle pops from an empty stack")
         return self._stack.pop()
 
     def _top(self) -> Any:
@@ -211,7 +210,7 @@ class Machine:
         while place >= 0 and self._stack[place] is not _MARK:
             place -= 1
         if place < 0:
-            raise Unreadable("its pickle has no mark where one is needed")
+            raise Unreadable("its pickle lacks a mark that an opcode needs")
         items = self._stack[place + 1 :]
         del self._stack[place:]
         return items
@@ -223,7 +222,7 @@ class Machine:
 
     def _on_pop(self, _: Any) -> None:
         if not self._stack:
-            raise Unreadable("its pickle takes more than it has put down")
+            raise Unreadable("its pickle pops from an empty stack")
         self._stack.pop()
 
     def _on_pop_mark(self, _: Any) -> None:
@@ -240,7 +239,7 @@ class Machine:
 
     def _on_get(self, place: Any) -> None:
         if int(place) not in self._memo:
-            raise Unreadable("its pickle asks for what it has not kept")
+            raise Unreadable("its pickle reads a memo entry that it never wrote")
         self._stack.append(self._memo[int(place)])
 
     def _on_tuple(self, _: Any) -> None:
@@ -273,7 +272,7 @@ class Machine:
     def _on_stack_global(self, _: Any) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise Unreadable("its pickle names something by what is no text")
+            raise Unreadable("its pickle names a class or function by something other than text")
         self._stack.append(_named(f"{module} {name}"))
 
     def _on_reduce(self, _: Any) -> None:
@@ -306,7 +305,7 @@ class Machine:
 
     def _on_persid(self, identity: Any) -> None:
         if self._persistent is None:
-            raise Unreadable("its pickle refers to something outside of it")
+            raise Unreadable("its pickle refers to an object outside the file")
         self._stack.append(self._persistent(identity))
 
     def _on_binpersid(self, _: Any) -> None:
@@ -320,7 +319,7 @@ class Machine:
     def _put_pairs(self, items: list[Any]) -> None:
         target = self._top()
         if not isinstance(target, dict) or len(items) % 2:
-            raise Unreadable("its pickle puts pairs into what is no dictionary")
+            raise Unreadable("its pickle sets items of something that is no dictionary")
         for place in range(0, len(items), 2):
             key = key_of(items[place])
             if key in target:
@@ -330,7 +329,7 @@ class Machine:
     def _add(self, items: list[Any]) -> None:
         target = self._top()
         if not isinstance(target, list | StandIn):
-            raise Unreadable("its pickle adds to what is no list")
+            raise Unreadable("its pickle appends to something that is no list")
         for item in items:
             target.append(item)
 
@@ -338,7 +337,7 @@ class Machine:
         if not isinstance(what, Named):
             raise Refused("what-has-no-name")
         if not isinstance(arguments, tuple):
-            raise Unreadable("its pickle calls something with what are no arguments")
+            raise Unreadable("its pickle calls something with arguments that are no tuple")
         return self._call(what.name, arguments)
 
     def _made(self, what: Any, arguments: Any) -> Any:

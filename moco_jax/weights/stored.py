@@ -1,8 +1,7 @@
 """Arrays as files of weights keep them: numbers in a storage, and views of it.
 
 Nothing is taken on trust: sizes are compared with the bytes that are there, and an entry that is
-no
-plain array raises an error that says what it is, once its values are asked for.
+no plain array raises an error that says what it is, once its values are asked for.
 """
 
 import dataclasses
@@ -169,9 +168,8 @@ class View:
 
         Raises:
             Unreadable: its type is not read, or it reaches beyond the storage, or it repeats so
-                few
-                numbers so often that whoever copies it would take memory for what is not in the
-                file.
+                few numbers so often that whoever copies it would take memory for what is not in
+                the file.
         """
         dtype = self.dtype or self.storage.dtype
         if not isinstance(dtype, np.dtype):

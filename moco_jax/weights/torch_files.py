@@ -1,8 +1,7 @@
 """Reads files that PyTorch saves, without PyTorch.
 
 Such a file is a zip of a pickle and of storages; before version 1.6 it was pickles and storages
-in a
-row. Every entry of a zip is compared with its checksum, also those that nobody asks for.
+in a row. Every entry of a zip is compared with its checksum, also those that nobody asks for.
 """
 
 import functools
@@ -145,7 +144,7 @@ def _zipped(file: BinaryIO, size: int) -> Any:
     order = entries.get(f"{roots[0]}/byteorder")
     endian = b"little" if order is None else _entry(archive, order)
     if endian not in (b"little", b"big"):
-        raise Unreadable(f"its byteorder is {endian[:24]!r}, and little or big is meant")
+        raise Unreadable(f"its byteorder is {endian[:24]!r}; it must be little or big")
     big_endian = endian == b"big"
     storages = _Storages()
     content = _entry(archive, entries[f"{roots[0]}/data.pkl"])
@@ -215,13 +214,13 @@ def _verify(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
 def _pickled(file: BoundedFile) -> Any:
     storages = _Storages()
     machine = Machine(Calls(), storages)
-    found = machine.load(file)  # type: ignore[arg-type]
-    if found != MAGIC:
-        return found
+    content = machine.load(file)  # type: ignore[arg-type]
+    if content != MAGIC:
+        return content
     machine.load(file)  # type: ignore[arg-type]  # the protocol
     system = machine.load(file)  # type: ignore[arg-type]
     big_endian = isinstance(system, dict) and system.get("little_endian") is False
-    found = machine.load(file)  # type: ignore[arg-type]
+    content = machine.load(file)  # type: ignore[arg-type]
     keys = machine.load(file)  # type: ignore[arg-type]
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise Unreadable("it has other storages than its tensors name")
@@ -229,8 +228,8 @@ def _pickled(file: BoundedFile) -> Any:
         _place(file, storages[key])
         storages[key].big_endian = big_endian
     if file.tell() != file.size:
-        raise Unreadable("it goes on behind its last storage")
-    return found
+        raise Unreadable("it has bytes after its last storage")
+    return content
 
 
 def _place(file: BoundedFile, storage: Storage) -> None:

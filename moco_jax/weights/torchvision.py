@@ -78,8 +78,7 @@ def save(variables: Variables) -> dict[str, np.ndarray]:
     """Return the `state_dict` that torchvision would load, without `fc`.
 
     `num_batches_tracked`, which has no counterpart here, is 0; it matters only to a torch
-    BatchNorm
-    whose momentum is None.
+    BatchNorm whose momentum is None.
     """
     state_dict = {}
     for path, leaf in _flatten(variables).items():
