@@ -1,4 +1,4 @@
-"""Which views there are: the recipes, and the parameters drawn for one view; no TensorFlow, no JAX.
+"""Recipes of views, and the parameters drawn for one view; needs neither TensorFlow nor JAX.
 
 `augment.py` draws the parameters; `image_ops.py` applies them on the host, `device_ops.py` on
 the devices. `device_views.py` does both on the devices, from the same numbers.
@@ -8,13 +8,13 @@ import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
-ATTEMPTS = 10  # at a crop that fits
-EACH = 2 * ATTEMPTS + 12  # random numbers that one view takes, solarization left out
-# Random numbers that an example takes: EACH of the query view, EACH of the key view, then one of
-# each for solarization. These stand last, so that recipes with and without solarization draw the
+ATTEMPTS = 10  # attempts at a crop that fits
+EACH = 2 * ATTEMPTS + 12  # random numbers of one view, without solarization's
+# Random numbers of an example: EACH for the query view, EACH for the key view, then one of each
+# for solarization. These stand last, so that recipes with and without solarization draw the
 # same crops, colours and flips.
 UNIFORMS = 2 * EACH + 2
-ORDERS = tuple(itertools.permutations(range(4)))  # in which colour operations are applied
+ORDERS = tuple(itertools.permutations(range(4)))  # of colour operations
 # Added to a quotient before it is cut to a whole number: ties go up, also where a division is a
 # little too small.
 HALF = 0.5 + 2**-14
@@ -22,7 +22,7 @@ HALF = 0.5 + 2**-14
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How views are drawn.
+    """How views are drawn: the operations, and the ranges of their parameters.
 
     Attributes:
         image_size: side of a view in pixels.
@@ -84,11 +84,10 @@ RECIPES: dict[str, Recipe] = {
 
 
 def create(name: str, image_size: int, crop_min: float | None = None, channels: int = 3) -> Recipe:
-    """The recipe `name` at `image_size` pixels; `crop_min` replaces its smallest crop.
+    """Create the recipe `name` at `image_size` pixels; `crop_min` replaces its smallest crop.
 
-    With `channels` other than three its colour operations are left out.
-
-    ImageNet recipes are evaluated on the centre of images resized by 256 / 224 of the view's side.
+    With `channels` other than three its colour operations are left out. ImageNet recipes are
+    evaluated on the centre of images resized by 256 / 224 of the view's side.
     """
     if name not in RECIPES:
         raise ValueError(f"augment={name!r} is unknown; known are {', '.join(RECIPES)}")
@@ -103,7 +102,7 @@ def create(name: str, image_size: int, crop_min: float | None = None, channels: 
 
 
 def without_colours(name: str, channels: int) -> str:
-    """What to say where `create` leaves out colour operations, a sentence; '' where it does not."""
+    """Say in a sentence that `create` leaves out colour operations; '' where it does not."""
     kept = create(name, 1, channels=channels).stages
     if kept == RECIPES[name].stages:
         return ""
@@ -115,7 +114,7 @@ def without_colours(name: str, channels: int) -> str:
 
 
 class View(NamedTuple):
-    """The drawn parameters of one view, or with a leading axis `[B]` of a batch of them.
+    """The drawn parameters of one view, or of a batch of views with a leading axis `[B]`.
 
     Attributes:
         box: int32 `[4]`, top, left, height and width of the crop.
@@ -136,7 +135,7 @@ class View(NamedTuple):
     flip: Any
 
 
-# dtype and shape of each field of one View, in their order
+# Dtype and shape of each field of one View, in their order.
 FIELDS: tuple[tuple, ...] = (
     ("int32", 4),
     ("bool",),
