@@ -39,8 +39,7 @@ BACKBONES: dict[str, partial[Any]] = {
     "vit_conv_small": partial(ViT, 11, 12, width=384, conv_stem=True, stop_patch_gradient=False),
     "vit_conv_base": partial(ViT, 11, 12, width=768, conv_stem=True, stop_patch_gradient=False),
 }
-# What only some backbones know, with the value that says nothing: each then does as its own default
-# says.
+# What only some backbones know, with the value that says nothing: each then does as its own default says.
 OPTIONS: dict[str, Any] = {
     "stem": "imagenet",
     "zero_init_residual": False,
@@ -138,8 +137,7 @@ def _backbone(name: str, width: int | None, options: Mapping[str, Any], **common
     for key, value in chosen.items():
         if key not in fields:
             raise UserError(
-                f"{key}={value!r} means nothing to {name}; leave it at {OPTIONS[key]!r}, or take"
-                " another encoder"
+                f"{key}={value!r} means nothing to {name}; leave it at {OPTIONS[key]!r}, or take another encoder"
             )
     own_width = {} if width is None else {"width": width}
     return module(**common, **chosen, **own_width)
@@ -203,12 +201,9 @@ def create(
         if value not in known:
             raise UserError(f"{setting}={value!r} is unknown; known are {', '.join(known)}")
     options = dict(
-        stem=stem,
-        zero_init_residual=zero_init_residual,
-        stop_patch_gradient=stop_patch_gradient,
-        remat=remat,
-        attention=attention,
-    )
+        stem=stem, zero_init_residual=zero_init_residual, stop_patch_gradient=stop_patch_gradient,
+        remat=remat, attention=attention,
+    )  # fmt: skip
     backbone = _backbone(
         name, width, options, bn_groups=max(bn_groups // accumulate, 1), dtype=dtype, reduce=reduce
     )

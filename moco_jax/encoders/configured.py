@@ -1,4 +1,4 @@
-"""What a config makes of the encoder: its options, its dtype, and whether it takes the images."""
+"""Reads the encoder's settings from a config: options, dtype, and fit with the images."""
 
 from typing import Any
 
@@ -12,7 +12,10 @@ from moco_jax.config import settings
 
 
 def encoder_options(config: ConfigDict) -> dict[str, Any]:
-    """The arguments of `encoders.create` for the query encoder of `config`, undivided and in its default dtype."""
+    """Return the arguments of `encoders.create` for the query encoder of `config`.
+
+    They are undivided over devices, and the dtype is the default.
+    """
     return dict(
         name=config.arch,
         head=config.head,
@@ -30,7 +33,7 @@ def encoder_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_views(config: ConfigDict) -> None:
-    """The part of `check_values` on encoder and images: their size, channels and statistics."""
+    """Check that a config's images fit its encoder: size, channels and statistics."""
     for name in ("arch", "image_size", "channels", "width", "stem", "mean", "std"):
         settings.SETTINGS[name].check(config[name])
     encoders.check(
@@ -54,7 +57,7 @@ def check_views(config: ConfigDict) -> None:
 
 
 def compute_dtype(name: str):
-    """The dtype that `compute_dtype` names; `auto` is float32 on CPU and bfloat16 elsewhere."""
+    """Return the dtype that `compute_dtype` names; `auto` is float32 on CPU, bfloat16 elsewhere."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if name == "float64" and jnp.result_type(float) != jnp.float64:

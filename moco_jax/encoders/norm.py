@@ -44,7 +44,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`x` `[B, ..., C]` normalised, in `dtype`; raises UserError where G does not divide B."""
+        """Normalise `x` `[B, ..., C]`, in `dtype`; raises UserError where G does not divide B."""
         exact = jnp.promote_types(self.dtype, jnp.float32)
         channels = x.shape[-1:]
         scale, bias = jnp.ones(channels, exact), jnp.zeros(channels, exact)
