@@ -1,4 +1,4 @@
-"""The embedded default: 1,797 handwritten digits at random places on a 32 x 32 canvas; minutes on a CPU."""
+"""The embedded default: 1,797 handwritten digits on 32 x 32 canvases; minutes on a CPU."""
 
 from typing import Any
 
@@ -26,12 +26,12 @@ METHODS: dict[str, dict[str, Any]] = {
         momentum_schedule="cosine",
     ),
 }
-# times the learning rate of MoCo
+# Learning rates of methods, as multiples of MoCo's.
 RATES = {"v3": 5.0, "memory_bank_nce": 1 / 6}
 
 
 def get_config(variant: str = ""):
-    """Variants: `moco` (v2 in small, the default), and the other methods in the same size, see METHODS."""
+    """Return the recipe: variants are `moco` (small MoCo v2, the default) and others of METHODS."""
     variant = pick_variant(variant, METHODS)
     config = default_config()
     config.dataset, config.eval_split = "digits", "test"
