@@ -1,6 +1,7 @@
-"""Images a second of training steps with views made on the host, half on the devices, and wholly there, in one run.
+r"""Compares training's images a second with each `augment_on`: host, device and resident.
 
-    python -m benchmarks.where_views_are_made [--dataset=tfds:cifar10 --data_dir=TFDS] [--arch=resnet18 --width=64]
+    python -m benchmarks.where_views_are_made [--dataset=tfds:cifar10 --data_dir=TFDS] \
+        [--arch=resnet18 --width=64]
 
 The steps are those of `configs/cifar10.py` on its images, or on the digits without `--dataset`,
 with an encoder that is small unless told otherwise. The forms take turns, and the median of the
@@ -37,14 +38,14 @@ BATCH = flags.DEFINE_integer("batch", 256, "Images a step.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps of a turn.")
 TURNS = flags.DEFINE_integer("turns", 3, "Turns of each form.")
 FORMS = "host", "device", "resident"
-MADE_AHEAD = 8  # batches that may wait from before a turn
+MADE_AHEAD = 8  # batches that may be ready from before a turn
 
 
 class Run:
     """A training run of one form, as `loop.py` puts it together."""
 
     def __init__(self, form: str):
-        """Build and compile it, and load its images."""
+        """Build and compile the run, and load its images."""
         config = cifar10.get_config()
         config.update(
             dataset=DATASET.value,
@@ -67,7 +68,7 @@ class Run:
         self.batches = loop.device_batches(self.rows, self.parts.program, held)
 
     def turn(self, steps: int) -> tuple[float, float]:
-        """Images a second over so many steps, and the share of the time in which they waited for batches."""
+        """Return images a second over so many steps, and the share of time spent on waiting."""
         waited, began = 0.0, 0.0
         for number in range(MADE_AHEAD + steps):
             if number == MADE_AHEAD:
@@ -82,7 +83,7 @@ class Run:
         return steps * BATCH.value / elapsed, waited / elapsed
 
     def sent(self, seconds: float) -> float:
-        """Images a second that the host alone makes ready."""
+        """Return images a second that the host alone makes ready."""
         for _ in range(MADE_AHEAD):
             next(self.rows)
         count, began = 0, time.perf_counter()
@@ -93,7 +94,7 @@ class Run:
 
 @contextlib.contextmanager
 def running() -> Iterator[dict[str, Run]]:
-    """All three, and their end."""
+    """Open the runs of all three forms, and close them at the end."""
     runs = {form: Run(form) for form in FORMS}
     try:
         yield runs
