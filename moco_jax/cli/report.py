@@ -23,8 +23,8 @@ from moco_jax.base.errors import UserError
 from moco_jax.cli import number_flags
 from moco_jax.cli.command_line import fail, set_up, start
 from moco_jax.report.page import run as runs_lib
-from moco_jax.report.page.looks import Looks
 from moco_jax.report.page.render import page
+from moco_jax.report.page.renewal import Renewal
 from moco_jax.report.page.watch import Watch
 
 OUT = flags.DEFINE_string("out", "", "The HTML file; report.html in the first workdir if empty.")
@@ -41,7 +41,7 @@ PAUSE = 2.0  # seconds between looks at the workdirs
 
 def write(places: list[str], console: Console) -> None:
     """Write the page on the runs in `places`."""
-    looks = Looks(IMAGES.value, Progress(console))
+    looks = Renewal(IMAGES.value, Progress(console))
     runs = runs_lib.read(places)
     path = files.absolute(OUT.value) if OUT.value else runs[0].place / "report.html"
     seen = [looks.at(run) for run in runs]
@@ -60,7 +60,7 @@ def write(places: list[str], console: Console) -> None:
 
 def watch(places: list[str], console: Console) -> None:
     """Serve the page on the runs in `places` until Ctrl-C."""
-    looks = Looks(IMAGES.value, lambda text: None)
+    looks = Renewal(IMAGES.value, lambda text: None)
     runs_lib.read(places)
     said: set[str] = set()
 

@@ -12,8 +12,8 @@ from moco_jax.base.console import Console
 from moco_jax.cli import number_flags
 from moco_jax.data.views import recipes
 from moco_jax.evaluation import published
+from moco_jax.evaluation.images import Report, Subject, open_subject
 from moco_jax.evaluation.resume import Trainings, digest
-from moco_jax.evaluation.subject import Report, Subject, open_subject
 from moco_jax.inference import trained_encoder
 from moco_jax.parallel import hosts
 

@@ -21,8 +21,8 @@ from moco_jax.cli.evaluations.common import (
 from moco_jax.config.settings.kinds import LARGEST, Range
 from moco_jax.encoders.vit import ViT
 from moco_jax.evaluation import finetune, linear, subsets
+from moco_jax.evaluation.images import Subject
 from moco_jax.evaluation.labelled import Labelled
-from moco_jax.evaluation.subject import Subject
 from moco_jax.inference import trained_encoder
 from moco_jax.weights import bridge
 from moco_jax.weights import files as weight_files

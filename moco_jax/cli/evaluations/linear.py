@@ -21,7 +21,7 @@ from moco_jax.config.settings.kinds import LARGEST, Range
 from moco_jax.data.views import recipes
 from moco_jax.evaluation import grid as grids
 from moco_jax.evaluation import linear
-from moco_jax.evaluation.subject import Subject
+from moco_jax.evaluation.images import Subject
 
 PROTOCOL = flags.DEFINE_enum(
     "protocol", "fast", ["fast", "paper", "v3"],
