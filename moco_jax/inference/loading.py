@@ -255,7 +255,7 @@ def load(
         batch_size: images that are encoded at once.
 
     Raises:
-        UserError: nothing readable there, no such encoder in it, or a bucket that cannot be reached.
+        UserError: nothing readable there, no such encoder in it, or a bucket out of reach.
     """
     path = os.fsdecode(place)
     with xla_flags.while_jax_starts():

@@ -75,15 +75,17 @@ class Source(Protocol):
 
 
 def require_no_place(dataset: str, data_dir: str) -> None:
-    """Refuse a `data_dir` beside images that come with the package: others would be meant than are read.
+    """Refuse a `data_dir` beside images that come with the package.
+
+    Whoever gives one means other images than would be read.
 
     Raises:
         UserError: there is one.
     """
     if dataset == "digits" and data_dir:
         raise UserError(
-            f"data_dir={printable(data_dir)} says where images are, and those of dataset='digits' come with the "
-            "package; dataset='folder' reads yours, or leave data_dir out"
+            f"data_dir={printable(data_dir)} says where images are, and those of dataset='digits' "
+            "come with the package; dataset='folder' reads yours, or leave data_dir out"
         )
 
 

@@ -111,7 +111,7 @@ def _array(content: bytes, decoding: Decoding) -> np.ndarray:
 
 
 def _require_an_end(content: bytes) -> None:
-    """Refuse a JPEG without an end: PIL may take the zeros of a half-written file for its pixels."""
+    """Refuse a JPEG without an end: PIL may take the zeros of a half-written file for pixels."""
     if not headers.read(content).whole:
         raise ValueError("a JPEG that is cut off: nothing marks its end")
 
