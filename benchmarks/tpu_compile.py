@@ -34,7 +34,7 @@ from benchmarks import collectives
 from configs import imagenet
 from moco_jax import encoders
 from moco_jax.base.console import table
-from moco_jax.method import optimizers, step
+from moco_jax.method import optimizers, shuffle
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh as mesh_lib
 from moco_jax.training import assembly
@@ -232,7 +232,7 @@ def permuted(mesh: Mesh):
     def permute(x, *_):
         return x[order]
 
-    with mock.patch.object(step, "exchange", permute):
+    with mock.patch.object(shuffle, "exchange", permute):
         return moco_program(mesh).compile_step()
 
 

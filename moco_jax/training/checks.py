@@ -13,8 +13,8 @@ from moco_jax.config import check_background, settings
 from moco_jax.config.settings.kinds import LARGEST, SMALLEST, plain
 from moco_jax.data import sources
 from moco_jax.encoders.configured import check_views
+from moco_jax.method.choice import dictionary_class
 from moco_jax.method.configured import method_of, peak_learning_rate
-from moco_jax.method.dictionary import BANK_ROWS
 
 
 def _multiples(value: int, unit: int) -> str:
@@ -118,13 +118,4 @@ def check_batch(config: ConfigDict, device_count: int) -> None:
             f"batch_size={batch} does not divide into accumulate={parts} parts on {device_count} devices; "
             f"{_multiples(batch, parts * device_count)}"
         )
-    if config.dictionary == "memory_bank" and BANK_ROWS % device_count:
-        raise UserError(
-            f"dictionary='memory_bank' does not divide over {device_count} devices; use 1, 2, "
-            f"4, ... or {BANK_ROWS}"
-        )
-    if config.dictionary == "memory_bank" and config.bank_negatives % device_count:
-        raise UserError(
-            f"bank_negatives={config.bank_negatives} does not divide over {device_count} devices; "
-            f"{_multiples(config.bank_negatives, device_count)}"
-        )
+    dictionary_class(config.dictionary).require(method_of(config).negatives, device_count)
