@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, read from its text: what crosses between devices in a step."""
+"""Reads the collectives of a compiled program from its text: what crosses between devices."""
 
 import math
 import re
@@ -44,12 +44,12 @@ class Collective(NamedTuple):
 
 
 def read(text: str) -> list[Collective]:
-    """All collectives in the text of a compiled program, one entry for each array they produce.
+    """Return all collectives in a compiled program's text, one entry for each array.
 
-    An all-to-all that is written with one operand for each peer gives its share once, as one array: the parts
-    are added up along a new first axis.
+    An all-to-all that is written with one operand for each peer gives its share once, as one
+    array: the parts are added up along a new first axis.
     """
-    found = []
+    collectives = []
     for line in text.splitlines():
         match = _LINE.search(line)
         if not match:
@@ -59,10 +59,10 @@ def read(text: str) -> list[Collective]:
             for dtype, dims in _SHAPE.findall(match["shapes"])
             if dtype in BYTES
         ]
-        if match["start"]:  # operands come first, then results, then tokens of the implementation
+        if match["start"]:  # operands come first, then results, then tokens of the runtime
             shapes = [s for s in shapes if s != ("u32", ())]
             shapes = shapes[len(shapes) // 2 :]
         if match["kind"] == "all-to-all" and len(shapes) > 1 and len(set(shapes)) == 1:
             shapes = [(shapes[0][0], (len(shapes), *shapes[0][1]))]
-        found += [Collective(match["kind"], d, s, line.strip()[:200]) for d, s in shapes]
-    return found
+        collectives += [Collective(match["kind"], d, s, line.strip()[:200]) for d, s in shapes]
+    return collectives

@@ -1,11 +1,13 @@
-"""Pairs of views a second from JPEG files: torchvision's DataLoader and this package, same files, in one run.
+r"""Compares pairs of views a second from JPEG files: torchvision's DataLoader and this package.
 
-    python -m benchmarks.input_vs_torchvision --dataset=tfds:imagenet2012 --data_dir=TFDS [--workers=2] [--seconds=20]
+    python -m benchmarks.input_vs_torchvision --dataset=tfds:imagenet2012 --data_dir=TFDS \
+        [--workers=2] [--seconds=20]
 
-`--dataset=folder --data_dir=FOLDER` reads a folder of JPEGs. torchvision runs the authors' transforms on PIL in as
-many worker processes as this package has threads. Also shown: what decoding, cropping and resizing alone would
-give, which is the most that this package can reach, and where a host's time goes, operation by operation. Needs the
-extra `torch`.
+Both read the same files in one run; `--dataset=folder --data_dir=FOLDER` reads a folder of
+JPEGs. torchvision runs the authors' transforms on PIL in as many worker processes as this
+package has threads. Also shown: what decoding, cropping and resizing alone would give, which is
+the most that this package can reach, and where a host's time goes, operation by operation. Needs
+the extra `torch`.
 """
 
 import io
@@ -18,7 +20,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import torch  # before TensorFlow: the other way round the process crashes
+import torch  # before TensorFlow: in the other order the process crashes
 from PIL import Image, ImageFilter
 from torch.utils import data as torch_data
 from torchvision import transforms
@@ -63,10 +65,15 @@ class Pairs(torch_data.Dataset):
 
 
 def with_torchvision(files: list[str], name: str, workers: int) -> Iterator[int]:
-    """Sizes of batches, without end."""
+    """Yield sizes of torchvision's batches, without end."""
     loader = torch_data.DataLoader(
-        Pairs(files, name), BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
-    )  # fmt: skip
+        Pairs(files, name),
+        BATCH,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=True,
+    )
     while True:
         for query, _ in loader:
             yield len(query)
@@ -79,17 +86,24 @@ def with_ours(
     crop_only: bool = False,
     scaled: bool = False,
 ) -> Iterator[int]:
-    """Sizes of batches, without end."""
+    """Yield sizes of this package's batches, without end."""
     batches = pipeline.train_batches(
-        FolderSource(str(folder)), recipe, seed=0, batch_size=BATCH, rows=np.arange(BATCH), examples_seen=0,
-        workers=workers, damaged=pipeline.DamagedImages(0),
-        crop_only=crop_only, scaled_decoding=scaled,
-    )  # fmt: skip
+        FolderSource(str(folder)),
+        recipe,
+        seed=0,
+        batch_size=BATCH,
+        rows=np.arange(BATCH),
+        examples_seen=0,
+        workers=workers,
+        damaged=pipeline.DamagedImages(0),
+        crop_only=crop_only,
+        scaled_decoding=scaled,
+    )
     return (len(batch["query"]) for batch in batches)
 
 
 def decoded(files: list[str], workers: int) -> Iterator[int]:
-    """Decoding alone, each image once."""
+    """Yield sizes of batches that are only decoded, each image once."""
     images = (
         tf.data.Dataset.from_tensor_slices(files)
         .repeat()
@@ -101,7 +115,7 @@ def decoded(files: list[str], workers: int) -> Iterator[int]:
 
 
 def rate(batches: Iterator[int], seconds: float) -> float:
-    """Items a second, after programs have been compiled and buffers filled."""
+    """Return items a second, after programs have been compiled and buffers filled."""
     for _ in range(20):
         next(batches)
     began, count = time.perf_counter(), 0
@@ -111,22 +125,72 @@ def rate(batches: Iterator[int], seconds: float) -> float:
 
 
 def files_of(dataset: str, data_dir: str, scratch: str) -> Path:
-    """The folder of JPEG files; the images of a TFDS dataset are written out, encoded as they are."""
+    """Return the folder of JPEG files.
+
+    The images of a TFDS dataset are written out, encoded as they are.
+    """
     if dataset == "folder":
         return Path(data_dir)
     import tensorflow_datasets as tfds
 
     images = tfds.load(
-        dataset.removeprefix("tfds:"), split="train", data_dir=data_dir or None,
-        decoders={"image": tfds.decode.SkipDecoding()}, try_gcs=False, download=False,
-    )  # fmt: skip
+        dataset.removeprefix("tfds:"),
+        split="train",
+        data_dir=data_dir or None,
+        decoders={"image": tfds.decode.SkipDecoding()},
+        try_gcs=False,
+        download=False,
+    )
     for number, example in enumerate(images.take(1000).as_numpy_iterator()):
         (Path(scratch) / f"{number:04d}.jpg").write_bytes(example["image"])
     return Path(scratch)
 
 
+Case = tuple[Callable, tuple, Callable | None]  # ours, its arguments, and PIL's without arguments
+
+
 def operations(content: bytes) -> list[list[str]]:
-    """Milliseconds of each operation on one image, on one thread, and PIL's beside it."""
+    """Return milliseconds of each operation on one image, on one thread, beside PIL's."""
+    rows = []
+    for name, (ours, arguments, pil) in _cases(content).items():
+        milliseconds = 1e3 * _seconds(ours, arguments)
+        row = [name, f"{milliseconds:.2f}"]
+        if pil:
+            theirs = 1e3 * machine.median_seconds(pil, 50)
+            row += [f"{theirs:.2f}", f"{theirs / milliseconds:.2f}"]
+        rows.append(row + [""] * (4 - len(row)))
+    return rows
+
+
+def _compiled(operation: Callable) -> Callable:
+    return tf.function(operation, jit_compile=True)
+
+
+def _seconds(operation: Callable, arguments: tuple, times: int = 200) -> float:
+    """Return the mean seconds of one call of `operation`."""
+    tensors = [
+        tf.constant(a, tf.float32) if isinstance(a, float) else tf.constant(a) for a in arguments
+    ]
+    # Timed in tf.data and on one thread, as in a run: eager calls would add their own cost.
+    results = (
+        tf.data.Dataset.range(times + 20)
+        .map(
+            lambda _: tf.reduce_max(operation(*[tf.identity(x) for x in tensors])),
+            num_parallel_calls=1,
+        )
+        .with_options(running.options(1))
+        .as_numpy_iterator()
+    )
+    for _ in range(20):
+        next(results)
+    began = time.perf_counter()
+    for _ in results:
+        pass
+    return (time.perf_counter() - began) / times
+
+
+def _cases(content: bytes) -> dict[str, Case]:
+    """Return the operations to time on the image encoded in `content`, by name."""
     picture = Image.open(io.BytesIO(content)).convert("RGB")
     image = tf.constant(np.asarray(picture))
     height, width = image.shape[:2]
@@ -139,56 +203,64 @@ def operations(content: bytes) -> list[list[str]]:
     planes, padded = image_ops.to_planes(small), resize.pad(image)
     packed = image_ops.pack(planes)
     f = transforms.functional
-
-    def compiled(operation: Callable) -> Callable:
-        return tf.function(operation, jit_compile=True)
-
-    cases: dict[str, tuple[Callable, tuple, Callable | None]] = {
-        "decode": (decode_image, (content,), lambda: Image.open(io.BytesIO(content)).convert("RGB")),
+    return {
+        "decode": (
+            decode_image,
+            (content,),
+            lambda: Image.open(io.BytesIO(content)).convert("RGB"),
+        ),
         "crop and resize": (
-            lambda x, b: resize.resize(x, b, tf.constant([SIDE, SIDE]), tf.constant([0, 0]), SIDE), (padded, box),
+            lambda x, b: resize.resize(x, b, tf.constant([SIDE, SIDE]), tf.constant([0, 0]), SIDE),
+            (padded, box),
             lambda: f.resized_crop(picture, *box.numpy().tolist(), [SIDE, SIDE]),
         ),
         "padding, once for both views": (resize.pad, (image,), None),
-        "brightness": (compiled(image_ops.adjust_brightness), (packed, 1.2), lambda: f.adjust_brightness(theirs, 1.2)),
-        "contrast": (compiled(image_ops.adjust_contrast), (packed, 1.2), lambda: f.adjust_contrast(theirs, 1.2)),
-        "saturation": (compiled(image_ops.adjust_saturation), (packed, 1.2), lambda: f.adjust_saturation(theirs, 1.2)),
-        "hue": (compiled(image_ops.adjust_hue), (packed, 0.05), lambda: f.adjust_hue(theirs, 0.05)),
-        "grayscale": (compiled(image_ops.grayscale), (packed,), lambda: f.rgb_to_grayscale(theirs, 3)),
+        **_colours(packed, theirs),
         "blur": (
-            image_ops.gaussian_blur, (planes, 1.0),
+            image_ops.gaussian_blur,
+            (planes, 1.0),
             lambda: theirs.filter(ImageFilter.GaussianBlur(radius=1.0)),
         ),
-        "flip": (compiled(image_ops.horizontal_flip), (packed,), lambda: f.hflip(theirs)),
-        "packing and unpacking": (compiled(lambda x: image_ops.unpack(image_ops.pack(x) ^ 1)), (planes,), None),
+        "flip": (_compiled(image_ops.horizontal_flip), (packed,), lambda: f.hflip(theirs)),
+        "packing and unpacking": (
+            _compiled(lambda x: image_ops.unpack(image_ops.pack(x) ^ 1)),
+            (planes,),
+            None,
+        ),
         "to pixels": (image_ops.to_pixels, (planes,), None),
-    }  # fmt: skip
-    rows = []
-    for name, (ours, arguments, pil) in cases.items():
-        tensors = [
-            tf.constant(a, tf.float32) if isinstance(a, float) else tf.constant(a)
-            for a in arguments
-        ]
-        times = 200
-        # In tf.data and on one thread, as a run does it: eager calls would add their own cost.
-        results = (
-            tf.data.Dataset.range(times + 20)
-            .map(lambda _, o=ours, t=tensors: tf.reduce_max(o(*[tf.identity(x) for x in t])), num_parallel_calls=1)
-            .with_options(running.options(1))
-            .as_numpy_iterator()
-        )  # fmt: skip
-        for _ in range(20):
-            next(results)
-        began = time.perf_counter()
-        for _ in results:
-            pass
-        mine = (time.perf_counter() - began) / times
-        row = [name, f"{mine * 1e3:.2f}"]
-        if pil:
-            his = machine.median_seconds(pil, 50)
-            row += [f"{his * 1e3:.2f}", f"{his / mine:.2f}"]
-        rows.append(row + [""] * (4 - len(row)))
-    return rows
+    }
+
+
+def _colours(packed: tf.Tensor, theirs: Image.Image) -> dict[str, Case]:
+    """Return the colour operations, on a packed image and the same in PIL."""
+    f = transforms.functional
+    return {
+        "brightness": (
+            _compiled(image_ops.adjust_brightness),
+            (packed, 1.2),
+            lambda: f.adjust_brightness(theirs, 1.2),
+        ),
+        "contrast": (
+            _compiled(image_ops.adjust_contrast),
+            (packed, 1.2),
+            lambda: f.adjust_contrast(theirs, 1.2),
+        ),
+        "saturation": (
+            _compiled(image_ops.adjust_saturation),
+            (packed, 1.2),
+            lambda: f.adjust_saturation(theirs, 1.2),
+        ),
+        "hue": (
+            _compiled(image_ops.adjust_hue),
+            (packed, 0.05),
+            lambda: f.adjust_hue(theirs, 0.05),
+        ),
+        "grayscale": (
+            _compiled(image_ops.grayscale),
+            (packed,),
+            lambda: f.rgb_to_grayscale(theirs, 3),
+        ),
+    }
 
 
 def main(argv: list[str]) -> None:
@@ -199,7 +271,12 @@ def main(argv: list[str]) -> None:
         folder = files_of(DATASET.value, DATA_DIR.value, scratch)
         files = [str(f) for f in sorted(folder.rglob("*.jp*g"))]
         print(f"{machine.describe()}; {workers} workers, {len(files)} JPEG files, {SIDE} px")
-        print(table(["operation", "ms", "ms in PIL", "speed over PIL"], operations(Path(files[0]).read_bytes())))  # fmt: skip
+        print(
+            table(
+                ["operation", "ms", "ms in PIL", "speed over PIL"],
+                operations(Path(files[0]).read_bytes()),
+            )
+        )
         rows = [["decoding alone", f"{rate(decoded(files, workers), SECONDS.value):.0f}", ""]]
         for name in RECIPES.value:
             theirs = rate(with_torchvision(files, name, workers), SECONDS.value)
@@ -209,8 +286,13 @@ def main(argv: list[str]) -> None:
             sent = rate(with_ours(folder, recipes.create(name, SIDE), workers, True), SECONDS.value)
             rows.append([f"{name}: augment_on='device'", f"{sent:.0f}", f"{sent / theirs:.2f}"])
             if SCALED.value:
-                fast = rate(with_ours(folder, recipes.create(name, SIDE), workers, scaled=True), SECONDS.value)  # fmt: skip
-                rows.append([f"{name}: host, scaled_decoding", f"{fast:.0f}", f"{fast / theirs:.2f}"])  # fmt: skip
+                fast = rate(
+                    with_ours(folder, recipes.create(name, SIDE), workers, scaled=True),
+                    SECONDS.value,
+                )
+                rows.append(
+                    [f"{name}: host, scaled_decoding", f"{fast:.0f}", f"{fast / theirs:.2f}"]
+                )
         crops = recipes.Recipe(SIDE, ("crop",))
         alone = rate(with_ours(folder, crops, workers), SECONDS.value)
         rows.append(["one decode, two crops, two resizes", f"{alone:.0f}", ""])

@@ -1,11 +1,13 @@
-"""The memory and time of nearest-neighbour classification at ImageNet's size, on made-up features, beside scikit-learn's.
+"""Measures memory and time of nearest-neighbour classification at ImageNet's size.
 
-    python -m benchmarks.knn_memory                       # 1,281,167 x 128, 50,000 queries: a quarter of an hour on two cores
-    python -m benchmarks.knn_memory --dim=2048 --bank=81920   # a ResNet-50's pooled features; time grows with the bank
+    python -m benchmarks.knn_memory  # 1,281,167 x 128, 50,000 queries: a quarter of an hour
+    python -m benchmarks.knn_memory --dim=2048 --bank=81920  # a ResNet-50's pooled features
 
-`moco_jax.evaluation.knn.Search` sees the bank in batches as an encoder would hand them over, and the memory that it takes is printed as
-the bank passes by. scikit-learn has the whole bank in memory and answers a few of the same queries, in a process of its
-own; neighbours, time a query and memory are compared.
+Times are of two cores; they grow with the bank. Features are made up.
+`moco_jax.evaluation.knn.Search` sees the bank in batches as an encoder would hand them over, and
+the memory that it takes is printed as the bank passes by. scikit-learn has the whole bank in
+memory and answers a few of the same queries, in a process of its own; neighbours, time a query
+and memory are compared.
 """
 
 import json
@@ -30,17 +32,19 @@ QUERIES = flags.DEFINE_integer("queries", 50_000, "Test images.", 1)
 DIM = flags.DEFINE_integer("dim", 128, "Numbers in each feature.", 1)
 K = flags.DEFINE_integer("k", 200, "Neighbours that are kept.", 1)
 COMPARED = flags.DEFINE_integer("compared", 200, "Queries that scikit-learn answers too.", 1)
-PART = flags.DEFINE_enum("part", None, ["ours", "scikit-learn"], "One search, as the script starts it.")  # fmt: skip
+PART = flags.DEFINE_enum(
+    "part", None, ["ours", "scikit-learn"], "One search, as the script starts it."
+)
 BATCH, CLASSES, TEMPERATURE = 256, 1000, 0.07
 
 
 def centres() -> np.ndarray:
-    """Float32 `[1000, D]`: a class's features lie around its centre."""
+    """Draw centres, float32 `[1000, D]`: a class's features lie around its centre."""
     return np.random.default_rng(0).standard_normal((CLASSES, DIM.value), np.float32)
 
 
 def made(number: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`number` features float32 `[m, D]` and classes int `[m]`, a batch at a time."""
+    """Yield `number` features float32 `[m, D]` and classes int `[m]`, a batch at a time."""
     around, rng = centres(), np.random.default_rng(seed)
     for first in range(0, number, BATCH):
         classes = rng.integers(0, CLASSES, min(BATCH, number - first))
@@ -49,33 +53,40 @@ def made(number: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def search_ours() -> dict:
-    """What `Search` and its votes take, and find."""
+    """Search and vote with `Search`; return what it takes and finds."""
     queries, truth = (np.concatenate(x) for x in zip(*made(QUERIES.value, 2), strict=True))
     search, classes = knn.Search(np.zeros((1, DIM.value), np.float32), 1), []
     search.add(next(made(BATCH, 1))[0])
-    search.result()  # what JAX holds however small the search
+    search.result()  # so that what JAX holds for any search is not counted
     before, began = machine.peak(), time.perf_counter()
     search = knn.Search(queries, K.value)
-    passed, told = 0, 0
+    passed, reported = 0, 0
     for features, named in made(BANK.value, 1):
         search.add(features)
         classes.append(named)
         passed += len(features)
-        if passed >= told + BANK.value / 8 or passed == BANK.value:
-            told = passed
+        if passed >= reported + BANK.value / 8 or passed == BANK.value:
+            reported = passed
             seconds = time.perf_counter() - began
-            print(f"{passed:>9,} rows seen: {size(machine.peak() - before)} of memory, {seconds:.0f} s", file=sys.stderr)  # fmt: skip
+            print(
+                f"{passed:>9,} rows seen: {size(machine.peak() - before)} of memory,"
+                f" {seconds:.0f} s",
+                file=sys.stderr,
+            )
     cosines, rows = search.result()
     voted = knn.votes(cosines, np.concatenate(classes)[rows], [K.value], [TEMPERATURE])
     accuracy = float(np.mean(voted[K.value, TEMPERATURE] == truth))
     seconds = time.perf_counter() - began
     return {
-        "seconds": seconds, "bytes": machine.peak() - before, "accuracy": accuracy, "rows": rows[: COMPARED.value].tolist(),
-    }  # fmt: skip
+        "seconds": seconds,
+        "bytes": machine.peak() - before,
+        "accuracy": accuracy,
+        "rows": rows[: COMPARED.value].tolist(),
+    }
 
 
 def search_theirs() -> dict:
-    """What scikit-learn takes for the first queries, and finds."""
+    """Search for the first queries with scikit-learn; return what it takes and finds."""
     from sklearn.neighbors import NearestNeighbors
 
     queries = np.concatenate([x for x, _ in made(QUERIES.value, 2)])[: COMPARED.value]
@@ -88,12 +99,14 @@ def search_theirs() -> dict:
     began = time.perf_counter()
     rows = brute.kneighbors(queries, return_distance=False)
     return {
-        "seconds": time.perf_counter() - began, "bytes": machine.peak() - before, "rows": rows.tolist(),
-    }  # fmt: skip
+        "seconds": time.perf_counter() - began,
+        "bytes": machine.peak() - before,
+        "rows": rows.tolist(),
+    }
 
 
 def started(name: str) -> dict:
-    """What a process of its own says of the search `name`."""
+    """Run the search `name` in a process of its own, and return what it printed."""
     given = [f"--{flag.name}={flag.value}" for flag in (BANK, QUERIES, DIM, K, COMPARED)]
     command = [sys.executable, "-m", "benchmarks.knn_memory", f"--part={name}", *given]
     ended = subprocess.run(command, stdout=subprocess.PIPE, check=True)
@@ -101,26 +114,41 @@ def started(name: str) -> dict:
 
 
 def main(argv: list[str]) -> None:
-    """Search, compare, print."""
+    """Search, compare, and print."""
     if PART.value:
         print(json.dumps(search_ours() if PART.value == "ours" else search_theirs()))
         return
     print(machine.describe())
     whole = 4 * BANK.value * DIM.value
-    print(f"bank {BANK.value:,} x {DIM.value:,} ({size(whole)}), {QUERIES.value:,} queries, k {K.value}")  # fmt: skip
+    print(
+        f"bank {BANK.value:,} x {DIM.value:,} ({size(whole)}), {QUERIES.value:,} queries, k"
+        f" {K.value}"
+    )
     names, counts = ["ours", "scikit-learn"], [QUERIES.value, min(COMPARED.value, QUERIES.value)]
-    found = [started(name) for name in names]
-    print(table(
-        ["search", "queries", "memory", "of the bank", "s", "queries/s"],
-        [
-            [name, f"{count:,}", size(r["bytes"]), f"{r['bytes'] / whole:.2f}", f"{r['seconds']:.0f}", f"{count / r['seconds']:.1f}"]
-            for name, count, r in zip(names, counts, found, strict=True)
-        ],
-    ))  # fmt: skip
-    ours, theirs = found
+    results = [started(name) for name in names]
+    print(
+        table(
+            ["search", "queries", "memory", "of the bank", "s", "queries/s"],
+            [
+                [
+                    name,
+                    f"{count:,}",
+                    size(r["bytes"]),
+                    f"{r['bytes'] / whole:.2f}",
+                    f"{r['seconds']:.0f}",
+                    f"{count / r['seconds']:.1f}",
+                ]
+                for name, count, r in zip(names, counts, results, strict=True)
+            ],
+        )
+    )
+    ours, theirs = results
     print(f"memory, scikit-learn's / ours: {theirs['bytes'] / ours['bytes']:.1f}")
     same = [len({*a} & {*b}) / len(b) for a, b in zip(ours["rows"], theirs["rows"], strict=True)]
-    print(f"neighbours that both name: {np.mean(same):.3%}; accuracy of the votes {ours['accuracy']:.2%}")  # fmt: skip
+    print(
+        f"neighbours that both name: {np.mean(same):.3%}; accuracy of the votes"
+        f" {ours['accuracy']:.2%}"
+    )
 
 
 if __name__ == "__main__":

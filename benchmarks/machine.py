@@ -1,4 +1,4 @@
-"""What the benchmarks say of the machine they ran on, and small things they share."""
+"""Describes the machine that a benchmark ran on; also holds functions that benchmarks share."""
 
 import os
 import platform
@@ -12,14 +12,14 @@ import jax
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
 
 
 def describe() -> str:
-    """Processor, cores and the version of JAX."""
+    """Return processor, cores and the version of JAX."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -33,12 +33,12 @@ def describe() -> str:
 
 
 def peak() -> int:
-    """The most bytes of memory that this process has held."""
+    """Return the most bytes of memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def median_seconds(run: Callable[[], object], times: int, warm_up: int = 2) -> float:
-    """The median duration of `times` calls of `run`, which must wait for its own result."""
+    """Return the median duration of `times` calls of `run`, which must wait for its own result."""
     for _ in range(warm_up):
         run()
     durations = []

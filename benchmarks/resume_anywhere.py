@@ -1,9 +1,10 @@
-"""The first batch of step 0 and of step 1,000,000 over a billion examples: how long it takes, and the memory held.
+"""Measures how long a run takes to resume far into a billion examples, and its memory.
 
     python -m benchmarks.resume_anywhere [--examples=1000000000] [--step=1000000]
 
-The images are made from their number, so that only order and views are measured, not a disk. Also compared: the
-views of one host and of two, and of one worker and of eight.
+Timed is the first batch of step 0 and of step 1,000,000. The images are made from their number,
+so that only order and views are measured, not a disk. The views of one host are also compared
+with those of two, and of one worker with those of eight.
 """
 
 import os
@@ -32,51 +33,63 @@ class Numbered:
     record_spec, decoding = tf.TensorSpec([SIDE, SIDE, 3], tf.uint8), RGB
 
     def __len__(self) -> int:
-        """As many as the flag says."""
+        """Return as many as the flag says."""
         return EXAMPLES.value
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 `[n, SIDE, SIDE, 3]`."""
+        """Make images, uint8 `[n, SIDE, SIDE, 3]`."""
         pixels = np.arange(SIDE * SIDE * 3, dtype=np.int64)
-        return ((indices[:, None] * 2654435761 + pixels * 97) >> 7).astype(np.uint8).reshape(-1, SIDE, SIDE, 3)  # fmt: skip
+        return (
+            ((indices[:, None] * 2654435761 + pixels * 97) >> 7)
+            .astype(np.uint8)
+            .reshape(-1, SIDE, SIDE, 3)
+        )
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
-        """Nothing to decode: the record is the image."""
+        """Return the record, which is the image: there is nothing to decode."""
         return record
 
     def labels(self, indices: np.ndarray) -> None:
-        """None."""
+        """Return None: there are no labels."""
 
     def name(self, index: int) -> str:
-        """The number."""
+        """Return the number."""
         return f"image {index}"
 
 
 def first_batch(step: int, rows: np.ndarray, workers: int) -> tuple[pipeline.Rows, float]:
-    """The batch that follows `step` steps, and how long it took from opening the dataset."""
+    """Return the batch after `step` steps, and the seconds from opening the dataset to it."""
     began = time.perf_counter()
     batches = pipeline.train_batches(
-        Numbered(), recipes.create("cifar", SIDE), seed=0, batch_size=BATCH, rows=rows,
-        examples_seen=step * BATCH, workers=workers, damaged=pipeline.DamagedImages(0),
-    )  # fmt: skip
+        Numbered(),
+        recipes.create("cifar", SIDE),
+        seed=0,
+        batch_size=BATCH,
+        rows=rows,
+        examples_seen=step * BATCH,
+        workers=workers,
+        damaged=pipeline.DamagedImages(0),
+    )
     batch = next(batches)
     return batch, time.perf_counter() - began
 
 
 def megabytes() -> float:
-    """The largest memory the process has held."""
+    """Return the largest memory that the process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main(argv: list[str]) -> None:
     """Measure and print."""
     everyone = np.arange(BATCH)
-    first_batch(0, everyone, 2)  # TensorFlow's own start
+    first_batch(0, everyone, 2)  # so that TensorFlow has started before time is taken
     rows = []
     for step in (0, STEP.value, 0, STEP.value):
         before = megabytes()
         seconds = first_batch(step, everyone, 2)[1]
-        rows.append([f"{step:,}", f"{seconds:.2f}", f"{megabytes():.0f}", f"{megabytes() - before:.0f}"])  # fmt: skip
+        rows.append(
+            [f"{step:,}", f"{seconds:.2f}", f"{megabytes():.0f}", f"{megabytes() - before:.0f}"]
+        )
     print(f"{EXAMPLES.value:,} examples, batch {BATCH}")
     print(table(["step", "s to the first batch", "MB of the process", "MB more"], rows))
     whole = first_batch(STEP.value, everyone, 1)[0]

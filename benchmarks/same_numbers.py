@@ -1,11 +1,13 @@
-"""One run on one device, on eight, on two processes of four, and moved 8 -> 4 -> 1: how far the numbers differ.
+"""Measures how far the numbers of one run differ between layouts of devices and processes.
 
-    python -m benchmarks.same_numbers [--out=FOLDER]            # MoCo, float64 and float32, a ResNet-18
-    python -m benchmarks.same_numbers --methods=end_to_end,...  # any of configs/digits.py, float64, its own encoder
+    python -m benchmarks.same_numbers [--out=FOLDER]  # MoCo, float64 and float32, a ResNet-18
+    python -m benchmarks.same_numbers --methods=end_to_end,...  # of configs/digits.py, float64
 
-Each row is the real command line, in processes of its own. In float64 only the order of sums can differ. In float32
-that difference grows from step to step as any difference does, so it stands beside that of a control: the run on one
-device with every weight moved by one unit in the last place.
+The layouts are one device, eight, two processes of four, and a run moved 8 -> 4 -> 1. With
+`--methods` the encoder is the recipe's own. Each row is the real command line, in processes of
+its own. In float64 only the order of sums can differ. In float32 that difference grows from step
+to step as any difference does, so it stands beside that of a control: the run on one device with
+every weight moved by one unit in the last place.
 """
 
 import dataclasses
@@ -49,21 +51,35 @@ CONTROL = "control: 1 device, weights + 1 ulp"
 
 
 def settings(method: str, dtype: str, stop: int) -> list[str]:
-    """The digits with shuffled keys and eight BN groups where the method has some, and a queue that wraps."""
+    """Return flags for the digits with shuffled keys, eight BN groups and a queue that wraps.
+
+    A method without keys to shuffle or BN groups goes without these.
+    """
     groups = KNOWN.get(method, {}).get("bn_groups", 8)
     large = [] if method else ["--config.arch=resnet18", "--config.width=32"]
     return [
-        f"--config=configs/digits.py:{method}", *large, f"--config.bn_groups={groups}",
-        "--config.shuffle_groups=8", f"--config.batch_size={BATCH}", f"--config.queue_size={8 * BATCH}",
-        "--config.monitor_every=0", "--config.log_every=1", f"--config.compute_dtype={dtype}",
-        f"--config.stop_at_step={stop}", "--config.cpu_devices=0",
-    ]  # fmt: skip
+        f"--config=configs/digits.py:{method}",
+        *large,
+        f"--config.bn_groups={groups}",
+        "--config.shuffle_groups=8",
+        f"--config.batch_size={BATCH}",
+        f"--config.queue_size={8 * BATCH}",
+        "--config.monitor_every=0",
+        "--config.log_every=1",
+        f"--config.compute_dtype={dtype}",
+        f"--config.stop_at_step={stop}",
+        "--config.cpu_devices=0",
+    ]
 
 
 def run(
     workdir: Path, method: str, dtype: str, processes: int, devices: int, stop: int, control: bool
 ) -> None:
-    """One part of a run, to its end; RuntimeError with what a process said if it fails."""
+    """Run one part of a run to its end.
+
+    Raises:
+        RuntimeError: a process failed; the text is what it printed.
+    """
     env = {
         **os.environ,
         "JAX_ENABLE_X64": str(int(dtype == "float64")),
@@ -73,7 +89,11 @@ def run(
     command = [sys.executable, "-m", module, f"--workdir={workdir}", *settings(method, dtype, stop)]
     port, started = machine.free_port(), []
     for number in range(processes):
-        joined = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", f"--process_id={number}"]  # fmt: skip
+        joined = [
+            f"--coordinator=127.0.0.1:{port}",
+            f"--num_processes={processes}",
+            f"--process_id={number}",
+        ]
         more = ["--control"] if control else joined if processes > 1 else []
         started.append(
             subprocess.Popen(
@@ -81,13 +101,13 @@ def run(
             )
         )
     for process in started:
-        said, _ = process.communicate()
+        output, _ = process.communicate()
         if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{said}")
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output}")
 
 
 def control() -> None:
-    """The command line, but every weight of both encoders begins one unit in the last place higher."""
+    """Run the command line with every weight of both encoders one unit in the last place higher."""
     from moco_jax.cli import pretrain as main
     from moco_jax.training import loop
 
@@ -110,14 +130,20 @@ def control() -> None:
 
 
 def same_views() -> str:
-    """Whether two hosts draw the very views that one draws, over an epoch's end."""
+    """Say whether two hosts draw the very views that one draws, over an epoch's end."""
     recipe = recipes.create("v2", 32)
 
     def draw(rows: np.ndarray, workers: int):
         batches = pipeline.train_batches(
-            digits("train"), recipe, seed=0, batch_size=BATCH, rows=rows, examples_seen=20 * BATCH,
-            workers=workers, damaged=pipeline.DamagedImages(0),
-        )  # fmt: skip
+            digits("train"),
+            recipe,
+            seed=0,
+            batch_size=BATCH,
+            rows=rows,
+            examples_seen=20 * BATCH,
+            workers=workers,
+            damaged=pipeline.DamagedImages(0),
+        )
         return [next(batches) for _ in range(4)]
 
     every = np.arange(BATCH)
@@ -131,8 +157,11 @@ def same_views() -> str:
 
 
 def measure(folder: Path, method: str, dtype: str) -> list[list[str]]:
-    """A row for each run: largest relative differences of losses and of the final state from those of one device."""
-    found = {}
+    """Return a row for each run: largest relative differences of losses and of the final state.
+
+    They are the differences from the run on one device.
+    """
+    results = {}
     names = {**RUNS, CONTROL: RUNS["1 device"]} if dtype == "float32" else RUNS
     for name, parts in names.items():
         workdir = (
@@ -141,22 +170,30 @@ def measure(folder: Path, method: str, dtype: str) -> list[list[str]]:
         for part in parts:
             run(workdir, method, dtype, *part, control=name == CONTROL)
         losses = [r["loss"] for r in run_log.records(epath.Path(workdir)) if "loss" in r]
-        found[name] = np.asarray(losses), states.load(workdir, STEPS)
-    one_losses, one = found["1 device"]
+        results[name] = np.asarray(losses), states.load(workdir, STEPS)
+    one_losses, one = results["1 device"]
     rows = []
-    for name, (losses, state) in found.items():
+    for name, (losses, state) in results.items():
         apart = np.abs(losses / one_losses - 1)
         parameters = [k for k in one if k.startswith(("params", "key_params"))]
-        # Each array against its own largest value.
+        # Each array is compared relative to its own largest value.
         worst = max(np.abs(state[k] - one[k]).max() / np.abs(one[k]).max() for k in parameters)
-        held = "dictionary.keys" in one
-        keys = np.abs(state["dictionary.keys"] - one["dictionary.keys"]).max() if held else None
+        has_keys = "dictionary.keys" in one
+        keys = np.abs(state["dictionary.keys"] - one["dictionary.keys"]).max() if has_keys else None
         places = [k for k in one if k in ("dictionary.index", "examples_seen")]
         order = all(np.array_equal(state[k], one[k]) for k in places)
-        rows.append([
-            method or "moco", dtype, name, f"{apart[0]:.1e}", f"{apart.max():.1e}", f"{worst:.1e}",
-            "-" if keys is None else f"{keys:.1e}", "identical" if order else "DIFFERENT",
-        ])  # fmt: skip
+        rows.append(
+            [
+                method or "moco",
+                dtype,
+                name,
+                f"{apart[0]:.1e}",
+                f"{apart.max():.1e}",
+                f"{worst:.1e}",
+                "-" if keys is None else f"{keys:.1e}",
+                "identical" if order else "DIFFERENT",
+            ]
+        )
     return rows
 
 
@@ -164,7 +201,10 @@ def main(argv: list[str]) -> None:
     """Run all rows and print the table."""
     with TemporaryDirectory() as temporary:
         folder = Path(OUT.value or temporary)
-        cases = [(method, "float64") for method in METHODS.value] or [("", "float64"), ("", "float32")]  # fmt: skip
+        cases = [(method, "float64") for method in METHODS.value] or [
+            ("", "float64"),
+            ("", "float32"),
+        ]
         rows = [row for method, dtype in cases for row in measure(folder, method, dtype)]
     header = [
         "method",

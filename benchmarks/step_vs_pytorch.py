@@ -1,9 +1,11 @@
-"""One MoCo step in JAX and in PyTorch (eager and torch.compile), same networks, batch and BN groups, in one run.
+r"""Times one MoCo step in JAX and in PyTorch (eager and torch.compile), in one run.
 
-    python -m benchmarks.step_vs_pytorch [--cases=resnet18,resnet50] [--times=7] [--nocompile] [--profile]
+    python -m benchmarks.step_vs_pytorch [--cases=resnet18,resnet50] [--times=7] \
+        [--nocompile] [--profile]
 
-A ratio above 1 means that JAX is faster than the best form of PyTorch. On a GPU both compute in bfloat16, on a CPU in
-float32, with as many threads as cores on both sides. `--profile` times each convolution of the ResNet-18 by itself,
+Networks, batch and BN groups are the same. A ratio above 1 means that JAX is faster than the
+best form of PyTorch. On a GPU both compute in bfloat16, on a CPU in float32, with as many
+threads as cores on both sides. `--profile` times each convolution of the ResNet-18 by itself,
 forward and backward, which is where the two differ on a CPU. Needs the extra `torch`.
 """
 
@@ -12,7 +14,9 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch  # before TensorFlow, which the package imports: the other way round the process crashes
+
+# Before TensorFlow, which the package imports: in the other order the process crashes.
+import torch
 import torch.nn.functional as F
 import torchvision
 from absl import app, flags
@@ -20,7 +24,7 @@ from torch import nn
 
 from benchmarks import machine
 from moco_jax.base.console import table
-from moco_jax.config import default_config
+from moco_jax.config import default_config, imagenet
 from moco_jax.method import step
 from moco_jax.method.choice import Method
 from moco_jax.parallel import mesh, xla_flags
@@ -33,10 +37,9 @@ TIMES = flags.DEFINE_integer("times", 7, "Steps timed in each form; the median i
 COMPILE = flags.DEFINE_bool("compile", True, "Also torch.compile, which takes minutes.")
 PROFILE = flags.DEFINE_bool("profile", False, "Also time single convolutions.")
 
-CPU_DEVICES = 4  # what a CPU is divided into in the second JAX form, as recipes for a CPU do
+CPU_DEVICES = 4  # of the second JAX form on a CPU, as in recipes for a CPU
 GROUPS, DIM, MOMENTUM, TEMPERATURE, RATE, DECAY = 4, 128, 0.999, 0.2, 0.03, 1e-4
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# name -> side of an image, batch, K
+# Name -> side of an image, batch, K.
 SIZES = {"resnet18": (32, 64, 4096), "resnet50": (224, 16, 65536)}
 
 
@@ -47,16 +50,22 @@ class SplitBatchNorm(nn.BatchNorm2d):
         b, c, h, w = x.shape
         mean, var = self.running_mean.repeat(GROUPS), self.running_var.repeat(GROUPS)
         out = F.batch_norm(
-            x.reshape(-1, c * GROUPS, h, w), mean, var, self.weight.repeat(GROUPS), self.bias.repeat(GROUPS),
-            True, self.momentum, self.eps,
-        )  # fmt: skip
+            x.reshape(-1, c * GROUPS, h, w),
+            mean,
+            var,
+            self.weight.repeat(GROUPS),
+            self.bias.repeat(GROUPS),
+            True,
+            self.momentum,
+            self.eps,
+        )
         self.running_mean.copy_(mean.view(GROUPS, c).mean(0))
         self.running_var.copy_(var.view(GROUPS, c).mean(0))
         return out.reshape(b, c, h, w)
 
 
 def torch_encoder(name: str) -> nn.Module:
-    """torchvision's network with the MLP head, and for the ResNet-18 the stem of CIFAR."""
+    """Build torchvision's network with the MLP head, and for the ResNet-18 the CIFAR stem."""
     net = getattr(torchvision.models, name)(norm_layer=SplitBatchNorm)
     hidden = net.fc.in_features
     net.fc = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, DIM))
@@ -66,7 +75,7 @@ def torch_encoder(name: str) -> nn.Module:
 
 
 def torch_step(name: str, compiled: bool, device: str, layout: torch.memory_format):
-    """A function that takes one step, waits for it and returns the loss."""
+    """Return a function that takes one step, waits for it and returns the loss."""
     side, batch, size = SIZES[name]
     torch.manual_seed(0)
     bf16 = device == "cuda"
@@ -76,7 +85,9 @@ def torch_step(name: str, compiled: bool, device: str, layout: torch.memory_form
     optimizer = torch.optim.SGD(query.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
     queue = F.normalize(torch.randn(size, DIM, device=device))
     images = torch.randint(0, 255, (2, batch, 3, side, side), dtype=torch.uint8, device=device)
-    center, scale = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    center, scale = (
+        torch.tensor(v, device=device).view(3, 1, 1) for v in (imagenet.MEAN, imagenet.STD)
+    )
     pointer = 0
 
     def forward(q_images, k_images, order, back):
@@ -113,14 +124,24 @@ def torch_step(name: str, compiled: bool, device: str, layout: torch.memory_form
 
 
 def jax_step(name: str, devices: int):
-    """The project's own step on so many devices, as a function that takes one step and waits for it."""
+    """Return a function that takes one step of this project on so many devices and waits for it."""
     side, batch, size = SIZES[name]
     config = default_config()
     config.update(
-        arch=name, stem="cifar" if name == "resnet18" else "imagenet", head="mlp", dim=DIM, image_size=side,
-        batch_size=batch, bn_groups=GROUPS, shuffle_groups=GROUPS, queue_size=size, momentum=MOMENTUM,
-        temperature=TEMPERATURE, lr=RATE, weight_decay=DECAY,
-    )  # fmt: skip
+        arch=name,
+        stem="cifar" if name == "resnet18" else "imagenet",
+        head="mlp",
+        dim=DIM,
+        image_size=side,
+        batch_size=batch,
+        bn_groups=GROUPS,
+        shuffle_groups=GROUPS,
+        queue_size=size,
+        momentum=MOMENTUM,
+        temperature=TEMPERATURE,
+        lr=RATE,
+        weight_decay=DECAY,
+    )
     program = assembly.program(config, mesh.create_mesh(jax.devices()[:devices]), examples=batch)
     compiled, current = program.compile_step(), program.initial()
     views = np.random.default_rng(0).integers(0, 256, (2, batch, side, side, 3), np.uint8)
@@ -167,23 +188,34 @@ def compare(name: str, device: str, times: int) -> None:
         for form, s in seconds.items()
     ]
     print(
-        f"\n{name}, {side} px, batch {batch} in {GROUPS} BN groups, K {size}; chance {Method(negatives=size).chance_level(batch):.3f}\n"
+        f"\n{name}, {side} px, batch {batch} in {GROUPS} BN groups, K {size}; chance"
+        f" {Method(negatives=size).chance_level(batch):.3f}\n"
         + table(["form", "s a step", "images/s", "speed over best PyTorch", "first loss"], rows)
         + "\n"
     )
 
 
-# side in, channels in, channels out, kernel, stride: the convolutions of a CIFAR ResNet-18
+# The convolutions of a CIFAR ResNet-18: side in, channels in, channels out, kernel, stride.
 CONVOLUTIONS = [
-    (32, 3, 64, 3, 1), (32, 64, 64, 3, 1), (32, 64, 128, 3, 2), (32, 64, 128, 1, 2), (16, 128, 128, 3, 1),
-    (16, 128, 256, 3, 2), (8, 256, 256, 3, 1), (8, 256, 512, 3, 2), (4, 512, 512, 3, 1),
-]  # fmt: skip
+    (32, 3, 64, 3, 1),
+    (32, 64, 64, 3, 1),
+    (32, 64, 128, 3, 2),
+    (32, 64, 128, 1, 2),
+    (16, 128, 128, 3, 1),
+    (16, 128, 256, 3, 2),
+    (8, 256, 256, 3, 1),
+    (8, 256, 512, 3, 2),
+    (4, 512, 512, 3, 1),
+]
 
 
 def profile_one(
     side: int, c_in: int, c_out: int, kernel: int, stride: int, times: int
 ) -> list[str]:
-    """A row of milliseconds of one convolution, PyTorch / JAX: forward, gradient of input, gradient of kernel."""
+    """Return a row of milliseconds of one convolution, PyTorch / JAX.
+
+    The columns are forward, gradient of input, gradient of kernel.
+    """
     pad, batch = kernel // 2, SIZES["resnet18"][1]
     x, w = torch.randn(batch, c_in, side, side), torch.randn(c_out, c_in, kernel, kernel)
     g = F.conv2d(x, w, None, stride, pad)

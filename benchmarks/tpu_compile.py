@@ -1,12 +1,12 @@
-"""What the TPU compiler makes of the ImageNet step, without a TPU: operations, bytes, memory, collectives a chip.
+"""Compiles the ImageNet step for TPUs, without a TPU: operations, bytes, memory, collectives.
 
-    pip install libtpu      # in a virtual environment of its own: with it a plain `import jax` looks for a TPU
+    pip install libtpu  # in an environment of its own: with it `import jax` looks for a TPU
     python -m benchmarks.tpu_compile [--topologies=v5e:2x4,...] [--ideas]
 
-Each topology's step (configs/imagenet.py:v2, 32 images a chip, a BN group a chip) stands beside the supervised
-ResNet-50 step compiled in the same run. 4/3 of its operations is the floor: one forward pass more. `--ideas`
-compiles the step once more without each thing that was done to save bytes, and with views finished on the device.
-A compilation takes a minute or two.
+Each topology's step (configs/imagenet.py:v2, 32 images a chip, a BN group a chip) stands beside
+the supervised ResNet-50 step compiled in the same run. 4/3 of its operations is the floor: one
+forward pass more. `--ideas` compiles the step once more without each thing that was done to save
+bytes, and with views finished on the device. A compilation takes a minute or two.
 """
 
 import os
@@ -34,9 +34,9 @@ from benchmarks import collectives
 from configs import imagenet
 from moco_jax import encoders
 from moco_jax.base.console import table
-from moco_jax.method import optimizers, step
+from moco_jax.method import optimizers, shuffle
 from moco_jax.method.encoding import to_network_input
-from moco_jax.parallel import mesh
+from moco_jax.parallel import mesh as mesh_lib
 from moco_jax.training import assembly
 
 TOPOLOGIES = flags.DEFINE_list(
@@ -52,25 +52,28 @@ HEADER = ["a chip", "GFLOP", "", "GB moved", "", "GB at peak", "GB temporary"]
 
 
 def mesh_of(topology: str) -> Mesh:
-    """A mesh of chips that are not there, of which the TPU compiler knows all it needs."""
-    found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    return mesh.create_mesh(list(found.devices))
+    """Return a mesh of chips that are not there, of which the TPU compiler knows all it needs."""
+    description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    return mesh_lib.create_mesh(list(description.devices))
 
 
-def moco_program(the_mesh: Mesh, **changes: Any) -> assembly.Program:
-    """The step of MoCo v2 on ImageNet, 32 images and one BN group a chip."""
-    chips = the_mesh.size
+def moco_program(mesh: Mesh, **changes: Any) -> assembly.Program:
+    """Assemble the step of MoCo v2 on ImageNet, 32 images and one BN group a chip."""
+    chips = mesh.size
     config = imagenet.get_config("v2")
     config.update(
         batch_size=IMAGES * chips, bn_groups=chips, shuffle_groups=8, compute_dtype="bfloat16"
     )
     config.update(changes)
-    return assembly.program(config, the_mesh, examples=1_281_167)
+    return assembly.program(config, mesh, examples=1_281_167)
 
 
-def supervised(the_mesh: Mesh):
-    """The compiled step of a supervised ResNet-50: the same encoder, images, BN groups, precision and optimizer."""
-    chips = the_mesh.size
+def supervised(mesh: Mesh):
+    """Compile the step of a supervised ResNet-50.
+
+    Encoder, images, BN groups, precision and optimizer are the same.
+    """
+    chips = mesh.size
     batch, config = IMAGES * chips, imagenet.get_config("v2")
     encoder = encoders.create("resnet50", dim=CLASSES, bn_groups=chips, dtype=jnp.bfloat16)
     optimizer = optimizers.sgd(0.9, 1e-4)
@@ -84,9 +87,11 @@ def supervised(the_mesh: Mesh):
 
         def loss_fn(params):
             logits, updated = encoder.apply(
-                {**variables, "params": params}, to_network_input(images, config.mean, config.std, jnp.bfloat16),
-                train=True, mutable=["batch_stats"],
-            )  # fmt: skip
+                {**variables, "params": params},
+                to_network_input(images, config.mean, config.std, jnp.bfloat16),
+                train=True,
+                mutable=["batch_stats"],
+            )
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             return loss, updated
 
@@ -95,7 +100,7 @@ def supervised(the_mesh: Mesh):
         params = jax.tree.map(lambda p, u: p - 0.1 * u, variables["params"], updates)
         return ({"params": params, **updated}, memory), loss
 
-    everywhere, by_row = mesh.replicated(the_mesh), mesh.sharded(the_mesh)
+    everywhere, by_row = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
         jax.eval_shape(create),
@@ -107,7 +112,7 @@ def supervised(the_mesh: Mesh):
 
 
 def numbers(compiled) -> dict[str, float]:
-    """Billions of operations, and gigabytes moved, held at the peak and of temporaries, of one chip."""
+    """Return a chip's billions of operations, and gigabytes moved, at the peak, and temporary."""
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
@@ -119,30 +124,38 @@ def numbers(compiled) -> dict[str, float]:
 
 
 def traffic(text: str) -> list[list[str]]:
-    """Rows of the collectives: kind, type, how many arrays, megabytes a chip, the largest array."""
+    """Return rows of collectives: kind, type, number of arrays, megabytes a chip, the largest."""
     groups = defaultdict(list)
     for one in collectives.read(text):
         groups[one.kind, one.dtype].append(one)
     return [
-        [kind, dtype, str(len(found)), f"{sum(c.bytes for c in found) / 1e6:.3f}",
-         str(list(max(found, key=lambda c: c.bytes).shape))]
-        for (kind, dtype), found in sorted(groups.items())
-    ]  # fmt: skip
+        [
+            kind,
+            dtype,
+            str(len(members)),
+            f"{sum(c.bytes for c in members) / 1e6:.3f}",
+            str(list(max(members, key=lambda c: c.bytes).shape)),
+        ]
+        for (kind, dtype), members in sorted(groups.items())
+    ]
 
 
 def logits_precision(text: str) -> list[str]:
-    """What the compiled text says of the precision of each product of queries and keys (`info_nce.info_nce`)."""
-    said = []
+    """Return the precision of each product of queries and keys in the compiled text.
+
+    These are the products of `info_nce.info_nce`.
+    """
+    precisions = []
     for line in text.splitlines():
         name = re.search(r'op_name="([^"]*(?:bc,nc|bn,nc|bn,bc)[^"]*)"', line)
         if name and re.search(r" (convolution|dot)\(", line):
             precision = re.search(r"operand_precision=\{([^}]*)\}", line)
-            said.append(f"{precision[1] if precision else 'default'}: {name[1]}")
-    return said
+            precisions.append(f"{precision[1] if precision else 'default'}: {name[1]}")
+    return precisions
 
 
 def report(name: str, compiled, base: dict[str, float] | None) -> list[str]:
-    """One row on a program, against `base` where there is one."""
+    """Return a row on one program, against `base` where there is one."""
     n = numbers(compiled)
     if base is None:
         return [
@@ -155,17 +168,22 @@ def report(name: str, compiled, base: dict[str, float] | None) -> list[str]:
             f"{n['temporaries']:.2f}",
         ]
     return [
-        name, f"{n['gflop']:.0f}", f"{n['gflop'] / base['gflop']:.3f}x", f"{n['gb']:.2f}",
-        f"{n['gb'] / base['gb']:.3f}x", f"{n['peak']:.2f}", f"{n['temporaries']:.2f}",
-    ]  # fmt: skip
+        name,
+        f"{n['gflop']:.0f}",
+        f"{n['gflop'] / base['gflop']:.3f}x",
+        f"{n['gb']:.2f}",
+        f"{n['gb'] / base['gb']:.3f}x",
+        f"{n['peak']:.2f}",
+        f"{n['temporaries']:.2f}",
+    ]
 
 
 def judge(topology: str) -> None:
     """Compile both steps for one topology and print what they need."""
-    the_mesh = mesh_of(topology)
-    devices = the_mesh.devices
+    mesh = mesh_of(topology)
+    devices = mesh.devices
     began = time.perf_counter()
-    base, ours = supervised(the_mesh), moco_program(the_mesh).compile_step()
+    base, ours = supervised(mesh), moco_program(mesh).compile_step()
     seconds = time.perf_counter() - began
     text = ours.as_text()
     if OUT.value:
@@ -177,7 +195,8 @@ def judge(topology: str) -> None:
                 file.write(compiled.as_text())
     first = numbers(base)
     print(
-        f"\n{topology}: {devices[0].device_kind}, {the_mesh.size} chips, batch {IMAGES * the_mesh.size}; compiled in {seconds:.0f} s"
+        f"\n{topology}: {devices[0].device_kind}, {mesh.size} chips, batch"
+        f" {IMAGES * mesh.size}; compiled in {seconds:.0f} s"
     )
     print(table(HEADER, [report("supervised", base, None), report("MoCo v2", ours, first)]))
     print(table(["collective", "type", "arrays", "MB a chip", "largest"], traffic(text)))
@@ -185,51 +204,52 @@ def judge(topology: str) -> None:
         print("logits", line)
 
 
-def without_donation(the_mesh: Mesh):
-    """The compiled step that keeps its old state beside the new one."""
-    program = moco_program(the_mesh)
+def without_donation(mesh: Mesh):
+    """Compile the step that keeps its old state beside the new one."""
+    program = moco_program(mesh)
     undonated = jax.jit(
-        program.train_step.__wrapped__, out_shardings=(jax.tree.map(lambda x: x.sharding, program.abstract), None)
-    )  # fmt: skip
+        program.train_step.__wrapped__,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, program.abstract), None),
+    )
     return dataclasses.replace(program, train_step=undonated).compile_step()
 
 
-def average_apart(the_mesh: Mesh):
-    """The compiled step in which the momentum encoder's average reads the new weights once more."""
+def average_apart(mesh: Mesh):
+    """Compile the step in which the momentum encoder's average reads the new weights once more."""
     average = optimizers.moving_average
 
     def apart(old, new, momentum):
         return average(old, jax.lax.optimization_barrier(new), momentum)
 
     with mock.patch.object(optimizers, "moving_average", apart):
-        return moco_program(the_mesh).compile_step()
+        return moco_program(mesh).compile_step()
 
 
-def permuted(the_mesh: Mesh):
-    """The compiled step that shuffles key images as is usual, `key[permutation]`."""
-    order = np.random.default_rng(0).permutation(IMAGES * the_mesh.size)
+def permuted(mesh: Mesh):
+    """Compile the step that shuffles key images in the usual way, `key[permutation]`."""
+    order = np.random.default_rng(0).permutation(IMAGES * mesh.size)
 
     def permute(x, *_):
         return x[order]
 
-    with mock.patch.object(step, "exchange", permute):
-        return moco_program(the_mesh).compile_step()
+    with mock.patch.object(shuffle, "exchange", permute):
+        return moco_program(mesh).compile_step()
 
 
 def compare_ideas(topology: str) -> None:
     """Compile the step without each saving and print what it needs then."""
-    the_mesh = mesh_of(topology)
+    mesh = mesh_of(topology)
     forms = {
-        "as it is": lambda: moco_program(the_mesh).compile_step(),
-        "gradients summed in bfloat16 (reduce='compute')": lambda: moco_program(
-            the_mesh, reduce="compute"
-        ).compile_step(),
-        "momentum encoder averaged in a pass of its own": lambda: average_apart(the_mesh),
-        "state not donated": lambda: without_donation(the_mesh),
-        "key images shuffled by key[permutation]": lambda: permuted(the_mesh),
-        "views finished on the device (augment_on='device')": lambda: moco_program(
-            the_mesh, augment_on="device"
-        ).compile_step(),
+        "as it is": lambda: moco_program(mesh).compile_step(),
+        "gradients summed in bfloat16 (reduce='compute')": (
+            lambda: moco_program(mesh, reduce="compute").compile_step()
+        ),
+        "momentum encoder averaged in a pass of its own": lambda: average_apart(mesh),
+        "state not donated": lambda: without_donation(mesh),
+        "key images shuffled by key[permutation]": lambda: permuted(mesh),
+        "views finished on the device (augment_on='device')": (
+            lambda: moco_program(mesh, augment_on="device").compile_step()
+        ),
     }
     rows, first = [], None
     for name, make in forms.items():
@@ -243,7 +263,7 @@ def compare_ideas(topology: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Judge every topology."""
+    """Compile for every topology and print."""
     for topology in TOPOLOGIES.value:
         judge(topology)
     if IDEAS.value:

@@ -1,9 +1,11 @@
-"""How far views are from torchvision's on PIL, operation by operation and as whole chains, with the worst pictures.
+r"""Measures how far views are from torchvision's on PIL, by operation and as whole chains.
 
-    python -m benchmarks.views_vs_torchvision --dataset=tfds:imagenet2012 --data_dir=TFDS [--images=100] [--out=OUT]
+    python -m benchmarks.views_vs_torchvision --dataset=tfds:imagenet2012 --data_dir=TFDS \
+        [--images=100] [--out=OUT]
 
-`--dataset=folder --data_dir=FOLDER` takes any images. For each row the worst picture is kept in OUT: torchvision's,
-ours, and their difference thirty-two times. Needs the extra `torch`, and a checkout (the comparison is the tests').
+`--dataset=folder --data_dir=FOLDER` takes any images. For each row the worst picture is kept in
+OUT: torchvision's, ours, and their difference thirty-two times. Needs the extra `torch`, and a
+checkout (the comparison is the tests').
 """
 
 import functools
@@ -34,7 +36,8 @@ DATA_DIR = flags.DEFINE_string("data_dir", "", "The folder, or the TFDS data dir
 IMAGES = flags.DEFINE_integer("images", 100, "How many images are compared.")
 OUT = flags.DEFINE_string("out", "views_vs_torchvision", "Folder for the worst pictures.")
 SIDE = 224
-SCALED_SIDE = 64  # images of ImageNet's size are shrunk for views of this side, photographs of cameras for 224
+# Images of ImageNet's size are shrunk for views of this side, cameras' photographs for 224.
+SCALED_SIDE = 64
 
 IMAGENET = (("v1", 0), ("v2", 0), ("v3", 0), ("v3", 1))  # recipes, and which view of them
 
@@ -42,7 +45,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def pictures() -> list[np.ndarray]:
-    """uint8 `[H, W, 3]` each."""
+    """Read the images, uint8 `[H, W, 3]` each."""
     with tempfile.TemporaryDirectory() as scratch:
         source = open_source(DATASET.value, "train", DATA_DIR.value, scratch)
         records = source.read(np.arange(min(IMAGES.value, len(source))))
@@ -51,7 +54,7 @@ def pictures() -> list[np.ndarray]:
 
 
 def operation(name: str, images: list[np.ndarray]) -> Iterator[Pair]:
-    """Ours and torchvision's of every image, the parameter's values in turn."""
+    """Yield ours and torchvision's of every image, with the parameter's values in turn."""
     ours, theirs, values = views.OPERATIONS[name]
     for number, image in enumerate(images):
         value = values[number % len(values)]
@@ -61,7 +64,7 @@ def operation(name: str, images: list[np.ndarray]) -> Iterator[Pair]:
 
 
 def crops(images: list[np.ndarray]) -> Iterator[Pair]:
-    """The crop and resize of a drawn view."""
+    """Yield the crop and resize of a drawn view."""
     for number, image in enumerate(images):
         box = views.draw(recipes.RECIPES["v2"], image.shape, number).box.numpy().tolist()
         expected = F.resized_crop(Image.fromarray(image), *box, [SIDE, SIDE])
@@ -69,7 +72,7 @@ def crops(images: list[np.ndarray]) -> Iterator[Pair]:
 
 
 def scaled(images: list[np.ndarray]) -> Iterator[Pair]:
-    """The crop and resize of a drawn view where it is made of JPEGs shrunk in decoding."""
+    """Yield the crop and resize of a drawn view where it is made of JPEGs shrunk in decoding."""
     recipe = recipes.create("v2", SCALED_SIDE)
     for number, image in enumerate(images):
         file = io.BytesIO()
@@ -86,7 +89,10 @@ def scaled(images: list[np.ndarray]) -> Iterator[Pair]:
 
 
 def chain(name: str, number: int, on: str, images: list[np.ndarray]) -> Iterator[Pair]:
-    """Whole views with the same drawn parameters, query (0) or key view (1), finished on `host` or `device`."""
+    """Yield whole views with the same drawn parameters, finished on `host` or `device`.
+
+    `number`: query (0) or key view (1).
+    """
     import jax
 
     recipe = recipes.create(name, 32 if name == "cifar" else SIDE)
@@ -101,12 +107,12 @@ def chain(name: str, number: int, on: str, images: list[np.ndarray]) -> Iterator
 
 
 def named(name: str, number: int) -> str:
-    """A recipe in the tables, with the view where its views differ."""
+    """Name a recipe in the tables, with the view where its views differ."""
     return f"{name} view {number + 1}" if name == "v3" else name
 
 
 def compare(name: str, pairs: Iterator[Pair], within: int, out: Path) -> list[str]:
-    """A row of the table; the worst picture is written to `out`."""
+    """Return a row of the table, and write the worst picture to `out`."""
     worst, share, means = None, 1.0, []
     for ours, theirs in pairs:
         difference = np.abs(ours.astype(np.int32) - theirs)
@@ -117,11 +123,18 @@ def compare(name: str, pairs: Iterator[Pair], within: int, out: Path) -> list[st
     assert worst is not None
     shown = [worst[2], worst[1], np.minimum(worst[3] * 32, 255).astype(np.uint8)]
     Image.fromarray(np.concatenate(shown, 1)).save(out / f"{name.replace(' ', '_')}.png")
-    return [name, f"{np.mean(means):.4f}", f"{worst[0]:.4f}", f"{share:.4%}", str(within), str(worst[3].max())]  # fmt: skip
+    return [
+        name,
+        f"{np.mean(means):.4f}",
+        f"{worst[0]:.4f}",
+        f"{share:.4%}",
+        str(within),
+        str(worst[3].max()),
+    ]
 
 
 def statistics(name: str, number: int, images: list[np.ndarray]) -> list[list[str]]:
-    """Means of views that each pipeline draws for itself, and their distance in standard errors."""
+    """Compare means of views that each pipeline draws for itself, in standard errors."""
     recipe, times = recipes.create(name, SIDE), 4
     transform = views.authors_transform(name, SIDE, number)
     ours, theirs = [], []
@@ -158,7 +171,14 @@ def main(argv: list[str]) -> None:
             made = functools.partial(chain, name, number, on, images)
             cases[f"{named(name, number)} on {on}"] = made, 6
     rows = [compare(name, pairs(), within, out) for name, (pairs, within) in cases.items()]
-    heads = ["", "mean", "mean, worst image", "share within, worst image", "within", "largest, there"]  # fmt: skip
+    heads = [
+        "",
+        "mean",
+        "mean, worst image",
+        "share within, worst image",
+        "within",
+        "largest, there",
+    ]
     print(table(heads, rows))
     rows = [row for name, number in IMAGENET for row in statistics(name, number, images)]
     print(table(["statistic of whole pipelines", "ours", "torchvision", "standard errors"], rows))

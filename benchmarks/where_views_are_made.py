@@ -1,11 +1,13 @@
-"""Images a second of training steps with views made on the host, half on the devices, and wholly there, in one run.
+r"""Compares training's images a second with each `augment_on`: host, device and resident.
 
-    python -m benchmarks.where_views_are_made [--dataset=tfds:cifar10 --data_dir=TFDS] [--arch=resnet18 --width=64]
+    python -m benchmarks.where_views_are_made [--dataset=tfds:cifar10 --data_dir=TFDS] \
+        [--arch=resnet18 --width=64]
 
-The steps are those of `configs/cifar10.py` on its images, or on the digits without `--dataset`, with an encoder that is
-small unless told otherwise. The forms take turns, and the median of the turns counts. Beside it stands what the host
-alone can send, which is the most that a fast device would get. On a CPU views and steps share the cores, so that
-nothing is gained there but the host's own waiting.
+The steps are those of `configs/cifar10.py` on its images, or on the digits without `--dataset`,
+with an encoder that is small unless told otherwise. The forms take turns, and the median of the
+turns counts. Beside it stands what the host alone can send, which is the most that a fast device
+would get. On a CPU views and steps share the cores, so that nothing is gained there but the
+host's own waiting.
 """
 
 import contextlib
@@ -36,20 +38,27 @@ BATCH = flags.DEFINE_integer("batch", 256, "Images a step.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps of a turn.")
 TURNS = flags.DEFINE_integer("turns", 3, "Turns of each form.")
 FORMS = "host", "device", "resident"
-MADE_AHEAD = 8  # batches that may wait from before a turn
+MADE_AHEAD = 8  # batches that may be ready from before a turn
 
 
 class Run:
     """A training run of one form, as `loop.py` puts it together."""
 
     def __init__(self, form: str):
-        """Build and compile it, and load its images."""
+        """Build and compile the run, and load its images."""
         config = cifar10.get_config()
         config.update(
-            dataset=DATASET.value, data_dir=DATA_DIR.value, eval_split="", augment=AUGMENT.value, augment_on=form,
-            arch=ARCH.value, width=WIDTH.value, stem="cifar_stride2", batch_size=BATCH.value,
+            dataset=DATASET.value,
+            data_dir=DATA_DIR.value,
+            eval_split="",
+            augment=AUGMENT.value,
+            augment_on=form,
+            arch=ARCH.value,
+            width=WIDTH.value,
+            stem="cifar_stride2",
+            batch_size=BATCH.value,
             queue_size=8 * BATCH.value,
-        )  # fmt: skip
+        )
         self.parts = assembly.build(config, "")
         self.state = self.parts.program.initial()
         self.step = self.parts.program.compile_step()
@@ -59,7 +68,7 @@ class Run:
         self.batches = loop.device_batches(self.rows, self.parts.program, held)
 
     def turn(self, steps: int) -> tuple[float, float]:
-        """Images a second over so many steps, and the share of the time in which they waited for batches."""
+        """Return images a second over so many steps, and the share of time spent on waiting."""
         waited, began = 0.0, 0.0
         for number in range(MADE_AHEAD + steps):
             if number == MADE_AHEAD:
@@ -74,7 +83,7 @@ class Run:
         return steps * BATCH.value / elapsed, waited / elapsed
 
     def sent(self, seconds: float) -> float:
-        """Images a second that the host alone makes ready."""
+        """Return images a second that the host alone makes ready."""
         for _ in range(MADE_AHEAD):
             next(self.rows)
         count, began = 0, time.perf_counter()
@@ -85,7 +94,7 @@ class Run:
 
 @contextlib.contextmanager
 def running() -> Iterator[dict[str, Run]]:
-    """All three, and their end."""
+    """Open the runs of all three forms, and close them at the end."""
     runs = {form: Run(form) for form in FORMS}
     try:
         yield runs
@@ -97,23 +106,28 @@ def running() -> Iterator[dict[str, Run]]:
 def main(argv: list[str]) -> None:
     """Let the forms take turns, and print the table."""
     with running() as runs:
-        turns = [{form: run.turn(STEPS.value) for form, run in runs.items()} for _ in range(TURNS.value)]  # fmt: skip
+        turns = [
+            {form: run.turn(STEPS.value) for form, run in runs.items()} for _ in range(TURNS.value)
+        ]
         sent = {form: run.sent(5) for form, run in runs.items()}
         shape = runs["resident"].parts.held
     device = jax.devices()[0].device_kind
     print(
-        f"{machine.describe()}, {jax.device_count()} x {device}; {DATASET.value} {shape}, views {AUGMENT.value}, "
-        f"{ARCH.value} of width {WIDTH.value}, batch {BATCH.value}"
+        f"{machine.describe()}, {jax.device_count()} x {device}; {DATASET.value} {shape}, views"
+        f" {AUGMENT.value}, {ARCH.value} of width {WIDTH.value}, batch {BATCH.value}"
     )
     rate = {f: float(np.median([turn[f][0] for turn in turns])) for f in FORMS}
     rows = [
         [
-            f"augment_on={form!r}", f"{rate[form]:.0f}", f"{rate[form] / rate['host']:.2f}",
-            f"{np.median([turn[form][1] for turn in turns]):.0%}", f"{sent[form]:,.0f}",
+            f"augment_on={form!r}",
+            f"{rate[form]:.0f}",
+            f"{rate[form] / rate['host']:.2f}",
+            f"{np.median([turn[form][1] for turn in turns]):.0%}",
+            f"{sent[form]:,.0f}",
             f"{sent[form] / sent['host']:.2f}",
         ]
         for form in FORMS
-    ]  # fmt: skip
+    ]
     print(table(["views", "images/s", "over host", "waiting", "host sends/s", "over host"], rows))
 
 

@@ -1,7 +1,7 @@
-"""The comparisons of MoCo v1's section 4.1, as rows that `python -m moco_jax.ablation` runs one after the other.
+"""The comparisons of MoCo v1's section 4.1, as rows for `python -m moco_jax.ablation`.
 
-Three tables: mechanism x number of negatives (figure 3), the momentum of the key encoder, and shuffled BatchNorm. A
-fourth has each method once.
+Three tables: mechanism x number of negatives (figure 3), the momentum of the key encoder, and
+shuffled BatchNorm. A fourth has each method once.
 """
 
 from ml_collections import ConfigDict
@@ -14,21 +14,27 @@ END_TO_END = dict(key_encoder="query", dictionary="batch")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: `cifar10` (the default), `cifar10_cpu` (half an hour a row on two cores) and `digits` (two minutes).
+    """Return the comparison: variants are `cifar10` (the default), `cifar10_cpu` and `digits`.
+
+    A row of `cifar10_cpu` takes half an hour on two cores, a row of `digits` two minutes.
 
     Returns:
-        `base`: the settings that all rows share; `seeds`: how often each row runs; `rows`: each with its `table`, the
-        `line` of the figure that it belongs to, its place `x` on it, and the `settings` that differ from `base`.
+        `base`: the settings that all rows share; `seeds`: how often each row runs; `rows`: each
+        with its `table`, the `line` of the figure that it belongs to, its place `x` on it, and
+        the `settings` that differ from `base`.
     """
     variant = pick_variant(variant, ["cifar10", "cifar10_cpu", "digits"])
     if variant == "digits":
-        base, sizes, batches, most = digits.get_config(), [64, 256, 1024], [64, 128, 256], 1024
+        base, most = digits.get_config(), 1024
+        sizes, batches = [64, 256, 1024], [64, 128, 256]
         base.epochs, base.monitor_every = 60, 60
     elif variant == "cifar10_cpu":
-        base, sizes, batches, most = cifar10.get_config("cpu"), [256, 1024, 4096], [64, 128, 256], 4096  # fmt: skip
+        base, most = cifar10.get_config("cpu"), 4096
+        sizes, batches = [256, 1024, 4096], [64, 128, 256]
         base.monitor_every = base.epochs
     else:
-        base, sizes, batches, most = cifar10.get_config(), [256, 1024, 4096, 16384], [256, 512, 1024], 4096  # fmt: skip
+        base, most = cifar10.get_config(), 4096
+        sizes, batches = [256, 1024, 4096, 16384], [256, 512, 1024]
         base.knn_features = "backbone"
     base.lr_reference_batch = base.batch_size
     rows = []

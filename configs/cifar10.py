@@ -1,10 +1,10 @@
-"""CIFAR-10: the authors' demo, its symmetric form, and a form that a laptop finishes in half an hour."""
+"""CIFAR-10: the authors' demo, its symmetric form, and a form for half an hour on a laptop."""
 
 from moco_jax.config import default_config, pick_variant
 
 
 def get_config(variant: str = ""):
-    """Variants: `demo` (the default), `symmetric`, `cpu`."""
+    """Return the recipe: variants are `demo` (the default), `symmetric` and `cpu`."""
     variant = pick_variant(variant, ["demo", "symmetric", "cpu"])
     config = default_config()
     config.dataset, config.split, config.eval_split = "tfds:cifar10", "train", "test"

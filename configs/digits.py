@@ -1,4 +1,4 @@
-"""The embedded default: 1,797 handwritten digits at random places on a 32 x 32 canvas; minutes on a CPU."""
+"""The embedded default: 1,797 handwritten digits on 32 x 32 canvases; minutes on a CPU."""
 
 from typing import Any
 
@@ -12,17 +12,26 @@ METHODS: dict[str, dict[str, Any]] = {
     "memory_bank": BANK,
     "memory_bank_nce": BANK | dict(loss="nce"),
     "v3": dict(
-        dictionary="batch", symmetric=True, times_2t=True, head="v3_resnet", predictor="v3_resnet",
-        head_width=512, bn_groups=1, shuffle="none", zero_init_residual=True, lr_schedule="cosine_per_step",
-        warmup_epochs=5, momentum_schedule="cosine",
+        dictionary="batch",
+        symmetric=True,
+        times_2t=True,
+        head="v3_resnet",
+        predictor="v3_resnet",
+        head_width=512,
+        bn_groups=1,
+        shuffle="none",
+        zero_init_residual=True,
+        lr_schedule="cosine_per_step",
+        warmup_epochs=5,
+        momentum_schedule="cosine",
     ),
-}  # fmt: skip
-# times the learning rate of MoCo
+}
+# Learning rates of methods, as multiples of MoCo's.
 RATES = {"v3": 5.0, "memory_bank_nce": 1 / 6}
 
 
 def get_config(variant: str = ""):
-    """Variants: `moco` (v2 in small, the default), and the other methods in the same size, see METHODS."""
+    """Return the recipe: variants are `moco` (small MoCo v2, the default) and others of METHODS."""
     variant = pick_variant(variant, METHODS)
     config = default_config()
     config.dataset, config.eval_split = "digits", "test"

@@ -1,14 +1,15 @@
-"""Your own images: MoCo v2 with a ResNet-18, for one GPU, and a form for small pictures that a laptop trains.
+"""Your own images: MoCo v2 with a ResNet-18 for one GPU, and a smaller form for a laptop.
 
-Point it there with --config.data_dir=FOLDER (any depth, with or without class subfolders) or a text file with one
-path a line; nothing else is needed. Shards: --config.dataset=tar, tfrecord or arrayrecord as well (docs/data.md).
+Give the images by --config.data_dir=FOLDER (any depth, with or without class subfolders) or a
+text file with one path a line; nothing else is needed. Shards work too: --config.dataset=tar,
+tfrecord or arrayrecord (docs/data.md).
 """
 
 from moco_jax.config import default_config, pick_variant
 
 
 def get_config(variant: str = ""):
-    """Variants: `gpu` (the default), `cpu`."""
+    """Return the recipe: variants are `gpu` (the default) and `cpu`."""
     variant = pick_variant(variant, ["gpu", "cpu"])
     config = default_config()
     config.dataset, config.split = "folder", "train"

@@ -1,10 +1,13 @@
-"""ImageNet with ResNet-50, as published: MoCo v1, MoCo v2 (200 epochs) and MoCo v2 (800 epochs)."""
+"""ImageNet with ResNet-50, as published: MoCo v1, and MoCo v2 for 200 or 800 epochs."""
 
 from moco_jax.config import default_config, pick_variant
 
 
 def get_config(variant: str = ""):
-    """Variants: `v2` (the default), `v1`, `v2_800ep`. The dataset is prepared by TFDS as `imagenet2012`."""
+    """Return the recipe: variants are `v2` (the default), `v1` and `v2_800ep`.
+
+    The dataset is prepared by TFDS as `imagenet2012`.
+    """
     variant = pick_variant(variant, ["v2", "v1", "v2_800ep"])
     config = default_config()
     config.dataset, config.split, config.eval_split = "tfds:imagenet2012", "train", "validation"

@@ -1,16 +1,18 @@
-"""ImageNet with MoCo v3, as published: ResNet-50 for 100, 300 and 1000 epochs, ViTs with patches of 16 for 300.
+r"""ImageNet with MoCo v3, as published: ResNet-50, and ViTs with patches of 16 pixels.
 
-On one GPU a ViT's batch of 4096 goes through in parts, here of 128 images; the step stays the undivided one:
+The ResNet is trained for 100, 300 or 1000 epochs, a ViT for 300. On one GPU a ViT's batch of
+4096 goes through in parts, here of 128 images; the step stays the undivided one:
 
-    python -m moco_jax.main --config=configs/imagenet_v3.py:vit_small --config.accumulate=32 --workdir=runs/vit_small
+    python -m moco_jax.main --config=configs/imagenet_v3.py:vit_small \
+        --config.accumulate=32 --workdir=runs/vit_small
 
-A ResNet or a conv stem has BatchNorm over the whole batch, which cannot be divided: take a smaller one, as
---config.batch_size=512; the learning rate follows it.
+A ResNet or a conv stem has BatchNorm over the whole batch, which cannot be divided: take a
+smaller batch, as --config.batch_size=512; the learning rate follows it.
 """
 
 from moco_jax.config import default_config, pick_variant
 
-# epochs, learning rate for 256 images, weight decay, momentum of the key encoder
+# Epochs, learning rate for 256 images, weight decay, momentum of the key encoder.
 RESNETS = {
     "resnet50": (100, 0.6, 1e-6, 0.99),
     "resnet50_300ep": (300, 0.3, 1e-6, 0.99),
@@ -20,7 +22,10 @@ VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")
 
 
 def get_config(variant: str = ""):
-    """Variants: those of RESNETS (the first is the default) and VITS. The dataset is prepared by TFDS as `imagenet2012`."""
+    """Return the recipe: variants are those of RESNETS (the first is the default) and of VITS.
+
+    The dataset is prepared by TFDS as `imagenet2012`.
+    """
     variant = pick_variant(variant, [*RESNETS, *VITS])
     config = default_config()
     config.dataset, config.split, config.eval_split = "tfds:imagenet2012", "train", "validation"

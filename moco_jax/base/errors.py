@@ -25,3 +25,9 @@ def full_disk(workdir: object) -> UserError:
         f"workdir={workdir} is on a full disk; make room and give the same command: it goes on from the last "
         "checkpoint, which is untouched"
     )
+
+
+def nearest_multiples(value: int, unit: int) -> str:
+    """Name the multiples of `unit` beside a `value` that is none, as a remedy: 'use 240 or 256'."""
+    below = value // unit * unit
+    return f"use {below} or {below + unit}" if below > 0 else f"use {unit}"

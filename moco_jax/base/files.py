@@ -38,6 +38,14 @@ def absolute(path: str) -> epath.Path:
     return epath.Path(path)
 
 
+def said_of_bucket(error: Exception) -> str:
+    """One line on a bucket that cannot be reached, where `error` is what TensorFlow says of one; else ''."""
+    said = " ".join(str(error).split())
+    if not type(error).__module__.startswith("tensorflow.") or not is_remote(said):
+        return ""
+    return printable(f"a bucket cannot be reached: {said[:300]}")
+
+
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Open the regular file `path` of this machine to read its bytes; anything else is refused at once.
 

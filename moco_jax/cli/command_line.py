@@ -8,6 +8,7 @@ TensorFlow; a command imports them where its work begins.
 
 import contextlib
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from moco_jax import config as config_lib
+from moco_jax.base import files
 from moco_jax.base.errors import TRY_AGAIN, Busy, LockLost, UserError
 from moco_jax.base.text import printable
 from moco_jax.cli import number_flags, quiet
@@ -210,17 +212,27 @@ def guarded(work: Callable[..., None], *arguments: Any) -> None:
     except (UserError, OSError) as error:
         fail(error)
     except Exception as error:
-        if not _is_out_of_memory(error):
+        said = _of_devices(error) or _of_buckets(error)
+        if not said:
             raise
-        said = str(error).splitlines()[0]
-        fail(error, f"the devices have too little memory; a smaller batch takes less: {said}")
+        fail(error, said)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether JAX says that the devices' memory does not suffice; asked without loading JAX."""
+def _of_devices(error: Exception) -> str:
+    """One line where JAX says that the devices' memory does not suffice, else ''; loads no JAX."""
     jax = sys.modules.get("jax")
     is_jax = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
-    return is_jax and "RESOURCE_EXHAUSTED" in str(error)
+    if not is_jax or "RESOURCE_EXHAUSTED" not in str(error):
+        return ""
+    said = str(error).splitlines()[0]
+    return f"the devices have too little memory; a smaller batch takes less: {said}"
+
+
+def _of_buckets(error: Exception) -> str:
+    """One line where TensorFlow cannot reach a bucket, else ''; loads no TensorFlow."""
+    tf = sys.modules.get("tensorflow")
+    is_tf = tf is not None and isinstance(error, tf.errors.OpError)
+    return files.said_of_bucket(error) if is_tf else ""
 
 
 def fail(error: object, said: str = "") -> NoReturn:
@@ -241,11 +253,23 @@ def refuse_words(words: Sequence[str]) -> None:
         fail(f"{words[0]!r} is no flag; settings are given as --config.NAME=VALUE")
 
 
-def set_up(config: ConfigDict) -> None:
+def set_up(config: ConfigDict, own: bool = True) -> None:
     """Load TensorFlow and JAX: quiet logs, GPUs for JAX alone, devices as `config` says.
 
     Call this before anything asks JAX for its devices.
+
+    `own`: whether `config` is that of this command, and not of a run that it reads: that run's
+    `compilation_cache` may be a folder of another machine, and is then done without.
+
+    Raises:
+        UserError: `compilation_cache` can be no folder to write to.
     """
+    wrong = _wrong_with_cache(config.compilation_cache)
+    if wrong and own:
+        raise UserError(
+            f"compilation_cache={config.compilation_cache} is no folder that can be written "
+            f"({wrong}); give one of yours, or '' for none"
+        )
     logging.set_verbosity(logging.WARNING)
     quiet.load_tensorflow()
     import jax
@@ -255,6 +279,17 @@ def set_up(config: ConfigDict) -> None:
         os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true"
     if config.cpu_devices > 0 and "host_platform_device_count" not in given:
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-    if config.compilation_cache:
+    if config.compilation_cache and not wrong:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _wrong_with_cache(place: str) -> str:
+    """Why programs cannot be kept in `place`, which is made if need be; '' if they can."""
+    try:
+        if not place or files.is_remote(files.absolute(place)):
+            return ""
+        os.makedirs(place, exist_ok=True)
+    except (UserError, OSError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return "" if os.access(place, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)

@@ -10,7 +10,7 @@ from absl import flags
 
 from moco_jax.cli import host_flags, number_flags
 from moco_jax.config import registry
-from moco_jax.config.settings.kinds import LARGEST
+from moco_jax.config.settings.kinds import LARGEST, Range
 
 
 def encoder(given: flags.FlagValues) -> None:
@@ -117,10 +117,17 @@ def knn(given: flags.FlagValues) -> None:
     """
     labelled_images(given)
     features(given, "as the run's monitor has it")
-    flags.DEFINE_list(
-        "k", [], "Numbers of neighbours, all tried at the cost of the largest.", given
+    number_flags.DEFINE_numbers(
+        "k",
+        [],
+        "Numbers of neighbours, all tried at the cost of the largest.",
+        int,
+        Range(1, 2**31 - 1),
+        given,
     )
-    flags.DEFINE_list("temperature", [], "Temperatures of the votes.", given)
+    number_flags.DEFINE_numbers(
+        "temperature", [], "Temperatures of the votes.", float, Range(1e-6, LARGEST), given
+    )
 
 
 def linear(given: flags.FlagValues) -> None:
@@ -146,8 +153,12 @@ def linear(given: flags.FlagValues) -> None:
         "crops", 1, "fast: sets of crops beside the centre crops.", 0, 1000, given
     )
     rates, decays = registry.GRID_RATES(), registry.GRID_DECAYS()
-    flags.DEFINE_list("rates", [str(x) for x in rates], "fast: learning rates.", given)
-    flags.DEFINE_list("decays", [str(x) for x in decays], "fast: weight decays.", given)
+    number_flags.DEFINE_numbers(
+        "rates", rates, "fast: learning rates.", float, Range(1e-9, LARGEST), given
+    )
+    number_flags.DEFINE_numbers(
+        "decays", decays, "fast: weight decays.", float, Range(0, LARGEST), given
+    )
 
 
 def finetune(given: flags.FlagValues) -> None:
@@ -157,10 +168,12 @@ def finetune(given: flags.FlagValues) -> None:
     """
     labelled_images(given)
     training(given)
-    flags.DEFINE_list(
+    number_flags.DEFINE_numbers(
         "labels",
         [],
         "Shares of the labels in per cent, a training each; left out: 1,10,100, or --subset.",
+        float,
+        Range(0, 100, above=True),
         given,
     )
     flags.DEFINE_list(

@@ -4,11 +4,12 @@ The flags of absl let NaN through, as it is neither below the least nor above th
 """
 
 import decimal
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
-from moco_jax.config.settings.kinds import KINDS, Range, plain, real, whole
+from moco_jax.config.settings.kinds import KINDS, SEVERAL, Range, plain, real, whole
 
 MOST_DIGITS = 40  # of whole numbers that are written with a point or an exponent
 
@@ -65,6 +66,45 @@ class NumberParser(flags.ArgumentParser):
     def flag_type(self) -> str:
         """The name that absl's own lists of flags give the type."""
         return self.kind.__name__
+
+
+class NumbersParser(flags.BaseListParser):
+    """Reads numbers, int or float, within a range, with commas between them.
+
+    They come ascending, each once.
+    """
+
+    def __init__(self, kind: type, allowed: Range):
+        """Read numbers of `kind`, each in the range `allowed`."""
+        super().__init__(",", "comma")
+        self.each = NumberParser(kind, allowed)
+        example = "; 1,10 works" if 1 in allowed and 10 in allowed else ""
+        self.syntactic_help = f"{SEVERAL[kind]} with commas between them, {allowed} each{example}"
+
+    def parse(self, argument: Any) -> list[Any]:
+        """The numbers in `argument`, text or a list of them; ValueError says what is required."""
+        words = super().parse(argument) if isinstance(argument, str) else argument or []
+        try:
+            return sorted({self.each.parse(word) for word in words})
+        except ValueError as error:
+            raise ValueError(f"must be {self.syntactic_help}") from error
+
+    def flag_type(self) -> str:
+        """The name that absl's own lists of flags give the type."""
+        return "comma separated list of numbers"
+
+
+def DEFINE_numbers(
+    name: str,
+    default: Sequence[float],
+    help: str,
+    kind: type,
+    allowed: Range,
+    given: flags.FlagValues,
+) -> None:
+    """Define in `given` a flag that is a list of numbers of `kind`, each in the range `allowed`."""
+    parser, serializer = NumbersParser(kind, allowed), flags.CsvListSerializer(",")
+    flags.DEFINE(parser, name, list(default), help, given, serializer)
 
 
 def DEFINE_whole(

@@ -49,10 +49,10 @@ def define(given: flags.FlagValues) -> None:
 def write(places: list[str], out: str, images: int, console: Console) -> None:
     """Write the page on the runs in `places` to the file `out`; '': into the first workdir."""
     from moco_jax.report.page import run as runs_lib
-    from moco_jax.report.page.looks import Looks
     from moco_jax.report.page.render import page
+    from moco_jax.report.page.renewal import Renewal
 
-    looks = Looks(images, Progress(console))
+    looks = Renewal(images, Progress(console))
     runs = runs_lib.read(places)
     path = files.absolute(out) if out else runs[0].place / "report.html"
     seen = [looks.at(run) for run in runs]
@@ -73,11 +73,11 @@ def write(places: list[str], out: str, images: int, console: Console) -> None:
 def watch(places: list[str], port: int, images: int, console: Console) -> None:
     """Serve the page on the runs in `places` until Ctrl-C."""
     from moco_jax.report.page import run as runs_lib
-    from moco_jax.report.page.looks import Looks
     from moco_jax.report.page.render import page
+    from moco_jax.report.page.renewal import Renewal
     from moco_jax.report.page.watch import Watch
 
-    looks = Looks(images, lambda text: None)
+    looks = Renewal(images, lambda text: None)
     runs_lib.read(places)
     said: set[str] = set()
 

@@ -1,1 +1,4 @@
-"""From images on a disk to batches of views on devices; knows no model, no loss, no BatchNorm group."""
+"""Images on a disk become batches of views on devices.
+
+This room knows no model, no loss and no BatchNorm group.
+"""

@@ -1,7 +1,8 @@
-"""Which example stands where: arithmetic on (seed, epoch, position), no shuffle buffer and no stored list.
+"""The order of examples, by arithmetic on (seed, epoch, position).
 
-An epoch's order is a keyed bijection of range(N): a Feistel network on the next power of four, walked until
-the result is below N. The batch of any step of a billion-image run is known at once.
+There is no shuffle buffer and no stored list. An epoch's order is a keyed bijection of range(N):
+a Feistel network on the next power of four, walked until the result is below N. The batch of any
+step of a billion-image run is known at once.
 """
 
 import numpy as np
@@ -11,16 +12,17 @@ _MASK = 2**64 - 1
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """A 64-bit finaliser (splitmix64): every input bit reaches every output bit."""
+    """Mix the bits of `x` (splitmix64's finaliser): every input bit reaches every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def permute(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where the examples at `positions` int `[n]` of an epoch lie in the dataset: int64 `[n]`.
+    """Return the dataset indices int64 `[n]` at `positions` int `[n]` of an epoch.
 
-    For each (seed, epoch) a bijection of range(`size`), worked out for these positions alone.
+    For each (seed, epoch) this is a bijection of range(`size`), computed for these positions
+    alone.
     """
     half = max((size - 1).bit_length() + 1, 2) // 2
     mask, shift = np.uint64(2**half - 1), np.uint64(half)
@@ -40,11 +42,11 @@ def permute(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarr
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
-    """floor(N / B): the last partial batch of an epoch is dropped, as in the authors' code."""
+    """Return floor(N / B): an epoch drops its last partial batch, as in the authors' code."""
     return size // batch_size
 
 
 def batch_positions(examples_seen: int, batch_size: int, size: int) -> tuple[int, np.ndarray]:
-    """The epoch, and the positions int64 `[B]` in it, of the batch that follows `examples_seen` examples."""
+    """Return the epoch, and positions int64 `[B]` in it, of the batch after `examples_seen`."""
     epoch, start = divmod(examples_seen, steps_per_epoch(size, batch_size) * batch_size)
     return epoch, np.arange(start, start + batch_size, dtype=np.int64)

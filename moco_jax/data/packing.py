@@ -1,10 +1,12 @@
-"""Packing image files into shards: a folder of a million small files reads slowly, a few large ones do not.
+"""Packs image files into shards.
 
-A shard is written under a draft's name and renamed when it is whole, so packing can be cut off anywhere and goes
-on by the same call. Bytes go in as they are; images that cannot be decoded are left out and named.
+A folder of a million small files reads slowly, a few large files do not. A shard is written
+under a draft's name and renamed when it is whole, so packing can be cut off anywhere and goes on
+by the same call. Bytes go in as they are; images that cannot be decoded are left out and named.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -23,18 +25,18 @@ from moco_jax.data.sources.examples import PACK
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import RGB, Decoding
 
-FORMATS = {"tfrecord": "tfrecord", "arrayrecord": "array_record"}  # and how their files end
-PER_SHARD = 5000  # images, where the number of shards is not given
+FORMATS = {"tfrecord": "tfrecord", "arrayrecord": "array_record"}  # format -> ending of its files
+PER_SHARD = 5000  # images in a shard, where the number of shards is not given
 _READ_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is packed where.
+    """Which images go into which shards.
 
     Attributes:
         source: the images.
-        data_dir, out: where they are, and the folder of the shards.
+        data_dir, out: the images' folder or list, and the folder of the shards.
         format: one of `FORMATS`.
         shards: how many; they share the images equally, in order.
     """
@@ -46,23 +48,24 @@ class Plan:
     shards: int
 
     def bounds(self, number: int) -> tuple[int, int]:
-        """First image of shard `number`, and the one after its last."""
+        """Return the first image of shard `number`, and the one after its last."""
         size = len(self.source)
         return size * number // self.shards, size * (number + 1) // self.shards
 
     def stem(self, number: int) -> str:
-        """Path of shard `number` up to its ending."""
+        """Return the path of shard `number` up to its ending."""
         return os.path.join(self.out, f"images-{number:05d}-of-{self.shards:05d}")
 
     def path(self, number: int) -> str:
-        """Path of shard `number`."""
+        """Return the path of shard `number`."""
         return f"{self.stem(number)}.{FORMATS[self.format]}"
 
 
 def make_plan(data_dir: str, out: str, shards: int, format: str, decoding: Decoding = RGB) -> Plan:
-    """The plan of packing `data_dir` (folder or list) into `out`; `shards`: 0 for one per `PER_SHARD` images.
+    """Plan to pack `data_dir` (folder or list) into `shards` shards in the folder `out`.
 
-    `decoding`: what tells sound images, which are packed, from damaged ones.
+    `shards` of 0 means one for each `PER_SHARD` images. `decoding` tells sound images, which are
+    packed, from damaged ones.
 
     Raises:
         UserError: a value cannot work, or there is no image.
@@ -104,7 +107,7 @@ def _facts(plan: Plan) -> dict:
 
 
 def claim(plan: Plan) -> None:
-    """Make `plan.out` this packing's: write pack.json there, or refuse where it holds another's shards."""
+    """Mark `plan.out` as this packing's by pack.json, or refuse if it holds another's shards."""
     path, facts = os.path.join(plan.out, PACK), _facts(plan)
     with writing(plan.out):
         tf.io.gfile.makedirs(plan.out)
@@ -113,7 +116,8 @@ def claim(plan: Plan) -> None:
             foreign = [n for n in store.listing(plan.out) if n.endswith(endings)]
             if foreign:
                 raise UserError(
-                    f"out={printable(plan.out)} holds {printable(foreign[0])} and no pack.json that says of what; give another --out"
+                    f"out={printable(plan.out)} holds {printable(foreign[0])} and no pack.json that"
+                    " says of what; give another --out"
                 )
             draft = f"{path}.part"
             with tf.io.gfile.GFile(draft, "w") as file:
@@ -127,19 +131,20 @@ def claim(plan: Plan) -> None:
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} -> {facts[key]!r}"[:200] for key in changed)
         raise UserError(
-            f"out={printable(plan.out)} holds shards of another packing ({listed}); give another --out, or what was given then"
+            f"out={printable(plan.out)} holds shards of another packing ({listed}); give another"
+            " --out, or what was given then"
         )
 
 
 @contextmanager
 def writing(path: str) -> Iterator[None]:
-    """Turn what goes wrong when writing below `path` into a UserError."""
+    """Turn errors of writing below `path` into a UserError."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"out={printable(path)} cannot be written ({printable(str(error))}); make room, or give a folder of yours: finished shards are "
-            "kept, and the same command goes on"
+            f"out={printable(path)} cannot be written ({printable(str(error))}); make room, or give"
+            " a folder of yours: finished shards are kept, and the same command goes on"
         ) from error
 
 
@@ -159,7 +164,7 @@ def _writer(path: str, format: str) -> Iterator[Callable[[bytes], None]]:
 
 
 def example(image: bytes, name: str, label: int | None, class_name: str = "") -> bytes:
-    """A serialized tf.train.Example: `image`, `name`, and `label` and `class_name` if there are.
+    """Serialize a tf.train.Example of `image`, `name`, and `label` and `class_name` if given.
 
     The label is `labels.MISSING`, without a class name, for an image that has no class though
     others have.
@@ -177,7 +182,7 @@ def example(image: bytes, name: str, label: int | None, class_name: str = "") ->
 
 
 def _example(source: FolderSource, index: int, image: bytes) -> bytes:
-    """The example of image `index` of `source`, whose bytes are `image`."""
+    """Serialize the example of image `index` of `source`, whose bytes are `image`."""
     numbers, name = source.labels(np.asarray([index])), source.files[index]
     if numbers is None:
         return example(image, name, None)
@@ -187,7 +192,10 @@ def _example(source: FolderSource, index: int, image: bytes) -> bytes:
 
 
 def _checked(source: FolderSource, start: int, stop: int) -> Iterator[tuple[int, bytes, bool]]:
-    """Number, content, and whether it can be decoded, of images `start` to `stop`, decoded on all cores."""
+    """Yield number, content and whether it can be decoded, of images `start` to `stop`.
+
+    Images are decoded on all cores.
+    """
 
     def reads() -> Iterator[tuple]:
         for first in range(start, stop, _READ_AT_ONCE):
@@ -204,9 +212,9 @@ def _checked(source: FolderSource, start: int, stop: int) -> Iterator[tuple[int,
 
 
 def write_shard(plan: Plan, number: int, seen: Callable[[int], None]) -> None:
-    """Write shard `number`, and beside it, if there are any, the names of the damaged images that it lacks.
+    """Write shard `number`, and beside it the names of damaged images that it lacks.
 
-    `seen`: told of each image's number.
+    `seen` is called with each image's number.
     """
     start, stop = plan.bounds(number)
     path, source, damaged = plan.path(number), plan.source, []
@@ -225,7 +233,7 @@ def write_shard(plan: Plan, number: int, seen: Callable[[int], None]) -> None:
 
 
 def damaged_names(plan: Plan) -> list[str]:
-    """Paths of all images that the finished shards lack, one a line each (`text.to_line`)."""
+    """Return the paths of all images that the finished shards lack (`text.to_line`)."""
     names: list[str] = []
     for number in range(plan.shards):
         path = f"{plan.stem(number)}.damaged.txt"
@@ -235,17 +243,21 @@ def damaged_names(plan: Plan) -> list[str]:
 
 
 def pack(plan: Plan, seen: Callable[[int, int], None]) -> None:
-    """Write all shards of `plan` that are not there yet; `seen` is told of each shard's and image's number.
+    """Write all shards of `plan` that are not there yet.
+
+    `seen` is called with each shard's and image's number.
 
     Raises:
-        UserError: the folder holds another packing, cannot be written, or no image can be decoded.
+        UserError: the folder holds another packing, cannot be written, or no image can be
+            decoded.
     """
     claim(plan)
     for number in range(plan.shards):
         if not store.is_file(plan.path(number)):
-            write_shard(plan, number, lambda index, number=number: seen(number, index))  # type: ignore[misc]
+            write_shard(plan, number, functools.partial(seen, number))
     damaged = damaged_names(plan)
     if len(damaged) == len(plan.source):
         raise UserError(
-            f"none of the {len(damaged)} images can be decoded; {printable(damaged[0])} is one of them"
+            f"none of the {len(damaged)} images can be decoded; {printable(damaged[0])} is one of"
+            " them"
         )

@@ -1,12 +1,12 @@
-"""Batches of views, made ahead of time: order, reading, decoding and augmentation joined in one tf.data graph.
+"""Batches of views, made ahead of time in one tf.data graph: order, reading, decoding, views.
 
-The batch of a step is a pure function of (seed, examples seen, source): where a run resumes, or how many
-threads and hosts share the work, changes nothing.
+The batch of a step is a pure function of (seed, examples seen, source): where a run resumes, or
+how many threads and hosts share the work, changes nothing.
 """
 
 import itertools
 import logging
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import numpy as np
@@ -24,23 +24,23 @@ Rows = dict[str, Any]
 
 
 class DamagedImages:
-    """Names of the images that could not be decoded, and the limit at which a run stops."""
+    """Collects the names of images that could not be decoded, and ends a run at too many."""
 
     def __init__(self, limit: int):
-        """`limit`: how many different damaged images a run puts up with."""
+        """Tolerate at most `limit` different damaged images."""
         self.limit = limit
         self.names: dict[str, None] = {}
 
     def add(self, name: str) -> None:
-        """Count and name a damaged image; UserError with the list when there are more than the limit."""
+        """Count and name a damaged image; raises UserError with the list above the limit."""
         if name in self.names:
             return
         self.names[name] = None
         logging.warning("damaged image %d, replaced by the next: %s", len(self.names), name)
         if len(self.names) > self.limit:
             raise UserError(
-                f"more than max_bad_images={self.limit} damaged images; mend or remove them, or raise the "
-                f"limit: {', '.join(self.names)}"
+                f"more than max_bad_images={self.limit} damaged images; mend or remove them, or"
+                f" raise the limit: {', '.join(self.names)}"
             )
 
 
@@ -61,7 +61,7 @@ def train_batches(
     crop_only: bool = False,
     scaled_decoding: bool = False,
 ) -> Generator[Rows, None, None]:
-    """Batches without end, from the one after `examples_seen` examples on.
+    """Yield batches of two views without end, from the one after `examples_seen` examples on.
 
     Args:
         source: the images.
@@ -71,13 +71,16 @@ def train_batches(
         rows: int `[n]`, the places in the global batch that this host makes.
         examples_seen: where to go on, in examples.
         workers: threads; 0 for as many as cores.
-        damaged: told of each image that cannot be decoded; the next in the source takes its place.
-        crop_only: leave what follows the crop to the devices, which need the drawn parameters for it.
-        scaled_decoding: decode large JPEGs at a half, quarter or eighth where both crops are large enough.
+        damaged: collects images that cannot be decoded; the next in the source takes the place
+            of each.
+        crop_only: leave what follows the crop to the devices, which need the drawn parameters
+            for it.
+        scaled_decoding: decode large JPEGs at a half, quarter or eighth where both crops are
+            large enough.
 
     Yields:
-        `query` and `key` uint8 `[n, S, S, C]`, `index` int32 `[n]`; with `crop_only` also `query_view` and
-        `key_view`, a `recipes.View` of arrays `[n, ...]` each.
+        `query` and `key` uint8 `[n, S, S, C]`, `index` int32 `[n]`; with `crop_only` also
+        `query_view` and `key_view`, a `recipes.View` of arrays `[n, ...]` each.
     """
     size = len(source)
 
@@ -87,7 +90,29 @@ def train_batches(
             indices = order.permute(positions[rows], size, seed, epoch)
             yield indices, np.full(len(rows), epoch, np.int64), source.read(indices)
 
-    def views(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
+    views = _pair_maker(source, recipe, seed, crop_only, scaled_decoding)
+    numbers = tf.TensorSpec([len(rows)], tf.int64)
+    signature = (numbers, numbers, _many(source, len(rows)))
+    with running(records(), signature, views, workers) as batches:
+        for batch in batches:
+            made, bad = batch["rows"], np.flatnonzero(~batch["ok"])
+            if len(bad):
+                made = tf.nest.map_structure(np.copy, made)
+                for row in bad.tolist():
+                    _replace(made, row, int(batch["epoch"][row]), source, views, damaged)
+            yield made
+
+
+def _pair_maker(
+    source: Source, recipe: recipes.Recipe, seed: int, crop_only: bool, scaled_decoding: bool
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, Any]]:
+    """Return the graph function from one example's index, epoch and record to its two views.
+
+    Arguments are those of `train_batches`. The function returns `rows`, what a batch has of the
+    example, `epoch`, and `ok`, false where the record is damaged.
+    """
+
+    def views(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, Any]:
         def draw(size: tf.Tensor) -> tuple[recipes.View, recipes.View]:
             return augment.draw_two_views(size, seed, epoch, index, recipe)
 
@@ -102,42 +127,46 @@ def train_batches(
             made |= {"query_view": drawn[0], "key_view": drawn[1]}
         return {"rows": made, "epoch": epoch, "ok": image.ok}
 
-    def replace(made: Rows, epoch: int, row: int) -> None:
-        index = int(made["index"][row])
-        for _ in range(size):
-            called = described(source, index)
-            damaged.add(called)
-            index = (index + 1) % size
-            record = tf.constant(source.read(np.asarray([index]))[0], source.record_spec.dtype)
-            found = views(tf.constant(index, tf.int64), tf.constant(epoch, tf.int64), record)
-            if found["ok"]:
-                for old, new in zip(
-                    tf.nest.flatten(made), tf.nest.flatten(found["rows"]), strict=True
-                ):
-                    old[row] = new.numpy()
-                return
-        raise UserError(f"none of the {size} images can be decoded; {called} is one of them")
+    return views
 
-    numbers = tf.TensorSpec([len(rows)], tf.int64)
-    with running(
-        records(), (numbers, numbers, _many(source, len(rows))), views, workers
-    ) as batches:
-        for batch in batches:
-            made, bad = batch["rows"], np.flatnonzero(~batch["ok"])
-            if len(bad):
-                made = tf.nest.map_structure(np.copy, made)
-                for row in bad.tolist():
-                    replace(made, batch["epoch"][row], row)
-            yield made
+
+def _replace(
+    made: Rows,
+    row: int,
+    epoch: int,
+    source: Source,
+    views: Callable[..., dict[str, Any]],
+    damaged: DamagedImages,
+) -> None:
+    """Replace the damaged image of `row` in the batch `made` by the next sound one of `source`.
+
+    Raises:
+        UserError: no image is sound, or more are damaged than `damaged` tolerates.
+    """
+    index, size = int(made["index"][row]), len(source)
+    for _ in range(size):
+        called = described(source, index)
+        damaged.add(called)
+        index = (index + 1) % size
+        record = tf.constant(source.read(np.asarray([index]))[0], source.record_spec.dtype)
+        other = views(tf.constant(index, tf.int64), tf.constant(epoch, tf.int64), record)
+        if other["ok"]:
+            for old, new in zip(tf.nest.flatten(made), tf.nest.flatten(other["rows"]), strict=True):
+                old[row] = new.numpy()
+            return
+    raise UserError(f"none of the {size} images can be decoded; {called} is one of them")
 
 
 def evaluation_batches(
     source: Source, recipe: recipes.Recipe, indices: np.ndarray, workers: int
 ) -> Generator[Rows, None, None]:
-    """The images `indices` int64 `[steps, n]` as evaluation sees them (resized, cropped, nothing drawn).
+    """Yield the images `indices` int64 `[steps, n]` resized and cropped as for evaluation.
+
+    Nothing is drawn.
 
     Yields:
-        for each step `image` uint8 `[n, S, S, C]` and `ok` bool `[n]`, false where an image is damaged.
+        For each step `image` uint8 `[n, S, S, C]` and `ok` bool `[n]`, false where an image is
+        damaged.
     """
 
     def view(record: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -157,12 +186,14 @@ def view_batches(
     seed: int,
     workers: int,
 ) -> Generator[Rows, None, None]:
-    """One drawn view of each image, for what trains on labels: the query view of pretraining with this recipe and seed.
+    """Yield one drawn view of each image, for training on labels.
 
-    `reads`: for each step the epoch and which images, int64 `[rows]`.
+    It is the query view of pretraining with this recipe and seed. `reads`: for each step the
+    epoch and the images, int64 `[rows]`.
 
     Yields:
-        for each step `image` uint8 `[rows, S, S, C]` and `ok` bool `[rows]`, false where an image is damaged.
+        For each step `image` uint8 `[rows, S, S, C]` and `ok` bool `[rows]`, false where an
+        image is damaged.
     """
 
     def view(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:

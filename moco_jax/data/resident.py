@@ -1,6 +1,7 @@
-"""Images that live on the devices for a whole run: decoded once; a step is then sent which of them, nothing more.
+"""Images that live on the devices for a whole run.
 
-The order is that of `pipeline.train_batches`, and a damaged image has the same stand-in as there.
+They are decoded once; a step is then sent only which of them it takes. The order is that of
+`pipeline.train_batches`, and a damaged image has the same stand-in as there.
 """
 
 import itertools
@@ -21,7 +22,7 @@ from moco_jax.data.sources import Source
 from moco_jax.data.sources.damage import described
 from moco_jax.data.sources.decode import decode_or_flag
 
-SHARE = 0.5  # of a device's memory that images may take; the rest is the step's
+SHARE = 0.5  # of a device's memory that images may take; the step needs the rest
 CHUNK = 64  # images that are read at once
 EVERY = 10.0  # seconds between progress lines
 
@@ -29,7 +30,9 @@ Shape = tuple[int, int, int, int]
 
 
 def shape_of(source: Source) -> Shape:
-    """What all images of `source` together are, `[N, H, W, C]`, if each is as large as the first that is sound.
+    """Return the shape `[N, H, W, C]` of all images of `source` together.
+
+    Each is assumed to be as large as the first that is sound.
 
     Raises:
         UserError: none can be decoded.
@@ -44,45 +47,57 @@ def shape_of(source: Source) -> Shape:
 
 
 def memory_limit() -> int:
-    """Bytes that one device may use, 0 where it does not say."""
+    """Return the bytes that one device may use, 0 where it does not say."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
 
 
 def fits(shape: Shape, limit: int) -> bool:
-    """Whether images of this `shape` leave enough of a device's `limit` bytes to the step; so where it is not known."""
+    """Whether images of this `shape` leave enough of a device's `limit` bytes to the step.
+
+    It is true where the limit is not known.
+    """
     return not limit or math.prod(shape) <= SHARE * limit
 
 
 def require_room(shape: Shape, limit: int) -> None:
-    """UserError where images of this `shape` do not fit on a device of `limit` bytes, see `fits`."""
+    """Refuse images of this `shape` that do not fit on a device of `limit` bytes, see `fits`."""
     if not fits(shape, limit):
         number, height, width, _ = shape
         raise UserError(
-            f"augment_on='resident' puts all {number:,} images of {width} x {height} pixels on every device: "
-            f"{size(math.prod(shape))}, more than half of the {size(limit)} that it has; augment_on='device' works"
+            f"augment_on='resident' puts all {number:,} images of {width} x {height} pixels on"
+            f" every device: {size(math.prod(shape))}, more than half of the {size(limit)} that it"
+            " has; augment_on='device' works"
         )
 
 
 def stand_ins(good: np.ndarray) -> np.ndarray:
-    """For each image itself, or the next that is good (`good` bool `[N]`, not all false): int64 `[N]`."""
+    """Return for each image its own index, or that of the next good one: int64 `[N]`.
+
+    `good` is bool `[N]`, not all false.
+    """
     sound = np.flatnonzero(good)
     return sound[np.searchsorted(sound, np.arange(len(good))) % len(sound)]
 
 
 def load(
-    source: Source, shape: Shape, workers: int, damaged: DamagedImages, progress: Callable[[str], None]
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    source: Source,
+    shape: Shape,
+    workers: int,
+    damaged: DamagedImages,
+    progress: Callable[[str], None],
+) -> tuple[np.ndarray, np.ndarray]:
     """Decode all images of `source`.
 
     Args:
         source: the images.
         shape: as `shape_of` gives it.
         workers: threads; 0 for as many as cores.
-        damaged: told of each image that cannot be decoded.
-        progress: told now and then, in words, how far it is.
+        damaged: collects each image that cannot be decoded.
+        progress: called now and then with a line on how far it is.
 
     Returns:
-        the images uint8 `[N, H, W, C]`, and which of them stands for each: int64 `[N]`, see `stand_ins`.
+        The images uint8 `[N, H, W, C]`, and the index of each one's stand-in: int64 `[N]`, see
+        `stand_ins`.
 
     Raises:
         UserError: an image has another size, or too many are damaged.
@@ -91,23 +106,23 @@ def load(
     images, good, done = np.zeros(shape, np.uint8), np.zeros(total, bool), 0
     began = last = time.perf_counter()
 
-    def pixels(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image = decode_or_flag(source, record)
         same = tf.reduce_all(image.size == sides)
-        found = tf.cond(same, lambda: image.pixels, lambda: tf.zeros(shape[1:], tf.uint8))
-        return tf.ensure_shape(found, shape[1:]), image.ok, image.size
+        pixels = tf.cond(same, lambda: image.pixels, lambda: tf.zeros(shape[1:], tf.uint8))
+        return tf.ensure_shape(pixels, shape[1:]), image.ok, image.size
 
     reads = ((source.read(np.arange(k, min(k + CHUNK, total))),) for k in range(0, total, CHUNK))
     signature = tf.TensorSpec([None, *source.record_spec.shape], source.record_spec.dtype)
-    with running(reads, (signature,), pixels, workers) as batches:
+    with running(reads, (signature,), decode, workers) as batches:
         for some, ok, sizes in batches:
             other = np.flatnonzero(ok & (sizes != sides).any(axis=1))
             if len(other):
                 height, width = sizes[other[0]]
                 raise UserError(
-                    f"augment_on='resident' needs images of one size: {source.name(done + int(other[0]))} has "
-                    f"{width} x {height} pixels, those before it {sides[1]} x {sides[0]}; augment_on='device' "
-                    "works with any"
+                    "augment_on='resident' needs images of one size:"
+                    f" {source.name(done + int(other[0]))} has {width} x {height} pixels, those"
+                    f" before it {sides[1]} x {sides[0]}; augment_on='device' works with any"
                 )
             for row in np.flatnonzero(~ok):
                 damaged.add(described(source, done + int(row)))
@@ -124,9 +139,9 @@ def load(
 def train_batches(
     stand_in: np.ndarray, *, seed: int, batch_size: int, rows: np.ndarray, examples_seen: int
 ) -> Generator[Rows, None, None]:
-    """Batches without end in the order of `pipeline.train_batches`, and by the same arguments.
+    """Yield batches without end in the order of `pipeline.train_batches`, by the same arguments.
 
-    `stand_in`: int64 `[N]`, which image stands for each.
+    `stand_in`: int64 `[N]`, the index of each image's stand-in.
 
     Yields:
         `index` and `epoch`, int32 `[n]` each; `query` and `key`, None.
@@ -136,6 +151,8 @@ def train_batches(
         epoch, positions = order.batch_positions(start, batch_size, total)
         indices = stand_in[order.permute(positions[rows], total, seed, epoch)]
         yield {
-            "query": None, "key": None, "index": indices.astype(np.int32),
+            "query": None,
+            "key": None,
+            "index": indices.astype(np.int32),
             "epoch": np.full(len(rows), epoch, np.int32),
-        }  # fmt: skip
+        }

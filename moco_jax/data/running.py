@@ -1,4 +1,4 @@
-"""What Python reads, worked on by a tf.data graph ahead of time, in a way that always comes to an end."""
+"""tf.data prefetching over a Python reader, with guaranteed shutdown."""
 
 import atexit
 import contextlib
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-AT_ONCE = 64  # rows of a batch where the reads do not say
+AT_ONCE = 64  # rows of a batch where the shape of the reads does not fix them
 
 
 def options(threads: int) -> tf.data.Options:
-    """Results in order, on so many threads of their own."""
+    """Return tf.data options: results in order, on a thread pool of this size."""
     chosen = tf.data.Options()
     chosen.deterministic = True
     chosen.threading.private_threadpool_size = threads
@@ -24,13 +24,14 @@ def options(threads: int) -> tf.data.Options:
 def running(
     reads: Iterator[tuple], signature: tuple[tf.TensorSpec, ...], make: Callable, threads: int
 ) -> Iterator[Iterator]:
-    """Batches of NumPy arrays, made ahead of time by `make` of each row of what `reads` yields.
+    """Yield batches of NumPy arrays that `make` computes ahead of time from what `reads` yields.
 
-    `signature`: of one read, arrays `[n, ...]`; its last may be shorter than n, where `[None, ...]` permits it.
-    `threads`: how many work; 0 for as many as cores.
+    `make` is called in the graph for each row of a read. `signature`: of one read, arrays `[n,
+    ...]`; the last read may be shorter than n, where `[None, ...]` permits it. `threads`: how
+    many work; 0 for as many as cores.
 
-    What is under way is brought to its end before the dataset is let go: TensorFlow would wait for it then, and it
-    may wait for Python, which TensorFlow holds.
+    Work under way is finished before the dataset is released. TensorFlow would otherwise wait
+    for it while it holds Python, for which the work may wait.
     """
     threads, ending = threads or os.cpu_count() or 1, False
 
@@ -59,7 +60,7 @@ def running(
             except tf.errors.OpError as error:
                 logging.debug("while ending: %s", error)
 
-    atexit.register(end)  # for who keeps the batches until the process ends
+    atexit.register(end)  # for callers that keep the batches until the process ends
     try:
         yield made
     finally:

@@ -1,1 +1,1 @@
-"""Features of whole sets of images on disk: made under an encoder, kept in one file, searched for the nearest."""
+"""Features of whole sets of images, made under an encoder, kept in one file, and searched."""

@@ -1,4 +1,4 @@
-"""What both kinds of features file share: columns, how much is held at once, how damage is told."""
+"""What both kinds of features file share: columns, block sizes, and errors on damage."""
 
 import contextlib
 import json
@@ -14,13 +14,13 @@ import numpy as np
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable, to_line
 
-BLOCK = 8192  # rows that are held at once
-BYTES = 2**28  # of a column that are held at once, where rows are long
-# How the columns are called in a .parquet, where each belongs to one image.
+BLOCK = 8192  # rows that are held at once at most
+BYTES = 2**28  # bytes of a column that are held at once at most, for long rows
+# Names of the columns in a .parquet, where each value belongs to one image.
 PARQUET = {"features": "features", "names": "name", "indices": "index", "labels": "label"}
 REQUIRED = ("features", "names")
 
-# What the readers of zip, NumPy's headers, Parquet and JSON raise on bytes that are not theirs.
+# Exceptions of the readers of zip, NumPy's headers, Parquet and JSON on damaged files.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -39,7 +39,7 @@ _DAMAGE = (
 
 
 class Rows(NamedTuple):
-    """Some images.
+    """Rows of a features file, an image each.
 
     Attributes:
         features: float32 `[n, D]`.
@@ -55,8 +55,8 @@ class Rows(NamedTuple):
 
 
 @contextlib.contextmanager
-def told(path: str) -> Iterator[None]:
-    """Turn whatever damage of the file `path` raises into a UserError of one line."""
+def user_errors(path: str) -> Iterator[None]:
+    """Turn any error that damage of the file `path` raises into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -70,15 +70,16 @@ def told(path: str) -> Iterator[None]:
 
 
 def _line(error: object) -> str:
-    said = " ".join(str(error).split()) or type(error).__name__
-    return printable(said[:200])
+    line = " ".join(str(error).split()) or type(error).__name__
+    return printable(line[:200])
 
 
 def require(path: str, columns: Iterable[str], rows: dict[str, int]) -> int:
-    """The number of rows of a file with these columns and their lengths.
+    """Check the columns of a file and their lengths, and return the number of rows.
 
     Raises:
-        UserError: a needed column is missing, there are no rows, or columns are of unequal length.
+        UserError: a needed column is missing, there are no rows, or columns are of unequal
+            length.
     """
     lacking = [name for name in REQUIRED if name not in set(columns)]
     if lacking:
@@ -90,31 +91,34 @@ def require(path: str, columns: Iterable[str], rows: dict[str, int]) -> int:
         if count != number:
             raise UserError(
                 f"{path} is damaged: it has {number:,} features and "
-                f"{count:,} {name}; as many are meant"
+                f"{count:,} {name}; there must be as many of each"
             )
     return number
 
 
 def at_once(row_bytes: int) -> int:
-    """How many rows of so many bytes are held at once."""
+    """Return how many rows of so many bytes are held at once."""
     return max(1, min(BLOCK, BYTES // max(row_bytes, 1)))
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:
-    """`values` as float32; what is beyond its range becomes infinite, and a search leaves it out."""
+    """Convert `values` to float32.
+
+    What is beyond its range becomes infinite, and a search leaves it out.
+    """
     with np.errstate(over="ignore"):
         return np.asarray(values, np.float32)
 
 
 def picked(blocks: Iterable[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """`rows` int `[n]`, in any order, of a column that passes by in blocks, all of them."""
-    found, places, first = [], [], 0
+    """Pick `rows` int `[n]`, in any order, from a column that passes by in blocks, all of them."""
+    blocks_of_rows, places, first = [], [], 0
     for block in blocks:
         inside = np.flatnonzero((rows >= first) & (rows < first + len(block)))
-        found.append(block[rows[inside] - first])
+        blocks_of_rows.append(block[rows[inside] - first])
         places.append(inside)
         first += len(block)
-    values = np.concatenate(found)
+    values = np.concatenate(blocks_of_rows)
     if len(values) != len(rows):
         raise IndexError(f"rows {rows} of {first}")
     ordered = np.empty_like(values)
@@ -123,12 +127,15 @@ def picked(blocks: Iterable[np.ndarray], rows: np.ndarray) -> np.ndarray:
 
 
 def plain(names: list[str]) -> list[str]:
-    """Names as lines of UTF-8, no two alike where the names are not; `text.from_line` gives them back."""
+    """Write names as lines of UTF-8, which differ where the names differ.
+
+    `text.from_line` gives the names back.
+    """
     return list(map(to_line, names))
 
 
 def parsed(facts: str | bytes, path: str) -> Any:
-    """The value that the text of `facts` holds; UserError where it is no JSON."""
+    """Parse the JSON text `facts`; raises UserError where it is none."""
     try:
         return json.loads(facts)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""From a source of images to rows of a features file, and what is to be known of the encoder that made them."""
+"""Encodes a source of images to rows of a features file, and describes the encoder."""
 
 import dataclasses
 import hashlib
@@ -20,20 +20,20 @@ from moco_jax.evaluation import features
 from moco_jax.inference import trained_encoder
 from moco_jax.parallel import mesh as mesh_lib
 
-# Settings that decide what an encoder is shown; the features file keeps them.
+# Settings that decide how an image is shown to the encoder; the features file keeps them.
 SHOWN: tuple[str, ...] = ("image_size", "augment", "mean", "std", "channels", "white")
 SHOWN += ("background", "exif_rotation", "max_pixels")
 KINDS = ("backbone", "output")
 
 
 def fingerprint(variables: Any) -> str:
-    """SHA-256 of weights and statistics, a tree of arrays: of their names, shapes, types and bytes."""
-    found = hashlib.sha256()
+    """Compute the SHA-256 of a tree of arrays: names, shapes, types and bytes."""
+    sha256 = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         array = np.ascontiguousarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
-        found.update(array.data)
-    return found.hexdigest()
+        sha256.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
+        sha256.update(array.data)
+    return sha256.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,34 +57,54 @@ class Embedder:
             )
 
     def facts(self, place: str, which: str) -> dict[str, Any]:
-        """What tells this encoder from any other: where it lies, which it is, its weights, what it is shown."""
+        """Return what tells this encoder from any other: place, which one, weights, settings."""
         config = self.found.config
         named = {
-            "place": str(files.absolute(place)), "which": which, "step": self.found.step, "features": self.kind,
-            "arch": config.arch, "weights_sha256": fingerprint(self.found.variables),
-        }  # fmt: skip
+            "place": str(files.absolute(place)),
+            "which": which,
+            "step": self.found.step,
+            "features": self.kind,
+            "arch": config.arch,
+            "weights_sha256": fingerprint(self.found.variables),
+        }
         shown = {key: config[key] for key in SHOWN}
         return named | {k: list(v) if isinstance(v, tuple) else v for k, v in shown.items()}
 
     def stream(self, source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Features float32 `[n, D]` and places int64 `[n]` of all images of `source`, in order, damaged ones left out."""
+        """Yield features float32 `[n, D]` and places int64 `[n]` of the images, in order.
+
+        Damaged images are left out.
+        """
         config, devices = self.found.config, self.mesh.size
         batch = -(-min(config.eval_batch_size, len(source)) // devices) * devices
         encode = features.make_encode(
-            self.found.encoder, self.kind, tuple(config.mean), tuple(config.std), np.dtype("float32"), self.mesh
-        )  # fmt: skip
+            self.found.encoder,
+            self.kind,
+            tuple(config.mean),
+            tuple(config.std),
+            np.dtype("float32"),
+            self.mesh,
+        )
         variables = jax.device_put(self.found.variables, mesh_lib.replicated(self.mesh))
         yield from features.stream(
-            source, recipe_of(config), np.arange(len(source)), batch, config.workers, self.mesh,
+            source,
+            recipe_of(config),
+            np.arange(len(source)),
+            batch,
+            config.workers,
+            self.mesh,
             lambda images: encode(variables, images),
-        )  # fmt: skip
+        )
 
 
 class Damaged:
-    """Images that could not be decoded, found by the gaps that they leave."""
+    """Collects images that could not be decoded, by the gaps that they leave."""
 
     def __init__(self, source: Source):
-        """Of `source`, which is gone through in order; `names` are as the table has those of the others."""
+        """Watch `source`, which is gone through in order.
+
+        `names` are spelt as the table spells those of the other images.
+        """
         self.source, self.next = source, 0
         self.names: list[str] = []
         self.first = ""
@@ -98,38 +118,38 @@ class Damaged:
         self.next = end
         if len(missing) and not self.first:
             first = int(missing[0])
-            said = why(self.source, first)
-            self.first = f"{self.source.name(first)}{f' ({said})' if said else ''}"
+            reason = why(self.source, first)
+            self.first = f"{self.source.name(first)}{f' ({reason})' if reason else ''}"
         self.names += map(to_line, self.source.names(missing))
 
     def rest(self) -> None:
-        """Note what is missing after the last."""
+        """Note what is missing after the last images."""
         self.before(np.asarray([len(self.source)]))
 
 
 def labels_of(source: Source, indices: np.ndarray) -> np.ndarray | None:
-    """Classes int64 `[n]`, -1 for an image that has none though others have; None where the source knows none."""
+    """Return the classes int64 `[n]` of images, -1 for one without; None if no image has one."""
     try:
-        found = source.labels(indices)
+        labels = source.labels(indices)
     except UserError:
         if len(indices) == 1:
             return np.asarray([-1])
-        found = np.concatenate([labels_of(source, one) for one in indices[:, None]])
-    return None if found is None else np.asarray(found, np.int64)
+        labels = np.concatenate([labels_of(source, one) for one in indices[:, None]])
+    return None if labels is None else np.asarray(labels, np.int64)
 
 
 def rows(embedder: Embedder, source: Source, damaged: Damaged) -> Iterator[Rows]:
-    """All images of `source`, a batch at a time; `damaged` is told of those that are left out.
+    """Encode all images of `source`, a batch at a time; `damaged` notes those left out.
 
     Raises:
         UserError: not one can be decoded.
     """
     count = 0
-    for found, indices in embedder.stream(source):
+    for block, indices in embedder.stream(source):
         damaged.before(indices)
         count += len(indices)
         if len(indices):
-            yield Rows(found, source.names(indices), indices, labels_of(source, indices))
+            yield Rows(block, source.names(indices), indices, labels_of(source, indices))
     damaged.rest()
     if not count:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a features file must say of its encoder and images before any of it is believed."""
+"""Checks what a features file says of its encoder and images before any of it is believed."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,13 +7,14 @@ from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 
 FORMAT = 1
-SIDE = (
-    2**14
-)  # pixels of an encoder's image at most; a picture of more is not drawn on a file's word
+# Pixels of the side of an encoder's image at most: no larger picture is made on a file's word.
+SIDE = 2**14
 CHANNELS = 2**12
 
 
 class _Kind(NamedTuple):
+    """The kind of value that a fact must have: a test, and its name in messages."""
+
     called: str
     fits: Callable[[Any], bool]
 
@@ -59,7 +60,7 @@ NEEDED: Mapping[str, Mapping[str, _Kind]] = {
         "classes": _TEXTS,
     },
 }
-# Not in the files of every version.
+# Facts that files of older versions lack.
 KNOWN: Mapping[str, Mapping[str, _Kind]] = {
     "encoder": {
         "weights_sha256": _TEXT,
@@ -75,36 +76,37 @@ KNOWN: Mapping[str, Mapping[str, _Kind]] = {
 
 
 def checked(facts: Any, path: str) -> dict[str, Any]:
-    """`facts` of the file `path`, as JSON gave them, if a search can go by them.
+    """Return `facts` of the file `path`, as JSON gave them, if a search can rely on them.
 
     Raises:
-        UserError: they are no object, or of another format, or one is missing or of another kind.
+        UserError: they are no object, or of another format, or one is missing or of another
+            kind.
     """
     if not isinstance(facts, dict):
-        raise UserError(f"{path} is damaged: its facts are {_short(facts)}, and an object is meant")
+        raise UserError(f"{path} is damaged: its facts are {_short(facts)}; they must be an object")
     if facts.get("format") != FORMAT or isinstance(facts["format"], bool):
         raise UserError(
             f"{path} is of format {_short(facts.get('format'))}; {FORMAT} is known here"
         )
     for group, needed in NEEDED.items():
-        found = facts.get(group)
-        if not isinstance(found, dict):
-            said = f"say {group}={_short(found)}" if group in facts else f"lack {group}"
+        values = facts.get(group)
+        if not isinstance(values, dict):
+            fault = f"say {group}={_short(values)}" if group in facts else f"lack {group}"
             raise UserError(
-                f"{path} is damaged: its facts {said}, and an object is meant; "
+                f"{path} is damaged: its facts {fault}, which must be an object; "
                 "python -m moco_jax.embed writes it anew"
             )
         for name, kind in {**needed, **KNOWN[group]}.items():
-            if name not in found and name in KNOWN[group]:
+            if name not in values and name in KNOWN[group]:
                 continue
-            if name not in found or not kind.fits(found[name]):
-                said = (
-                    f"say {group}.{name}={_short(found[name])}"
-                    if name in found
+            if name not in values or not kind.fits(values[name]):
+                fault = (
+                    f"say {group}.{name}={_short(values[name])}"
+                    if name in values
                     else f"lack {group}.{name}"
                 )
                 raise UserError(
-                    f"{path} is damaged: its facts {said}, and {kind.called} is meant; "
+                    f"{path} is damaged: its facts {fault}, which must be {kind.called}; "
                     "python -m moco_jax.embed writes it anew"
                 )
     return facts
@@ -112,7 +114,7 @@ def checked(facts: Any, path: str) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     try:
-        said = repr(value)
+        text = repr(value)
     except (ValueError, RecursionError):
-        said = type(value).__name__
-    return printable(said if len(said) <= 60 else f"{said[:57]}...")
+        text = type(value).__name__
+    return printable(text if len(text) <= 60 else f"{text[:57]}...")

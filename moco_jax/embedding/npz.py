@@ -1,6 +1,7 @@
 """The features file as an uncompressed .npz, written and read in parts.
 
-The checksum of an array is looked at as the array passes by, so that nothing is read twice for it.
+The checksum of an array is computed as the array passes by, so that nothing is read twice for
+it.
 """
 
 import contextlib
@@ -18,14 +19,14 @@ from moco_jax.base.errors import UserError
 from moco_jax.data.sources.names import Names
 from moco_jax.embedding import columns as columns_lib
 from moco_jax.embedding import facts as facts_lib
-from moco_jax.embedding.columns import PARQUET, Rows, plain, told
+from moco_jax.embedding.columns import PARQUET, Rows, plain, user_errors
 
 PIECE = 2**20  # bytes that are read, and added to a checksum, at once
 _HEADERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# Column -> dimensions, kinds of NumPy's types, and how these are called.
+# Column -> dimensions, kinds of NumPy's types, and the words for these kinds in messages.
 _COLUMNS = {
     "features": (2, "fiu", "a table of numbers"),
     "names": (1, "U", "a list of texts"),
@@ -37,9 +38,9 @@ _COLUMNS = {
 
 @contextlib.contextmanager
 def writing(draft: epath.Path, content: Callable[[], str]) -> Iterator[Callable[[Rows], None]]:
-    """Write the file `draft` of the rows that what this gives is called with.
+    """Write the file `draft`: yields a function that is called with rows, a few at a time.
 
-    `content` gives the facts, and is asked at the end.
+    `content` returns the facts, and is called at the end.
     """
     names: list[Names] = []
     indices: list[np.ndarray] = []
@@ -72,8 +73,8 @@ def writing(draft: epath.Path, content: Callable[[], str]) -> Iterator[Callable[
                 if parts:
                     whole = np.concatenate(parts).astype("<i8")
                     _member(out, name, "<i8", (number,), iter([whole.tobytes()]))
-            said = np.asarray(content())
-            _member(out, "facts", said.dtype.str, (), iter([said.tobytes()]))
+            facts = np.asarray(content())
+            _member(out, "facts", facts.dtype.str, (), iter([facts.tobytes()]))
 
 
 def _member(
@@ -100,18 +101,21 @@ class _Array(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
-        """Of one row."""
+        """Bytes of one row."""
         return math.prod(self.shape[1:]) * self.kind.itemsize
 
 
 class Npz:
-    """Arrays in an uncompressed .npz: where each begins is found once, rows are read from there."""
+    """A features file of arrays in an uncompressed .npz.
+
+    Where each array begins is found once, and rows are read from there.
+    """
 
     def __init__(self, path: str):
-        """Of the file `path`, which stays open; UserError where it is none."""
+        """Open the file `path`, which stays open; raises UserError where it is no features file."""
         self._path = path
         self._sound: set[str] = set()
-        with told(path):
+        with user_errors(path):
             self._file = files.open_regular(path)
             self._archive = zipfile.ZipFile(self._file)
             self._found = self._arrays()
@@ -126,23 +130,23 @@ class Npz:
         self.width = self._found["features"].shape[1]
 
     def _arrays(self) -> dict[str, _Array]:
-        """The arrays that a table has, by name, each as long as its header says."""
-        found: dict[str, _Array] = {}
+        """Find the arrays that a table has, by name, each as long as its header says."""
+        arrays: dict[str, _Array] = {}
         for member in self._archive.infolist():
             name = member.filename.removesuffix(".npy")
-            # Opened, needed or not: a name that its two places spell differently is found here.
+            # Every member is opened: this finds names that the zip spells in two ways.
             if name not in _COLUMNS or member.compress_type == zipfile.ZIP_STORED:
                 with self._archive.open(member) as file:
                     if name in _COLUMNS:
-                        if name in found:
+                        if name in arrays:
                             raise ValueError(f"it has two arrays called {name}")
-                        found[name] = self._array(name, member, file)
+                        arrays[name] = self._array(name, member, file)
             else:
                 raise UserError(
                     f"{self._path} is compressed and cannot be searched; "
                     "np.savez writes one that can"
                 )
-        return found
+        return arrays
 
     def _array(self, name: str, member: zipfile.ZipInfo, file: Any) -> _Array:
         shape, by_columns, kind = _HEADERS[np.lib.format.read_magic(file)](file)
@@ -150,10 +154,10 @@ class Npz:
         odd = len(shape) != dimensions or min(shape, default=0) < 0
         if odd or kind.kind not in kinds or not kind.itemsize:
             raise UserError(
-                f"{self._path}: {name} are of type {kind} and shape {shape}, and {meant} is meant"
+                f"{self._path}: {name} are of type {kind} and shape {shape}; they must be {meant}"
             )
         if kinds == "iu" and not np.can_cast(kind, np.int64):
-            raise UserError(f"{self._path}: {name} are of type {kind}, and int64 is meant")
+            raise UserError(f"{self._path}: {name} are of type {kind}; they must be int64")
         if name == "features" and not shape[1]:
             raise UserError(f"{self._path}: features of shape {shape} hold no numbers")
         if by_columns and len(shape) > 1:
@@ -169,14 +173,14 @@ class Npz:
                 f"{self._path} is damaged: {name} of shape {shape} take {needed:,} bytes, and "
                 f"{sizes.pop():,} are there"
             )
-        # Thirty bytes, of which the last four are the lengths of the name and of what else stands
-        # before the array.
+        # A member's header has thirty bytes. The last four are the lengths of the name and of
+        # what else stands before the array.
         self._file.seek(member.header_offset + 26)
         lengths = int(np.frombuffer(self._file.read(4), "<u2").sum())
         return _Array(member, header, member.header_offset + 30 + lengths + header, kind, shape)
 
     def _pass(self, column: str) -> Iterator[np.ndarray]:
-        """The whole column in blocks; BadZipFile at its end where its checksum is another."""
+        """Yield the whole column in blocks; raises BadZipFile if its checksum differs."""
         array = self._found[column]
         number = array.shape[0] if array.shape else 1
         rows = columns_lib.at_once(array.row_bytes)
@@ -189,24 +193,24 @@ class Npz:
         self._sound.add(column)
 
     def blocks(self, column: str) -> Iterator[np.ndarray]:
-        with told(self._path):
+        with user_errors(self._path):
             yield from self._pass(column)
 
     def peek(self, column: str, rows: np.ndarray) -> np.ndarray:
-        with told(self._path):
-            array, found = self._found[column], []
+        with user_errors(self._path):
+            array, rows_read = self._found[column], []
             for row in np.asarray(rows).tolist():
                 if not 0 <= row < self.number:
                     raise IndexError(f"row {row} of {self.number}")
                 self._file.seek(array.start + row * array.row_bytes)
-                found.append(self._file.read(array.row_bytes))
-            values = np.frombuffer(b"".join(found), array.kind)
+                rows_read.append(self._file.read(array.row_bytes))
+            values = np.frombuffer(b"".join(rows_read), array.kind)
             return _native(column, values.reshape(-1, *array.shape[1:]))
 
     def take(self, column: str, rows: np.ndarray) -> np.ndarray:
         if column in self._sound:
             return self.peek(column, rows)
-        with told(self._path):
+        with user_errors(self._path):
             return columns_lib.picked(self._pass(column), np.asarray(rows))
 
 
@@ -222,7 +226,7 @@ def _fill(file: IO[bytes], block: np.ndarray) -> None:
 
 
 def _native(column: str, block: np.ndarray) -> np.ndarray:
-    """`block` of a file as the type of its column here."""
+    """Convert `block` of a file to the type of its column here."""
     if column == "features":
         return columns_lib.as_float32(block)
     if column in ("indices", "labels"):

@@ -1,8 +1,8 @@
 """The features file as a .parquet, written and read in parts.
 
-Parquet has a checksum for each page of values and none for the footer, which says where pages lie,
-what columns are called and, here, what made the features. The footer therefore holds its own
-SHA-256, computed with zeros in its place.
+Parquet has a checksum for each page of values and none for the footer, which says where pages
+lie, what columns are called and, here, what made the features. The footer therefore holds its
+own SHA-256, computed with zeros in its place.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from moco_jax.base import files
 from moco_jax.base.errors import UserError
 from moco_jax.embedding import columns as columns_lib
 from moco_jax.embedding import facts as facts_lib
-from moco_jax.embedding.columns import PARQUET, Rows, plain, told
+from moco_jax.embedding.columns import PARQUET, Rows, plain, user_errors
 
 BUFFER = 2**20  # bytes of each column that are read at once
 FACTS, DIGEST = b"moco_jax", b"moco_jax_footer_sha256"
@@ -53,9 +53,9 @@ def _table(arrow: Any, waiting: list[Rows]) -> Any:
 
 @contextlib.contextmanager
 def writing(draft: epath.Path, content: Callable[[], str]) -> Iterator[Callable[[Rows], None]]:
-    """Write the file `draft` of the rows that what this gives is called with.
+    """Write the file `draft`: yields a function that is called with rows, a few at a time.
 
-    `content` gives the facts, and is asked at the end.
+    `content` returns the facts, and is called at the end.
     """
     arrow = _arrow()
     waiting: list[Rows] = []
@@ -67,7 +67,7 @@ def writing(draft: epath.Path, content: Callable[[], str]) -> Iterator[Callable[
             return
         table = _table(arrow, waiting)
         if writer is None:
-            # Compression finds little in floating-point numbers, and takes its time.
+            # Floating-point numbers hardly compress, and compression takes time.
             writer = arrow.parquet.ParquetWriter(
                 str(draft),
                 table.schema,
@@ -97,7 +97,10 @@ def writing(draft: epath.Path, content: Callable[[], str]) -> Iterator[Callable[
 
 
 def _footer(file: BinaryIO) -> tuple[int, bytes]:
-    """Where the footer begins, and its bytes; its length and Parquet's mark follow, eight more."""
+    """Return where the footer begins, and its bytes.
+
+    Its length and Parquet's mark follow it, eight bytes.
+    """
     end = file.seek(0, 2)
     file.seek(max(end - 8, 0))
     length = int.from_bytes(file.read(4), "little")
@@ -121,37 +124,37 @@ def _seal(draft: epath.Path, mark: bytes) -> None:
 
 
 class Parquet:
-    """Columns of a .parquet, whoever wrote it.
+    """A features file of columns in a .parquet, whoever wrote it.
 
     Features are lists of numbers of any type, names text, the rest whole numbers; none is null.
     """
 
     def __init__(self, path: str):
-        """Of the file `path`, which stays open; UserError where it is none."""
+        """Open the file `path`, which stays open; raises UserError where it is no features file."""
         self._path, self._arrow = path, _arrow()
-        with told(path):
+        with user_errors(path):
             file = files.open_regular(path)
             _, footer = _footer(file)
             self._file = self._arrow.parquet.ParquetFile(
                 file, pre_buffer=False, buffer_size=BUFFER, page_checksum_verification=True
             )
             self._metadata = self._file.metadata
-            said = self._metadata.metadata or {}
-            if DIGEST in said and _digest(footer, said[DIGEST]) != said[DIGEST]:
+            metadata = self._metadata.metadata or {}
+            if DIGEST in metadata and _digest(footer, metadata[DIGEST]) != metadata[DIGEST]:
                 raise ValueError("the digest of its footer is another")
-            if FACTS not in said:
+            if FACTS not in metadata:
                 raise ValueError("it has no facts")
-            self.facts = facts_lib.checked(columns_lib.parsed(said[FACTS], path), path)
+            self.facts = facts_lib.checked(columns_lib.parsed(metadata[FACTS], path), path)
             self.columns = self._examined()
             number = self._metadata.num_rows
             self.number = columns_lib.require(path, self.columns, {"features": number})
-            # A list's length in the type is a mere claim, or is not there: the first row has it.
+            # The type may lack the list's length, or be wrong about it: the first row shows it.
             self.width = 0
             self.width = len(next(self._pass("features", 1)).ravel())
 
     def _examined(self) -> set[str]:
-        """The columns of a table that are there; UserError where one is of another type."""
-        schema, types, found = self._file.schema_arrow, self._arrow.types, set()
+        """Return the columns of a table that are there; raises UserError where a type is wrong."""
+        schema, types, columns = self._file.schema_arrow, self._arrow.types, set()
         meant: dict[str, tuple[Callable[[Any], bool], str]] = {
             "features": (self._is_numbers, "lists of numbers"),
             "names": (self._is_text, "text"),
@@ -168,11 +171,11 @@ class Parquet:
             is_wide = kind == self._arrow.uint64() and name != "features"
             if is_wide or not fits(kind):
                 raise UserError(
-                    f"{self._path}: the column {PARQUET[name]} is of type {kind}, "
-                    f"and {words} are meant"
+                    f"{self._path}: the column {PARQUET[name]} is of type {kind}; "
+                    f"it must hold {words}"
                 )
-            found.add(name)
-        return found
+            columns.add(name)
+        return columns
 
     def _is_numbers(self, kind: Any) -> bool:
         types = self._arrow.types
@@ -188,24 +191,28 @@ class Parquet:
         return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
     def _pass(self, column: str, rows: int = 0) -> Iterator[np.ndarray]:
-        """The whole column, `rows` at a time, or as many as memory should hold where 0."""
+        """Yield the whole column, `rows` at a time; 0: as many as memory should hold."""
         at_once, done = rows or columns_lib.at_once(4 * self.width), 0
         for batch in self._file.iter_batches(at_once, columns=[PARQUET[column]], use_threads=False):
             yield self._values(column, batch.column(0), done)
             done += len(batch)
         if done != self.number:
-            raise ValueError(f"{column} of {done:,} rows are there, and {self.number:,} are meant")
+            raise ValueError(f"{column} of {done:,} rows are there; there must be {self.number:,}")
 
-    def _values(self, column: str, found: Any, first: int) -> np.ndarray:
-        """The rows of a batch, from row `first` on; UserError where one is null or too short."""
+    def _values(self, column: str, batch: Any, first: int) -> np.ndarray:
+        """Return the rows of a batch, from row `first` on.
+
+        Raises:
+            UserError: one is null or too short.
+        """
         if column == "names":
-            names = np.asarray([None, *found.to_pylist()], object)[1:]
+            names = np.asarray([None, *batch.to_pylist()], object)[1:]
             self._refuse(column, np.asarray([name is None for name in names]), first, "is null")
             return names
-        self._refuse(column, ~np.asarray(found.is_valid()), first, "is null")
+        self._refuse(column, ~np.asarray(batch.is_valid()), first, "is null")
         if column != "features":
-            return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
-        lengths: np.ndarray = np.asarray(self._arrow.compute.list_value_length(found))
+            return np.asarray(batch.to_numpy(zero_copy_only=False), np.int64)
+        lengths: np.ndarray = np.asarray(self._arrow.compute.list_value_length(batch))
         width = self.width or int(lengths[0])
         if not width:
             raise UserError(f"{self._path}: features of row {first:,} hold no numbers")
@@ -215,7 +222,7 @@ class Parquet:
             first,
             f"is not of {width:,} numbers, as others are",
         )
-        values = found.flatten()
+        values = batch.flatten()
         holes = np.logical_not(np.asarray(values.is_valid()).reshape(-1, width)).any(1)
         self._refuse(column, holes, first, "holds a null")
         return columns_lib.as_float32(values.to_numpy().reshape(-1, width))
@@ -223,16 +230,16 @@ class Parquet:
     def _refuse(self, column: str, odd: np.ndarray, first: int, why: str) -> None:
         if odd.any():
             raise UserError(
-                f"{self._path}: in column {PARQUET[column]} row {first + int(odd.argmax()):,} {why}; "
-                "every row needs its own, so take such rows out"
+                f"{self._path}: in column {PARQUET[column]} row {first + int(odd.argmax()):,}"
+                f" {why}; every row needs its own, so take such rows out"
             )
 
     def blocks(self, column: str) -> Iterator[np.ndarray]:
-        with told(self._path):
+        with user_errors(self._path):
             yield from self._pass(column)
 
     def take(self, column: str, rows: np.ndarray) -> np.ndarray:
-        with told(self._path):
+        with user_errors(self._path):
             return columns_lib.picked(self._pass(column), np.asarray(rows))
 
     peek = take

@@ -1,4 +1,4 @@
-"""What a search found, for a person: a table for each query, and a picture of all."""
+"""Presents what a search found: a table for each query, and a picture of all."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,12 +17,13 @@ from moco_jax.embedding.table import Table
 DRAWN = 20  # queries that a picture shows at most
 
 
-class Found(NamedTuple):
-    """The nearest of M queries.
+class Neighbours(NamedTuple):
+    """The nearest of M queries, with names and labels.
 
     Attributes:
         words: what each query was called.
-        own: int64 `[M]`, the row that a query itself is, -1 where it is a file that was encoded now.
+        own: int64 `[M]`, the row that a query itself is, -1 where it is a file that was encoded
+            now.
         cosines: float32 `[M, k]`, descending.
         rows: int64 `[M, k]`.
         names: str `[M, k]`.
@@ -39,62 +40,73 @@ class Found(NamedTuple):
 
 def named(
     table: Table, words: Sequence[str], own: np.ndarray, cosines: np.ndarray, rows: np.ndarray
-) -> Found:
-    """These neighbours with what `table` says of them."""
+) -> Neighbours:
+    """Add the names and labels in `table` to these neighbours."""
     columns = [
         table.take(column, rows.ravel()).reshape(rows.shape) if column in table.columns else None
         for column in ("names", "labels")
     ]
-    return Found(words, own, cosines, rows, *columns)  # type: ignore[arg-type]
+    return Neighbours(words, own, cosines, rows, *columns)  # type: ignore[arg-type]
 
 
 def encoder_words(made: Mapping[str, Any]) -> str:
-    """Which encoder made features, in a few words."""
-    words = f"{made['arch']}, {made['which']}, step {made['step']} of {made['place']}, features: {made['features']}"
+    """Say in a few words which encoder made features."""
+    words = (
+        f"{made['arch']}, {made['which']}, step {made['step']} of {made['place']}, features:"
+        f" {made['features']}"
+    )
     return printable(words)
 
 
-def tables(table: Table, found: Found) -> str:
-    """A table for each query: rank, cosine, name, and class where it is known."""
+def tables(table: Table, neighbours: Neighbours) -> str:
+    """Format a table for each query: rank, cosine, name, and class where it is known."""
     classes = table.facts["images"]["classes"]
-    said = []
-    for number, (word, own) in enumerate(zip(found.words, found.own.tolist(), strict=True)):
+    blocks = []
+    for number, (word, own) in enumerate(
+        zip(neighbours.words, neighbours.own.tolist(), strict=True)
+    ):
         how = f"row {own:,}"
         if own < 0:
             how = f"encoded by {encoder_words(table.facts['encoder'])}"
         columns = [
-            [f"{rank}" for rank in range(1, found.rows.shape[1] + 1)],
-            [f"{cosine:.4f}" for cosine in found.cosines[number]],
-            [printable(name) for name in found.names[number].tolist()],
+            [f"{rank}" for rank in range(1, neighbours.rows.shape[1] + 1)],
+            [f"{cosine:.4f}" for cosine in neighbours.cosines[number]],
+            [printable(name) for name in neighbours.names[number].tolist()],
         ]
-        if found.labels is not None:
-            labels = found.labels[number].tolist()
+        if neighbours.labels is not None:
+            labels = neighbours.labels[number].tolist()
             columns.append([called(classes, label) or "-" for label in labels])
         header = ["", "cosine", "image", "class"][: len(columns)]
         lines = console.table(header, list(zip(*columns, strict=True)))
-        said.append(f"nearest to {printable(word)} ({how})\n{lines}")
-    return "\n\n".join(said)
+        blocks.append(f"nearest to {printable(word)} ({how})\n{lines}")
+    return "\n\n".join(blocks)
 
 
-def draw(path: epath.Path, table: Table, found: Found) -> None:
-    """Write the picture: a row for each query, at most `DRAWN`; UserError where the images are gone or others."""
+def draw(path: epath.Path, table: Table, neighbours: Neighbours) -> None:
+    """Draw a picture of a row for each query, at most `DRAWN`, and write it to `path`.
+
+    Raises:
+        UserError: the images are gone, or others.
+    """
     few = slice(0, DRAWN)
-    own, made = found.own[few], table.facts["encoder"]
+    own, made = neighbours.own[few], table.facts["encoder"]
     inside, outside = np.flatnonzero(own >= 0), np.flatnonzero(own < 0)
-    rows = np.concatenate([own[inside], found.rows[few].ravel()])
+    rows = np.concatenate([own[inside], neighbours.rows[few].ravel()])
     shown = search.pictures_of_rows(table, rows)
-    files = FilesSource([found.words[n] for n in outside.tolist()], Decoding.of(made))
+    files = FilesSource([neighbours.words[n] for n in outside.tolist()], Decoding.of(made))
     encoded = search.pictures(made, files, np.arange(len(files)))
     of_query = dict(zip(outside.tolist(), encoded, strict=True))
     of_query |= dict(zip(inside.tolist(), shown[: len(inside)], strict=True))
     others = iter(shown[len(inside) :])
     figures.ranked(
         path,
-        [(found.words[n], of_query[n]) for n in range(len(own))],
+        [(neighbours.words[n], of_query[n]) for n in range(len(own))],
         [
             [
                 (f"{cosine:.3f}", name, next(others))
-                for cosine, name in zip(found.cosines[n], found.names[n].tolist(), strict=True)
+                for cosine, name in zip(
+                    neighbours.cosines[n], neighbours.names[n].tolist(), strict=True
+                )
             ]
             for n in range(len(own))
         ],

@@ -1,4 +1,4 @@
-"""The nearest images of some queries, by cosine, in a features file that is read in blocks."""
+"""Searches a features file, read in blocks, for the nearest images of some queries by cosine."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +21,11 @@ from moco_jax.embedding.table import Table
 from moco_jax.evaluation import knn
 from moco_jax.inference import trained_encoder
 
-# What tables of older versions do not say of their encoder.
+# Facts on the encoder that tables of older versions lack, and their values then.
 OLDER = {"background": -1, "max_pixels": MAX_PIXELS}
 Report = Callable[[int], None]
-# Lengths are sums of squares in float32: beyond this power of two, up or down, a row is brought nearer to 1 first.
+# Lengths are sums of squares in float32: a row beyond this power of two, up or down, is first
+# scaled nearer to 1.
 RANGE = 40
 
 
@@ -34,7 +35,8 @@ class Nearest(NamedTuple):
     Attributes:
         cosines: float32 `[M, k]`, descending.
         rows: int64 `[M, k]`; of equal cosines the smaller row first.
-        left_out: how many rows of the table were compared with nothing, as a number in them is not finite.
+        left_out: how many rows of the table were not compared, as a number in them is not
+            finite.
     """
 
     cosines: np.ndarray
@@ -43,30 +45,33 @@ class Nearest(NamedTuple):
 
 
 def find(table: Table, words: Sequence[str]) -> np.ndarray:
-    """The row int64 `[n]` of each word in `table`: a name there, or the path of the file that it names; -1 for none."""
+    """Find the row int64 `[n]` of each word in `table`; -1 for none.
+
+    A word is a name there, or the path of the file that it names.
+    """
     root = table.facts["images"]["root"]
     wanted: dict[str, list[int]] = {}
     for place, word in enumerate(words):
         path = os.path.abspath(word)
         names = {word, path, os.path.relpath(path, root)} if root else {word}
-        # As a table has them, or as a person has read them there.
+        # Names are spelt as a table has them, or as a person has read them there.
         for name in {word, *map(to_line, names)}:
             wanted.setdefault(name, []).append(place)
     rows, first = np.full(len(words), -1, np.int64), 0
     for block in table.blocks("names"):
         for name, places in wanted.items():
-            for found in np.flatnonzero(block == name)[:1]:
-                rows[[p for p in places if rows[p] < 0]] = first + found
+            for match in np.flatnonzero(block == name)[:1]:
+                rows[[p for p in places if rows[p] < 0]] = first + match
         first += len(block)
     return rows
 
 
 def comparable(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of `features` float32 `[n, D]` that have a direction that can be told, and which they are.
+    """Select the rows of `features` float32 `[n, D]` that are finite and can be compared.
 
     Returns:
-        float32 `[m, D]`, very long and very short rows scaled by a power of two, which no cosine sees; bool `[n]`, false
-        where a number is not finite.
+        float32 `[m, D]`, very long and very short rows scaled by a power of two, which changes
+        no cosine; bool `[n]`, false where a number is not finite.
     """
     peaks = np.maximum(features.max(1), -features.min(1))
     finite = np.isfinite(peaks)
@@ -81,23 +86,25 @@ def comparable(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest(table: Table, queries: np.ndarray, own: np.ndarray, k: int, report: Report) -> Nearest:
-    """The k rows of `table` nearest by cosine to each of `queries` float32 `[M, D]`, a query's own left out.
+    """Find the k rows of `table` nearest by cosine to each of `queries` float32 `[M, D]`.
 
-    All features pass by, so that what was peeked at of them has been verified after this.
+    A query's own row is left out. All features pass by, so that what was peeked at of them has
+    been verified after this.
 
     Args:
-        table: what is searched; rows with a number that is not finite are nobody's neighbours, and counted.
+        table: the features; rows with a number that is not finite are nobody's neighbours, and
+            counted.
         queries: finite, of any length.
         own: int `[M]`, the row that a query itself is; -1 where it is none.
         k: how many; all others where there are fewer.
-        report: told how many rows have been compared.
+        report: called with how many rows have been compared.
 
     Raises:
         UserError: no row is left to compare with, or the table is damaged.
     """
     among = bool((own >= 0).any())
     queries, _ = comparable(queries)
-    # Memory is for rows that are there: one long row needs no block of thousands.
+    # The block is no larger than the table: one long row needs no memory for thousands.
     block_of = min(columns.at_once(4 * table.width), knn.BANK, table.number)
     search = knn.Search(queries, min(k + among, table.number), bank_block=block_of)
     done, odd = 0, [np.zeros(0, np.int64)]
@@ -111,10 +118,11 @@ def nearest(table: Table, queries: np.ndarray, own: np.ndarray, k: int, report: 
     others = table.number - len(left_out) - among
     if others < 1:
         raise UserError(
-            f"of {table.number:,} rows {len(left_out):,} are not finite, and none is left to compare with"
+            f"of {table.number:,} rows {len(left_out):,} are not finite, and none is left to"
+            " compare with"
         )
     cosines, rows = search.result()
-    # Counted in the order of `add`: each row that was left out before moves those behind it.
+    # Rows are counted in the order of `add`: each row that was left out moves those behind it.
     rows = rows + np.searchsorted(left_out - np.arange(len(left_out)), rows, side="right")
     # Equal images may push a query's own row out of the k + 1; then the last goes.
     last = np.argsort(rows == own[:, None], axis=1, kind="stable")[:, : min(k, others)]
@@ -128,37 +136,37 @@ def nearest(table: Table, queries: np.ndarray, own: np.ndarray, k: int, report: 
 def same_encoder(table: Table, embedder: Embedder, place: str) -> None:
     """Refuse an encoder in `place` that is not the one which made `table`."""
     made = OLDER | table.facts["encoder"]
-    found = embedder.facts(place, made["which"])
-    odd = [key for key in found if key not in ("place", "step") and found[key] != made.get(key)]
+    facts = embedder.facts(place, made["which"])
+    odd = [key for key in facts if key not in ("place", "step") and facts[key] != made.get(key)]
     if odd:
         key = odd[0]
         what = "its weights differ"
         if key != "weights_sha256":
-            what = f"{key}={found[key]!r}, and they were made with {made.get(key)!r}"
+            what = f"{key}={facts[key]!r}, and they were made with {made.get(key)!r}"
         raise UserError(
-            f"the encoder in {place} is not the one that made these features: {what}; make them anew with it, or give "
-            "the place of the other as --workdir"
+            f"the encoder in {place} is not the one that made these features: {what}; make them"
+            " anew with it, or give the place of the other as --workdir"
         )
 
 
 def encoded(embedder: Embedder, paths: Sequence[str]) -> np.ndarray:
-    """Features float32 `[n, D]` of image files; UserError where one cannot be decoded."""
+    """Encode image files to features float32 `[n, D]`; raises UserError where one is damaged."""
     source = FilesSource(paths, Decoding.of(embedder.found.config))
     damaged = Damaged(source)
-    found = []
+    blocks = []
     for some, indices in embedder.stream(source):
         damaged.before(indices)
-        found.append(some)
+        blocks.append(some)
     damaged.rest()
     if damaged.first:
         raise UserError(f"the query {damaged.first} cannot be decoded")
-    return np.concatenate(found)
+    return np.concatenate(blocks)
 
 
 def pictures(
     made: Mapping[str, Any], source: Source, indices: np.ndarray
 ) -> list[np.ndarray | None]:
-    """Images `indices` int `[n]` of `source` as the encoder with these facts is shown them.
+    """Show images `indices` int `[n]` of `source` as the encoder with these facts sees them.
 
     uint8 `[S, S, C]` each; None where one cannot be decoded.
     """
@@ -168,7 +176,11 @@ def pictures(
 
 
 def pictures_of_rows(table: Table, rows: np.ndarray) -> list[np.ndarray | None]:
-    """As `pictures`, of `rows` int `[n]` of `table`; UserError where the data set is gone or another."""
+    """Show the images of `rows` int `[n]` of `table`, as `pictures` does.
+
+    Raises:
+        UserError: the data set is gone, or another.
+    """
     place, made = table.facts["images"], table.facts["encoder"]
     names = table.take("names", rows).tolist()
     if place["root"]:
@@ -188,9 +200,9 @@ def pictures_of_rows(table: Table, rows: np.ndarray) -> list[np.ndarray | None]:
 
 
 def load_encoder(table: Table, place: str, mesh: Any) -> Embedder:
-    """The encoder that made `table`, from `place`; UserError where it is gone or another."""
+    """Load the encoder that made `table` from `place`; raises UserError where it is another."""
     made = table.facts["encoder"]
-    found = trained_encoder.load(place, made["which"], made["step"])
-    embedder = Embedder(found, made["features"], mesh)
+    trained = trained_encoder.load(place, made["which"], made["step"])
+    embedder = Embedder(trained, made["features"], mesh)
     same_encoder(table, embedder, place)
     return embedder

@@ -1,9 +1,10 @@
 """Encoders by name: a backbone that pools an image to features, and a head that projects them.
 
-To add one, write a Linen module with the fields `width`, `bn_groups`, `dtype` and `reduce`, and those of `OPTIONS` that
-mean something to it, that maps images `[B, H, W, channels]` and `train` to features `[B, D]`, and name it in `BACKBONES`. It may
-have a property `frozen` and a method `require`, see `frozen` and `check` here. To add a head, write a module
-with the fields of those in `heads.py` that maps `[B, D]` and `train` to `[B, dim]`, and name it in `HEADS`.
+To add one, write a Linen module with the fields `width`, `bn_groups`, `dtype` and `reduce`, and
+those of `OPTIONS` that mean something to it, that maps images `[B, H, W, channels]` and `train`
+to features `[B, D]`, and name it in `BACKBONES`. It may have a property `frozen` and a method
+`require`, see `frozen` and `check` here. To add a head, write a module with the fields of those
+in `heads.py` that maps `[B, D]` and `train` to `[B, dim]`, and name it in `HEADS`.
 """
 
 import dataclasses
@@ -67,8 +68,8 @@ def has_batch_norm(name: str) -> bool:
 class Encoder(nn.Module):
     """A backbone with a head on it, and a predictor on that where the method has one (MoCo v3).
 
-    Variables: `{'params': {'backbone', 'head', 'predictor'}, 'batch_stats': ...}`; the momentum encoder's are the same
-    without the predictor.
+    Variables: `{'params': {'backbone', 'head', 'predictor'}, 'batch_stats': ...}`; the momentum
+    encoder's are the same without the predictor.
     """
 
     backbone: nn.Module
@@ -100,7 +101,8 @@ class Encoder(nn.Module):
 def frozen(encoder: Encoder, params: Any) -> Any:
     """Which of `params`, a tree of `encoder` (heads, predictor or not), no gradient reaches: the same tree of booleans.
 
-    A backbone names the top-level ones in its property `frozen`; an optimizer leaves them out, decay and state too.
+    A backbone names the top-level ones in its property `frozen`; an optimizer leaves them out,
+    decay and state too.
     """
     names = getattr(encoder.backbone, "frozen", ())
 
@@ -167,19 +169,25 @@ def create(
         head_width: features between the layers of head and predictor; 0 is each one's own.
         predictor: a key of `PREDICTORS`; only MoCo v3 has one.
         dim: size of the projection.
-        width: channels of a ResNet's stem, all others in proportion, or of a ViT's tokens; None is the architecture's own.
+        width: channels of a ResNet's stem, all others in proportion, or of a ViT's tokens; None
+            is the architecture's own.
         stem: of a ResNet, a key of `resnet.STEMS`.
-        zero_init_residual: of a ResNet: its blocks start as the identity, the scale of their last BatchNorm at 0.
-        stop_patch_gradient: of a ViT: its patch projection stays as drawn; None: yes, unless it is a conv stem.
-        remat: of a ViT, 'none' or 'block': whether blocks are computed again in the backward pass, to save memory.
+        zero_init_residual: of a ResNet: its blocks start as the identity, the scale of their
+            last BatchNorm at 0.
+        stop_patch_gradient: of a ViT: its patch projection stays as drawn; None: yes, unless it
+            is a conv stem.
+        remat: of a ViT, 'none' or 'block': whether blocks are computed again in the backward
+            pass, to save memory.
         attention: of a ViT, a key of `attention.ATTENTIONS`.
         bn_groups: G, groups of samples that share BatchNorm statistics; G must divide the batch.
-        accumulate: parts in which the backbone goes through a batch; each holds `bn_groups / accumulate` groups.
+        accumulate: parts in which the backbone goes through a batch; each holds `bn_groups /
+            accumulate` groups.
         dtype: compute dtype; parameters, statistics and outputs are at least float32.
         reduce: precision in which weights' gradients are summed, a member of `layers.REDUCE`.
 
     Raises:
-        UserError: unknown `name`, `head`, `predictor`, `stem`, `remat` or `attention`, or an option of another kind of encoder.
+        UserError: unknown `name`, `head`, `predictor`, `stem`, `remat` or `attention`, or an
+            option of another kind of encoder.
     """
     for setting, value, known in (
         ("encoder", name, BACKBONES),

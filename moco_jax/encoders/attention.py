@@ -1,8 +1,9 @@
-"""Self-attention in the ways a Vision Transformer can be told to compute it: the same values, other memory.
+"""Two forms of self-attention for Vision Transformers: the same values, other memory.
 
-All map queries, keys and values `[B, N, heads, d]` to `[B, N, heads, d]` in their dtype; logits and softmax are worked
-out in at least float32. `jax.nn.dot_product_attention` is no third way: in XLA it keeps all logits and rounds a float64
-softmax to float32, and in cuDNN it trains on no odd number of tokens, which a class token makes of most grids.
+Both map queries, keys and values `[B, N, heads, d]` to `[B, N, heads, d]` in their dtype; logits
+and softmax are computed in at least float32. `jax.nn.dot_product_attention` is no third form: in
+XLA it keeps all logits and rounds a float64 softmax to float32, and in cuDNN it trains on no odd
+number of tokens, which a class token makes of most grids.
 """
 
 from collections.abc import Callable
@@ -10,11 +11,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-LEAN_QUERIES = 128  # that `lean` scores at once
+LEAN_QUERIES = 128  # queries that `lean` scores at once
 
 
 def plain(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-    """softmax(Q K' / sqrt d) V; keeps `[B, heads, N, N]` for the backward pass."""
+    """Compute softmax(Q K' / sqrt d) V, keeping `[B, heads, N, N]` for the backward pass."""
     exact = jnp.promote_types(queries.dtype, jnp.float32)
     logits = jnp.einsum("bqhd,bkhd->bhqk", queries, keys, preferred_element_type=exact)
     weights = jax.nn.softmax(logits * queries.shape[-1] ** -0.5, axis=-1)
@@ -22,7 +23,7 @@ def plain(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def lean(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-    """`plain`, a block of queries at a time, each worked out again in the backward pass.
+    """Compute `plain` for one block of queries after the other, again in the backward pass.
 
     Nothing larger than `[B, heads, LEAN_QUERIES, N]` exists at any time, and none of it is kept.
     """

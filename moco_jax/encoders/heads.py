@@ -1,6 +1,7 @@
-"""Heads: from pooled features to the space in which queries and keys are compared, and v3's predictors within it.
+"""Heads map pooled features to the space in which queries and keys are compared.
 
-One linear layer in MoCo v1, two layers in v2 (section 3), layers with BatchNorm in v3. All start as torch's `Linear`.
+MoCo v1 has one linear layer, v2 two layers (section 3), v3 layers with BatchNorm, and
+predictors. All start as torch's `Linear`.
 """
 
 import math
@@ -17,7 +18,7 @@ from moco_jax.encoders.norm import BatchNorm
 def linear(
     fan_in: int, dim: int, dtype: Any, reduce: str, name: str, use_bias: bool = True
 ) -> Dense:
-    """A dense layer whose weights and biases start uniform within +-1/sqrt(fan_in)."""
+    """Create a dense layer whose weights and biases start uniform within +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
 
     def uniform(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -37,7 +38,7 @@ class LinearHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """`[B, D]` -> `[B, dim]`, computed in `dtype`, returned in at least float32."""
+        """Map `[B, D]` to `[B, dim]`, computed in `dtype`, returned in at least float32."""
         x = linear(x.shape[-1], self.dim, self.dtype, self.reduce, "fc")(x)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))
 
@@ -53,7 +54,7 @@ class MLPHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """`[B, D]` -> `[B, dim]`, computed in `dtype`, returned in at least float32."""
+        """Map `[B, D]` to `[B, dim]`, computed in `dtype`, returned in at least float32."""
         hidden = self.hidden or x.shape[-1]
         x = nn.relu(linear(x.shape[-1], hidden, self.dtype, self.reduce, "fc1")(x))
         x = linear(x.shape[-1], self.dim, self.dtype, self.reduce, "fc2")(x)
@@ -61,10 +62,12 @@ class MLPHead(nn.Module):
 
 
 class BatchNormHead(nn.Module):
-    """Projector or predictor of MoCo v3: `layers` linear layers without bias, each with BatchNorm, between them ReLU.
+    """Projector or predictor of MoCo v3: linear layers without bias, each with BatchNorm.
+
+    Between them is ReLU.
 
     Attributes:
-        layers: how many.
+        layers: number of linear layers.
         last_norm: whether BatchNorm, without scale and bias, follows the last one.
         dim, dtype, reduce: as in the other heads.
         hidden: features between the layers; 0: 4096, as published.
@@ -81,13 +84,15 @@ class BatchNormHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """`[B, D]` -> `[B, dim]`, computed in `dtype`, returned in at least float32."""
+        """Map `[B, D]` to `[B, dim]`, computed in `dtype`, returned in at least float32."""
         for number in range(self.layers):
             last = number == self.layers - 1
             width = self.dim if last else self.hidden or 4096
             x = linear(x.shape[-1], width, self.dtype, self.reduce, f"fc{number + 1}", False)(x)
             if not last or self.last_norm:
-                norm = BatchNorm(self.bn_groups, dtype=self.dtype, affine=not last, name=f"bn{number + 1}")  # fmt: skip
+                norm = BatchNorm(
+                    self.bn_groups, dtype=self.dtype, affine=not last, name=f"bn{number + 1}"
+                )
                 x = norm(x, train)
             if not last:
                 x = nn.relu(x)

@@ -1,8 +1,8 @@
-"""Convolution and dense layer that say in which precision their weights' gradients are summed.
+"""Convolution and dense layer with a chosen precision for the sums of their weights' gradients.
 
-These gradients add up over the images of a batch, on a device and then between devices. With bfloat16 activations
-JAX's own rules round each device's sum to bfloat16 before it travels; here it stays in the parameters' dtype unless
-`reduce` is 'compute'.
+These gradients add up over the images of a batch, on a device and then between devices. With
+bfloat16 activations JAX's own rules round each device's sum to bfloat16 before it travels; here
+it stays in the parameters' dtype unless `reduce` is 'compute'.
 """
 
 from functools import partial
@@ -19,9 +19,13 @@ REDUCE = ("parameter", "compute")
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
     pad = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (stride, stride), [(pad, pad)] * 2, rhs_dilation=(dilation, dilation),
+        x,
+        kernel.astype(x.dtype),
+        (stride, stride),
+        [(pad, pad)] * 2,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+    )
 
 
 def convolve(
@@ -35,12 +39,14 @@ def convolve(
         x: images.
         kernel: of at least the precision of `x`.
         stride: in both directions.
-        reduce: the dtype in which the kernel's gradient is summed: that of the 'parameter' or that of 'compute'.
+        reduce: the dtype in which the kernel's gradient is summed: that of the 'parameter' or
+            that of 'compute'.
         dilation: pixels from one tap of the kernel to the next.
     """
     if x.dtype == kernel.dtype:
-        # Both dtypes are one, so nothing is rounded on the way, and JAX's own gradient is the fastest on CPUs
-        # (69 ms beside 97, a 3x3 kernel of 64 channels at 32 px, 64 images, two cores).
+        # Both dtypes are the same, so nothing is rounded on the way, and JAX's own gradient is the
+        # fastest on CPUs (69 ms beside 97, a 3x3 kernel of 64 channels at 32 px, 64 images, two
+        # cores).
         return _convolve(x, kernel, stride, dilation)
     return mixed_convolve(x, kernel, stride, reduce, dilation)
 
@@ -49,7 +55,7 @@ def convolve(
 def mixed_convolve(
     x: jax.Array, kernel: jax.Array, stride: int, reduce: str, dilation: int
 ) -> jax.Array:
-    """Do what `convolve` does, with a gradient of the kernel that `reduce` says how to sum."""
+    """Convolve as `convolve` does, with the kernel's gradient summed in the precision `reduce`."""
     return _convolve(x, kernel, stride, dilation)
 
 
@@ -62,7 +68,8 @@ def _convolve_backward(
 ):
     x, kernel = saved
     (x_gradient,) = jax.vjp(lambda x: _convolve(x, kernel, stride, dilation), x)[1](g)
-    # Each tap of the kernel sums the products of `g`, spread by the stride, with what of the padded `x` lies below it.
+    # Each tap of the kernel sums the products of `g`, spread by the stride, with the part of the
+    # padded `x` that lies below it.
     reach = dilation * (kernel.shape[0] - 1)
     pad = reach // 2
     pads = [
@@ -70,9 +77,14 @@ def _convolve_backward(
         for side, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
     ]
     kernel_gradient = lax.conv_general_dilated(
-        x, g, (dilation, dilation), pads, rhs_dilation=(stride, stride), dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        x,
+        g,
+        (dilation, dilation),
+        pads,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
         preferred_element_type=kernel.dtype if reduce == "parameter" else x.dtype,
-    )  # fmt: skip
+    )
     return x_gradient, kernel_gradient.astype(kernel.dtype)
 
 
@@ -81,7 +93,10 @@ mixed_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce: str) -> jax.Array:
-    """`x` `[..., C]` times `kernel` `[C, D]` plus `bias` `[D]`, in the dtype of `x`; `reduce` as in `convolve`."""
+    """Compute `x` `[..., C]` times `kernel` `[C, D]` plus `bias` `[D]`, in the dtype of `x`.
+
+    `reduce` as in `convolve`.
+    """
     return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
@@ -125,7 +140,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, C]` -> `[B, ceil(H / stride), ceil(W / stride), channels]`, in `dtype`."""
+        """Convolve `[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), channels]`."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.channels)
         exact = jnp.promote_types(self.dtype, jnp.float32)
         kernel = self.param("kernel", self.kernel_init, shape, exact)
@@ -137,7 +152,8 @@ class Dense(nn.Module):
 
     Attributes:
         dim: features out.
-        dtype: compute dtype; the parameters `kernel` `[C, dim]` and `bias` `[dim]` are at least float32.
+        dtype: compute dtype; the parameters `kernel` `[C, dim]` and `bias` `[dim]` are at least
+            float32.
         reduce: see `convolve`.
         initializer: of both.
         use_bias: whether there is a bias.
@@ -151,7 +167,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., C]` -> `[..., dim]`, in `dtype`."""
+        """Map `[..., C]` to `[..., dim]`, in `dtype`."""
         exact = jnp.promote_types(self.dtype, jnp.float32)
         kernel = self.param("kernel", self.initializer, (x.shape[-1], self.dim), exact)
         if self.use_bias:

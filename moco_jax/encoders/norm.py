@@ -1,7 +1,7 @@
 """BatchNorm whose statistics are taken within groups of samples, never "per device".
 
-The number of groups belongs to the recipe (8 for the paper's 8 GPUs), so that one device and eight compute the
-same loss. One group is synchronised BatchNorm.
+The number of groups belongs to the recipe (8 for the paper's 8 GPUs), so that one device and
+eight compute the same loss. One group is synchronised BatchNorm.
 """
 
 import math
@@ -17,12 +17,14 @@ from moco_jax.base.errors import UserError
 class BatchNorm(nn.Module):
     """BatchNorm over `groups` consecutive, equal parts of the batch (MoCo v1, section 3.3).
 
-    In training `[B, ..., C]` is viewed as `[G, B/G, ..., C]`: each group is normalised with its own mean and
-    biased variance, and each running statistic moves towards the mean over groups of the group means and
-    unbiased variances. In evaluation the running statistics normalise everything. An array divided over
-    devices along the batch stays where it is when G is a multiple of the number of devices.
+    In training `[B, ..., C]` is viewed as `[G, B/G, ..., C]`: each group is normalised with its
+    own mean and biased variance, and each running statistic moves towards the mean over groups
+    of the group means and unbiased variances. In evaluation the running statistics normalise
+    everything. An array divided over devices along the batch stays where it is when G is a
+    multiple of the number of devices.
 
-    Variables: params `scale` and `bias` (with `affine`), batch_stats `mean` and `var`, each `[C]`, at least float32.
+    Variables: params `scale` and `bias` (with `affine`), batch_stats `mean` and `var`, each
+    `[C]`, at least float32.
 
     Attributes:
         groups: G.
@@ -42,7 +44,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`x` `[B, ..., C]` normalised, in `dtype`; raises UserError where G does not divide B."""
+        """Normalise `x` `[B, ..., C]`, in `dtype`; raises UserError where G does not divide B."""
         exact = jnp.promote_types(self.dtype, jnp.float32)
         channels = x.shape[-1:]
         scale, bias = jnp.ones(channels, exact), jnp.zeros(channels, exact)

@@ -1,7 +1,7 @@
 """ResNet as torchvision defines it, so that weights pass both ways without loss.
 
-Strides sit on the 3x3 convolution, padding is explicit and symmetric ('SAME' would shift by a pixel), and
-module names follow torchvision's.
+Strides sit on the 3x3 convolution, padding is explicit and symmetric ('SAME' would shift by a
+pixel), and module names follow torchvision's.
 """
 
 from collections.abc import Sequence
@@ -37,12 +37,12 @@ class Stem(NamedTuple):
 
 
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# PyTorch's default, U(+-1 / sqrt(fan_in)): the authors' CIFAR demo, solo-learn and lightly put a fresh layer in the place
-# of torchvision's first convolution, and it keeps this.
+# PyTorch's default, U(+-1 / sqrt(fan_in)): the authors' CIFAR demo, solo-learn and lightly replace
+# torchvision's first convolution by a fresh layer, which starts with this default.
 fresh_layer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-# 'cifar' is of the authors' demo, 'cifar_stride2' this project's own for small images, and the last two are of networks that
-# others have trained: solo-learn's for CIFAR, lightly's cut from its own ResNet.
+# 'cifar' is the authors' demo's, 'cifar_stride2' this project's own for small images. The last two
+# belong to networks that others trained: solo-learn's for CIFAR, lightly's cut from its ResNet.
 STEMS = {
     "imagenet": Stem(7, 2, True, 3, kaiming_normal),
     "cifar": Stem(3, 1, False, 1, fresh_layer),
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[B, H, W, C]` -> `[B, H / stride, W / stride, channels (x 4 in a bottleneck)]`."""
+        """Map `[B, H, W, C]` to `[B, H / stride, W / stride, channels (x 4 in a bottleneck)]`."""
         norm = partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
         conv = partial(Conv, dtype=self.dtype, reduce=self.reduce, kernel_init=kaiming_normal)
         inner, outer = self.channels, self.channels * (4 if self.bottleneck else 1)
@@ -105,15 +105,17 @@ class ResNet(nn.Module):
     Attributes:
         stage_sizes: blocks in each stage; stage i has `width * 2**i` inner channels.
         bottleneck: which kind of block.
-        width: channels of the stem; all others follow. 64 is the original, 128 and 256 are the R50w2x
-            and R50w4x of MoCo v1, which widen every layer.
-        stem: a key of `STEMS`: 'imagenet' (7x7/2 and max-pool), 'cifar' (3x3/1), 'cifar_stride2' (3x3/2), 'cifar_pad2'
-            (3x3/1 on the image padded by two pixels) or 'cifar_no_relu' (3x3/1, no ReLU after its BatchNorm).
+        width: channels of the stem; all others follow. 64 is the original, 128 and 256 are the
+            R50w2x and R50w4x of MoCo v1, which widen every layer.
+        stem: a key of `STEMS`: 'imagenet' (7x7/2 and max-pool), 'cifar' (3x3/1), 'cifar_stride2'
+            (3x3/2), 'cifar_pad2' (3x3/1 on the image padded by two pixels) or 'cifar_no_relu'
+            (3x3/1, no ReLU after its BatchNorm).
         bn_groups: G, groups of samples that share BatchNorm statistics.
         dtype: compute dtype; parameters and statistics are at least float32.
         reduce: precision of the kernels' gradients, see `layers.convolve`.
         zero_init_residual: see `Block`.
-        dilated: the last stage has stride 1 and dilation 2, for features at twice the resolution under the same weights.
+        dilated: the last stage has stride 1 and dilation 2, for features at twice the resolution
+            under the same weights.
     """
 
     stage_sizes: Sequence[int]
@@ -127,17 +129,20 @@ class ResNet(nn.Module):
     dilated: bool = False
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, C]`, floating, normalised -> features `[B, D]`, at least float32."""
+        """Compute features `[B, D]`, at least float32, from normalised images `[B, H, W, C]`."""
         x = self.feature_map(x, train)
         return jnp.mean(x, (1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32))
 
     @nn.compact
     def feature_map(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """As a call, before the average: `[B, h, w, D]` in `dtype`, sides of the images divided by all strides."""
+        """Compute the features before the average: `[B, h, w, D]` in `dtype`.
+
+        h and w are the sides of the images divided by all strides.
+        """
         if self.stem not in STEMS:
             raise UserError(f"stem={self.stem!r} is unknown; known are {', '.join(STEMS)}")
         stem = STEMS[self.stem]
-        beyond = stem.padding - stem.kernel // 2  # the convolution pads by half its kernel
+        beyond = stem.padding - stem.kernel // 2  # the convolution itself pads by half its kernel
         if beyond:
             x = jnp.pad(x, ((0, 0), (beyond, beyond), (beyond, beyond), (0, 0)))
         common = (self.dtype, self.reduce, stem.initializer)

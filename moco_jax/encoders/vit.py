@@ -1,8 +1,9 @@
-"""The Vision Transformer of MoCo v3 (arXiv 2104.02057, section 4): fixed positions, frozen patch projection.
+"""The Vision Transformer of MoCo v3: fixed positions, frozen patch projection.
 
-Names and layouts are close to timm's, so that weights pass both ways (`weights/timm.py`). The blocks are unrolled, which
-takes the TPU compiler twice the time of `nn.scan` but half the memory for what is kept, and leaves each parameter an array
-of its own, with the rank and the norm that optimizers and checkpoints look at.
+It is that of section 4 of arXiv 2104.02057. Names and layouts are close to timm's, so that
+weights pass both ways (`weights/timm.py`). The blocks are unrolled, which takes the TPU compiler
+twice the time of `nn.scan` but half the memory for what is kept, and leaves each parameter an
+array of its own, with the rank and the norm that optimizers and checkpoints look at.
 """
 
 import math
@@ -24,10 +25,11 @@ REMATS = ("none", "block")
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
-    """The fixed positions of a grid of patches, float64 `[rows * columns, width]`, row by row.
+    """Compute the fixed positions of a grid of patches, float64 `[rows * columns, width]`.
 
-    With omega_i = 10000^(-i / (width / 4)): sin(omega row), cos(omega row), sin(omega column), cos(omega column). The
-    authors call the first half w and the second h, but their table is read row by row, as here.
+    They go row by row. With omega_i = 10000^(-i / (width / 4)): sin(omega row), cos(omega row),
+    sin(omega column), cos(omega column). The authors call the first half w and the second h, but
+    their table is read row by row, as here.
     """
     omega = 10000.0 ** (-np.arange(width // 4) / (width // 4))
     row, column = np.divmod(np.arange(rows * columns), columns)
@@ -36,7 +38,7 @@ def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
 
 
 def xavier(fan_in: int, fan_out: int) -> nn.initializers.Initializer:
-    """Weights uniform within +-sqrt(6 / (fan_in + fan_out)), biases (rank 1) zero."""
+    """Initialise weights uniform within +-sqrt(6 / (fan_in + fan_out)), biases (rank 1) zero."""
     bound = math.sqrt(6 / (fan_in + fan_out))
 
     def initializer(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -48,7 +50,10 @@ def xavier(fan_in: int, fan_out: int) -> nn.initializers.Initializer:
 
 
 class PatchProjection(nn.Module):
-    """Each patch of `patch` x `patch` pixels times one matrix: params `kernel` `[patch, patch, 3, width]`, `bias`."""
+    """Multiplies each patch of `patch` x `patch` pixels by one matrix.
+
+    Params: `kernel` `[patch, patch, 3, width]`, `bias`.
+    """
 
     width: int
     patch: int
@@ -57,7 +62,7 @@ class PatchProjection(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """`[B, H, W, channels]` -> `[B, H / patch, W / patch, width]`."""
+        """Project `[B, H, W, channels]` to `[B, H / patch, W / patch, width]`."""
         (batch, height, width, channels), side = images.shape, self.patch
         exact = jnp.promote_types(self.dtype, jnp.float32)
         init = xavier(channels * side**2, self.width)
@@ -69,7 +74,10 @@ class PatchProjection(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Four 3x3/2 convolutions with BatchNorm and ReLU, then a 1x1 convolution (arXiv 2106.14881), as torch starts them."""
+    """Four 3x3/2 convolutions with BatchNorm and ReLU, then a 1x1 convolution.
+
+    They are those of arXiv 2106.14881, started as torch starts them.
+    """
 
     width: int
     bn_groups: int
@@ -78,7 +86,7 @@ class ConvStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[B, H, W, channels]` -> `[B, H / 16, W / 16, width]`."""
+        """Map `[B, H, W, channels]` to `[B, H / 16, W / 16, width]`."""
         for i, part in enumerate((8, 4, 2, 1), start=1):
             # U(+-1/sqrt(fan_in)) has the variance 1 / (3 fan_in).
             init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -89,10 +97,11 @@ class ConvStem(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP of four times the width, each added to what it was given the LayerNorm of.
+    """A Transformer block: attention and an MLP of four times the width.
 
-    The sum stays in at least float32; products are computed in `dtype`. With probability `drop_path` an image goes past
-    either of the two.
+    Each reads the LayerNorm of what it is given, and its result is added to that. The sum stays
+    in at least float32; products are computed in `dtype`. With probability `drop_path` an image
+    goes past either of the two.
     """
 
     heads: int
@@ -103,10 +112,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, N, width]` -> `[B, N, width]`."""
+        """Map `[B, N, width]` to `[B, N, width]`."""
         width = x.shape[-1]
         dense = partial(Dense, dtype=self.dtype, reduce=self.reduce)
-        square = xavier(width, width)  # of query, key and value each
+        square = xavier(width, width)  # query, key and value start as separate matrices
         drop = nn.Dropout(self.drop_path, (1, 2), deterministic=False, rng_collection="drop_path")
 
         y = layer_norm(self.dtype, "norm1")(x)
@@ -122,7 +131,7 @@ class Block(nn.Module):
 
 
 def layer_norm(dtype: Any, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm to `dtype`; parameters and statistics are at least float32."""
+    """Create a LayerNorm to `dtype`; parameters and statistics are at least float32."""
     exact = jnp.promote_types(dtype, jnp.float32)
     return nn.LayerNorm(1e-6, dtype=dtype, param_dtype=exact, use_fast_variance=False, name=name)
 
@@ -132,18 +141,23 @@ class ViT(nn.Module):
 
     Attributes:
         depth: blocks.
-        heads: of each block's attention; must divide the width. ViT-S of MoCo v3 has 12 (timm's own has 6).
+        heads: of each block's attention; must divide the width. ViT-S of MoCo v3 has 12 (timm's
+            own has 6).
         width: of a token; a multiple of 4, with the conv stem of 8.
         patch: side of a patch in pixels; 16 with the conv stem.
         conv_stem: convolutions in the place of the patch projection.
-        stop_patch_gradient: no gradient reaches the patch projection, which stays as drawn (v3, section 4.2).
-        remat: 'block' keeps only the blocks' inputs for the backward pass and computes each block again; 'none'.
+        stop_patch_gradient: no gradient reaches the patch projection, which stays as drawn (v3,
+            section 4.2).
+        remat: 'block' keeps only the blocks' inputs for the backward pass and computes each
+            block again; 'none'.
         attention: 'plain' or 'lean', see `attention.py`.
-        bn_groups: G, groups of samples that share BatchNorm statistics in the conv stem; no other part has any.
-        dtype: compute dtype; parameters, the sum that the blocks add to, and statistics are at least float32.
+        bn_groups: G, groups of samples that share BatchNorm statistics in the conv stem; no
+            other part has any.
+        dtype: compute dtype; parameters, the sum that the blocks add to, and statistics are at
+            least float32.
         reduce: precision of the weights' gradients, see `layers.convolve`.
-        drop_path: stochastic depth (arXiv 1603.09382) in training: the last block's probability, the others' rise to it
-            from 0; needs random numbers, `rngs={'drop_path': key}`.
+        drop_path: stochastic depth (arXiv 1603.09382) in training: the last block's probability,
+            the others' rise to it from 0; needs random numbers, `rngs={'drop_path': key}`.
     """
 
     depth: int
@@ -165,7 +179,11 @@ class ViT(nn.Module):
         return ("patch_embed",) if self.stop_patch_gradient else ()
 
     def require(self, *sides: int) -> None:
-        """UserError where images of `sides` pixels do not divide into patches, or the width into heads."""
+        """Check that `sides` pixels divide into patches, and the width into heads.
+
+        Raises:
+            UserError: they do not.
+        """
         for side in sides:
             if side < self.patch or side % self.patch:
                 raise UserError(
@@ -175,13 +193,13 @@ class ViT(nn.Module):
         unit = math.lcm(self.heads, 8 if self.conv_stem else 4)
         if self.width % unit:
             raise UserError(
-                f"width={self.width} does not divide into {self.heads} heads and the parts of positions and stem; "
-                f"{_nearest(self.width, unit)}"
+                f"width={self.width} does not divide into {self.heads} heads and the parts of"
+                f" positions and stem; {_nearest(self.width, unit)}"
             )
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, channels]`, floating, normalised -> features `[B, width]`, at least float32."""
+        """Compute features `[B, width]`, at least float32, of normalised `[B, H, W, channels]`."""
         self.require(*images.shape[1:3])
         exact = jnp.promote_types(self.dtype, jnp.float32)
         if self.conv_stem:

@@ -1,1 +1,1 @@
-"""What an encoder is worth: features of images, and scores made from them."""
+"""Evaluations of an encoder: features of images, and scores computed from them."""

@@ -1,4 +1,4 @@
-"""Labelled crops for a training, batch after batch on the devices: every image once an epoch, in an order of its own."""
+"""Labelled crops for training a classifier: every image once an epoch, in a new order."""
 
 from collections.abc import Iterator
 
@@ -23,10 +23,10 @@ def epoch_batches(
     workers: int,
     start: int = 0,
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """Batches of `epochs` epochs, ceil(N / B) in each, with new crops in every epoch.
+    """Yield the batches of `epochs` epochs, ceil(N / B) in each, with new crops in every epoch.
 
-    The last batch of an epoch is filled up with images that do not count. A damaged image does not count either; the pixels of
-    a sound one of its batch stand in its place.
+    The last batch of an epoch is filled up with images that do not count. A damaged image does
+    not count either; the pixels of a sound one of its batch stand in its place.
 
     Args:
         images: N of them.
@@ -38,8 +38,8 @@ def epoch_batches(
         start: how many batches to leave out at the beginning; they are not made.
 
     Yields:
-        the epoch, and `image` uint8 `[B, S, S, C]`, `classes` int `[B]`, `present` bool `[B]` (whether a row counts),
-        divided over the devices.
+        The epoch, and `image` uint8 `[B, S, S, C]`, `classes` int `[B]`, `present` bool `[B]`
+        (whether a row counts), divided over the devices.
     """
     number, rows = len(images.indices), mesh_lib.local_rows(mesh, batch_size)
     steps = -(-number // batch_size)
@@ -48,14 +48,14 @@ def epoch_batches(
         for n in range(start, epochs * steps):
             epoch, step = divmod(n, steps)
             wanted = step * batch_size + rows
-            found = order.permute(wanted % number, number, seed, epoch)
-            yield epoch, found, wanted < number
+            positions = order.permute(wanted % number, number, seed, epoch)
+            yield epoch, positions, wanted < number
 
-    reads = ((epoch, images.indices[found]) for epoch, found, _ in places())
+    reads = ((epoch, images.indices[positions]) for epoch, positions, _ in places())
     views = pipeline.view_batches(images.source, recipe, reads, len(rows), seed, workers)
-    for made, (epoch, found, counts) in zip(views, places(), strict=True):
+    for made, (epoch, positions, counts) in zip(views, places(), strict=True):
         pixels, ok = made["image"], made["ok"]
         if not ok.all() and ok.any():
             pixels = pixels[np.where(ok, np.arange(len(ok)), ok.argmax())]
-        arrays = {"image": pixels, "classes": images.classes[found], "present": ok & counts}
+        arrays = {"image": pixels, "classes": images.classes[positions], "present": ok & counts}
         yield epoch, mesh_lib.to_devices(mesh, arrays)

@@ -1,7 +1,8 @@
-"""Classes of two sets of images in one numbering, by name where either has names, else by number.
+"""Gives the classes of two sets of images one numbering, by name or else by number.
 
-Two sets give numbers on their own, and a set that lacks a class may number all others differently.
-Names that are not known are equal to none; a missing label is no class.
+Two sets give numbers on their own, and a set that lacks a class may number all others
+differently, so that names decide where either set has them. Names that are not known are equal
+to none; a missing label is no class.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ class Side:
 
     Attributes:
         numbers: int64 `[N]`, `MISSING` where an image has none.
-        names: of the set's classes in the order of their numbers; empty, or '' for one, where they
-            are not known.
+        names: of the set's classes in the order of their numbers; empty, or '' for one, where
+            they are not known.
     """
 
     numbers: np.ndarray
@@ -32,14 +33,14 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Matched:
-    """Classes of images to learn from and to be tested on, in one numbering from 0 on.
+    """Classes of training and test images in one numbering from 0 on.
 
     Attributes:
         train, test: int64 `[N]` and `[M]`, `MISSING` where an image has none.
         called: what each class is called on one line; first those that the first set knows.
         strange: numbers of the classes that test images have and the first set does not know.
-        unlearnt: int64 `[U]`, of the classes that test images have and no training image has.
-        by_name: whether names told which classes are the same.
+        unlearnt: int64 `[U]`, the classes that test images have and no training image has.
+        by_name: whether names decided which classes are the same.
     """
 
     train: np.ndarray
@@ -51,12 +52,12 @@ class Matched:
 
 
 def _keys(side: Side, of: str) -> dict[int, Key]:
-    """What tells each class in use from others: its name, or its number and of whom that is."""
-    found: dict[int, Key] = {}
+    """Return what tells each class in use from others: its name, or its number and whose it is."""
+    keys: dict[int, Key] = {}
     for number in np.unique(side.numbers[side.numbers >= 0]).tolist():
         name = side.names[number] if number < len(side.names) else ""
-        found[number] = name or (of, number)
-    return found
+        keys[number] = name or (of, number)
+    return keys
 
 
 def _renumbered(side: Side, keys: dict[int, Key], places: dict[Key, int]) -> np.ndarray:
@@ -66,13 +67,13 @@ def _renumbered(side: Side, keys: dict[int, Key], places: dict[Key, int]) -> np.
 
 
 def match(train: Side, test: Side, one_set: bool) -> Matched:
-    """Bring the classes of two sets, or of two parts of `one_set`, into one numbering.
+    """Give the classes of two sets, or of two parts of `one_set`, one numbering.
 
     Where both have names equal names are one class; where neither has, equal numbers. A class
     without a name, where others have names, is equal to no class of another set.
     """
     by_name = bool(any(train.names) or any(test.names))
-    # Numbers without names mean the same within a set, and where two sets have nothing else.
+    # Numbers without names mean the same class within one set, or where no set has names.
     of_train, of_test = ("", "") if one_set or not by_name else ("train", "test")
     ours, theirs = _keys(train, of_train), _keys(test, of_test)
     order: list[Key] = [*filter(None, train.names), *ours.values()]
@@ -94,9 +95,12 @@ def match(train: Side, test: Side, one_set: bool) -> Matched:
 def match_sources(
     train: Source, train_indices: np.ndarray, test: Source, test_indices: np.ndarray
 ) -> Matched | None:
-    """As `match`, of images int `[N]` and `[M]` of two sources; None where either has no labels."""
+    """Match the classes of images int `[N]` and `[M]` of two sources, as `match` does.
+
+    None where either source has no labels.
+    """
     numbers = known(train, train_indices), known(test, test_indices)
     if numbers[0] is None or numbers[1] is None:
         return None
-    # The names after the numbers: those in records are there once these were read.
+    # Names are asked for after numbers: those in records are known once the numbers were read.
     return match(Side(numbers[0], train.classes), Side(numbers[1], test.classes), train is test)

@@ -1,6 +1,6 @@
 """Features of images under a frozen encoder, computed over all devices of the mesh."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,25 +11,19 @@ from jax.sharding import Mesh
 from moco_jax.data import pipeline
 from moco_jax.data.sources import Source
 from moco_jax.data.views import recipes
-from moco_jax.method.encoding import to_network_input
+from moco_jax.inference.features import Encode, make_features
 from moco_jax.parallel import mesh as mesh_lib
-
-Encode = Callable[[Mapping[str, Any], jax.Array], jax.Array]
 
 
 def make_encode(
     encoder: nn.Module, kind: str, mean: Sequence[float], std: Sequence[float], dtype, mesh: Mesh
 ) -> Encode:
-    """A jitted function from variables and uint8 images `[B, H, W, C]` to features `[B, D]`, in evaluation mode.
+    """Compile the encoder: variables and uint8 images `[B, H, W, C]` to features `[B, D]`.
 
-    `kind`: `backbone` for pooled features, `output` for those after the head.
+    The encoder is in evaluation mode. `kind`: `backbone` for pooled features, `output` for those
+    after the head.
     """
-
-    def encode(variables: Mapping[str, Any], images: jax.Array) -> Any:
-        inputs = to_network_input(images, mean, std, dtype)
-        method = encoder.features if kind == "backbone" else None
-        return encoder.apply(variables, inputs, train=False, method=method)
-
+    encode = make_features(encoder, kind, mean, std, dtype)
     return jax.jit(encode, out_shardings=mesh_lib.replicated(mesh))
 
 
@@ -43,9 +37,9 @@ def stream(
     encode: Callable[[jax.Array], jax.Array],
     crops: tuple[int, int] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features of the images `indices` int `[N]`, a batch at a time, damaged ones left out.
+    """Compute features of the images `indices` int `[N]`, a batch at a time.
 
-    Each host reads only the images that its devices encode.
+    Damaged images are left out. Each host reads only the images that its devices encode.
 
     Args:
         source: the images.
@@ -58,7 +52,8 @@ def stream(
         crops: seed and epoch of the views that are drawn; None: the evaluation view.
 
     Yields:
-        features float32 `[m, D]` and the indices int64 `[m]` they belong to, in the order given; m <= `batch_size`.
+        Features float32 `[m, D]` and the indices int64 `[m]` of their images, in the order
+        given; m <= `batch_size`.
     """
     if not len(indices):
         return
@@ -79,6 +74,9 @@ def stream(
 
 
 def extract(*arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What `stream` yields for these arguments, whole: features float32 `[M, D]` and indices int64 `[M]`; M <= N."""
+    """Compute all features at once: float32 `[M, D]`, and indices int64 `[M]`; M <= N.
+
+    Arguments are those of `stream`.
+    """
     features, kept = zip(*stream(*arguments, **named), strict=True)
     return np.concatenate(features), np.concatenate(kept)

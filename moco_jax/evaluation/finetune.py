@@ -1,12 +1,13 @@
-"""Fine-tuning: all weights of an encoder are trained with a linear classifier on top, by SGD or by DeiT's recipe.
+"""Fine-tuning: trains an encoder with a linear classifier on top, by SGD or DeiT's recipe.
 
-`make_step` is a pure step, `train` goes through the epochs. BatchNorm is in training mode, one group for the whole batch.
+`make_step` is a pure step, `train` goes through the epochs. BatchNorm is in training mode, one
+group for the whole batch.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.struct
@@ -23,22 +24,26 @@ from moco_jax.data.views import recipes
 from moco_jax.encoders.configured import compute_dtype, encoder_options
 from moco_jax.evaluation import linear, mixing, resume
 from moco_jax.evaluation.batches import epoch_batches
+from moco_jax.evaluation.images import Report, Subject
 from moco_jax.evaluation.labelled import Labelled
-from moco_jax.evaluation.subject import Report, Subject
 from moco_jax.inference import trained_encoder
 from moco_jax.method import optimizers
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh as mesh_lib
 
-MIN_STEPS = 1000  # what 20 epochs of 1 % of ImageNet come to, in batches of 256
+MIN_STEPS = 1000  # 20 epochs of 1 % of ImageNet, in batches of 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A recipe. Rates are those of the batch that the recipe is for; they fall along a cosine, at every step.
+    """A fine-tuning recipe.
+
+    Learning rates are those of the batch that the recipe is for; they fall along a cosine, at
+    every step.
 
     Attributes:
-        optimizer: 'sgd' (momentum 0.9) or 'adamw' (no decay on class token and parameters of rank 0 and 1).
+        optimizer: 'sgd' (momentum 0.9) or 'adamw' (no decay on class token and parameters of
+            rank 0 and 1).
         epochs, batch_size: length, and images at a step.
         backbone_rate, classifier_rate: at the start, or after the warm-up.
         scratch_rate: of both where training starts from random weights.
@@ -47,7 +52,8 @@ class Training:
         smoothing: share of each target that all classes divide among them.
         mixup, cutmix: as in `mixing.draw`.
         drop_path: of a ViT's last block.
-        layer_decay: of a ViT: the rate of each layer, as a multiple of that of the layer above it.
+        layer_decay: of a ViT: the rate of each layer, as a multiple of that of the layer above
+            it.
     """
 
     optimizer: str
@@ -69,10 +75,11 @@ RECIPES = ("sgd", "deit")
 
 
 def training(recipe: str, epochs: int = 0, batch_size: int = 0, **changes: Any) -> Training:
-    """One of `RECIPES`; zeros and what is None are the recipe's own.
+    """Return one of `RECIPES` with changes; zeros and None keep the recipe's own values.
 
-    'sgd': as ResNets are fine-tuned on 1 and 10 % of ImageNet (arXiv 2006.09882): no decay, a classifier's rate twenty
-    times the backbone's. 'deit' (arXiv 2012.12877), by which MoCo v3 fine-tunes its ViT-B: rates follow the batch.
+    'sgd': as ResNets are fine-tuned on 1 and 10 % of ImageNet (arXiv 2006.09882): no decay, a
+    classifier's rate twenty times the backbone's. 'deit' (arXiv 2012.12877), by which MoCo v3
+    fine-tunes its ViT-B: rates follow the batch.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     if recipe == "sgd":
@@ -81,15 +88,25 @@ def training(recipe: str, epochs: int = 0, batch_size: int = 0, **changes: Any) 
         batch_size = batch_size or 1024
         rate = 5e-4 * batch_size / 512
         own = Training(
-            "adamw", epochs or 150, batch_size, rate, rate, rate, weight_decay=0.05, warmup=1 / 30,
-            smoothing=0.1, mixup=0.8, cutmix=1.0, drop_path=0.1,
-        )  # fmt: skip
+            "adamw",
+            epochs or 150,
+            batch_size,
+            rate,
+            rate,
+            rate,
+            weight_decay=0.05,
+            warmup=1 / 30,
+            smoothing=0.1,
+            mixup=0.8,
+            cutmix=1.0,
+            drop_path=0.1,
+        )
     return dataclasses.replace(own, **given)
 
 
 @flax.struct.dataclass
 class State:
-    """What a training moves.
+    """The arrays that a fine-tuning step changes.
 
     Attributes:
         params: `{'backbone', 'classifier'}`, the latter a `linear.Classifier`.
@@ -103,7 +120,7 @@ class State:
 
 
 def make_optimizer(how: Training) -> optax.GradientTransformation:
-    """The optimizer of `how`, up to the learning rates."""
+    """Return the optimizer of the recipe `how`, without learning rates."""
     if how.optimizer == "sgd":
         return optimizers.sgd(0.9, how.weight_decay)
 
@@ -119,7 +136,10 @@ def make_optimizer(how: Training) -> optax.GradientTransformation:
 
 
 def layer(path: tuple[str, ...], depth: int) -> int:
-    """To which layer of a ViT with `depth` blocks a parameter belongs: 0 patches and class token, then blocks, then the rest."""
+    """Return the layer of a ViT with `depth` blocks that a parameter belongs to.
+
+    0: patches and class token; then blocks; then the rest.
+    """
     part, name = path[0], path[1] if len(path) > 1 else ""
     if part == "backbone" and name in ("patch_embed", "cls_token"):
         return 0
@@ -131,10 +151,11 @@ def layer(path: tuple[str, ...], depth: int) -> int:
 def learning_rates(
     params: Any, encoder: encoders.Encoder, how: Training, scratch: bool = False
 ) -> Any:
-    """The rate of each of `params` at the schedule's peak, a tree of floats.
+    """Return the learning rate of each of `params` at the schedule's peak, a tree of floats.
 
-    The classifier's and the backbone's, or that of training from scratch. In a ViT of L blocks, layer l has it times
-    `layer_decay ** (L + 1 - l)` (BEiT, MAE). What is frozen in pretraining has 0.
+    It is the classifier's or the backbone's, or that of training from scratch. In a ViT of L
+    blocks, layer l has it times `layer_decay ** (L + 1 - l)` (BEiT, MAE). What is frozen in
+    pretraining has 0.
     """
     depth = getattr(encoder.backbone, "depth", 0)
     frozen = encoders.frozen(encoder, params)
@@ -152,10 +173,15 @@ def learning_rates(
 def initial_state(
     variables: Any, optimizer: optax.GradientTransformation, seed: int, width: int, classes: int
 ) -> State:
-    """Before the first step: the backbone of `variables`, and a classifier as `linear.initial` draws it. Pure: jit it to place it."""
+    """Return the state before the first step: pretrained backbone, fresh classifier.
+
+    The backbone is that of `variables`, and `linear.initial` draws the classifier. The function
+    is pure, so that jit can place its arrays.
+    """
     backbone, stats = (
-        jax.tree.map(jnp.copy, variables[kind].get("backbone", {})) for kind in ("params", "batch_stats")
-    )  # fmt: skip
+        jax.tree.map(jnp.copy, variables[kind].get("backbone", {}))
+        for kind in ("params", "batch_stats")
+    )
     params = {"backbone": backbone, "classifier": linear.initial(seed, width, classes)}
     return State(params, {"backbone": stats} if stats else {}, optimizer.init(params))
 
@@ -173,12 +199,13 @@ def make_step(
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
 ) -> Step:
-    """The step as a pure function to jit: `step(state, batch, rates, factor, own, rng) -> (state, loss)`.
+    """Make the pure step `step(state, batch, rates, factor, own, rng) -> (state, loss)`.
 
-    Of the step's arguments, `batch` is `image` uint8 `[B, H, W, C]`, `classes` int `[B]` and `present` bool `[B]`: rows without
-    it count for BatchNorm alone. `rates` is what `learning_rates` gives, `factor` the place on the schedule, 0 to 1, `own` what
-    `mixing.draw` gives, None for no mixing, and `rng` a key for dropped paths. The loss is the mean cross-entropy of the rows
-    that count, before the step.
+    Of the step's arguments, `batch` is `image` uint8 `[B, H, W, C]`, `classes` int `[B]` and
+    `present` bool `[B]`: rows that are not present count for BatchNorm alone. `rates` is what
+    `learning_rates` gives, `factor` the place on the schedule, 0 to 1, `own` what `mixing.draw`
+    gives, None for no mixing, and `rng` a key for dropped paths. The loss is the mean
+    cross-entropy of the rows that count, before the step.
     """
     optimizer = make_optimizer(how)
     exact = jnp.promote_types(dtype, jnp.float32)
@@ -196,8 +223,12 @@ def make_step(
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
             features, updated = encoder.apply(
                 {"params": {"backbone": params["backbone"]}, "batch_stats": state.batch_stats},
-                inputs, train=True, method=encoder.features, mutable=["batch_stats"], rngs={"drop_path": rng},
-            )  # fmt: skip
+                inputs,
+                train=True,
+                method=encoder.features,
+                mutable=["batch_stats"],
+                rngs={"drop_path": rng},
+            )
             log = jax.nn.log_softmax(linear.logits(params["classifier"], features))
             losses = -jnp.sum(targets * log, axis=-1)
             total = jnp.sum(jnp.where(present, losses, 0)) / jnp.maximum(present.sum(), 1)
@@ -207,15 +238,17 @@ def make_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(
             lambda p, u, rate: p - jnp.asarray(rate * factor, p.dtype) * u,
-            state.params, updates, rates,
-        )  # fmt: skip
+            state.params,
+            updates,
+            rates,
+        )
         return State(params, stats, opt_state), loss
 
     return step
 
 
 def encoder_of(config: ConfigDict, dtype: Any, drop_path: float) -> encoders.Encoder:
-    """The encoder of a run, with one BatchNorm group, as a training wants it."""
+    """Create the encoder of a run for fine-tuning, with one BatchNorm group."""
     made = encoders.create(**encoder_options(config) | {"bn_groups": 1}, dtype=dtype)
     if hasattr(made.backbone, "drop_path"):
         made = made.clone(backbone=made.backbone.clone(drop_path=drop_path))
@@ -224,7 +257,7 @@ def encoder_of(config: ConfigDict, dtype: Any, drop_path: float) -> encoders.Enc
 
 @functools.cache
 def jitted_step(encoder, how, classes, mean, std, dtype, mesh) -> Any:
-    """`make_step`'s, compiled for the devices of `mesh`; the state is donated. One of each kind is kept."""
+    """Compile the step for the devices of `mesh`, once for each kind; the state is donated."""
     step = make_step(encoder, how, classes, mean=mean, std=std, dtype=dtype, mesh=mesh)
     everywhere, divided = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
     layouts = (everywhere, divided, *[everywhere] * 4)
@@ -233,12 +266,12 @@ def jitted_step(encoder, how, classes, mean, std, dtype, mesh) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What a training came to.
+    """The result of a fine-tuning.
 
     Attributes:
         found: the encoder with its new weights.
         classifier: NumPy arrays.
-        epochs: that were trained.
+        epochs: how many were trained.
         tested: after how many epochs the test images were classified; the last is after all.
         accuracies: the share classified rightly then.
         loss: of the last step.
@@ -253,10 +286,11 @@ class Tuned:
 
 
 def shape(how: Training, number: int, devices: int, exact_epochs: bool) -> tuple[int, int, int]:
-    """Images at a step, steps in an epoch and epochs, for `number` images.
+    """Return images at a step, steps in an epoch and epochs, for `number` images.
 
-    A batch is no larger than all images, but for what makes it divide over `devices`. With `exact_epochs` epochs are the
-    recipe's; without, there are more where these have fewer than `MIN_STEPS` steps.
+    A batch is no larger than all images, but for what makes it divide over `devices`. With
+    `exact_epochs` epochs are the recipe's; without, there are more where these have fewer than
+    `MIN_STEPS` steps.
     """
     batch = min(how.batch_size, -(-number // devices) * devices)
     steps = -(-number // batch)
@@ -277,77 +311,123 @@ def train(
     tests: int = 20,
     kept: resume.Kept = resume.NOT_KEPT,
 ) -> Tuned:
-    """Train on crops of `images` that are drawn anew in every epoch; test on centre crops, in evaluation mode and float32.
+    """Fine-tune on crops of `images`, drawn anew in every epoch, and test on centre crops.
+
+    Tests are in evaluation mode and float32.
 
     Args:
-        subject: what is tested on, and where.
-        start: the encoder as it is before.
-        images: what is learnt from.
+        subject: the test images, and the devices.
+        start: the encoder before training.
+        images: the training images.
         how: the recipe.
         recipe: of the crops.
-        report: told how far it is.
+        report: called with a line on how far the training is.
         scratch: whether rates are those of training from scratch.
         exact_epochs: as in `shape`.
-        tests: how often the test images are classified at most, the last time after the last epoch.
+        tests: how often the test images are classified at most, the last time after the last
+            epoch.
         kept: where the training goes on, and is saved.
     """
     config, mesh = subject.config, subject.mesh
     batch, steps, epochs = shape(how, len(images.indices), mesh.size, exact_epochs)
     tested = sorted({round(epochs * (n + 1) / tests) for n in range(tests)} - {0})
+    encoder, step, state = _prepare(subject, start, how)
+    rates = learning_rates(state.params, encoder, how, scratch)
+    factors = _schedule(how, epochs, steps)
+    # A saved training is gone on with only where all of these are the same.
+    facts: tuple[Any, ...] = (start.variables, encoder, how, (batch, steps, epochs), recipe)
+    facts += (scratch, tested, tuple(config.mean), tuple(config.std), config.seed)
+    facts += (subject.classes, subject.recipe, images.facts, subject.test.facts)
+    state, begun, notes = kept.begin(mesh, state, facts)
+    batches = _batches(subject, images, recipe, batch, epochs, begun)
+    key = random_keys.of_seed(config.seed)
+    accuracies: list[float] = notes.get("accuracies", [])
+    loss = notes.get("loss", math.nan)
+    for n, (epoch, arrays) in enumerate(batches, begun):
+        own = _mixing(how, config.seed, n, config.image_size)
+        state, loss = step(state, arrays, rates, factors[n], own, jax.random.fold_in(key, n))
+        progress = f"{images.about}: epoch {epoch + 1}/{epochs}  step {n % steps + 1}/{steps}"
+        if (n + 1) % steps == 0 and epoch + 1 in tested:
+            trained, classifier = _taken(start, state)
+            accuracies.append(_test(subject, trained, classifier, progress, report))
+            progress += f"  loss {float(loss):.3f}  test {100 * accuracies[-1]:.2f} %"
+        if kept.due(last=n + 1 == epochs * steps):
+            kept.save(n + 1, state, accuracies=accuracies, loss=float(loss))
+        report(progress)
+    trained, classifier = _taken(start, state)
+    return Tuned(trained, classifier, epochs, tested, accuracies, float(loss))
+
+
+def _prepare(
+    subject: Subject, start: trained_encoder.Trained, how: Training
+) -> tuple[encoders.Encoder, Step, State]:
+    """Create encoder, compiled step and first state of a fine-tuning that begins at `start`."""
+    config, mesh = subject.config, subject.mesh
     dtype = np.dtype("float32")
     if config.compute_dtype != "float64":
         dtype = compute_dtype(config.compute_dtype)
     encoder = encoder_of(config, dtype, how.drop_path)
     step = jitted_step(
-        encoder, dataclasses.replace(how, epochs=0, batch_size=0), subject.classes, tuple(config.mean),
-        tuple(config.std), dtype, mesh,
-    )  # fmt: skip
+        encoder,
+        dataclasses.replace(how, epochs=0, batch_size=0),
+        subject.classes,
+        tuple(config.mean),
+        tuple(config.std),
+        dtype,
+        mesh,
+    )
     width = jax.eval_shape(
         lambda x: encoder.apply(start.variables, x, method=encoder.features),
         jnp.zeros((1, config.image_size, config.image_size, config.channels)),
     ).shape[-1]
     begin = functools.partial(
-        initial_state, optimizer=make_optimizer(how), seed=config.seed, width=width, classes=subject.classes
-    )  # fmt: skip
+        initial_state,
+        optimizer=make_optimizer(how),
+        seed=config.seed,
+        width=width,
+        classes=subject.classes,
+    )
     state = jax.jit(begin, out_shardings=mesh_lib.replicated(mesh))(start.variables)
-    rates = learning_rates(state.params, encoder, how, scratch)
+    return encoder, step, state
+
+
+def _batches(
+    subject: Subject, images: Labelled, recipe: recipes.Recipe, batch: int, epochs: int, start: int
+) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    """Yield the batches of crops of `images` behind the first `start` ones."""
+    config = subject.config
+    return epoch_batches(
+        images,
+        recipe,
+        subject.mesh,
+        epochs=epochs,
+        batch_size=batch,
+        seed=config.seed,
+        workers=config.workers,
+        start=start,
+    )
+
+
+def _schedule(how: Training, epochs: int, steps: int) -> np.ndarray:
+    """Return the factor on the learning rates at each step, float32."""
     rate_at = optimizers.learning_rate(
         1.0, "cosine_per_step", epochs, steps, warmup_epochs=how.warmup * epochs
     )
-    factors = optimizers.values(rate_at, epochs * steps).astype(np.float32)
-    facts = (
-        start.variables, encoder, how, (batch, steps, epochs), recipe, scratch, tested, tuple(config.mean), tuple(config.std),
-        config.seed, subject.classes, subject.recipe, images.facts, subject.test.facts,
-    )  # fmt: skip
-    state, begun, notes = kept.begin(mesh, state, facts)
-    batches = epoch_batches(
-        images, recipe, mesh, epochs=epochs, batch_size=batch, seed=config.seed, workers=config.workers, start=begun
-    )  # fmt: skip
-    side, key = config.image_size, random_keys.of_seed(config.seed)
-    accuracies: list[float] = notes.get("accuracies", [])
-    loss = notes.get("loss", math.nan)
-    for n, (epoch, arrays) in enumerate(batches, begun):
-        own = None
-        if how.mixup or how.cutmix:
-            drawn = np.random.default_rng((config.seed, n))
-            own = mixing.draw(drawn, side, side, how.mixup, how.cutmix)
-        state, loss = step(state, arrays, rates, factors[n], own, jax.random.fold_in(key, n))
-        said = f"{images.about}: epoch {epoch + 1}/{epochs}  step {n % steps + 1}/{steps}"
-        if (n + 1) % steps == 0 and epoch + 1 in tested:
-            found, classifier = _taken(start, state)
-            accuracies.append(_test(subject, found, classifier, said, report))
-            said += f"  loss {float(loss):.3f}  test {100 * accuracies[-1]:.2f} %"
-        if kept.due(last=n + 1 == epochs * steps):
-            kept.save(n + 1, state, accuracies=accuracies, loss=float(loss))
-        report(said)
-    found, classifier = _taken(start, state)
-    return Tuned(found, classifier, epochs, tested, accuracies, float(loss))
+    return optimizers.values(rate_at, epochs * steps).astype(np.float32)
+
+
+def _mixing(how: Training, seed: int, step: int, side: int) -> np.ndarray | None:
+    """Draw how images of this step are mixed, as `mixing.draw` does; None for no mixing."""
+    if not (how.mixup or how.cutmix):
+        return None
+    rng = np.random.default_rng((seed, step))
+    return mixing.draw(rng, side, side, how.mixup, how.cutmix)
 
 
 def _taken(
     start: trained_encoder.Trained, state: State
 ) -> tuple[trained_encoder.Trained, linear.Classifier]:
-    """The encoder and the classifier of `state`, as NumPy arrays."""
+    """Copy the encoder and the classifier of `state` to NumPy arrays."""
     params, stats = jax.device_get((state.params, state.batch_stats))
     variables = {"params": {"backbone": params["backbone"]}, "batch_stats": stats}
     return dataclasses.replace(start, variables=variables), params["classifier"]
@@ -355,12 +435,15 @@ def _taken(
 
 def _test(
     subject: Subject,
-    found: trained_encoder.Trained,
+    trained: trained_encoder.Trained,
     classifier: linear.Classifier,
-    said: str,
+    progress: str,
     report: Report,
 ) -> float:
+    """Return the share of test images that the classifier gets right on the encoder's features."""
     features, truth = subject.extract(
-        subject.test, subject.encoder(found, "backbone"), lambda text: report(f"{said}  {text}")
+        subject.test,
+        subject.encoder(trained, "backbone"),
+        lambda text: report(f"{progress}  {text}"),
     )
     return float(np.mean(linear.predict(classifier, features) == truth))

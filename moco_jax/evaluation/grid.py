@@ -1,4 +1,4 @@
-"""Linear classifiers of many learning rates and weight decays, trained at the same time on features computed once.
+"""Trains linear classifiers of many learning rates and weight decays at once, on fixed features.
 
 `search` holds a tenth of the images apart, chooses by it, and trains the choice on all.
 """
@@ -15,18 +15,18 @@ from jax.sharding import Mesh
 
 from moco_jax.data.views import recipes
 from moco_jax.evaluation.decide import decide
+from moco_jax.evaluation.images import Report, Subject
 from moco_jax.evaluation.linear import Classifier, blocks, initial, logits, losses, sgd_step
-from moco_jax.evaluation.subject import Report, Subject
 from moco_jax.method import optimizers
 from moco_jax.parallel import mesh as mesh_lib
 
-EPSILON = 1e-5  # BatchNorm's
+EPSILON = 1e-5  # of BatchNorm
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
 
 
 def _fill(x: np.ndarray, rows: int) -> np.ndarray:
-    """`x` with rows of zeros behind it, so that there are `rows`."""
+    """Append rows of zeros to `x`, so that there are `rows`."""
     return np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
 
 
@@ -36,8 +36,8 @@ class Grid(NamedTuple):
     Attributes:
         rates: floats `[R]`.
         decays: floats `[W]`.
-        norms: bools `[V]`: whether BatchNorm without affine stands before the classifier. As features do not change, its
-            statistics are those of all of them.
+        norms: bools `[V]`: whether BatchNorm without affine stands before the classifier. As
+            features do not change, its statistics are those of all of them.
     """
 
     rates: Sequence[float] = RATES
@@ -47,10 +47,10 @@ class Grid(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """The classifiers of a grid.
+    """The trained classifiers of a grid.
 
     Attributes:
-        grid: which they are.
+        grid: their settings.
         classifiers: arrays `[V, R * W, ...]`.
         mean, scale: float32 `[V, 1, D]`: features are turned into `(x - mean) * scale`.
         mesh: the devices that have them.
@@ -65,17 +65,24 @@ class Fitted:
     def scores(
         self, features: np.ndarray, classes: np.ndarray, block: int = 1024
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Share of rows classified rightly, and mean cross-entropy, of every classifier: float64 `[V, R, W]` each."""
+        """Score every classifier: share of rows classified rightly, and mean cross-entropy.
+
+        Both are float64 `[V, R, W]`.
+        """
         shape = (len(self.grid.norms), len(self.grid.rates), len(self.grid.decays))
         sums, block = np.zeros((2, *shape)), min(block, len(features))
         for some in blocks(len(features), block):
             rows = len(features[some])
             counted = _count(
-                self.classifiers, self.mean, self.scale, _fill(features[some], block), _fill(classes[some], block),
+                self.classifiers,
+                self.mean,
+                self.scale,
+                _fill(features[some], block),
+                _fill(classes[some], block),
                 np.arange(block) < rows,
-            )  # fmt: skip
-            found = np.asarray(mesh_lib.to_hosts(self.mesh, counted), np.float64)
-            sums += found[:, :, : shape[1] * shape[2]].reshape(sums.shape)
+            )
+            counts = np.asarray(mesh_lib.to_hosts(self.mesh, counted), np.float64)
+            sums += counts[:, :, : shape[1] * shape[2]].reshape(sums.shape)
         right, loss = sums / len(features)
         return right, loss
 
@@ -83,9 +90,9 @@ class Fitted:
 @jax.jit
 def _count(classifiers, mean, scale, features, classes, present):
     def one(classifier, features):
-        found = decide(logits(classifier, features)) == classes
+        right = decide(logits(classifier, features)) == classes
         lost = losses(classifier, features, classes)
-        return jnp.sum(found & present), jnp.sum(jnp.where(present, lost, 0))
+        return jnp.sum(right & present), jnp.sum(jnp.where(present, lost, 0))
 
     return jax.vmap(jax.vmap(one, (0, None)))(classifiers, (features - mean) * scale)
 
@@ -110,37 +117,31 @@ def fit(
     seed: int,
     report: Report,
 ) -> Fitted:
-    """Train all classifiers of `grid` at the same time, on the same batches; they are divided over the devices.
+    """Train all classifiers of `grid` at once on the same batches, divided over the devices.
 
     SGD with momentum 0.9, the rate falling with half a cosine from step to step.
 
     Args:
-        sets: features float32 `[N, D]` of the same images, one array a set of crops; epochs take turns.
+        sets: features float32 `[N, D]` of the same images, one array a set of crops; epochs take
+            turns.
         classes: int `[N]`.
         number: of classes.
-        grid: what is tried.
-        mesh: the devices.
+        grid, mesh: the settings to try, and the devices.
         epochs, batch_size: of the training.
         seed: of weights and order.
-        report: told how far it is.
+        report: called with a line on how far the training is.
     """
     size, width = sets[0].shape
     batch = min(batch_size, size)
     members = [(rate, decay) for rate in grid.rates for decay in grid.decays]
-    # As many as divide over the devices; those too many are copies that nobody asks for.
+    # Copies fill up the members, so that they divide over the devices; nobody reads the copies.
     padded = -(-len(members) // mesh.size) * mesh.size
     rates, decays = np.resize(np.asarray(members, np.float32), (padded, 2)).T
     mean, scale = _statistics(sets, grid.norms)
-    one = initial(seed, width, number)
     shape = (len(grid.norms), padded)
-
-    def start(make):
-        def spread(x):
-            return mesh_lib.divided(mesh, np.broadcast_to(make(x), (*shape, *x.shape)), axis=1)
-
-        return jax.tree.map(spread, jax.device_get(one))
-
-    classifiers, buffers = start(lambda x: x), start(np.zeros_like)
+    first = jax.device_get(initial(seed, width, number))
+    classifiers = _spread(first, shape, mesh)
+    buffers = _spread(jax.tree.map(np.zeros_like, first), shape, mesh)
     steps = -(-size // batch)
     schedule = optimizers.learning_rate(1.0, "cosine_per_step", epochs, steps)
     factors = optimizers.values(schedule, epochs * steps).astype(np.float32)
@@ -150,12 +151,28 @@ def fit(
         for n, some in enumerate(blocks(size, batch)):
             chosen = _fill(places[some], batch)
             classifiers, buffers = _step_all(
-                classifiers, buffers, mean, scale, features[chosen], classes[chosen],
-                np.arange(batch) < len(places[some]), rates * factors[epoch * steps + n], decays,
-            )  # fmt: skip
+                classifiers,
+                buffers,
+                mean,
+                scale,
+                features[chosen],
+                classes[chosen],
+                np.arange(batch) < len(places[some]),
+                rates * factors[epoch * steps + n],
+                decays,
+            )
         jax.block_until_ready(classifiers)
         report(f"classifiers at once: {shape[0] * len(members)}  epoch {epoch + 1}/{epochs}")
     return Fitted(grid, classifiers, mean, scale, mesh)
+
+
+def _spread(classifier: Classifier, shape: tuple[int, int], mesh: Mesh) -> Classifier:
+    """Copy a classifier to every member of a grid of `shape`, divided over the devices."""
+
+    def copies(x: np.ndarray) -> jax.Array:
+        return mesh_lib.divided(mesh, np.broadcast_to(x, (*shape, *x.shape)), axis=1)
+
+    return jax.tree.map(copies, jax.device_get(classifier))
 
 
 def _statistics(sets: Sequence[np.ndarray], norms: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
@@ -174,14 +191,16 @@ def _statistics(sets: Sequence[np.ndarray], norms: Sequence[bool]) -> tuple[np.n
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a search chose.
+    """The choice of a search.
 
     Attributes:
         rate, decay, norm: the settings that were best on images held apart.
         held_out: share of those classified rightly, of every setting, float64 `[V, R, W]`.
         best: the largest of these.
-        test: share of test images that the chosen classifier gets right, once it is trained on all training images.
-        edges: a sentence for each end of the grid that the choice lies at, beyond which a better one may be.
+        test: share of test images that the chosen classifier gets right, once it is trained on
+            all training images.
+        edges: a sentence for each end of the grid that the choice lies at, beyond which a better
+            one may be.
     """
 
     rate: float
@@ -207,12 +226,16 @@ def search(
     seed: int = 0,
     report: Report,
 ) -> Found:
-    """Train `grid` on nine tenths of the images, choose on the centre crops of the last, train the choice on all.
+    """Train `grid` on nine tenths of the images, choose on the last, train the choice on all.
+
+    The choice is made on centre crops.
 
     Args:
-        sets: features float32 `[N, D]` of the training images, one array a set of crops; the first is the centre crops.
+        sets: features float32 `[N, D]` of the training images, one array a set of crops; the
+            first is the centre crops.
         classes: int `[N]`.
-        test, truth: features `[M, D]` and classes `[M]` of the test images, which choose nothing.
+        test, truth: features `[M, D]` and classes `[M]` of the test images, which choose
+            nothing.
         number: of classes.
         grid, mesh, epochs, batch_size, seed, report: as in `fit`.
     """
@@ -227,21 +250,26 @@ def search(
     rate, decay, norm = grid.rates[r], grid.decays[w], grid.norms[v]
     again = fit(sets, classes, number, Grid([rate], [decay], [norm]), mesh, **how)
     return Found(
-        rate, decay, norm, right, float(right[v, r, w]), float(again.scores(test, truth)[0][0, 0, 0]),
-        _edges(grid, rate, decay),
-    )  # fmt: skip
+        rate=rate,
+        decay=decay,
+        norm=norm,
+        held_out=right,
+        best=float(right[v, r, w]),
+        test=float(again.scores(test, truth)[0][0, 0, 0]),
+        edges=_edges(grid, rate, decay),
+    )
 
 
 def _edges(grid: Grid, rate: float, decay: float) -> list[str]:
-    found = []
+    edges = []
     for name, value, tried in (
         ("learning rate", rate, grid.rates),
         ("weight decay", decay, grid.decays),
     ):
         ends = {min(tried): "smallest", max(tried): "largest"}
         if value in ends and value > 0:
-            found.append(f"the best {name}, {value:g}, is the {ends[value]} that was tried")
-    return found
+            edges.append(f"the best {name}, {value:g}, is the {ends[value]} that was tried")
+    return edges
 
 
 def feature_sets(
@@ -251,7 +279,11 @@ def feature_sets(
     crops: int,
     report: Report,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Features float32 `[N, D]` of the training images' centre crops and of `crops` sets of drawn ones, and classes `[N]`."""
+    """Compute features float32 `[N, D]` of centre crops and of `crops` sets of drawn crops.
+
+    Returns:
+        One array a set, the centre crops first, and classes `[N]`.
+    """
     center, classes = subject.extract(subject.train, encode, report)
     drawn = partial(subject.extract, subject.train, encode, report, recipe)
     seed = subject.config.seed

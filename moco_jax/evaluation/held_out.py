@@ -1,4 +1,4 @@
-"""Which images are searched and which are classified, where only some are labelled or set apart."""
+"""Splits images into those that are searched and those that are classified."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from moco_jax.data.sources import Source
 def choose(
     source: Source, queries: Source | None, limit: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which images are searched and which are classified: int64 index arrays into bank and queries.
+    """Choose the images of the bank and the queries: int64 index arrays.
 
-    Without a source of `queries`, a tenth of the images (1,000 at most) is set apart. `limit`: bank size at
-    most, 0 for no limit.
+    Without a source of `queries`, a tenth of the images (1,000 at most) is set apart. `limit`:
+    bank size at most, 0 for no limit.
     """
     shuffled = np.random.default_rng(seed).permutation(len(source))
     if queries is None:

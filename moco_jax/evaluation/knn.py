@@ -1,7 +1,8 @@
-"""Weighted nearest-neighbour classification of features, the score that needs no training (InstDisc, section 3.4).
+"""Weighted nearest-neighbour classification of features, a score without training.
 
-The bank is gone through in blocks while each query keeps the best it has seen: memory does not grow with the bank, and
-votes of fewer neighbours, or at another temperature, are read off the same neighbours.
+It is that of InstDisc, section 3.4. The bank is gone through in blocks while each query keeps
+the best it has seen: memory does not grow with the bank, and votes of fewer neighbours, or at
+another temperature, are read off the same neighbours.
 """
 
 import functools
@@ -17,20 +18,23 @@ from moco_jax.data.sources.labels import MISSING
 from moco_jax.evaluation.decide import UNDECIDED, decide
 from moco_jax.parallel import mesh as mesh_lib
 
-QUERIES = 512  # that a device compares at once
+QUERIES = 512  # queries that a device compares at once
 BANK = 8192  # rows of the bank they are compared with at once
 VOTES = 1024  # queries whose votes are counted at once
 
 
 def unit(features: np.ndarray) -> np.ndarray:
-    """`features` `[N, D]` scaled to unit length, float32; a zero vector stays zero."""
+    """Scale `features` `[N, D]` to unit length, float32; a zero vector stays zero."""
     features = np.asarray(features, np.float32)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 @functools.cache
 def _compiled(mesh: Mesh, k: int):
-    """The program that shows each query one more block of the bank; queries are divided over the devices."""
+    """Compile the program that shows each query one more block of the bank.
+
+    Queries are divided over the devices.
+    """
 
     def update(best, rows, queries, bank, start, count):
         present = jnp.arange(len(bank)) < count
@@ -38,10 +42,10 @@ def _compiled(mesh: Mesh, k: int):
         def one(block):
             queries, best, rows = block
             cosines = jnp.matmul(queries, bank.T, precision="highest")
-            # top_k takes NaN for the largest: a row of NaNs would be everyone's nearest.
+            # top_k takes NaN for the largest: a row of NaNs would be the nearest of every query.
             cosines = jnp.where(present & ~jnp.isnan(cosines), cosines, -jnp.inf)
             new, places = jax.lax.top_k(cosines, min(k, len(bank)))
-            # Of equal cosines top_k takes the first, and what was seen before stands first.
+            # Of equal cosines top_k takes the first, so rows that were seen before stand first.
             merged, chosen = jax.lax.top_k(jnp.concatenate([best, new], -1), k)
             known = jnp.concatenate([rows, places + start], -1)
             return merged, jnp.take_along_axis(known, chosen, -1)
@@ -50,13 +54,16 @@ def _compiled(mesh: Mesh, k: int):
 
     by_query, whole = P(None, mesh_lib.AXIS), P()
     local = jax.shard_map(
-        update, mesh=mesh, in_specs=(by_query, by_query, by_query, whole, whole, whole), out_specs=(by_query, by_query),
-    )  # fmt: skip
+        update,
+        mesh=mesh,
+        in_specs=(by_query, by_query, by_query, whole, whole, whole),
+        out_specs=(by_query, by_query),
+    )
     return jax.jit(local, donate_argnums=(0, 1))
 
 
 class Search:
-    """The k nearest of a bank that passes by in parts; it is not kept.
+    """Finds the k nearest rows of a bank that passes by in parts and is not kept.
 
     Ties go to the earlier row, as in one sort of the whole bank.
     """
@@ -69,9 +76,10 @@ class Search:
         block: int = QUERIES,
         bank_block: int = BANK,
     ):
-        """`queries` `[M, D]`, of any length, M may be 0; `mesh`: the devices that share them, None: this host's first.
+        """Search for the neighbours of `queries` `[M, D]`, of any length; M may be 0.
 
-        `block` queries (on each device) and `bank_block` rows are compared at once.
+        `mesh`: the devices that share the queries, None: this host's first. `block` queries (on
+        each device) and `bank_block` rows are compared at once.
         """
         self.mesh = mesh_lib.create_mesh(jax.local_devices()[:1]) if mesh is None else mesh
         self.k, self.count, self.number = k, len(queries), 0
@@ -92,7 +100,7 @@ class Search:
         self._update = _compiled(self.mesh, k)
 
     def add(self, features: np.ndarray) -> None:
-        """The bank's next rows `[n, D]`, of any length."""
+        """Compare the bank's next rows `[n, D]`, of any length."""
         while len(features):
             taken = features[: len(self._waiting) - self._filled]
             self._waiting[self._filled :][: len(taken)] = unit(taken)
@@ -108,19 +116,19 @@ class Search:
         self._best, self._rows = self._update(
             self._best, self._rows, self.queries, bank, start, count
         )
-        jax.block_until_ready(self._best)  # or blocks would pile up
+        jax.block_until_ready(self._best)  # or blocks would pile up in memory
         self.number, self._filled = self.number + self._filled, 0
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines float32 `[M, k]`, descending, and rows int32 `[M, k]`, counted in the order of `add`.
+        """Return cosines float32 `[M, k]`, descending, and rows int32 `[M, k]`.
 
-        k is the bank's size where that is smaller.
+        Rows are counted in the order of `add`; k is the bank's size where that is smaller.
         """
         if self._filled:
             self._compare()
-        found = mesh_lib.to_hosts(self.mesh, (self._best, self._rows))
+        on_hosts = mesh_lib.to_hosts(self.mesh, (self._best, self._rows))
         k = min(self.k, self.number)
-        cosines, rows = (x.reshape(-1, self.k)[: self.count, :k] for x in found)
+        cosines, rows = (x.reshape(-1, self.k)[: self.count, :k] for x in on_hosts)
         return cosines, rows
 
 
@@ -132,12 +140,13 @@ def nearest(
     bank_block: int = BANK,
     mesh: Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows of `bank` `[N, D]` nearest by cosine to each row of `queries` `[M, D]`.
+    """Find the k rows of `bank` `[N, D]` nearest by cosine to each row of `queries` `[M, D]`.
 
     `block`, `bank_block` and `mesh` as in `Search`.
 
     Returns:
-        cosines float32 `[M, k]`, descending, and rows int32 `[M, k]`; of equal cosines the smaller row first.
+        Cosines float32 `[M, k]`, descending, and rows int32 `[M, k]`; of equal cosines the
+        smaller row first.
     """
     search = Search(queries, k, mesh, block, min(bank_block, max(len(bank), 1)))
     search.add(bank)
@@ -147,29 +156,33 @@ def nearest(
 def votes(
     cosines: np.ndarray, classes: np.ndarray, ks: Sequence[int], temperatures: Sequence[float]
 ) -> dict[tuple[int, float], np.ndarray]:
-    """Each query's class by votes of its nearest, each weighing `exp(cosine / temperature)`, for a grid of both.
+    """Classify queries by votes of their nearest, each weighing `exp(cosine / temperature)`.
+
+    This is done for a grid of numbers of neighbours and temperatures.
 
     Args:
         cosines: float `[M, K]`, descending.
-        classes: int `[M, K]`, of these neighbours; -1 for one without a label, which has no vote.
+        classes: int `[M, K]`, of these neighbours; -1 for one without a label, which has no
+            vote.
         ks: numbers of neighbours that vote; K where larger.
         temperatures: tau of the weights.
 
     Returns:
-        int64 `[M]` for every (k, temperature), as `decide` names them: no class where two have as many votes, or where
-        a query's features are NaN; -1 where none of the neighbours has a vote.
+        int64 `[M]` for every (k, temperature), as `decide` names them: no class where two have
+        as many votes, or where a query's features are NaN; -1 where none of the neighbours has a
+        vote.
     """
-    # Numbers may be as far apart as they like: memory is for the classes that are there.
+    # Class numbers may be far apart: memory is taken only for the classes that are there.
     values, places = np.unique(classes, return_inverse=True)
     places = places.reshape(np.shape(classes))
     labelled, voting = classes >= 0, values >= 0
-    found = {(k, t): np.zeros(len(cosines), np.int64) for k in ks for t in temperatures}
+    decided = {(k, t): np.zeros(len(cosines), np.int64) for k in ks for t in temperatures}
     for start in range(0, len(cosines), VOTES):
         some = slice(start, start + VOTES)
         near, named = cosines[some], places[some]
         rows = np.arange(len(near))[:, None]
         for t in temperatures:
-            # Without any neighbour this is -inf less -inf, a vote of NaN.
+            # Without any neighbour this is -inf minus -inf, a vote of NaN.
             with np.errstate(invalid="ignore"):
                 weights = np.exp((near - near[:, :1]).astype(np.float64) / t)
             sums, counted = np.zeros((len(near), len(values))), 0
@@ -179,14 +192,14 @@ def votes(
                 counted = k
                 place = decide(np.where(voting, sums, -1))
                 best = np.where(place == UNDECIDED, UNDECIDED, values[np.maximum(place, 0)])
-                found[k, t][some] = np.where(labelled[some, :k].any(1), best, MISSING)
-    return found
+                decided[k, t][some] = np.where(labelled[some, :k].any(1), best, MISSING)
+    return decided
 
 
 def classify(
     bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int, temperature: float
 ) -> np.ndarray:
-    """Each query's class by a vote of its k nearest bank rows, each weighing `exp(cosine / temperature)`.
+    """Classify queries by votes of k nearest rows, each weighing `exp(cosine / temperature)`.
 
     Args:
         bank: `[N, D]` features of known class.

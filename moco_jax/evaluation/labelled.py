@@ -1,4 +1,4 @@
-"""Images of known class, to learn from and to be tested on, with their classes in one numbering."""
+"""Training and test images of known class, with their classes in one numbering."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Labelled:
 
     Attributes:
         source: where they are.
-        indices: int64 `[N]`, which; ascending.
+        indices: int64 `[N]`, their places in the source, ascending.
         classes: int64 `[N]`, places among `called`.
         about: their name, for a person.
         called: what each class is called; empty where numbers do.
@@ -34,7 +34,7 @@ class Labelled:
 
     @property
     def number(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.called) or int(self.classes.max()) + 1
 
     @property
@@ -43,7 +43,7 @@ class Labelled:
         return self.about, self.indices, self.classes
 
     def classes_of(self, indices: np.ndarray) -> np.ndarray:
-        """The classes int64 `[m]` of some of `indices`."""
+        """Return the classes int64 `[m]` of some of `indices`."""
         return self.classes[np.searchsorted(self.indices, indices)]
 
 
@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 
 def labelled(train: Part, test: Part) -> tuple[Labelled, Labelled, list[str]]:
-    """The images of both parts that have labels, and lines on what is odd or left out.
+    """Select the images of both parts that have labels, and remark on what is odd or left out.
 
     Raises:
         UserError: a part has no labels, training images have one class alone, or test images a
@@ -73,11 +73,11 @@ def labelled(train: Part, test: Part) -> tuple[Labelled, Labelled, list[str]]:
             f"{train.about} has no labels that an evaluation could tell apart: all are of one "
             f"class, {matched.called[ours.classes[0]]!r}; it needs two"
         )
-    said = remarks_of(train.source)
-    said += [] if test.source is train.source else remarks_of(test.source)
-    said += [_left_out(part) for part in (ours, theirs) if part.unlabelled]
-    said += _on_classes(train, test, matched)
-    return ours, theirs, said
+    remarks = remarks_of(train.source)
+    remarks += [] if test.source is train.source else remarks_of(test.source)
+    remarks += [_left_out(part) for part in (ours, theirs) if part.unlabelled]
+    remarks += _on_classes(train, test, matched)
+    return ours, theirs, remarks
 
 
 def _of(part: Part, classes: np.ndarray, matched: Matched) -> Labelled:
@@ -93,18 +93,18 @@ def _left_out(part: Labelled) -> str:
 
 
 def _without_labels(part: Part) -> UserError:
-    said = "".join(f"; {remark}" for remark in remarks_of(part.source))
+    remarks = "".join(f"; {remark}" for remark in remarks_of(part.source))
     all_missing = ""
     if part.source.labels(part.indices) is not None:
         all_missing = f" ({MISSING}, or none, at each of its {len(part.indices):,} images)"
     return UserError(
         f"{part.about} has no labels{all_missing}, which an evaluation needs; a folder with one "
-        f"folder a class has them (docs/data.md){said}"
+        f"folder a class has them (docs/data.md){remarks}"
     )
 
 
 def _require_known_classes(train: Part, test: Part, matched: Matched) -> None:
-    """UserError where names tell that images of `test` are of a class that `train` lacks."""
+    """Refuse test images whose classes the training images lack, as their names show."""
     if not (matched.by_name and matched.strange):
         return
     nameless = [part.about for part in (train, test) if not any(part.source.classes)]
@@ -126,10 +126,10 @@ def _require_known_classes(train: Part, test: Part, matched: Matched) -> None:
 
 
 def _on_classes(train: Part, test: Part, matched: Matched) -> list[str]:
-    """Lines on classes that only one part has, and on how classes were matched."""
-    said, two = [], train.source is not test.source
+    """Remark on classes that only one part has, and on how classes were matched."""
+    remarks, two = [], train.source is not test.source
     if two and not matched.by_name:
-        said.append(
+        remarks.append(
             f"the classes of {train.about} and {test.about} are numbers without names: the same "
             "number is taken for the same class"
         )
@@ -137,14 +137,14 @@ def _on_classes(train: Part, test: Part, matched: Matched) -> list[str]:
     if lost.any():
         asked = int((matched.test >= 0).sum())
         names = [matched.called[number] for number in matched.unlearnt.tolist()]
-        said.append(
-            f"{test.about}: {int(lost.sum()):,} of {asked:,} images are of a class of which there is "
-            f"no training image, and count as wrong: {listed(names)}"
+        remarks.append(
+            f"{test.about}: {int(lost.sum()):,} of {asked:,} images are of a class of which there"
+            f" is no training image, and count as wrong: {listed(names)}"
         )
     unseen = np.setdiff1d(matched.train[matched.train >= 0], matched.test)
     if two and len(unseen):
         names = [matched.called[number] for number in unseen.tolist()]
-        said.append(
+        remarks.append(
             f"{test.about} has no image of {listed(names)}, of which there are training images"
         )
-    return said
+    return remarks

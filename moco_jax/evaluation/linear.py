@@ -1,4 +1,7 @@
-"""A linear classifier on the features of a frozen encoder, by the papers' protocols: new crops in every epoch, one rate."""
+"""Trains a linear classifier on a frozen encoder's features by the papers' protocols.
+
+Crops are new in every epoch, and there is one learning rate.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +16,7 @@ from moco_jax.data.views import recipes
 from moco_jax.evaluation import resume
 from moco_jax.evaluation.batches import epoch_batches
 from moco_jax.evaluation.decide import decide
-from moco_jax.evaluation.subject import Report, Subject
+from moco_jax.evaluation.images import Report, Subject
 from moco_jax.method import optimizers
 from moco_jax.parallel import mesh as mesh_lib
 
@@ -21,7 +24,7 @@ MOMENTUM = 0.9
 
 
 class Classifier(NamedTuple):
-    """Weights, or gradients or buffers of them.
+    """Weights of a linear classifier, or gradients or buffers of them.
 
     Attributes:
         kernel: float32 `[D, classes]`.
@@ -33,18 +36,18 @@ class Classifier(NamedTuple):
 
 
 def initial(seed: int, width: int, classes: int) -> Classifier:
-    """Weights N(0, 0.01), biases 0, as the authors' script draws them."""
+    """Draw weights N(0, 0.01) with biases 0, as the authors' script does."""
     kernel = 0.01 * jax.random.normal(random_keys.of_seed(seed), (width, classes), jnp.float32)
     return Classifier(kernel, jnp.zeros(classes, jnp.float32))
 
 
 def logits(classifier: Classifier, features: jax.Array) -> jax.Array:
-    """`[B, D]` -> `[B, classes]`."""
+    """Compute logits: `[B, D]` -> `[B, classes]`."""
     return jnp.matmul(features, classifier.kernel, precision="highest") + classifier.bias
 
 
 def losses(classifier: Classifier, features: jax.Array, classes: jax.Array) -> jax.Array:
-    """Cross-entropy `[B]` of each row of `features` `[B, D]`, whose classes are int `[B]`."""
+    """Compute the cross-entropy `[B]` of each row of `features` `[B, D]` of classes int `[B]`."""
     log = jax.nn.log_softmax(logits(classifier, features))
     return -jnp.take_along_axis(log, classes[:, None], 1)[:, 0]
 
@@ -58,17 +61,17 @@ def sgd_step(
     rate: jax.Array,
     decay: jax.Array | float = 0.0,
 ) -> tuple[Classifier, Classifier, jax.Array]:
-    """One step of SGD as PyTorch writes it: `b = 0.9 b + g + decay w`, `w -= rate b`.
+    """Apply one step of SGD as PyTorch writes it: `b = 0.9 b + g + decay w`, `w -= rate b`.
 
     Args:
         classifier, buffer: before the step; the buffer starts at 0.
         features: `[B, D]`.
         classes: int `[B]`.
-        present: bool `[B]`; rows without it do not count.
+        present: bool `[B]`; rows that are not present do not count.
         rate, decay: scalars.
 
     Returns:
-        classifier, buffer, and the mean cross-entropy before the step.
+        Classifier, buffer, and the mean cross-entropy before the step.
     """
     share = present / jnp.maximum(present.sum(), 1)
 
@@ -89,7 +92,8 @@ class Protocol:
     Attributes:
         epochs, batch_size: of its training.
         rate: the learning rate at the start, for this batch.
-        schedule: 'steps' (a tenth at 60 % and at 80 % of the epochs) or 'cosine', constant within an epoch.
+        schedule: 'steps' (a tenth at 60 % and at 80 % of the epochs) or 'cosine', constant
+            within an epoch.
     """
 
     epochs: int
@@ -98,7 +102,7 @@ class Protocol:
     schedule: str
 
     def rate_at(self, steps_per_epoch: int) -> Callable[[jax.Array], jax.Array]:
-        """The learning rate of a step."""
+        """Return the schedule: the learning rate of a step."""
         drops = (round(0.6 * self.epochs), round(0.8 * self.epochs))
         return optimizers.learning_rate(
             self.rate, self.schedule, self.epochs, steps_per_epoch, drops
@@ -106,9 +110,10 @@ class Protocol:
 
 
 def protocol(name: str, arch: str, epochs: int = 0, batch_size: int = 0) -> Protocol:
-    """The protocol of 'paper' (MoCo v1 and v2) or of 'v3'; `epochs` and `batch_size` of 0 are its own.
+    """Return the protocol 'paper' (MoCo v1 and v2) or 'v3'.
 
-    v1's rate of 30 stays at another batch size; v3's follows it.
+    `epochs` and `batch_size` of 0 are the protocol's own. v1's rate of 30 stays at another batch
+    size; v3's follows it.
     """
     if name == "paper":
         return Protocol(epochs or 100, batch_size or 256, 30.0, "steps")
@@ -117,7 +122,7 @@ def protocol(name: str, arch: str, epochs: int = 0, batch_size: int = 0) -> Prot
 
 
 def blocks(number: int, size: int):
-    """Slices of `size` that cover `number` rows; the last may be shorter."""
+    """Return slices of `size` that cover `number` rows; the last may be shorter."""
     return (slice(start, min(start + size, number)) for start in range(0, number, size))
 
 
@@ -129,20 +134,21 @@ def train_on_crops(
     report: Report,
     kept: resume.Kept = resume.NOT_KEPT,
 ) -> tuple[float, list[float]]:
-    """Train on crops that are drawn anew in every epoch, the encoder in evaluation mode; test on centre crops.
+    """Train a classifier on crops drawn anew in every epoch, and test it on centre crops.
 
-    Every image is seen in every epoch: the last batch may be smaller, as in the authors' script.
+    The encoder is in evaluation mode. Every image is seen in every epoch: the last batch may be
+    smaller, as in the authors' script.
 
     Args:
         subject: the images.
         encode: from uint8 images `[B, S, S, C]` to features `[B, D]`.
         chosen: the schedule.
         recipe: of the crops.
-        report: told how far it is.
+        report: called with a line on how far the training is.
         kept: where the training goes on, and is saved; it must know which `encode` it is.
 
     Returns:
-        share of test images classified rightly at the end, and after each epoch.
+        Share of test images classified rightly at the end, and after each epoch.
     """
     config, mesh, train = subject.config, subject.mesh, subject.train
     steps = -(-len(train.indices) // chosen.batch_size)
@@ -155,32 +161,30 @@ def train_on_crops(
     rates = optimizers.values(chosen.rate_at(steps), chosen.epochs * steps)
     step = jax.jit(sgd_step, donate_argnums=(0, 1), out_shardings=mesh_lib.replicated(mesh))
 
-    batches = epoch_batches(
-        train, recipe, mesh, epochs=chosen.epochs, batch_size=chosen.batch_size, seed=config.seed,
-        workers=config.workers, start=begun,
-    )  # fmt: skip
+    how = dict(epochs=chosen.epochs, batch_size=chosen.batch_size, seed=config.seed)
+    batches = epoch_batches(train, recipe, mesh, workers=config.workers, start=begun, **how)
     scores: list[float] = notes.get("scores", [])
     for n, (epoch, arrays) in enumerate(batches, begun):
-        classifier, buffer, loss = step(
-            classifier, buffer, encode(arrays["image"]), arrays["classes"], arrays["present"], rates[n]
-        )  # fmt: skip
-        said = f"epoch {epoch + 1}/{chosen.epochs}  step {n % steps + 1}/{steps}"
+        classes, present = arrays["classes"], arrays["present"]
+        features = encode(arrays["image"])
+        classifier, buffer, loss = step(classifier, buffer, features, classes, present, rates[n])
+        progress = f"epoch {epoch + 1}/{chosen.epochs}  step {n % steps + 1}/{steps}"
         if (n + 1) % steps == 0:
             scores.append(float(np.mean(predict(classifier, test) == truth)))
-            said += f"  loss {float(loss):.3f}  test {100 * scores[-1]:.2f} %"
+            progress += f"  loss {float(loss):.3f}  test {100 * scores[-1]:.2f} %"
         if kept.due(last=n + 1 == chosen.epochs * steps):
             kept.save(n + 1, (classifier, buffer), scores=scores)
-        report(said)
+        report(progress)
     return scores[-1], scores
 
 
 def predict(classifier: Classifier, features: np.ndarray, block: int = 4096) -> np.ndarray:
-    """The class int `[N]` of each row of `features` `[N, D]`, as `decide` names it."""
+    """Predict the class int `[N]` of each row of `features` `[N, D]`, as `decide` names it."""
     kernel, bias = (np.asarray(x) for x in classifier)
     parts = [decide(features[some] @ kernel + bias) for some in blocks(len(features), block)]
     return np.concatenate(parts)
 
 
 def crop_recipe(name: str, subject: Subject) -> recipes.Recipe:
-    """The recipe `name` for training crops, of the size of the run's views."""
+    """Create the recipe `name` for training crops, of the size of the run's views."""
     return recipes.create(name, subject.config.image_size, channels=subject.config.channels)

@@ -1,23 +1,25 @@
-"""Mixup and CutMix of a batch, as DeiT's training has them: each image is blended with another, or holds a piece of it.
+"""Mixup and CutMix of a batch, as in DeiT's training.
 
-An image's partner is the one as far from the batch's end as it is from the start; one draw serves the whole batch.
+Each image is blended with another, or holds a piece of it. An image's partner is the one as far
+from the batch's end as it is from the start; one draw serves the whole batch.
 """
 
 import jax
 import numpy as np
 
-CUT_RATHER = 0.5  # probability of a piece instead of a blend where both are asked for
+CUT_RATHER = 0.5  # probability of CutMix instead of Mixup where both are asked for
 
 
 def blend(share: float, height: int, width: int) -> np.ndarray:
-    """Mixup (arXiv 1710.09412): everywhere `share` of the image itself; float32 `[height, width]`."""
+    """Return the mask of Mixup (arXiv 1710.09412): `share` in float32 `[height, width]`."""
     return np.full((height, width), share, np.float32)
 
 
 def piece(share: float, row: int, column: int, height: int, width: int) -> np.ndarray:
-    """CutMix (arXiv 1905.04899): 0 where the partner stands, 1 elsewhere; float32 `[height, width]`.
+    """Return the mask of CutMix (arXiv 1905.04899): 0 where the partner stands, 1 elsewhere.
 
-    The partner's rectangle is centred on `row` and `column`, has sqrt(1 - `share`) of both sides and is cut off at the edges.
+    It is float32 `[height, width]`. The partner's rectangle is centred on `row` and `column`,
+    has sqrt(1 - `share`) of both sides and is cut off at the edges.
     """
 
     def covered(center: int, length: int) -> np.ndarray:
@@ -31,7 +33,7 @@ def piece(share: float, row: int, column: int, height: int, width: int) -> np.nd
 def draw(
     rng: np.random.Generator, height: int, width: int, mixup: float, cutmix: float
 ) -> np.ndarray:
-    """How much of itself an image keeps, float32 `[height, width]`.
+    """Draw how much of itself each pixel keeps, float32 `[height, width]`.
 
     `mixup`, `cutmix`: alpha of each one's Beta(alpha, alpha) distribution of shares; 0: never.
     """
@@ -42,9 +44,10 @@ def draw(
 
 
 def apply(images: jax.Array, targets: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Images `[B, H, W, C]` and targets `[B, classes]` mixed with their partners', of which `1 - own` is seen.
+    """Mix images `[B, H, W, C]` and targets `[B, classes]` with their partners'.
 
-    `own`: float32 `[H, W]` as `draw` gives it; its mean is the share of an image's own target (1 - the rectangle's area).
+    `own`: float32 `[H, W]` as `draw` gives it, the share of the image itself; `1 - own` is the
+    partner's. Its mean is the share of an image's own target (1 - the rectangle's area).
     """
     mask, share = own[None, :, :, None].astype(images.dtype), own.mean().astype(targets.dtype)
     mixed = mask * images + (1 - mask) * images[::-1]

@@ -9,18 +9,31 @@ V3, DEMO = "MoCo v3, arXiv 2104.02057", "the authors' CIFAR-10 demo"
 _IMAGENET = dict(dataset="tfds:imagenet2012", image_size=224)
 _R50 = _IMAGENET | dict(arch="resnet50", width=0)
 _QUEUE = _R50 | dict(
-    key_encoder="momentum", dictionary="queue", batch_size=256, queue_size=65536, momentum=0.999,
+    key_encoder="momentum",
+    dictionary="queue",
+    batch_size=256,
+    queue_size=65536,
+    momentum=0.999,
     dim=128,
-)  # fmt: skip
+)
 _V1 = _QUEUE | dict(augment="v1", head="linear", lr_schedule="steps", temperature=0.07, epochs=200)
 _V1_VIEWS = _QUEUE | dict(augment="v2", head="linear", lr_schedule="steps", epochs=200)
 _V2 = _QUEUE | dict(augment="v2", head="mlp", lr_schedule="cosine", temperature=0.2)
 _BATCH = dict(augment="v3", key_encoder="momentum", dictionary="batch", batch_size=4096)
 _BANK = dict(key_encoder="none", dictionary="memory_bank", bank_negatives=65536)
 _DEMO = dict(
-    dataset="tfds:cifar10", arch="resnet18", width=0, stem="cifar", augment="cifar", head="linear",
-    batch_size=512, queue_size=4096, momentum=0.99, key_encoder="momentum", dictionary="queue",
-)  # fmt: skip
+    dataset="tfds:cifar10",
+    arch="resnet18",
+    width=0,
+    stem="cifar",
+    augment="cifar",
+    head="linear",
+    batch_size=512,
+    queue_size=4096,
+    momentum=0.99,
+    key_encoder="momentum",
+    dictionary="queue",
+)
 
 # which evaluation, settings of the run, per cent (top-1; of segmentation, mean IoU), source
 NUMBERS: tuple[tuple[str, Mapping[str, Any], str, str], ...] = (
@@ -47,16 +60,19 @@ NUMBERS: tuple[tuple[str, Mapping[str, Any], str, str], ...] = (
     ),
     *(
         ("knn", _DEMO | dict(symmetric=symmetric, epochs=epochs), number, DEMO)
-        for symmetric, numbers in ((False, ("82.6", "86.3", "88.7")), (True, ("85.3", "88.5", "89.7")))
+        for symmetric, numbers in (
+            (False, ("82.6", "86.3", "88.7")),
+            (True, ("85.3", "88.5", "89.7")),
+        )
         for epochs, number in zip((200, 400, 800), numbers, strict=True)
     ),
-)  # fmt: skip
+)
 
 
 def of(evaluation: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The published per cent of this `evaluation`, one of those in `NUMBERS`, of a run with these settings, and its source.
+    """Return the published per cent for a run with these settings, and its source.
 
-    None where none of the papers has such a run.
+    None where none of the papers has such a run. `evaluation` is one of those in `NUMBERS`.
     """
     for kind, settings, number, source in NUMBERS:
         if kind == evaluation and all(config[key] == value for key, value in settings.items()):
@@ -66,10 +82,10 @@ def of(evaluation: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """How a published run went.
+    """The kNN accuracy and the loss of a published run, epoch by epoch.
 
     Attributes:
-        knn: after how many epochs -> kNN accuracy, 0..1.
+        knn: number of epochs -> kNN accuracy after them, 0..1.
         loss: number of an epoch, from 1 -> mean loss in it.
         source: who published it.
     """
@@ -93,8 +109,8 @@ CURVES: tuple[tuple[Mapping[str, Any], Curve], ...] = (
 
 
 def curve(config: Mapping[str, Any]) -> Curve | None:
-    """The published course of a run with these settings; None where there is none."""
-    for settings, found in CURVES:
+    """Return the published curve of a run with these settings; None where there is none."""
+    for settings, published in CURVES:
         if all(config[key] == value for key, value in settings.items()):
-            return found
+            return published
     return None

@@ -1,7 +1,8 @@
-"""Trainings that go on where they were cut off: the state of each in a file of its own, until the evaluation has ended.
+"""Saves the trainings of an evaluation, so that they go on where they were cut off.
 
-A file is written whole or not at all, begins with the digest of the rest, and is used by no training but the one of the same
-settings, images and first weights.
+The state of each lies in a file of its own until the evaluation has ended. A file is written
+whole or not at all, begins with the digest of the rest, and is used by no training but the one
+of the same settings, images and first weights.
 """
 
 import errno
@@ -23,26 +24,29 @@ from moco_jax.base.errors import full_disk
 from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
 
-SECONDS = 300.0  # between two savings
-SHARE = 0.05  # of the time that saving may take; where it is slow it comes less often
+SECONDS = 300.0  # between two saves
+SHARE = 0.05  # of the time at most is spent on saving, which comes less often where it is slow
 
 
 def digest(facts: Any) -> str:
-    """SHA-256 of `facts`, in hexadecimal: nested containers of arrays and of what has a `repr` that tells all of it."""
-    found = hashlib.sha256()
+    """Compute the SHA-256 of `facts`, in hexadecimal.
+
+    `facts` are nested containers of arrays and of what has a `repr` that tells all of it.
+    """
+    sha256 = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(facts, is_leaf=lambda x: x is None):
-        found.update(jax.tree_util.keystr(path).encode())
+        sha256.update(jax.tree_util.keystr(path).encode())
         if isinstance(leaf, (np.ndarray, jax.Array)):
             leaf = np.ascontiguousarray(leaf)
-            found.update(f"{leaf.dtype}{leaf.shape}".encode())
-            found.update(leaf.data.cast("B") if leaf.size else b"")
+            sha256.update(f"{leaf.dtype}{leaf.shape}".encode())
+            sha256.update(leaf.data.cast("B") if leaf.size else b"")
         else:
-            found.update(repr(leaf).encode())
-    return found.hexdigest()
+            sha256.update(repr(leaf).encode())
+    return sha256.hexdigest()
 
 
 class Kept:
-    """One training as it is kept; without a path it is not kept, and begins at its beginning."""
+    """One training that is saved in a file; without a path it is not saved, and starts afresh."""
 
     def __init__(
         self,
@@ -52,12 +56,12 @@ class Kept:
         console: Console | None,
         seconds: float,
     ):
-        """`name`: for a person; `facts`: part of what `begin` is told."""  # fmt: skip
+        """Save the training called `name`, for which `facts` hold beside those given to `begin`."""
         self._path, self._name, self._console, self._seconds = path, name, console, seconds
         self._facts, self._digest, self._next = facts, "", 0.0
 
     def begin(self, mesh: Mesh, state: Any, facts: Any) -> tuple[Any, int, dict[str, Any]]:
-        """Where to go on; every host must call it.
+        """Return the state to go on from; every host must call it.
 
         Args:
             mesh: the devices.
@@ -65,26 +69,27 @@ class Kept:
             facts: all that shapes the training, as `digest` takes it.
 
         Returns:
-            the state, the number of steps it has gone, and what was noted with it. After 0 steps nothing was noted.
+            The state, the number of steps it has gone, and the notes saved with it. After 0
+            steps there are no notes.
         """
         if self._path is None:
             return state, 0, {}
         self._digest = digest((__version__, self._facts, facts))
         self._next = time.monotonic() + self._seconds
-        found, step = self._read(), 0
-        if found is not None:
-            step = int(found["step"])
+        saved, step = self._read(), 0
+        if saved is not None:
+            step = int(saved["step"])
         hosts.require_agreement({f"step saved in {self._path}": step, "training": self._digest})
-        if found is None:
+        if saved is None:
             return state, 0, {}
         leaves, structure = jax.tree.flatten(state)
-        saved = [np.asarray(found["state"][str(n)]) for n in range(len(leaves))]
+        arrays = [np.asarray(saved["state"][str(n)]) for n in range(len(leaves))]
         self._say(f"{self._name}: goes on after step {step:,} ({self._path})")
-        state = jax.tree.unflatten(structure, mesh_lib.to_every_device(mesh, saved))
-        return state, step, found["notes"]
+        state = jax.tree.unflatten(structure, mesh_lib.to_every_device(mesh, arrays))
+        return state, step, saved["notes"]
 
     def _read(self) -> dict[str, Any] | None:
-        """What the file says; None where there is none, or it is damaged or of another training."""
+        """Read the file; None where there is none, or it is damaged or of another training."""
         assert self._path is not None
         if not self._path.exists():
             return None
@@ -92,21 +97,24 @@ class Kept:
         if head != hashlib.sha256(body).hexdigest().encode():
             wrong = "is damaged"
         else:
-            found = serialization.msgpack_restore(body)
-            if found["training"] == self._digest:
-                return found
+            content = serialization.msgpack_restore(body)
+            if content["training"] == self._digest:
+                return content
             wrong = "is of other settings, weights or images"
         self._say(f"{self._name}: {self._path} {wrong} and is not used; the training begins anew")
         return None
 
     def due(self, last: bool) -> bool:
-        """Whether to `save` now: after the `last` step, or because the time has come; on the first host alone."""
+        """Whether to `save` now, which is true on the first host alone.
+
+        It is true after the `last` step, and when the time has come.
+        """
         if self._path is None or jax.process_index() != 0:
             return False
         return last or time.monotonic() >= self._next
 
     def save(self, step: int, state: Any, **notes: Any) -> None:
-        """Put the `state` after `step` steps in the place of what was saved before.
+        """Replace the saved state by the `state` after `step` steps.
 
         Args:
             step: how many.
@@ -114,7 +122,7 @@ class Kept:
             notes: numbers, and lists of them, that `begin` gives back.
 
         Raises:
-            UserError: the disk is full; what was saved before is untouched.
+            UserError: the disk is full; the state saved before is untouched.
         """
         if self._path is None:
             return
@@ -144,11 +152,14 @@ class Trainings:
     """The trainings of one evaluation, as files in a folder of their own."""
 
     def __init__(self, folder: epath.Path, console: Console, seconds: float = SECONDS):
-        """`seconds`: between two savings of a training."""
+        """Keep them in `folder`, with `seconds` between two saves of a training."""
         self._folder, self._console, self._seconds = folder, console, seconds
 
     def one(self, name: str, *facts: Any) -> Kept:
-        """The training `name`, one of its kind in this evaluation; `facts`: part of what `Kept.begin` is told."""
+        """Return the training `name`, one of its kind in this evaluation.
+
+        `facts` hold for it beside those given to `Kept.begin`.
+        """
         path = self._folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.state"
         return Kept(path, name, facts, self._console, self._seconds)
 

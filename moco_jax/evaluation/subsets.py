@@ -1,4 +1,7 @@
-"""Which images keep their labels: class-balanced shares, each inside the larger ones, or those that a text file lists."""
+"""Chooses which images keep their labels: class-balanced shares, or a text file's list.
+
+Smaller shares lie inside the larger ones.
+"""
 
 import dataclasses
 import math
@@ -15,14 +18,15 @@ from moco_jax.data.sources import store
 from moco_jax.data.sources.lists import text_lines
 from moco_jax.evaluation.labelled import Labelled
 
-NO_EPOCH = -1  # so that the order drawn here is none of a training's
+NO_EPOCH = -1  # so that the order drawn here is that of no training's epoch
 
 
 def turns(classes: np.ndarray, seed: int) -> np.ndarray:
-    """The places int64 `[N]` of images of these `classes` int `[N]`, in the order in which they get their labels.
+    """Order images of these `classes` int `[N]` by when they get their labels: places int64 `[N]`.
 
-    Class by class in turns, each turn in a drawn order: so every beginning has equally many of each class, within one, as
-    long as a class has any left, and beginnings lie inside one another. A function of `seed` and `classes` alone.
+    It goes class by class in turns, each turn in a drawn order: so every beginning has equally
+    many of each class, within one, as long as a class has any left, and beginnings lie inside
+    one another. A function of `seed` and `classes` alone.
     """
     number = len(classes)
     drawn = order.permute(np.arange(number), number, seed, NO_EPOCH)
@@ -34,7 +38,7 @@ def turns(classes: np.ndarray, seed: int) -> np.ndarray:
 
 
 def share(images: Labelled, percent: float, seed: int) -> Labelled:
-    """So many per cent of `images`, rounded, balanced over the classes as in `turns`.
+    """Keep `percent` per cent of `images`, rounded, balanced over the classes as in `turns`.
 
     Raises:
         UserError: a class would have none.
@@ -47,8 +51,9 @@ def share(images: Labelled, percent: float, seed: int) -> Labelled:
         empty = sorted(set(classes.tolist()) - set(images.classes[chosen[:wanted]].tolist()))
         smallest = math.ceil(100 * len(classes) / number * 1e4) / 1e4
         raise UserError(
-            f"--labels={percent:g} leaves {wanted} of {number:,} images, and none of class {_called(images, empty[0])}; "
-            f"{len(classes)} classes need at least --labels={smallest:g}"
+            f"--labels={percent:g} leaves {wanted} of {number:,} images, and none of class"
+            f" {_called(images, empty[0])}; {len(classes)} classes need at least"
+            f" --labels={smallest:g}"
         )
     return _only(images, np.sort(chosen[:wanted]), f"{percent:g} % of {images.about}")
 
@@ -64,9 +69,10 @@ def _only(images: Labelled, places: np.ndarray, about: str) -> Labelled:
 
 
 def listed(images: Labelled, path: str) -> Labelled:
-    """Those of `images` that the text file `path` names, one a line, as the published subsets of ImageNet do.
+    """Keep those of `images` that the text file `path` names, one a line.
 
-    A line is the end of an image's path, from a slash on: 'n01440764_10026.JPEG' or 'cat/7.png'; empty lines count for nothing.
+    A line is the end of an image's path, from a slash on, as in the published subsets of
+    ImageNet: 'n01440764_10026.JPEG' or 'cat/7.png'. Empty lines count for nothing.
 
     Raises:
         UserError: the file cannot be read, or a line names none of them, or several.
@@ -84,15 +90,17 @@ def listed(images: Labelled, path: str) -> Labelled:
                 continue
             if line in places:
                 raise UserError(
-                    f"--subset={path}: {printable(line)} is the name of several images of {images.about}, as "
-                    f"{printable(names[places[line]])} and {printable(name)}; write more of their paths"
+                    f"--subset={path}: {printable(line)} is the name of several images of"
+                    f" {images.about}, as {printable(names[places[line]])} and {printable(name)};"
+                    " write more of their paths"
                 )
             places[line] = place
     missing = [line for line in wanted if line not in places]
     if missing:
         raise UserError(
-            f"--subset={path}: {len(missing):,} of {len(wanted):,} names are none of {images.about}, the first is "
-            f"{printable(missing[0])}; its images are called like {printable(names[0]) if names else ''}"
+            f"--subset={path}: {len(missing):,} of {len(wanted):,} names are none of"
+            f" {images.about}, the first is {printable(missing[0])}; its images are called like"
+            f" {printable(names[0]) if names else ''}"
         )
     return _only(images, np.unique(list(places.values())), f"{path}, of {images.about}")
 
@@ -102,10 +110,11 @@ def _lines(path: str) -> Sequence[str]:
         text = text_lines(store.read(str(files.absolute(path))))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--subset={printable(path)} is no text file that can be read, with the name of an image on each line"
+            f"--subset={printable(path)} is no text file that can be read, with the name of an"
+            " image on each line"
         ) from error
     lines = [line.strip() for line in text]
-    found = [line for line in lines if line]
-    if not found:
+    names = [line for line in lines if line]
+    if not names:
         raise UserError(f"--subset={path} is empty; it needs the name of an image on each line")
-    return found
+    return names

@@ -1,1 +1,1 @@
-"""Load a trained encoder from a run or a weights file, and apply it to images."""
+"""Loads a trained encoder from a run or a weights file, and applies it to images."""

@@ -1,4 +1,4 @@
-"""An encoder in a user's own code: `moco_jax.load(...)` reads one, a call turns images into features.
+"""An encoder in a user's own code: `moco_jax.load(...)` reads one, a call encodes images.
 
 Neither TensorFlow nor PyTorch is needed once the weights are read; images are resized by PIL.
 """
@@ -20,7 +20,7 @@ from moco_jax.base.text import printable
 from moco_jax.data.sources import pixels, store
 from moco_jax.data.views import centre, recipes
 from moco_jax.inference import trained_encoder
-from moco_jax.method import encoding
+from moco_jax.inference.features import make_features
 from moco_jax.parallel import xla_flags
 
 FEATURES = ("backbone", "output")
@@ -28,34 +28,38 @@ WANTED = "wanted are uint8, or floating-point numbers from 0 to 1"
 
 
 def images_in(folder: str | os.PathLike) -> list[str]:
-    """Paths of all images in `folder`, at any depth, sorted; UserError where there is none."""
+    """Return the paths of all images in `folder`, at any depth, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
     paths = sorted(
         p for p in store.walk(os.fspath(folder)) if p.lower().endswith(pixels.EXTENSIONS)
     )
-    found = [os.path.join(folder, path) for path in paths]
-    if not found:
+    names = [os.path.join(folder, path) for path in paths]
+    if not names:
         raise UserError(
             f"{folder} holds no image, at any depth; images end in {', '.join(pixels.EXTENSIONS)}"
         )
-    return found
+    return names
 
 
 class FeatureEncoder:
-    """Images in, features out: what `load` returns.
+    """A trained encoder that turns images into features: what `load` returns.
 
     Attributes:
         found: encoder, weights and settings.
         recipe: for the evaluation view.
-        about: in one sentence which encoder it is, what becomes of an image, and what comes out.
+        about: a sentence on which encoder it is, what becomes of an image, and what comes out.
     """
 
     def __init__(self, found: trained_encoder.Trained, features: str, called: str, batch_size: int):
-        """An encoder on JAX's default device.
+        """Place an encoder on JAX's default device.
 
         Args:
             found: what `trained_encoder.load` returns.
             features: one of `FEATURES`.
-            called: which encoder of what it is, for `about`.
+            called: name of the encoder and of its place, for `about`.
             batch_size: images that are encoded at once.
         """
         if features not in FEATURES:
@@ -72,15 +76,11 @@ class FeatureEncoder:
         self.found, self.recipe = found, recipes.create(config.augment, config.image_size)
         self._batch_size, self._kind, self._called = batch_size, features, called
         self._variables = jax.device_put(found.variables)
-        method = found.encoder.features if features == "backbone" else None
-        mean, std = tuple(config.mean), tuple(config.std)
-
-        @jax.jit
-        def encode(variables: Any, images: jax.Array) -> Any:
-            inputs = encoding.to_network_input(images, mean, std, jnp.float32)
-            return found.encoder.apply(variables, inputs, train=False, method=method)
-
-        self._encode = encode
+        self._encode = jax.jit(
+            make_features(
+                found.encoder, features, tuple(config.mean), tuple(config.std), jnp.float32
+            )
+        )
 
     @functools.cached_property
     def dim(self) -> int:
@@ -92,7 +92,7 @@ class FeatureEncoder:
 
     @property
     def about(self) -> str:
-        """Which encoder this is, what becomes of an image, and what comes out."""
+        """A sentence on which encoder this is, what becomes of an image, and what comes out."""
         config, side = self.found.config, self.recipe.image_size
 
         def numbers(name: str) -> str:
@@ -102,44 +102,51 @@ class FeatureEncoder:
         guess = " (as nothing says it)" if "image_size" in self.found.assumed else ""
         where = "before" if self._kind == "backbone" else "after"
         return (
-            f"{config.arch}, {self._called}: images of {config.channels} channel(s), shorter side to "
-            f"{self.recipe.evaluation_resize} pixels, centre {side} x {side}{guess}, (x / 255 - mean) / std with "
-            f"{numbers('mean')} and {numbers('std')}; "
+            f"{config.arch}, {self._called}: images of {config.channels} channel(s), shorter side"
+            f" to {self.recipe.evaluation_resize} pixels, centre {side} x {side}{guess}, (x / 255 -"
+            f" mean) / std with {numbers('mean')} and {numbers('std')}; "
             + "; ".join([f"{self.dim} features {where} the head", *self.found.remarks])
         )
 
     def __repr__(self) -> str:
-        """`about`, in brackets."""
+        """Show `about`, in brackets."""
         return f"<{self.about}>"
 
     def __call__(self, images: Any) -> np.ndarray:
-        """Features float32 `[N, D]`, a NumPy array, of `images`, resized and cropped as evaluation does it.
+        """Encode `images` to features float32 `[N, D]`, a NumPy array.
+
+        Images are resized and cropped as evaluation does it.
 
         Args:
-            images: `[N, H, W, C]`, one image `[H, W, C]` (N is 1), the path of an image or of a folder (the order is
-                that of `images_in`), a PIL image, or a list of any of `[H, W, C]`, paths of images and PIL images, of any
-                sizes. Arrays are NumPy's, JAX's or whatever becomes NumPy's: uint8, or floating point from 0 to 1,
-                which is rounded to eight bits as every image is. C is that of the encoder, and stands last.
+            images: `[N, H, W, C]`, one image `[H, W, C]` (N is 1), the path of an image or of a
+                folder (the order is that of `images_in`), a PIL image, or a list of any of `[H,
+                W, C]`, paths of images and PIL images, of any sizes. Arrays are NumPy's, JAX's
+                or whatever becomes NumPy's: uint8, or floating point from 0 to 1, which is
+                rounded to eight bits as every image is. C is that of the encoder, and stands
+                last.
 
         Raises:
-            UserError: other numbers (0 to 255 in floating point, signed or 16-bit integers, NaN), another number of
-                channels, no image, or a file that is none.
+            UserError: other numbers (0 to 255 in floating point, signed or 16-bit integers,
+                NaN), another number of channels, no image, or a file that is none.
         """
         one_by_one = self._one_by_one(images)
         if not len(one_by_one):
             raise UserError("there is no image to encode")
-        found = []
+        blocks = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for views in self._batches(one_by_one, pool):
-                # Few sizes, and so few programs: a batch that is not full grows to the next power of two.
+                # Batches that are not full grow to the next power of two: each size is a
+                # program to compile.
                 size = min(self._batch_size, 1 << (len(views) - 1).bit_length())
-                padded = np.concatenate([views, np.zeros((size - len(views), *views.shape[1:]), np.uint8)])  # fmt: skip
+                padded = np.concatenate(
+                    [views, np.zeros((size - len(views), *views.shape[1:]), np.uint8)]
+                )
                 features = self._encode(self._variables, padded)
-                found.append(np.asarray(features, np.float32)[: len(views)])
-        return np.concatenate(found)
+                blocks.append(np.asarray(features, np.float32)[: len(views)])
+        return np.concatenate(blocks)
 
     def _batches(self, images: Sequence[Any], pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:
-        """The views, uint8 `[n, S, S, C]`; those of the next batch are made while one is encoded."""
+        """Yield the views, uint8 `[n, S, S, C]`, and make those of the next batch meanwhile."""
         starts = range(0, len(images), self._batch_size)
 
         def begin(start: int) -> list[Any]:
@@ -168,7 +175,7 @@ class FeatureEncoder:
         return array if array.ndim == 4 else array[None]
 
     def _view(self, image: Any) -> np.ndarray:
-        """An array, path or PIL image as evaluation sees it: uint8 `[S, S, C]`."""
+        """Crop an array, path or PIL image as evaluation does: uint8 `[S, S, C]`."""
         recipe = self.recipe
         return centre.view(self._pixels(image), recipe.evaluation_resize, recipe.image_size)
 
@@ -186,8 +193,8 @@ class FeatureEncoder:
                 strange = isinstance(error, UnidentifiedImageError)
                 why = getattr(error, "strerror", None) or error
                 why = "it is none of a known kind, or is cut off" if strange else why
-                said = f"{os.fspath(image)} cannot be read as an image: {why}"
-                raise UserError(printable(said)) from error
+                message = f"{os.fspath(image)} cannot be read as an image: {why}"
+                raise UserError(printable(message)) from error
         if isinstance(image, Image.Image):
             try:
                 return pixels.of_picture(image, decoding)
@@ -197,11 +204,16 @@ class FeatureEncoder:
 
 
 def _to_eight_bits(image: np.ndarray, channels: int) -> np.ndarray:
-    """uint8, or floating point 0..1, `[H, W, C]` -> uint8; UserError where it is anything else."""
+    """Convert `[H, W, C]`, uint8 or floating point 0..1, to uint8.
+
+    Raises:
+        UserError: it is anything else.
+    """
     if image.ndim != 3 or image.shape[-1] != channels or not image.size:
         hint = "; channels stand last" if image.ndim == 3 and image.shape[0] == channels else ""
         raise UserError(
-            f"an image of shape {image.shape} is not [H, W, {channels}], as this encoder has them{hint}"
+            f"an image of shape {image.shape} is not [H, W, {channels}], as this encoder has"
+            f" them{hint}"
         )
     if image.dtype == np.uint8:
         return image
@@ -227,26 +239,35 @@ def load(
     stem: str = "",
     batch_size: int = 64,
 ) -> FeatureEncoder:
-    """An encoder that turns images into features: `encoder = moco_jax.load("runs/mine"); encoder(images)`.
+    """Load an encoder: `encoder = moco_jax.load("runs/mine"); features = encoder(images)`.
 
     Args:
-        place: the workdir of a run, or a file or folder of weights, of whichever library docs/weights.md names.
+        place: the workdir of a run, or a file or folder of weights, of whichever library
+            docs/weights.md names.
         which: 'query', or 'key' for the momentum encoder.
         features: 'backbone' for pooled features, 'output' for those after the head.
         step: of which checkpoint of a run; None: the last sound one.
         image_size: side of the images in pixels; 0: as the run or the file says, or else 224.
-        mean, std: per channel, of images scaled to 0..1; empty: as the run or the file says, or else ImageNet's.
-        stem: of a ResNet in a file whose first kernel is 3x3; empty: as its names say, or else 'cifar'.
+        mean, std: per channel, of images scaled to 0..1; empty: as the run or the file says, or
+            else ImageNet's.
+        stem: of a ResNet in a file whose first kernel is 3x3; empty: as its names say, or else
+            'cifar'.
         batch_size: images that are encoded at once.
 
     Raises:
-        UserError: nothing readable there, or no such encoder in it.
+        UserError: nothing readable there, no such encoder in it, or a bucket out of reach.
     """
     path = os.fsdecode(place)
     with xla_flags.while_jax_starts():
         jax.devices()
-    found = trained_encoder.load(
-        path, which, step, image_size=image_size, mean=mean, std=std, stem=stem
-    )
-    of = f"step {found.step} of {path}" if trained_encoder.is_run(path) else path
-    return FeatureEncoder(found, features, f"{which} encoder of {of}", batch_size)
+    try:
+        trained = trained_encoder.load(
+            path, which, step, image_size=image_size, mean=mean, std=std, stem=stem
+        )
+    except Exception as error:
+        said = files.said_of_bucket(error)
+        if not said:
+            raise
+        raise UserError(f"{printable(path)}: {said}") from error
+    of = f"step {trained.step} of {path}" if trained_encoder.is_run(path) else path
+    return FeatureEncoder(trained, features, f"{which} encoder of {of}", batch_size)

@@ -1,1 +1,1 @@
-"""The papers' algorithms: dictionaries, losses, optimizers and the training step. No files, no TensorFlow."""
+"""The papers' algorithms: methods, dictionaries, losses, optimizers; no files, no TensorFlow."""

@@ -1,8 +1,8 @@
 """InfoNCE, the contrastive loss (MoCo v1, equation 1), and the statistics that tell how a run goes.
 
-The queries travel to the keys: every device scores all queries against its own part of the dictionary, and
-only sums of exponents cross between devices (`streamed.py`). The dictionary is never gathered, and the logits of all
-keys are never in memory at once.
+The queries travel to the keys: every device scores all queries against its own part of the
+dictionary, and only sums of exponents cross between devices (`streamed.py`). The dictionary is
+never gathered, and the logits of all keys are never in memory at once.
 """
 
 import jax
@@ -14,7 +14,7 @@ from moco_jax.parallel import mesh as mesh_lib
 
 
 def normalize(x: jax.Array) -> jax.Array:
-    """`x` `[..., C]` scaled to unit L2 norm in at least float32 (torch's `normalize`, eps 1e-12)."""
+    """Scale `x` `[..., C]` to unit L2 norm in at least float32 (torch's `normalize`, eps 1e-12)."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
@@ -31,7 +31,7 @@ def info_nce(
     query_index: jax.Array | None = None,
     negative_index: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross-entropy of each query over its own key and all negatives, mean over the batch.
+    """Compute the cross-entropy of queries over their own key and all negatives, mean of the batch.
 
     `L_q = -log exp(q.k+ / tau) / sum_{i=0..K} exp(q.k_i / tau)` with tau = `temperature`.
 
@@ -42,19 +42,21 @@ def info_nce(
         temperature: tau.
         mesh: the device mesh, or None on one device.
         counts: bool `[S, n]`, which negatives count; None: all.
-        query_index: int32 `[B]`, with `negative_index`: a negative whose index is the query's is left out for it.
+        query_index: int32 `[B]`, with `negative_index`: a negative whose index is the query's is
+            left out for it.
         negative_index: int32 `[S, n]`.
 
     Returns:
-        The loss, a scalar in nats, and scalars: `top1` and `top5` (share of queries whose own key is the
-        nearest, or among the five nearest; neither a tie nor a NaN is a hit), `positive` and `negative` (mean cosine), and
-        `effective_negatives` (as how many equal ones they weigh, `(sum e)^2 / sum e^2` with e = exp(q.k / tau)).
+        The loss, a scalar in nats, and scalars: `top1` and `top5` (share of queries whose own key
+        is the nearest, or among the five nearest; neither a tie nor a NaN is a hit), `positive` and
+        `negative` (mean cosine), and `effective_negatives` (as how many equal ones they weigh,
+        `(sum e)^2 / sum e^2` with e = exp(q.k / tau)).
     """
     everyone = mesh_lib.replicate(query, mesh)
     own = mesh_lib.replicate(jnp.sum(query * key, axis=-1), mesh)
     if query_index is not None:
         query_index = mesh_lib.replicate(query_index, mesh)
-    dictionary = streamed.Dictionary(negatives, counts, negative_index)
+    dictionary = streamed.KeySet(negatives, counts, negative_index)
     losses, found = streamed.losses(everyone, own, query_index, dictionary, temperature, mesh)
     loss = jnp.mean(losses)
     metrics = {
@@ -68,7 +70,7 @@ def info_nce(
 
 
 def hits(own: jax.Array, closer: jax.Array, most: int, dtype) -> jax.Array:
-    """The share of queries that found their own key among the `most` nearest, a scalar of `dtype`.
+    """Compute the share of queries whose own key is among the `most` nearest, a scalar of `dtype`.
 
     Args:
         own: `[B]`, cosine of each query and its own key; where it is NaN nothing was found.
@@ -80,7 +82,7 @@ def hits(own: jax.Array, closer: jax.Array, most: int, dtype) -> jax.Array:
 
 
 def spread(features: jax.Array) -> jax.Array:
-    """How far `features` `[B, C]` (unit vectors) fill the sphere: 1 when evenly spread, 0 when collapsed.
+    """Measure how far `features` `[B, C]` (unit vectors) fill the sphere: 1 evenly, 0 collapsed.
 
     The square root of the total variance, which for unit vectors is 1 - |mean|^2.
     """

@@ -1,7 +1,7 @@
 """The memory bank's first loss: noise-contrastive estimation (InstDisc, section 3.2).
 
-Each query is told apart from m noise entries one by one, with a normalising constant Z that is fixed at the first
-step. MoCo's own memory-bank rows use InfoNCE instead (`info_nce.py`).
+Each query is told apart from m noise entries one by one, with a normalising constant Z that is
+fixed at the first step. MoCo's own memory-bank rows use InfoNCE instead (`info_nce.py`).
 """
 
 import jax
@@ -21,20 +21,23 @@ def nce(
     size: int,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """`-log h(k+) - sum_j log(1 - h(k_j))`, mean over the batch, with `h = P / (P + m / N)`, `P = exp(q.k / tau) / Z`.
+    """Compute the loss of queries told apart from noise one by one, mean over the batch.
+
+    `L_q = -log h(k+) - sum_j log(1 - h(k_j))` with `h = P / (P + m / N)`, `P = exp(q.k / tau) / Z`.
 
     Args:
         query: `[B, C]`, unit vectors, at least float32.
         key: `[B, C]`, each query's own entry.
         negatives: `[1, m, C]`, the noise entries, divided over devices on the middle axis.
         temperature: tau.
-        constant: Z; where it is 0 it becomes N times the mean of all `exp(q.k / tau)` of this batch.
+        constant: Z; where it is 0 it becomes N times the mean of all `exp(q.k / tau)` of this
+            batch.
         size: N, entries in the bank.
         mesh: the device mesh, or None on one device.
 
     Returns:
-        The loss in nats, Z, and the metrics `top1`, `top5`, `positive`, `negative` and `effective_negatives`, as
-        `info_nce.info_nce`.
+        The loss in nats, Z, and the metrics `top1`, `top5`, `positive`, `negative` and
+        `effective_negatives`, as `info_nce.info_nce`.
     """
     own = jnp.sum(query * key, axis=-1)
     everyone, own = mesh_lib.replicate(query, mesh), mesh_lib.replicate(own, mesh)

@@ -1,7 +1,7 @@
 """Optimizers, and learning rate and EMA momentum as functions of the step.
 
-The optimizers here end before the learning rate: the step multiplies by it, so that a rate is a pure function
-of the step and never a count hidden in the optimizer's state.
+The optimizers here end before the learning rate: the step multiplies by it, so that a rate is a
+pure function of the step and never a count hidden in the optimizer's state.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +22,14 @@ def create(
     weight_decay: float,
     frozen: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
-    """The optimizer `name`, one of `OPTIMIZERS`.
+    """Create the optimizer `name`, one of `OPTIMIZERS`.
 
     Args:
         name: which; `momentum` is that of `sgd` and `lars`.
         momentum: weight of the buffer at a step.
         weight_decay: as the optimizer's own function has it.
-        frozen: from parameters to a tree of booleans: those that get no update, no decay and no state.
+        frozen: from parameters to a tree of booleans: those that get no update, no decay and no
+            state.
     """
     chosen = {
         "sgd": lambda: sgd(momentum, weight_decay),
@@ -45,7 +46,7 @@ def create(
 
 
 def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """SGD as PyTorch writes it: decay joins the gradient of every parameter, then `b = momentum b + g`.
+    """Make SGD as PyTorch writes it: `b = momentum b + (g + weight_decay w)` of every parameter.
 
     The returned update is `b`; a step subtracts the learning rate times it (MoCo v1, section 3.3).
     """
@@ -53,10 +54,12 @@ def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
 
 
 def lars(momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """LARS as MoCo v3's authors write it: `b = momentum b + q (g + weight_decay w)`, `q = TRUST |w| / |g + ...|`.
+    """Make LARS as MoCo v3's authors write it, with a rate of its own for each layer.
 
-    Parameters of rank 0 and 1 (biases, BatchNorm) have neither decay nor `q`. The learning rate multiplies `b`, where
-    `optax.lars` puts it into the buffer: the two differ wherever the rate changes.
+    `b = momentum b + q (g + weight_decay w)` with `q = TRUST |w| / |g + weight_decay w|`.
+    Parameters of rank 0 and 1 (biases, BatchNorm) have neither decay nor `q`. The learning rate
+    multiplies `b`, where `optax.lars` puts it into the buffer: the two differ wherever the rate
+    changes.
     """
 
     def matrices(params: Any) -> Any:
@@ -70,14 +73,17 @@ def lars(momentum: float, weight_decay: float) -> optax.GradientTransformation:
 
 
 def adamw(weight_decay: float) -> optax.GradientTransformation:
-    """AdamW as PyTorch writes it, betas 0.9 and 0.999, eps 1e-8; decay on every parameter, biases and norms too."""
+    """Make AdamW as PyTorch writes it, betas 0.9 and 0.999, eps 1e-8.
+
+    Every parameter decays, biases and norms too.
+    """
     return optax.chain(
         optax.scale_by_adam(0.9, 0.999, 1e-8), optax.add_decayed_weights(weight_decay)
     )
 
 
 def values(schedule: Callable[[jax.Array], jax.Array], steps: int) -> np.ndarray:
-    """What `schedule` gives for each of the steps 0 to `steps` - 1, on the host: `[steps]`; nothing is left for the loop."""
+    """Compute on the host what `schedule` gives at each of the first `steps` steps: `[steps]`."""
     return np.asarray(jax.vmap(schedule)(jnp.arange(steps)))
 
 
@@ -90,18 +96,19 @@ def learning_rate(
     first_epoch: int = 0,
     warmup_epochs: float = 0,
 ) -> Callable[[jax.Array], jax.Array]:
-    """The rate of a step.
+    """Make the learning rate, a function of the step.
 
     Args:
         peak: the rate at the start, or after the warm-up.
-        schedule: `steps` (times 0.1 at each epoch in `drops`) or `cosine` (half a period to 0), both constant
-            within an epoch as in the authors' v1 and v2 code; or `cosine_per_step`, which falls at every step,
-            as in v3.
+        schedule: `steps` (times 0.1 at each epoch in `drops`) or `cosine` (half a period to 0),
+            both constant within an epoch as in the authors' v1 and v2 code; or `cosine_per_step`,
+            which falls at every step, as in v3.
         epochs: length of the run.
         steps_per_epoch: steps in one epoch.
         drops: epochs at which `steps` divides the rate by ten.
         first_epoch: the number of the first epoch, 0 (ImageNet code) or 1 (CIFAR demo).
-        warmup_epochs: in these the rate rises from 0 to `peak`, at every step; a cosine begins after them.
+        warmup_epochs: in these the rate rises from 0 to `peak`, at every step; a cosine begins
+            after them.
 
     Returns:
         A function from the step (int32 scalar) to the rate (a float scalar).
@@ -128,9 +135,10 @@ def learning_rate(
 def ema_momentum(
     base: float, schedule: str, total_steps: int
 ) -> Callable[[jax.Array], jax.Array | float]:
-    """The momentum encoder's m at a step: `base` throughout where `schedule` is 'constant'.
+    """Make the momentum encoder's m, a function of the step.
 
-    'cosine': from `base` at step 0 to 1 at `total_steps`, half a period (MoCo v3's code).
+    It is `base` throughout where `schedule` is 'constant'. With 'cosine' it goes from `base` at
+    step 0 to 1 at `total_steps`, half a period (MoCo v3's code).
     """
 
     def momentum(step: jax.Array) -> jax.Array | float:
@@ -143,8 +151,13 @@ def ema_momentum(
 
 
 def moving_average(average, new, momentum):
-    """The momentum encoder's update, `m average + (1 - m) new`, leaf by leaf (MoCo v1, equation 2)."""
+    """Update the momentum encoder, `m average + (1 - m) new`, leaf by leaf (MoCo v1, equation 2).
 
+    Args:
+        average: pytree of the momentum encoder's parameters.
+        new: the same of the query encoder.
+        momentum: m, a number or a scalar array.
+    """
     m, rest = momentum, 1 - momentum
     return jax.tree.map(
         lambda a, n: jnp.asarray(m, a.dtype) * a + jnp.asarray(rest, a.dtype) * n, average, new

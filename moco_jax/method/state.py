@@ -1,7 +1,7 @@
-"""TrainState: one frozen pytree with everything that a run is; how it is created and laid over devices.
+"""TrainState: one frozen pytree with everything that a run is, created and laid over devices.
 
-What is saved is exactly this. The place in the data follows from `examples_seen`, the queue's slot from its
-pointer, and randomness from the seed and these counters.
+What is saved is exactly this. The place in the data follows from `examples_seen`, the queue's slot
+from its pointer, and randomness from the seed and these counters.
 """
 
 import dataclasses
@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from moco_jax.base import random_keys
 from moco_jax.encoders import Encoder
-from moco_jax.method.dictionary import MemoryBank, Queue
 from moco_jax.parallel import mesh as mesh_lib
 
 FORMAT_VERSION = 2
@@ -29,13 +28,16 @@ class TrainState:
 
     Attributes:
         step: int32, steps taken, skipped ones included.
-        schedule_step: int32, the step that schedules see: `step`, unless the batch size was changed on the way; then
-            the step at which a run with this batch would have seen as many examples.
+        schedule_step: int32, the step that schedules see: `step`, unless the batch size was changed
+            on the way; then the step at which a run with this batch would have seen as many
+            examples.
         examples_seen: uint32 `[2]`, low and high word of the number of examples drawn.
-        skipped_steps: int32, steps that were not applied: loss, gradients or what they lead to were not finite.
+        skipped_steps: int32, steps that were not applied, because loss, gradients or what they lead
+            to were not finite.
         params: the query encoder's parameters, at least float32.
         batch_stats: the query encoder's BatchNorm running statistics.
-        key_params: the momentum encoder's parameters, ready for the next key pass; empty where there is none.
+        key_params: the momentum encoder's parameters, ready for the next key pass; empty where
+            there is none.
         key_batch_stats: the momentum encoder's own running statistics (they are not averaged).
         opt_state: the optimizer's state.
         dictionary: the keys of earlier steps; None where negatives are those of the batch.
@@ -50,23 +52,26 @@ class TrainState:
     key_params: Any
     key_batch_stats: Any
     opt_state: Any
-    dictionary: Any  # Queue, MemoryBank or None
+    dictionary: Any  # a `Dictionary` or None
 
 
 def add_examples(seen: jax.Array, number: int) -> jax.Array:
-    """`seen` (uint32 `[2]`: low word, high word) plus `number` < 2**32."""
+    """Add `number` < 2**32 to `seen` (uint32 `[2]`: low word, high word)."""
     low = seen[0] + jnp.uint32(number)
     return jnp.stack([low, seen[1] + (low < seen[0]).astype(jnp.uint32)])
 
 
 def count_examples(seen: jax.Array) -> int:
-    """The Python integer that the two words of `seen` mean."""
+    """Convert the two words of `seen` to a Python integer."""
     low, high = np.asarray(seen).tolist()
     return high << 32 | low
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Whether every number in `tree`, a pytree of arrays, is finite: a bool scalar; True where there is none."""
+    """Say whether every number in `tree`, a pytree of arrays, is finite: a bool scalar.
+
+    True where there is no number.
+    """
     found = [
         jnp.all(jnp.isfinite(x))
         for x in jax.tree.leaves(tree)
@@ -76,7 +81,7 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def key_part(tree: Any) -> Any:
-    """Of the query encoder's parameters or statistics those that the momentum encoder has too."""
+    """Select those parameters or statistics of the query encoder that the momentum encoder has."""
     return {name: part for name, part in tree.items() if name != "predictor"}
 
 
@@ -91,7 +96,7 @@ def initial_state(
     dtype=jnp.float32,
     channels: int = 3,
 ) -> TrainState:
-    """The state before the first step; both encoders equal. Pure: jit it to place it.
+    """Create the state before the first step, both encoders equal. Pure: jit it to place it.
 
     Args:
         seed: of weights and dictionary.
@@ -124,24 +129,23 @@ def initial_state(
 
 
 def for_batch_size(state: TrainState, batch_size: int) -> TrainState:
-    """`state` for steps of another `batch_size`: the queue's keys and their order stay, schedules keep their place."""
-    dictionary = state.dictionary
-    if isinstance(dictionary, Queue):
-        dictionary = dictionary.for_batch_size(batch_size)
-    seen = count_examples(state.examples_seen)
+    """Return `state` for steps of another `batch_size`.
+
+    The dictionary keeps its keys and their order, and schedules keep their place.
+    """
+    kept, seen = state.dictionary, count_examples(state.examples_seen)
     return dataclasses.replace(
-        state, dictionary=dictionary, schedule_step=jnp.asarray(seen // batch_size, jnp.int32)
+        state,
+        dictionary=None if kept is None else kept.for_batch_size(batch_size),
+        schedule_step=jnp.asarray(seen // batch_size, jnp.int32),
     )
 
 
 def shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """The layout of each leaf of `state`: a dictionary's keys divided over devices, the rest on every device."""
+    """Say how each leaf of `state` lies on the devices.
+
+    The dictionary says it of its own arrays; the rest is whole on every device.
+    """
     layout = jax.tree.map(lambda _: mesh_lib.replicated(mesh), state)
-    if isinstance(state.dictionary, Queue):
-        by_row = mesh_lib.sharded(mesh, axis=1)
-        divided = layout.dictionary.replace(keys=by_row, index=by_row)
-    elif isinstance(state.dictionary, MemoryBank):
-        divided = layout.dictionary.replace(keys=mesh_lib.sharded(mesh))
-    else:
-        divided = None
-    return layout.replace(dictionary=divided)
+    kept = state.dictionary
+    return layout.replace(dictionary=None if kept is None else kept.shardings(mesh))

@@ -1,7 +1,8 @@
-"""What InfoNCE needs of all logits, without all logits in memory: block after block of keys, forward and backward.
+"""InfoNCE without all logits in memory: block after block of keys, forward and backward.
 
-Every device goes through its own part of the dictionary with running maxima and sums, as attention does that never
-holds its weights; what crosses between devices is one number a query, and for the gradient one vector.
+Every device goes through its own part of the dictionary with running maxima and sums, as attention
+does that never holds its weights; what crosses between devices is one number a query, and for the
+gradient one vector.
 """
 
 import functools
@@ -18,13 +19,18 @@ from moco_jax.parallel.mesh import AXIS
 LOGITS = 2**20  # in one block of all queries and some keys, about
 FEWEST = 256  # keys in a block, at least
 
-Whole = tuple[
-    jax.Array, jax.Array, jax.Array | None
-]  # query, own and query_index, as `losses` takes them
+# query, own and query_index, as `losses` takes them
+Whole = tuple[jax.Array, jax.Array, jax.Array | None]
 
 
-class Dictionary(NamedTuple):
-    """The negatives, see `info_nce.info_nce`: `[S, n, C]`, and of each bool and int32 `[S, n]`, or None."""
+class KeySet(NamedTuple):
+    """Negatives of all queries, as `info_nce.info_nce` takes them.
+
+    Attributes:
+        keys: `[S, n, C]`, unit vectors.
+        counts: bool `[S, n]`, which keys count; None where all do.
+        example: int32 `[S, n]`, the example each was made from; None where it does not matter.
+    """
 
     keys: jax.Array
     counts: jax.Array | None = None
@@ -32,10 +38,11 @@ class Dictionary(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Of each query over its negatives, `[B]` each.
+    """What is measured of each query over its negatives, `[B]` each.
 
     Attributes:
-        closer: int32, negatives that are not farther than the positive; one whose cosine is NaN is not.
+        closer: int32, negatives that are not farther than the positive; one whose cosine is NaN is
+            not.
         cosine: sum of cosines.
         counted: negatives that counted.
         effective: as how many equal ones they weigh, `(sum e)^2 / sum e^2` with e = exp(q.k / tau).
@@ -66,11 +73,13 @@ class Sums(NamedTuple):
     pull: jax.Array
 
 
-def _blocks(negatives: Dictionary, query_index: jax.Array | None, queries: int):
-    """How many blocks there are, and a function of a block's number: where it starts, its keys and which count.
+def _blocks(negatives: KeySet, query_index: jax.Array | None, queries: int):
+    """Cut negatives into blocks for so many `queries`.
 
-    The last block ends with the keys: those that it has in common with the one before count once, or where
-    `overlap` is asked for in both.
+    Returns:
+        How many blocks there are, and a function of a block's number: where it starts, its keys and
+        which of them count for each query. The last block ends with the keys: those that it has in
+        common with the one before count once, or where `overlap` is asked for in both.
     """
     keys, counts, example = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), negatives)
     rows = keys.shape[0]
@@ -102,11 +111,11 @@ def _sums(
     query: jax.Array,
     own: jax.Array,
     query_index: jax.Array | None,
-    negatives: Dictionary,
+    negatives: KeySet,
     temperature: float,
     with_pull: bool,
 ) -> Sums:
-    """`Sums` over the negatives at hand."""
+    """Sum up the negatives at hand."""
     number, block = _blocks(negatives, query_index, len(query))
     zeros = jnp.zeros_like(own)
 
@@ -131,23 +140,32 @@ def _sums(
         )
 
     start = Sums(
-        own / temperature, zeros, zeros, jnp.zeros(own.shape, jnp.int32), zeros, zeros,
-        jnp.zeros_like(query),
-    )  # fmt: skip
+        top=own / temperature,
+        total=zeros,
+        squares=zeros,
+        closer=jnp.zeros(own.shape, jnp.int32),
+        cosine=zeros,
+        counted=zeros,
+        pull=jnp.zeros_like(query),
+    )
     return add(0, start) if number == 1 else jax.lax.fori_loop(0, number, add, start)
 
 
 def _divided(mesh: Mesh | None, function: Callable, out: P) -> Callable:
-    """`function(whole, negatives)` on every device, with its own part of the negatives."""
+    """Run `function(whole, negatives)` on every device, with its own part of the negatives."""
     if mesh is None:
         return function
-    return jax.shard_map(function, mesh=mesh, in_specs=(P(), P(None, AXIS)), out_specs=out, check_vma=False)  # fmt: skip
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(P(), P(None, AXIS)), out_specs=out, check_vma=False
+    )
 
 
-def _forward(whole: Whole, negatives: Dictionary, temperature: float, mesh: Mesh | None, with_pull: bool):  # fmt: skip
-    """Losses and statistics, and for the gradient the sums and all exponents' sum."""
+def _forward(
+    whole: Whole, negatives: KeySet, temperature: float, mesh: Mesh | None, with_pull: bool
+):
+    """Compute losses and statistics, and for the gradient the sums and all exponents' sum."""
 
-    def local(whole: Whole, negatives: Dictionary) -> Sums:
+    def local(whole: Whole, negatives: KeySet) -> Sums:
         query, own, query_index = whole
         sums = _sums(query, own, query_index, negatives, temperature, with_pull)
         if mesh is None:
@@ -156,11 +174,12 @@ def _forward(whole: Whole, negatives: Dictionary, temperature: float, mesh: Mesh
         shrink = jnp.exp(sums.top - top)
         added = jax.lax.psum(
             sums._replace(
-                total=sums.total * shrink, squares=sums.squares * shrink**2,
+                total=sums.total * shrink,
+                squares=sums.squares * shrink**2,
                 pull=sums.pull * shrink[:, None],
             ),
             AXIS,
-        )  # fmt: skip
+        )
         return added._replace(top=top)
 
     sums = _divided(mesh, local, P())(whole, negatives)
@@ -181,13 +200,14 @@ def losses(
     query: jax.Array,
     own: jax.Array,
     query_index: jax.Array | None,
-    negatives: Dictionary,
+    negatives: KeySet,
     temperature: float,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, "Statistics"]:
-    """InfoNCE of each query, `log(1 + sum_i exp((q.k_i - own) / tau))` over the negatives that count, `[B]` in nats.
+    """Compute InfoNCE of each query over the negatives that count, `[B]` in nats.
 
-    Differentiable in `query`, `own` and the negatives' keys; the statistics are not.
+    `log(1 + sum_i exp((q.k_i - own) / tau))`. Differentiable in `query`, `own` and the
+    negatives' keys; the statistics are not.
 
     Args:
         query: `[B, C]`, at least float32, whole on every device.
@@ -210,8 +230,8 @@ def _gradient(temperature: float, mesh: Mesh | None, saved, cotangents):
     (query, _, query_index), negatives, sums, exponents = saved
     slope = cotangents[0] / (exponents * temperature)  # of e
 
-    def local(whole, negatives: Dictionary) -> jax.Array:
-        """Of the keys at hand: each is pulled towards the queries that it is a likely answer to."""
+    def local(whole, negatives: KeySet) -> jax.Array:
+        """Pull each key at hand towards the queries that it is a likely answer to."""
         query, top, slope, query_index = whole
         number, block = _blocks(negatives, query_index, len(query))
 
@@ -228,7 +248,7 @@ def _gradient(temperature: float, mesh: Mesh | None, saved, cotangents):
 
     # Where nobody asks for the keys' gradient, the compiler leaves this out.
     keys = _divided(mesh, local, P(None, AXIS))((query, sums.top, slope, query_index), negatives)
-    return slope[:, None] * sums.pull, -slope * sums.total, None, Dictionary(keys)
+    return slope[:, None] * sums.pull, -slope * sums.total, None, KeySet(keys)
 
 
 losses.defvjp(_save, _gradient)

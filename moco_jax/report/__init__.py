@@ -1,1 +1,1 @@
-"""What a person sees of a run: lines in the console, records for tools, pictures."""
+"""The HTML page on runs, and what it is made of."""

@@ -1,4 +1,4 @@
-"""The page on runs, as `python -m moco_jax.report`; its flags are in `cli/report.py`."""
+"""Runs `python -m moco_jax.report`, the page on runs; its flags are in `cli/report.py`."""
 
 from moco_jax.cli.report import run
 

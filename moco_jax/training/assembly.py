@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -23,8 +24,10 @@ from moco_jax.encoders.configured import compute_dtype, encoder_options
 from moco_jax.evaluation import features
 from moco_jax.evaluation.held_out import choose
 from moco_jax.method import optimizers, state, step
+from moco_jax.method.choice import dictionary_class
 from moco_jax.method.configured import method_of, peak_learning_rate, queue_life
-from moco_jax.method.dictionary import MemoryBank, Queue
+from moco_jax.method.dictionary import Sizes
+from moco_jax.method.setup import Schedule
 from moco_jax.monitoring.drift import IMAGES, Consistency
 from moco_jax.monitoring.scores import Monitor
 from moco_jax.parallel import mesh
@@ -135,61 +138,94 @@ def views_of(
     return step.as_they_come
 
 
+def _schedules(config: ConfigDict, steps_per_epoch: int) -> tuple[Schedule, Schedule]:
+    """Make the learning rate and the momentum encoder's m, functions of the step."""
+    rate = optimizers.learning_rate(
+        peak_learning_rate(config),
+        config.lr_schedule,
+        config.epochs,
+        steps_per_epoch,
+        config.lr_steps,
+        config.first_epoch,
+        config.warmup_epochs,
+    )
+    total = config.epochs * steps_per_epoch
+    return rate, optimizers.ema_momentum(config.momentum, config.momentum_schedule, total)
+
+
+def _initial(
+    config: ConfigDict,
+    encoder: encoders.Encoder,
+    optimizer: optax.GradientTransformation,
+    sizes: Sizes,
+) -> Callable[[], state.TrainState]:
+    """Make the function that creates the state before the first step."""
+    kind = dictionary_class(config.dictionary)
+
+    def create() -> state.TrainState:
+        return state.initial_state(
+            config.seed,
+            encoder,
+            optimizer,
+            config.image_size,
+            lambda rng: kind.of_run(rng, sizes),
+            momentum_encoder=config.key_encoder == "momentum",
+            dtype=sizes.dtype,
+            channels=config.channels,
+        )
+
+    return create
+
+
 def program(
     config: ConfigDict, the_mesh: Mesh, examples: int, held: resident.Shape | None = None
 ) -> Program:
-    """What `config` makes the devices of `the_mesh` compute, for a dataset of so many `examples`.
+    """Make what `config` has the devices of `the_mesh` compute, for a dataset of so many `examples`.
 
     `held`: shape of the images that devices hold, as `resident_shape` says.
     """
     steps_per_epoch = max(order.steps_per_epoch(examples, config.batch_size), 1)
-    bank = config.dictionary == "memory_bank"
-    dtype = compute_dtype(config.compute_dtype)
+    method, dtype = method_of(config), compute_dtype(config.compute_dtype)
     encoder = encoders.create(**encoder_options(config), accumulate=config.accumulate, dtype=dtype)
     optimizer = optimizers.create(
         config.optimizer, config.sgd_momentum, config.weight_decay, encoders.frozen_in(encoder)
     )
     exact = jnp.promote_types(dtype, jnp.float32)
-
-    def make_dictionary(rng: jax.Array) -> Any:
-        if config.dictionary == "queue":
-            return Queue.create(rng, config.queue_size, config.batch_size, config.dim, exact)
-        return MemoryBank.create(rng, examples, config.dim, exact) if bank else None
-
-    def create() -> state.TrainState:
-        return state.initial_state(
-            config.seed, encoder, optimizer, config.image_size, make_dictionary,
-            momentum_encoder=config.key_encoder == "momentum", dtype=exact, channels=config.channels,
-        )  # fmt: skip
-
+    sizes = Sizes(method.negatives, config.batch_size, examples, config.dim, exact)
+    create = _initial(config, encoder, optimizer, sizes)
     shapes = jax.eval_shape(create)
     layout = state.shardings(shapes, the_mesh)
-    rate = optimizers.learning_rate(
-        peak_learning_rate(config), config.lr_schedule, config.epochs, steps_per_epoch,
-        config.lr_steps, config.first_epoch, config.warmup_epochs,
-    )  # fmt: skip
-    momentum = optimizers.ema_momentum(
-        config.momentum, config.momentum_schedule, config.epochs * steps_per_epoch
-    )
     pure_step = step.make_train_step(
-        encoder, optimizer, rate, momentum, method_of(config),
-        mean=config.mean, std=config.std, seed=config.seed, accumulate=config.accumulate,
+        encoder,
+        optimizer,
+        *_schedules(config, steps_per_epoch),
+        method,
+        mean=config.mean,
+        std=config.std,
+        seed=config.seed,
+        accumulate=config.accumulate,
         backbone_groups=config.bn_groups if encoders.has_batch_norm(config.arch) else None,
-        dtype=dtype, mesh=the_mesh,
+        dtype=dtype,
+        mesh=the_mesh,
         views=views_of(config, held),
-    )  # fmt: skip
+    )
     everywhere, batch = mesh.replicated(the_mesh), batch_of(config, the_mesh, held)
     return Program(
         mesh=the_mesh,
         encoder=encoder,
         initial=jax.jit(create, out_shardings=layout),
-        abstract=jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, layout),
+        abstract=jax.tree.map(
+            lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, layout
+        ),
         train_step=jax.jit(
-            pure_step, in_shardings=(layout, jax.tree.map(lambda x: x.sharding, batch)), out_shardings=(layout, everywhere), donate_argnums=0
+            pure_step,
+            in_shardings=(layout, jax.tree.map(lambda x: x.sharding, batch)),
+            out_shardings=(layout, everywhere),
+            donate_argnums=0,
         ),
         batch=batch,
         dtype=dtype,
-    )  # fmt: skip
+    )
 
 
 def require_a_batch(config: ConfigDict, source: Source) -> None:

@@ -11,9 +11,10 @@ from moco_jax import encoders
 from moco_jax.base.errors import UserError
 from moco_jax.config import check_background, check_each
 from moco_jax.config.settings.kinds import LARGEST, SMALLEST, plain
+from moco_jax.data import sources
 from moco_jax.encoders.configured import check_views
+from moco_jax.method.choice import dictionary_class
 from moco_jax.method.configured import method_of, peak_learning_rate
-from moco_jax.method.dictionary import BANK_ROWS
 
 
 def _multiples(value: int, unit: int) -> str:
@@ -44,6 +45,7 @@ def check_values(config: ConfigDict) -> None:
             f"eval_split={config.eval_split!r} is of 'digits' and 'tfds:NAME', and dataset={config.dataset!r} is one whole: "
             "the images would be scored among themselves; --config.eval_split= sets some of them apart"
         )
+    sources.require_no_place(config.dataset, config.data_dir)
     if config.augment_on == "resident" and config.scaled_decoding:
         raise UserError(
             "scaled_decoding=True shrinks images for the views of an epoch, and augment_on='resident' decodes each once "
@@ -107,13 +109,4 @@ def check_batch(config: ConfigDict, device_count: int) -> None:
             f"batch_size={batch} does not divide into accumulate={parts} parts on {device_count} devices; "
             f"{_multiples(batch, parts * device_count)}"
         )
-    if config.dictionary == "memory_bank" and BANK_ROWS % device_count:
-        raise UserError(
-            f"dictionary='memory_bank' does not divide over {device_count} devices; use 1, 2, "
-            f"4, ... or {BANK_ROWS}"
-        )
-    if config.dictionary == "memory_bank" and config.bank_negatives % device_count:
-        raise UserError(
-            f"bank_negatives={config.bank_negatives} does not divide over {device_count} devices; "
-            f"{_multiples(config.bank_negatives, device_count)}"
-        )
+    dictionary_class(config.dictionary).require(method_of(config).negatives, device_count)

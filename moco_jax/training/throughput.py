@@ -64,7 +64,10 @@ class Clock:
         values = jax.device_get(self.window)
         elapsed = time.perf_counter() - self.began
         self.seconds_per_step = elapsed / len(values)
-        numbers = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+        # In float64, as the sum of some gradients' norms may be beyond float32.
+        numbers = {
+            name: float(np.mean([v[name] for v in values], dtype=np.float64)) for name in values[0]
+        }
         numbers["images_per_second"] = self.batch_size / self.seconds_per_step
         numbers["waiting_share"] = min(self.waited / elapsed, 1.0)
         if self.flops:

@@ -1,1 +1,4 @@
-"""Weights of other libraries: one file a format, with `load` and `save`, and `bridge.py` from any to any; see docs/weights.md."""
+"""Reads and writes weights of other libraries: one file a format, `bridge.py` between them.
+
+docs/weights.md lists the formats.
+"""

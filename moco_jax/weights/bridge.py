@@ -1,4 +1,7 @@
-"""From a workdir or any file of weights that is known to `Pretrained`, and from there to any kind of file."""
+"""Loads encoders from a workdir or a file of weights, and saves them in any known format.
+
+Between the two stands `Pretrained`, to which every format is read and from which it is written.
+"""
 
 import dataclasses
 from typing import Any
@@ -28,20 +31,24 @@ FORMATS = ("torchvision", "timm", "moco", "detectron2", "huggingface")
 
 
 def is_run(place: str) -> bool:
-    """Whether `place` is a folder of no library's, and so the workdir of a run."""
-    return files.absolute(place).is_dir() and not huggingface.weights_in(place)
+    """Whether the folder `place` is the workdir of a run, and no model folder of Hugging Face."""
+    found = files.absolute(place)
+    # Of a bucket that cannot be reached `is_dir` alone says False.
+    return found.exists() and found.is_dir() and not huggingface.weights_in(place)
 
 
 def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
-    """The encoders in `place`.
+    """Load the encoders in `place`, a workdir or a file or folder of weights.
 
     Args:
-        place: a workdir, a file of weights in any layout of `layouts.LAYOUTS`, or a folder of Hugging Face's.
+        place: a workdir, a file of weights in any layout of `layouts.LAYOUTS`, or a folder of
+            Hugging Face's.
         arch: a key of `BACKBONES` that it must be; '': as the weights say.
         stem: of a ResNet in a file, where the size of its kernel does not say it.
 
     Raises:
-        UserError: nothing readable there, another architecture, or entries missing, unexpected or misshapen.
+        UserError: nothing readable there, another architecture, or entries missing, unexpected
+            or misshapen.
     """
     if not files.absolute(place).exists():
         raise UserError(
@@ -53,23 +60,26 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     read = weight_files.contents(in_folder or place)
     try:
         arrays = layouts.bare(read.arrays)
-        found = _encoders(arrays, arch, stem, place if in_folder else "")
-        taken = {name: arrays[name] for name in arrays if name not in set(found.left_out)}
+        pretrained = _encoders(arrays, arch, stem, place if in_folder else "")
+        taken = {name: arrays[name] for name in arrays if name not in set(pretrained.left_out)}
         check_values(taken)
     except UserError as error:  # of names and values, without the file
-        said = "" if str(place) in str(error) else f"{place}: "
-        raise UserError(printable(f"{said}{error}")) from error
+        prefix = "" if str(place) in str(error) else f"{place}: "
+        raise UserError(printable(f"{prefix}{error}")) from error
     if in_folder:
-        huggingface.check(place, found)
-    remarks = tuple(map(printable, (*found.remarks, *read.remarks)))
-    return dataclasses.replace(found, remarks=remarks)
+        huggingface.check(place, pretrained)
+    remarks = tuple(map(printable, (*pretrained.remarks, *read.remarks)))
+    return dataclasses.replace(pretrained, remarks=remarks)
 
 
 def check_values(arrays: layouts.Arrays) -> None:
-    """Refuse values with which features would be no numbers, and no line beside them would help.
+    """Refuse weights that are not finite, or whose variances are negative.
+
+    Features made with such weights would be no numbers, whatever warning stood beside them.
 
     Raises:
-        UserError: an entry has NaN, infinity or numbers beyond float32, or a variance is negative.
+        UserError: an entry has NaN, infinity or numbers beyond float32, or a variance is
+            negative.
     """
     most = np.finfo(np.float32).max
     for name, array in arrays.items():
@@ -80,17 +90,19 @@ def check_values(arrays: layouts.Arrays) -> None:
             with np.errstate(over="ignore"):
                 count = array.size - np.isfinite(array.astype(np.float32)).sum()
             raise UserError(
-                f"{name} is not finite: {count:,} of its {array.size:,} values are NaN, infinite "
-                "or beyond float32, "
-                "and so would all features be; weights saved before that are needed"
+                f"{name} is not finite: {count:,} of its {array.size:,} values are NaN, infinite or"
+                " beyond float32, and so would all features be; weights saved before that are"
+                " needed"
             )
         if name.endswith("running_var") and lowest < 0:
             raise UserError(f"{name} has a variance of {lowest:g}, and none is below 0")
 
 
 def check_run(place: str, step: int, variables: Variables) -> None:
-    """Raise UserError where the weights of the run in the workdir `place` after `step` are not
-    finite.
+    """Refuse a run's checkpoint of `step` in the workdir `place` if its weights are not finite.
+
+    Raises:
+        UserError: as `check_values`, with step and workdir named.
     """
     try:
         check_values(traverse_util.flatten_dict(variables, sep="/"))
@@ -99,8 +111,9 @@ def check_run(place: str, step: int, variables: Variables) -> None:
 
 
 def _encoders(arrays: layouts.Arrays, arch: str, stem: str, folder: str) -> Pretrained:
-    """The encoders in `arrays`, names as `layouts.bare` gives them; `folder`: of Hugging Face's, or
-    ''.
+    """Read the encoders in `arrays`, whose names are as `layouts.bare` gives them.
+
+    `folder` is the model folder of Hugging Face that the arrays come from, '' for other files.
     """
     layout = layouts.recognise(arrays)
     if layout.name.startswith("MoCo"):
@@ -112,10 +125,10 @@ def _encoders(arrays: layouts.Arrays, arch: str, stem: str, folder: str) -> Pret
     options = layouts.architecture(query, arch, _stem(arrays, layout, stem))
     first = query.get("conv1.weight", query.get("patch_embed.proj.weight"))
     channels = 3 if first is None else first.shape[1]
-    said = moco.preprocessing_of(query)
+    preprocessing = moco.preprocessing_of(query)
     if folder:
-        said = huggingface.preprocessing(folder) | said
-    size = said.get("image_size", moco.image_size_of(query))
+        preprocessing = huggingface.preprocessing(folder) | preprocessing
+    size = preprocessing.get("image_size", moco.image_size_of(query))
     shapes = part(template(options, moco.image_size_of(query), channels), "backbone")
     query, turned = timm.rows_first(query)
     key, _ = timm.rows_first(key)
@@ -131,28 +144,34 @@ def _encoders(arrays: layouts.Arrays, arch: str, stem: str, folder: str) -> Pret
         channels=channels,
         left_out=_left_out(arrays, layout, on_top.taken),
         remarks=(*on_top.remarks, *_remarks(layout, options, turned, bool(folder))),
-        preprocessing=said,
+        preprocessing=preprocessing,
     )
 
 
 def _stem(arrays: layouts.Arrays, layout: layouts.Layout, stem: str) -> str:
-    """`stem`, or where it is '' what the names say of it; UserError where these differ or more must be said."""
-    said = layouts.stem_of(arrays, layout)
-    if said and stem not in ("", said):
+    """Resolve which stem the network has, from the setting `stem` and from the entries' names.
+
+    Raises:
+        UserError: the two disagree, or neither tells two kinds of stem apart.
+    """
+    from_names = layouts.stem_of(arrays, layout)
+    if from_names and stem not in ("", from_names):
         raise UserError(
-            f"{layout.name}'s network has stem={said!r}; with stem={stem!r} it is another"
+            f"{layout.name}'s network has stem={from_names!r}; with stem={stem!r} it is another"
         )
     kernel = layouts.under(arrays, layout.query).get("conv1.weight", np.zeros((1, 1, 7, 7)))
-    if layout.name == "solo-learn" and not said and not stem and kernel.shape[-1] == 3:
+    if layout.name == "solo-learn" and not from_names and not stem and kernel.shape[-1] == 3:
         raise UserError(
-            f"nothing says which 3x3 stem this is: --stem=cifar_pad2 if {layout.query} is solo-learn's, which pads by "
-            "two pixels, --stem=cifar if it pads by one"
+            f"nothing says which 3x3 stem this is: --stem=cifar_pad2 if {layout.query} is"
+            " solo-learn's, which pads by two pixels, --stem=cifar if it pads by one"
         )
-    return stem or said
+    return stem or from_names
 
 
-def _left_out(arrays: layouts.Arrays, layout: layouts.Layout, taken: tuple[str, ...]) -> tuple[str, ...]:  # fmt: skip
-    """The names that have no place here, those within an encoder first."""
+def _left_out(
+    arrays: layouts.Arrays, layout: layouts.Layout, taken: tuple[str, ...]
+) -> tuple[str, ...]:
+    """List the names of entries that have no place here, those within an encoder first."""
     encoders = tuple(prefix for prefix in (layout.query, layout.key) if prefix is not None)
     within, beside = [], []
     for name in arrays:
@@ -169,21 +188,22 @@ def _left_out(arrays: layouts.Arrays, layout: layouts.Layout, taken: tuple[str, 
 def _remarks(
     layout: layouts.Layout, options: dict[str, Any], turned: bool, in_folder: bool
 ) -> list[str]:
-    found = []
+    remarks = []
     if turned:
-        found.append(
-            "its positions count columns first: the halves of its width have changed places here, and so have those "
-            "of its features"
+        remarks.append(
+            "its positions count columns first: the halves of its width have changed places here,"
+            " and so have those of its features"
         )
     if options["name"] == "vit_small" and "width" not in options and not in_folder:
-        found.append(
-            "it is taken to have 12 attention heads, as MoCo v3's ViT-S; timm's own has 6, and the file does not say it"
+        remarks.append(
+            "it is taken to have 12 attention heads, as MoCo v3's ViT-S; timm's own has 6, and the"
+            " file does not say it"
         )
-    return found
+    return remarks
 
 
 def describe(pretrained: Pretrained) -> str:
-    """What is there, in a few words."""
+    """Describe the encoders in a few words: architecture, heads, queue."""
     options = pretrained.options
     words = [options["name"]]
     words += [f"width {options['width']}"] if options.get("width") else []
@@ -203,9 +223,14 @@ def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
     query = workdir.variables(place, "query", step)
     check_run(place, step, query)
     options = dict(
-        name=config.arch, head=config.head, head_width=config.head_width, dim=config.dim,
-        predictor=config.predictor, width=config.width or None, stem=config.stem,
-    )  # fmt: skip
+        name=config.arch,
+        head=config.head,
+        head_width=config.head_width,
+        dim=config.dim,
+        predictor=config.predictor,
+        width=config.width or None,
+        stem=config.stem,
+    )
     has_key = config.key_encoder == "momentum"
     return Pretrained(
         options=options,
@@ -215,19 +240,23 @@ def _from_workdir(place: str, arch: str, stem: str) -> Pretrained:
         image_size=config.image_size,
         channels=config.channels,
         preprocessing=dict(
-            image_size=config.image_size, mean=tuple(config.mean), std=tuple(config.std),
+            image_size=config.image_size,
+            mean=tuple(config.mean),
+            std=tuple(config.std),
             resize=recipes.create(config.augment, config.image_size).evaluation_resize,
         ),
-    )  # fmt: skip
+    )
 
 
 def save(pretrained: Pretrained, path: str, kind: str, which: str = "query") -> None:
-    """Write the file `path`, whose name's ending says how it is packed, or for Hugging Face the folder `path`.
+    """Write `pretrained` in the format `kind` to `path`.
 
     Args:
         pretrained: what to write.
-        path: .pth, .pth.tar, .pt, .bin or .safetensors; .pkl for Detectron2; a new or empty folder for Hugging Face.
-        kind: the layout, one of `FORMATS`; 'moco' holds all there is, the others the backbone of one encoder.
+        path: .pth, .pth.tar, .pt, .bin or .safetensors; .pkl for Detectron2; a new or empty
+            folder for Hugging Face.
+        kind: the layout, one of `FORMATS`; 'moco' holds all there is, the others the backbone of
+            one encoder.
         which: 'query' or 'key'; 'query' for 'moco'.
 
     Raises:
@@ -238,8 +267,8 @@ def save(pretrained: Pretrained, path: str, kind: str, which: str = "query") -> 
         return huggingface.save(path, pretrained, arrays)
     pickled = weight_files.ending(path) == ".pkl"
     if pickled != (kind == "detectron2"):
-        wanted = "is read from .pkl" if kind == "detectron2" else "is not kept in .pkl"
-        raise UserError(f"format={kind} {wanted}; {path} has another ending")
+        rule = "is read from .pkl" if kind == "detectron2" else "is not kept in .pkl"
+        raise UserError(f"format={kind} {rule}; {path} has another ending")
     packed = weight_files.ending(path) == ".safetensors"
     weight_files.write(path, arrays, {} if packed else around)
 
@@ -247,7 +276,7 @@ def save(pretrained: Pretrained, path: str, kind: str, which: str = "query") -> 
 def entries(
     pretrained: Pretrained, kind: str, which: str = "query"
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `save` writes: names to arrays, and what is around them in the file."""
+    """Return what `save` writes: names to arrays, and what stands around them in the file."""
     if kind not in FORMATS:
         raise UserError(f"format={kind!r} is unknown; known are {', '.join(FORMATS)}")
     if which not in workdir.PARTS:
@@ -263,11 +292,11 @@ def entries(
     if kind == "detectron2":
         return detectron2.save(backbone), detectron2.AROUND
     if not pretrained.is_vit:
-        found = torchvision.save(backbone)  # timm's names are the same
+        renamed = torchvision.save(backbone)  # timm's names are the same
     else:
-        found = timm.save(backbone, pretrained.image_size)
+        renamed = timm.save(backbone, pretrained.image_size)
     if kind == "huggingface":
-        return huggingface.entries(pretrained, found), {}
+        return huggingface.entries(pretrained, renamed), {}
     if not pretrained.is_vit:
-        return found, {}
-    return (torchvision_vit.from_timm(found) if kind == "torchvision" else found), {}
+        return renamed, {}
+    return (torchvision_vit.from_timm(renamed) if kind == "torchvision" else renamed), {}

@@ -1,8 +1,7 @@
-"""What calls in a pickle of weights give: arrays and tensors as `stored` has them, and harmless
-containers.
+"""Decides what a call in a pickle of weights becomes: array, tensor or harmless container.
 
-Every other call is refused. None is made: the names are looked up in the tables below and nowhere
-else.
+Every other call is refused. No call is made: names are looked up in the tables below and nowhere
+else. Arrays and tensors come out as the classes of `stored.py`.
 """
 
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 from moco_jax.weights.pickles import Named, Numbers, Refused, StandIn, dtype_of, key_of
 from moco_jax.weights.stored import DTYPES, Odd, Plain, Unreadable, View
 
-# Data whose values no weights depend on.
+# Classes of harmless data: no weights depend on their values.
 INERT = frozenset(
     {
         "argparse.Namespace",
@@ -56,7 +55,7 @@ _TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.
 
 
 def _items(items: Any = ()) -> Any:
-    """A list, tuple or set as it came: a copy could be asked for ten thousand times."""
+    """Return a list, tuple or set as it came: a copy could be asked for ten thousand times."""
     if not isinstance(items, list | tuple | dict):
         raise Unreadable("it has a container without items")
     return items if items else []
@@ -79,16 +78,16 @@ def _dtype(code: Any, *_: Any) -> Numbers:
 
 
 def _array(shape: Any, code: Any, content: Any) -> Plain:
-    found, numbers = Plain(), _dtype(code)
+    array, numbers = Plain(), _dtype(code)
     numbers.order = ">" if str(code).startswith(">") else "<"
-    found.fill(shape, dtype_of(numbers), content)
-    return found
+    array.fill(shape, dtype_of(numbers), content)
+    return array
 
 
 def _frombuffer(content: Any, numbers: Any, shape: Any, order: str) -> Plain:
-    found = Plain()
-    found.fill(shape, dtype_of(numbers), content, order)
-    return found
+    array = Plain()
+    array.fill(shape, dtype_of(numbers), content, order)
+    return array
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> Any:
@@ -122,7 +121,7 @@ def _same(value: Any, *_: Any) -> Any:
 
 
 def _of_type(function: Any, of: Any, arguments: Any, _state: Any) -> Any:
-    """A tensor of a class of its own: as another where the class adds nothing to the values."""
+    """Rebuild a tensor subclass as a plain tensor where the class adds nothing to the values."""
     if not isinstance(function, Named) or not isinstance(of, Named):
         raise Refused("what-has-no-name")
     if of.name not in _TENSORS or "_from_type" in function.name:
@@ -131,7 +130,7 @@ def _of_type(function: Any, of: Any, arguments: Any, _state: Any) -> Any:
 
 
 def _instance(of: Any, *_: Any) -> StandIn:
-    """An object as copyreg makes it, without a call of its class."""
+    """Stand in for an object that copyreg would make, without a call of its class."""
     name = of.name if isinstance(of, Named) else ""
     return StandIn(name, name in INERT)
 
@@ -173,14 +172,14 @@ _ODD = {
 
 
 class Calls:
-    """What a call in a pickle gives: `calls(name, arguments)`."""
+    """Evaluates calls in the pickles of one file: `calls(name, arguments)`."""
 
     def __init__(self) -> None:
-        """For one file."""
+        """Start with no text encoded yet."""
         self._encoded: dict[str, bytes] = {}
 
     def __call__(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        """An array, tensor or container.
+        """Return the array, tensor or container that the call `name(*arguments)` stands for.
 
         Raises:
             Refused: the call is none of those that weights need.
@@ -199,9 +198,8 @@ class Calls:
         raise Refused(name)
 
     def _bytes(self, name: str, content: Any = b"", *_: Any) -> bytes:
-        if isinstance(
-            content, str
-        ):  # each text once: a call that names it again takes no more memory
+        if isinstance(content, str):
+            # Each text is kept once: a call that names it again takes no more memory.
             if content not in self._encoded:
                 self._encoded[content] = content.encode("latin1")
             return self._encoded[content]
@@ -212,9 +210,7 @@ class Calls:
 
 
 def _is_enumeration(name: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether this may be a member of somebody's enumeration, which is written as a call of a class
-    with one value.
-    """
+    """Whether this may be a member of an enumeration: a call of a class with one value."""
     package, last = name.partition(".")[0], name.rpartition(".")[2].lstrip("_")
     plain = len(arguments) == 1 and isinstance(arguments[0], str | int | float)
     return plain and last[:1].isupper() and package not in _NO_ENUMERATIONS

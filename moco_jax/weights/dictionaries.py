@@ -1,6 +1,4 @@
-"""Where in a file the weights are: the dictionary of arrays by name among epochs, optimizers and
-arguments.
-"""
+"""Finds the dictionary of weights in a file, among epochs, optimizers and arguments."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +7,7 @@ from moco_jax.base.text import printable
 from moco_jax.weights.pickles import StandIn
 from moco_jax.weights.stored import Odd, Plain, View
 
-# Usual names of the dictionary of weights, the first that is there being taken: what was trained,
+# Usual names of the dictionary of weights; the first that is there is taken: what was trained,
 # then averages of it; of a teacher and its student the teacher, which is the average that such
 # methods evaluate.
 USUAL = (
@@ -40,12 +38,14 @@ _ARRAYS = (Plain, View, Odd)
 
 
 class NoWeights(ValueError):
-    """The rest of a sentence that begins with the file: what it holds instead."""
+    """Raised where a file holds no weights; the text ends a sentence that names the file."""
 
 
 def weights(tree: Any) -> tuple[dict[str, Any], list[str]]:
-    """Names to arrays that are not read yet, and sentences on what else there was to choose or is
-    left out.
+    """Find the weights in `tree`: names to arrays not yet read, and remarks.
+
+    The remarks are sentences on which other dictionaries there were to choose, and what is left
+    out.
 
     Args:
         tree: what a pickle was read to.
@@ -62,21 +62,22 @@ def weights(tree: Any) -> tuple[dict[str, Any], list[str]]:
             also = f", not {_listed(others)}" if others else ""
             remarks.append(f"its dictionary {printable(name)} is taken{also}")
         tree = tree[name]
-    found = {name: value for name, value in tree.items() if isinstance(value, _ARRAYS)}
+    arrays = {name: value for name, value in tree.items() if isinstance(value, _ARRAYS)}
     for name, value in tree.items():
-        nameless = name in found and not isinstance(name, str)
+        nameless = name in arrays and not isinstance(name, str)
         if nameless or (isinstance(value, StandIn) and not value.known):
             what = "has no name" if nameless else f"is an object of {printable(value.name)}"
             raise NoWeights(f"is refused: {_listed([name])} among its weights {what}")
-    beside = [name for name in tree if name not in found]
+    beside = [name for name in tree if name not in arrays]
     if beside:
         remarks.append(f"left out, as they are no arrays: {_listed(beside)}")
-    return found, remarks
+    return arrays, remarks
 
 
 def _next(tree: Any) -> tuple[str, list[str]]:
-    """The name in `tree` under which weights are, '' where they are in it, and the names of what is
-    passed over.
+    """Return the key of `tree` under which to look for weights, and the names passed over.
+
+    The key is '' where the weights lie in `tree` itself.
     """
     if isinstance(tree, StandIn) and not _holds(tree, set()):
         raise NoWeights(
@@ -124,9 +125,7 @@ def _holds(tree: Mapping[Any, Any], seen: set[int], depth: int = _DEPTH) -> bool
 
 
 def _listed(names: Any) -> str:
-    """The first of `names`, which may be anything that a dictionary of a pickle has as keys, for a
-    line of text.
-    """
+    """Format the first few `names`, keys of a pickle's dictionary of any kind, as one line."""
     shown = (str, int, float, bool, type(None), StandIn)
     some = [str(name)[:100] if isinstance(name, shown) else type(name).__name__ for name in names]
     return printable(", ".join(some[:5]) + (f" and {len(some) - 5} more" if some[5:] else ""))

@@ -1,4 +1,7 @@
-"""Files of weights: read without running what a pickle asks for, and written whole; names and NumPy arrays on this side."""
+"""Reads and writes files of weights as names and NumPy arrays, without running a pickle's code.
+
+Files are written whole or not at all.
+"""
 
 import dataclasses
 import importlib
@@ -23,8 +26,8 @@ Arrays = dict[str, np.ndarray]
 
 TORCH = (".pth.tar", ".pth", ".pt", ".bin", ".ckpt")
 ENDINGS = (*TORCH, ".safetensors", ".pkl")
-# How much more memory entries may take than their file: eight bits become 32, and a compressed zip
-# may have zeros.
+# How many times the file's size its entries may take in memory: eight bits become 32, and a
+# compressed zip may have zeros.
 MOST = 4 * torch_files.SWELLING
 LONGEST = 1000  # characters of an entry's name, which messages repeat
 # What safetensors calls the types, and what `stored.DTYPES` does.
@@ -51,23 +54,28 @@ _SAFETENSORS = {
 
 
 def ending(path: str) -> str:
-    """Which of `ENDINGS` the file name has; UserError where it has none."""
+    """Return which of `ENDINGS` the file name has.
+
+    Raises:
+        UserError: it has none of them.
+    """
     for known in ENDINGS:
         if str(path).endswith(known):
             return known
-    raise UserError(f"{path} does not say what file it is; known are names in {', '.join(ENDINGS)}")
+    raise UserError(f"{path} has no known ending; one of {', '.join(ENDINGS)} works")
 
 
 def torch() -> Any:
-    """PyTorch; raises as `library` does."""
+    """Import PyTorch; errors are those of `library`."""
     return library("torch", "torch")
 
 
 def library(module: str, extra: str) -> Any:
-    """The module `module`, which the extra `extra` brings.
+    """Import the optional package `module`, which the extra `extra` installs.
 
     Raises:
-        UserError: it is not installed, or is PyTorch's and would crash because TensorFlow came into the process first.
+        UserError: it is not installed, or is PyTorch's and would crash because TensorFlow came
+            into the process first.
     """
     package = module.partition(".")[0]
     # What torchvision brings along crashes after TensorFlow; timm brings the same.
@@ -75,7 +83,8 @@ def library(module: str, extra: str) -> Any:
     late = extra == "torch" and first not in sys.modules and "tensorflow" in sys.modules
     if late and importlib.util.find_spec(first):
         raise UserError(
-            f"{first} and TensorFlow work in one process only in this order: import {first} before moco_jax"
+            f"{first} and TensorFlow work in one process only in this order: import {first} before"
+            " moco_jax"
         )
     try:
         return importlib.import_module(module)
@@ -87,7 +96,7 @@ def library(module: str, extra: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a file of weights holds.
+    """The arrays in a file of weights, and remarks on them.
 
     Attributes:
         arrays: names to arrays.
@@ -99,21 +108,21 @@ class Contents:
 
 
 def read(path: str) -> Arrays:
-    """The entries of the file `path`, names to arrays; arguments and errors as of `contents`."""
+    """Read the arrays in the file `path`, names to arrays; errors are those of `contents`."""
     return contents(path).arrays
 
 
 def contents(path: str) -> Contents:
-    """The entries of the file `path`.
+    """Read the file of weights `path`.
 
-    Nothing in a pickle is run, and no library that made one is needed. The dictionary of weights is
-    found among epochs, optimizers and arguments (`dictionaries.USUAL`). bfloat16 and eight-bit
-    floating point become float32, exactly. Arrays may share memory and be read-only.
+    Nothing in a pickle is run, and no library that made one is needed. The dictionary of weights
+    is found among epochs, optimizers and arguments (`dictionaries.USUAL`). bfloat16 and
+    eight-bit floating point become float32, exactly. Arrays may share memory and be read-only.
 
     Raises:
-        UserError: no such file, a damaged one (a zip's checksums are compared), one that asks for
-            code to be run, one that holds no weights, or an entry of a type that has no exact
-            values here.
+        UserError: no such file, a damaged one (a zip's checksums are compared), one that asks
+            for code to be run, one that holds no weights, or an entry of a type that has no
+            exact values here.
     """
     kind, name = ending(path), printable(path)
     try:
@@ -122,8 +131,8 @@ def contents(path: str) -> Contents:
             file.seek(0)
             if kind == ".safetensors":
                 return Contents(_arrays(name, _safetensors(file.read()), size))
-            found, remarks = dictionaries.weights(torch_files.tree(file, size))
-            return Contents(_arrays(name, found, size), tuple(remarks))
+            entries, remarks = dictionaries.weights(torch_files.tree(file, size))
+            return Contents(_arrays(name, entries, size), tuple(remarks))
     except UserError:
         raise
     except dictionaries.NoWeights as error:
@@ -139,15 +148,15 @@ def contents(path: str) -> Contents:
         raise UserError(f"{name} is damaged: {_line(error)}{_looks(path)}") from error
 
 
-def _arrays(name: str, found: Mapping[str, stored.Stored], size: int) -> Arrays:
-    """The values of the entries `found` in the file called `name`.
+def _arrays(name: str, entries: Mapping[str, stored.Stored], size: int) -> Arrays:
+    """Read the values of the entries `entries` in the file called `name`.
 
     Raises:
-        UserError: an entry has none, or all of them together take more memory than a file of `size`
-            bytes accounts for.
+        UserError: an entry has none, or all of them together take more memory than a file of
+            `size` bytes accounts for.
     """
     arrays, taken = {}, 0
-    for entry, value in found.items():
+    for entry, value in entries.items():
         if len(entry) > LONGEST:
             raise UserError(f"{name} is refused: an entry has a name of {len(entry):,} characters")
         try:
@@ -166,38 +175,39 @@ def _arrays(name: str, found: Mapping[str, stored.Stored], size: int) -> Arrays:
 
 
 def _safetensors(content: bytes) -> dict[str, stored.Stored]:
-    """The entries of a file of safetensors, in the order of their names; its library examines sizes
-    and places.
-    """
-    found: dict[str, stored.Stored] = {}
+    """Read the entries of a safetensors file, ordered by name; its library checks the sizes."""
+    arrays: dict[str, stored.Stored] = {}
     entries = library("safetensors", "safetensors").deserialize(content)
     header = content[8 : 8 + int.from_bytes(content[:8], "little")]
     json.loads(header, object_pairs_hook=_once)
     for entry, about in entries:
         dtype, shape = _SAFETENSORS.get(about["dtype"]), about["shape"]
         if dtype is None:
-            found[entry] = stored.Odd(f"of the type {about['dtype']}", len(shape))
+            arrays[entry] = stored.Odd(f"of the type {about['dtype']}", len(shape))
         else:
-            plain = found[entry] = stored.Plain()
+            plain = arrays[entry] = stored.Plain()
             plain.fill(shape, stored.DTYPES[dtype].newbyteorder("<"), about["data"])
-    return dict(sorted(found.items()))
+    return dict(sorted(arrays.items()))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object of names that are there once; the library takes the last of several."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Build a dictionary from a JSON object, refusing duplicate names.
+
+    The library would take the last of several.
+    """
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         raise stored.Unreadable("its header has a name twice")
-    return found
+    return unique
 
 
 def _line(error: object) -> str:
-    """The first line of what it says."""
+    """Return the first line of an error's text."""
     return printable((str(error).strip().splitlines() or ["it ends too early"])[0])[:300]
 
 
 def _looks(path: str) -> str:
-    """What the file plainly is instead, as the end of a sentence; '' where it does not say it."""
+    """Say what a file plainly is instead of weights, as the end of a sentence, or ''."""
     with files.open_to_read(path) as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
@@ -207,23 +217,23 @@ def _looks(path: str) -> str:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes arrays under names that every version of NumPy knows."""
+    """Pickles arrays under names that every version of NumPy knows."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """How an array is made again: from its shape, its type and its bytes."""
+        """Describe an array by its shape, its type and its bytes."""
         if type(obj) is np.ndarray:
             return np.ndarray, (obj.shape, obj.dtype.str, bytearray(obj.tobytes()))
         return NotImplemented
 
 
 def write(path: str, arrays: Mapping[str, np.ndarray], around: Mapping[str, Any]) -> None:
-    """Put `arrays` into the file `path`, whose name says which kind.
+    """Write `arrays` to the file `path`, in the format that its ending names.
 
     Args:
         path: with one of `ENDINGS`.
         arrays: names to arrays.
-        around: what the file holds beside them, with the place of the arrays marked by None; empty: only the arrays.
-            Not for safetensors, which have no place for it.
+        around: what the file holds beside them, with the place of the arrays marked by None;
+            empty: only the arrays. Not for safetensors, which have no place for it.
 
     Raises:
         UserError: a package is missing, or the place cannot be written.

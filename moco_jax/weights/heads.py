@@ -1,4 +1,7 @@
-"""Heads, predictor and queue that lightly and solo-learn keep beside their encoders: taken where ours are of their kind."""
+"""Reads heads, predictor and queue that lightly and solo-learn keep beside their encoders.
+
+They are taken where this project has heads of the same kind, and remarked on elsewhere.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,13 +20,14 @@ QUEUE = ("queue", "queue_ptr")
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """What is taken.
+    """Heads, predictor and queue that were read from a file.
 
     Attributes:
-        options: arguments of `encoders.create` that it adds to the backbone's.
-        query, key: variables of 'head', and of the query encoder 'predictor'; each empty where there is none.
+        options: arguments of `encoders.create` that they add to the backbone's.
+        query, key: variables of 'head', and of the query encoder also 'predictor'; each empty
+            where there is none.
         queue: `[K, dim]`, the oldest key first; None: there is none.
-        taken: what the names of the entries begin with that it was read from.
+        taken: prefixes of the names of the entries that were read.
         remarks: a sentence on each part that has no place here.
     """
 
@@ -35,7 +39,7 @@ class Heads:
     remarks: tuple[str, ...] = ()
 
     def reading_exchanged_features(self) -> "Heads":
-        """The same for features whose halves have changed places, see `timm.rows_first`."""
+        """Return heads for features whose halves have changed places, see `timm.rows_first`."""
 
         def turned(parts: dict[str, Variables]) -> dict[str, Variables]:
             params = dict(parts.get("head", {}).get("params", {}))
@@ -47,8 +51,15 @@ class Heads:
         return dataclasses.replace(self, query=turned(self.query), key=turned(self.key))
 
 
-def load(arrays: Arrays, layout: layouts.Layout, options: dict[str, Any], size: int, channels: int, has_key: bool) -> Heads:  # fmt: skip
-    """The heads in a file with these entries, for the backbone with these `options`.
+def load(
+    arrays: Arrays,
+    layout: layouts.Layout,
+    options: dict[str, Any],
+    size: int,
+    channels: int,
+    has_key: bool,
+) -> Heads:
+    """Read the heads among `arrays`, for the backbone with these `options`.
 
     Args:
         arrays: names to arrays.
@@ -58,14 +69,14 @@ def load(arrays: Arrays, layout: layouts.Layout, options: dict[str, Any], size: 
         has_key: whether there is a momentum encoder, whose head then must be there too.
     """
     names = layout.heads or ("", "")
-    found = [layouts.under(arrays, name) if name else {} for name in names]
-    if not found[0]:
+    heads = [layouts.under(arrays, name) if name else {} for name in names]
+    if not heads[0]:
         return Heads()
     try:
-        options = options | moco.head_options(found[0])
+        options = options | moco.head_options(heads[0])
         shapes = part(template(options, size, channels), "head")
-        query = {"head": moco.load_head(found[0], shapes, names[0])}
-        key = {"head": moco.load_head(found[1], shapes, names[1])} if has_key else {}
+        query = {"head": moco.load_head(heads[0], shapes, names[0])}
+        key = {"head": moco.load_head(heads[1], shapes, names[1])} if has_key else {}
     except UserError as error:
         return Heads(remarks=(f"no head of this kind is here: {error}",))
     taken = names if has_key else names[:1]
@@ -85,9 +96,10 @@ def load(arrays: Arrays, layout: layouts.Layout, options: dict[str, Any], size: 
 
 
 def _queue(arrays: Arrays, dim: int) -> np.ndarray | None:
-    """solo-learn's queue of the second view's keys, with which it compares queries of the first, as here.
+    """Read the queue of the second view's keys from solo-learn's two queues.
 
-    Its file holds one for each view, `[2, dim, K]`, with a pointer at the oldest keys of both.
+    Queries of the first view are compared with it, as here. The file holds a queue for each
+    view, `[2, dim, K]`, with one pointer at the oldest keys of both.
     """
     both = arrays.get(QUEUE[0])
     if both is None or both.ndim != 3 or both.shape[:2] != (2, dim):

@@ -1,5 +1,7 @@
-"""ResNets and ViTs as Hugging Face's transformers keeps them: a folder of weights, their architecture and their images'
-preprocessing, which `AutoModel` and `AutoImageProcessor` load; the names within are those that its hub has.
+"""ResNets and ViTs in the folders of Hugging Face's transformers.
+
+A folder holds weights, their architecture and their images' preprocessing, which `AutoModel` and
+`AutoImageProcessor` load. The names of the weights are those that files on its hub have.
 """
 
 import json
@@ -13,6 +15,7 @@ import numpy as np
 from moco_jax.base import files
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
+from moco_jax.config import imagenet
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.weights import files as weight_files
 from moco_jax.weights.pretrained import Pretrained
@@ -21,14 +24,13 @@ Arrays = Mapping[str, np.ndarray]
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 LARGEST = 100_000  # pixels, far above any side of an image that an encoder takes
 BILINEAR = 2  # PIL's number
 EPSILON = 1e-6  # of every LayerNorm here; transformers' own is 1e-12
-# Parts of their models that ours end before.
+# Parts of transformers' models that come after the backbone.
 ON_TOP = ("pooler.", "embeddings.mask_token")
 
-# torchvision's names of a ResNet and timm's of a ViT, and theirs: expressions and what they become.
+# torchvision's names of a ResNet and timm's of a ViT, as expressions, with transformers' names.
 _RESNET = (
     (r"^conv1\.", "embedder.embedder.convolution."),
     (r"^bn1\.", "embedder.embedder.normalization."),
@@ -53,7 +55,7 @@ _BLOCK = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-# What version 5 of the library calls the same in memory, and so in a state_dict.
+# Names of the same parts in version 5 of the library, in memory and so in a state_dict.
 _NEWER = {
     "attention.q_proj": "attn.query",
     "attention.k_proj": "attn.key",
@@ -66,10 +68,10 @@ _THREE = ("query", "key", "value")
 
 
 def from_torchvision(arrays: Arrays) -> dict[str, np.ndarray]:
-    """torchvision's entries of a ResNet under their names; stages and layers count from 0."""
+    """Rename torchvision's entries of a ResNet to transformers', which count from 0."""
 
-    def lowered(found: re.Match) -> str:
-        return f"{found[1]}.{int(found[2]) - 1}."
+    def lowered(match: re.Match) -> str:
+        return f"{match[1]}.{int(match[2]) - 1}."
 
     renamed = {}
     for name, array in arrays.items():
@@ -81,7 +83,7 @@ def from_torchvision(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def from_timm(arrays: Arrays) -> dict[str, np.ndarray]:
-    """timm's entries of a ViT under their names: query, key and value apart."""
+    """Rename timm's entries of a ViT to transformers', which keeps query, key and value apart."""
     renamed = {}
     for name, array in arrays.items():
         block = re.match(r"blocks\.(\d+)\.(.+)\.(weight|bias)$", name)
@@ -99,12 +101,18 @@ def from_timm(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def is_theirs(arrays: Arrays) -> bool:
-    """Whether these are entries of one of their encoders, without the prefix that a classifier's file puts before them."""
+    """Whether these are the entries of one of transformers' encoders.
+
+    The prefix that a classifier's file puts before the names must be off.
+    """
     return "embedder.embedder.convolution.weight" in arrays or "embeddings.cls_token" in arrays
 
 
 def to_plain(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Their entries under torchvision's names for a ResNet, or timm's for a ViT; what stands on top is left out."""
+    """Rename transformers' entries to torchvision's for a ResNet, or timm's for a ViT.
+
+    What stands on top of the backbone is left out.
+    """
     arrays = {name: array for name, array in arrays.items() if not name.startswith(ON_TOP)}
     return _to_timm(arrays) if "embeddings.cls_token" in arrays else _to_torchvision(arrays)
 
@@ -144,7 +152,11 @@ def _to_timm(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def entries(pretrained: Pretrained, plain: Arrays) -> dict[str, np.ndarray]:
-    """Their entries of a backbone whose entries under torchvision's or timm's names are `plain`.
+    """Return transformers' entries of the backbone that `plain` holds.
+
+    Args:
+        pretrained: the encoders, for their architecture.
+        plain: the backbone's entries under torchvision's or timm's names.
 
     Raises:
         UserError: transformers has no such network.
@@ -153,86 +165,122 @@ def entries(pretrained: Pretrained, plain: Arrays) -> dict[str, np.ndarray]:
     if isinstance(backbone, ResNet):
         if backbone.stem != "imagenet":
             raise UserError(
-                f"format=huggingface has only ResNets with the 7x7 stem, and this one has stem={backbone.stem!r}; "
-                "format=torchvision holds it"
+                "format=huggingface has only ResNets with the 7x7 stem, and this one has"
+                f" stem={backbone.stem!r}; format=torchvision holds it"
             )
         return from_torchvision(plain)
     if backbone.conv_stem:
         raise UserError(
-            f"format=huggingface has only ViTs with a patch projection, and {pretrained.options['name']} has a "
-            "convolutional stem; format=timm and format=torchvision hold it"
+            "format=huggingface has only ViTs with a patch projection, and"
+            f" {pretrained.options['name']} has a convolutional stem; format=timm and"
+            " format=torchvision hold it"
         )
     return from_timm(plain)
 
 
 def config_of(pretrained: Pretrained) -> dict[str, Any]:
-    """What their `config.json` says of the architecture."""
+    """Return the content of transformers' `config.json`, which describes the architecture."""
     backbone: Any = pretrained.encoder.backbone
     if isinstance(backbone, ResNet):
         widen = 4 if backbone.bottleneck else 1
         return {
-            "architectures": ["ResNetModel"], "model_type": "resnet", "num_channels": pretrained.channels,
-            "embedding_size": backbone.width, "depths": list(backbone.stage_sizes),
-            "hidden_sizes": [backbone.width * widen * 2**i for i in range(len(backbone.stage_sizes))],
-            "layer_type": "bottleneck" if backbone.bottleneck else "basic", "hidden_act": "relu",
-            "downsample_in_first_stage": False, "downsample_in_bottleneck": False,
-        }  # fmt: skip
+            "architectures": ["ResNetModel"],
+            "model_type": "resnet",
+            "num_channels": pretrained.channels,
+            "embedding_size": backbone.width,
+            "depths": list(backbone.stage_sizes),
+            "hidden_sizes": [
+                backbone.width * widen * 2**i for i in range(len(backbone.stage_sizes))
+            ],
+            "layer_type": "bottleneck" if backbone.bottleneck else "basic",
+            "hidden_act": "relu",
+            "downsample_in_first_stage": False,
+            "downsample_in_bottleneck": False,
+        }
     return {
-        "architectures": ["ViTModel"], "model_type": "vit", "num_channels": pretrained.channels,
-        "image_size": pretrained.image_size, "patch_size": backbone.patch, "hidden_size": backbone.width,
-        "intermediate_size": 4 * backbone.width, "num_hidden_layers": backbone.depth,
-        "num_attention_heads": backbone.heads, "layer_norm_eps": EPSILON, "hidden_act": "gelu", "qkv_bias": True,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }  # fmt: skip
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "num_channels": pretrained.channels,
+        "image_size": pretrained.image_size,
+        "patch_size": backbone.patch,
+        "hidden_size": backbone.width,
+        "intermediate_size": 4 * backbone.width,
+        "num_hidden_layers": backbone.depth,
+        "num_attention_heads": backbone.heads,
+        "layer_norm_eps": EPSILON,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
 
 
 def preprocessor_of(pretrained: Pretrained) -> dict[str, Any]:
-    """What their `preprocessor_config.json` says: resize and centre crop of evaluation, then mean and deviation.
+    """Return transformers' `preprocessor_config.json`: resize, centre crop, mean and deviation.
 
-    Where nothing is known of these, they are ImageNet's. `BitImageProcessor` is their processor that resizes to one
-    length and crops to another, for models of any kind.
+    They are those of evaluation, and ImageNet's where nothing is known of them.
+    `BitImageProcessor` is the processor of transformers that resizes to one length and crops to
+    another, for models of any kind.
     """
-    said, side = pretrained.preprocessing, pretrained.image_size
-    if pretrained.channels != 3 and not {"mean", "std"} <= said.keys():
+    values, side = pretrained.preprocessing, pretrained.image_size
+    if pretrained.channels != 3 and not {"mean", "std"} <= values.keys():
         raise UserError(
-            f"these weights are of images of {pretrained.channels} channels, and nothing says with which mean and "
-            "deviation; format=huggingface needs them: convert the workdir of the run"
+            f"these weights are of images of {pretrained.channels} channels, and nothing says with"
+            " which mean and deviation; format=huggingface needs them: convert the workdir of"
+            " the run"
         )
-    said = IMAGENET | {"resize": round(side * 256 / 224)} | said
+    usual: dict[str, Any] = {
+        "mean": imagenet.MEAN,
+        "std": imagenet.STD,
+        "resize": round(side * 256 / 224),
+    }
+    values = usual | values
     return {
-        "image_processor_type": "BitImageProcessor", "do_convert_rgb": pretrained.channels == 3,
-        "do_resize": True, "size": {"shortest_edge": said["resize"]}, "resample": BILINEAR,
-        "do_center_crop": True, "crop_size": {"height": side, "width": side},
-        "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": list(said["mean"]), "image_std": list(said["std"]),
-    }  # fmt: skip
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": pretrained.channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": values["resize"]},
+        "resample": BILINEAR,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(values["mean"]),
+        "image_std": list(values["std"]),
+    }
 
 
 def assumed(pretrained: Pretrained) -> str:
-    """What `preprocessor_of` takes from ImageNet as nothing says it, a sentence; '' where everything is known."""
+    """Say which values `preprocessor_of` takes from ImageNet; '' where everything is known."""
     missing = [
         n for n in ("image_size", "resize", "mean", "std") if n not in pretrained.preprocessing
     ]
     if not missing:
         return ""
-    return f"{PREPROCESSOR} has ImageNet's {', '.join(missing)}, as nothing says it; correct it where that is wrong"
+    return (
+        f"{PREPROCESSOR} has ImageNet's {', '.join(missing)}, as nothing says it; correct it where"
+        " that is wrong"
+    )
 
 
 def save(folder: str, pretrained: Pretrained, arrays: Arrays) -> None:
-    """Write the three files into `folder`, which is made.
+    """Write the three files into a new `folder`.
 
     Args:
-        folder: a new or empty one.
-        pretrained: whose `arrays`, from `entries`, they are.
+        folder: a place where nothing is, or an empty folder.
+        pretrained: the encoders; their preprocessing and architecture are written.
+        arrays: what `entries` returned for them.
 
     Raises:
-        UserError: there is something at that place, it cannot be written, or a package is missing.
+        UserError: there is something at that place, it cannot be written, or a package is
+            missing.
     """
     place = files.absolute(folder)
     if str(folder).endswith(weight_files.ENDINGS):
         raise UserError(f"format=huggingface is a folder; {folder} is named as a file is")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{folder} is there and not empty; name a new folder")
+        raise UserError(f"{folder} exists and is not empty; name a new folder")
     described = {PREPROCESSOR: preprocessor_of(pretrained), CONFIG: config_of(pretrained)}
     weight_files.write(str(place / WEIGHTS[0]), arrays, {})
     for name, content in described.items():
@@ -240,12 +288,15 @@ def save(folder: str, pretrained: Pretrained, arrays: Arrays) -> None:
 
 
 def weights_in(folder: str) -> str:
-    """The file of weights in `folder`; '' where it is none of theirs, as the workdir of a run."""
+    """Return the path of the weights in transformers' `folder`; '' if it is no such folder.
+
+    The workdir of a run is none.
+    """
     place = files.absolute(folder)
     if (place / "checkpoints").exists():
         return ""
-    found = [name for name in WEIGHTS if (place / name).is_file()]
-    return str(place / found[0]) if found else ""
+    there = [name for name in WEIGHTS if (place / name).is_file()]
+    return str(place / there[0]) if there else ""
 
 
 def _json(folder: str, name: str) -> dict[str, Any]:
@@ -254,45 +305,60 @@ def _json(folder: str, name: str) -> dict[str, Any]:
         return {}
     try:
         with files.open_to_read(str(path)) as file:
-            found = json.loads(file.read())
+            content = json.loads(file.read())
     except (ValueError, RecursionError) as error:
         raise UserError(printable(f"{path} is damaged: {error}")) from error
     except OSError as error:
         raise UserError(printable(f"{path} cannot be read: {error.strerror or error}")) from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def check(folder: str, pretrained: Pretrained) -> None:
-    """UserError where `config.json` asks for what the encoder here, read from the same `folder`, does not do."""
-    found, ours = _json(folder, CONFIG), config_of(pretrained)
-    # What they take where the file is silent.
-    found = {"layer_norm_eps": 1e-12} | found if ours["model_type"] == "vit" else found
-    for name in ("model_type", "layer_type", "hidden_act", "downsample_in_first_stage", "downsample_in_bottleneck",
-                 "num_attention_heads", "layer_norm_eps", "patch_size"):  # fmt: skip
-        if name in ours and found.get(name, ours[name]) != ours[name]:
+    """Refuse a `folder` whose `config.json` asks for another network than the encoder here.
+
+    Raises:
+        UserError: a value differs; the text names it.
+    """
+    theirs, ours = _json(folder, CONFIG), config_of(pretrained)
+    # transformers' own default where the file is silent.
+    theirs = {"layer_norm_eps": 1e-12} | theirs if ours["model_type"] == "vit" else theirs
+    for name in (
+        "model_type",
+        "layer_type",
+        "hidden_act",
+        "downsample_in_first_stage",
+        "downsample_in_bottleneck",
+        "num_attention_heads",
+        "layer_norm_eps",
+        "patch_size",
+    ):
+        if name in ours and theirs.get(name, ours[name]) != ours[name]:
             raise UserError(
-                f"{folder} is of a network that none here is: {name}={found[name]!r} in its {CONFIG}, and here it is "
-                f"{ours[name]!r}"
+                f"{folder} is of a network that none here is: {name}={theirs[name]!r} in its"
+                f" {CONFIG}, and here it is {ours[name]!r}"
             )
 
 
 def preprocessing(folder: str) -> dict[str, Any]:
-    """What `preprocessor_config.json` in `folder` says, as `Pretrained.preprocessing` keeps it;
-    empty where there is none.
+    """Read `preprocessor_config.json` in `folder`, as `Pretrained.preprocessing` keeps it.
+
+    Returns:
+        What the file says; empty where there is no file.
 
     Raises:
-        UserError: it is damaged, or says no numbers where numbers belong, or none that make sense.
+        UserError: it is damaged, or says no numbers where numbers belong, or none that make
+            sense.
     """
-    said = _json(folder, PREPROCESSOR)
+    settings = _json(folder, PREPROCESSOR)
     try:
-        return _preprocessing(said)
+        return _preprocessing(settings)
     except (TypeError, ValueError, ArithmeticError) as error:
         path = files.absolute(folder) / PREPROCESSOR
         raise UserError(printable(f"{path} has no usable numbers: {error}")) from error
 
 
-def _preprocessing(said: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _preprocessing(settings: dict[str, Any]) -> dict[str, Any]:
+    preprocessing: dict[str, Any] = {}
 
     def side(value: Any) -> int:
         names = ("shortest_edge", "height")
@@ -304,18 +370,22 @@ def _preprocessing(said: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"a side of {value} pixels")
         return value
 
-    scaled = abs(said.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-3
-    if said.get("do_normalize", True) and scaled and {"image_mean", "image_std"} <= said.keys():
+    scaled = abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-3
+    if (
+        settings.get("do_normalize", True)
+        and scaled
+        and {"image_mean", "image_std"} <= settings.keys()
+    ):
         for name in ("mean", "std"):
-            found[name] = tuple(float(number) for number in said[f"image_{name}"])
-            if not all(map(math.isfinite, found[name])):
-                raise ValueError(f"image_{name}={found[name]}")
-        if min(found["std"], default=0) <= 0:
-            raise ValueError(f"image_std={found['std']} is not above 0")
-    resized = side(said.get("size"))
+            preprocessing[name] = tuple(float(number) for number in settings[f"image_{name}"])
+            if not all(map(math.isfinite, preprocessing[name])):
+                raise ValueError(f"image_{name}={preprocessing[name]}")
+        if min(preprocessing["std"], default=0) <= 0:
+            raise ValueError(f"image_std={preprocessing['std']} is not above 0")
+    resized = side(settings.get("size"))
     if resized:
-        cropped = side(said.get("crop_size")) if said.get("do_center_crop") else 0
-        kept = said.get("crop_pct")
+        cropped = side(settings.get("crop_size")) if settings.get("do_center_crop") else 0
+        kept = settings.get("crop_pct")
         whole = side(round(resized / (1 if kept is None else kept)))
-        found |= {"image_size": cropped or resized, "resize": resized if cropped else whole}
-    return found
+        preprocessing |= {"image_size": cropped or resized, "resize": resized if cropped else whole}
+    return preprocessing

@@ -1,4 +1,4 @@
-"""What the names in a file of weights say: whose layout it is, which encoders it holds, and of which architecture."""
+"""Recognises weights by their names: whose layout, which encoders, which architecture."""
 
 import dataclasses
 import re
@@ -17,14 +17,16 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where a kind of file keeps its encoders.
+    """Where a library's files keep the query and the momentum encoder.
 
     Attributes:
-        name: whose it is.
-        query, key: what the names of the two encoders begin with; None: there is no momentum encoder.
-        mark: an expression that some name matches from its start, in this layout and none above it.
-        heads: what the names of the query encoder's head and of the momentum encoder's begin with; None where heads
-            are no modules of their own.
+        name: of the library.
+        query, key: prefixes of the two encoders' names; `key` is None without a momentum
+            encoder.
+        mark: an expression that some name matches from its start, in this layout and none above
+            it.
+        heads: prefixes of the names of the query encoder's head and of the momentum encoder's;
+            None where heads are no modules of their own.
     """
 
     name: str
@@ -70,38 +72,41 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-# Parts of a name that wrappers put before, or into, the names of what they wrap: compiling,
+# Parts of a name that wrappers put before or into the names of the wrapped network: compiling,
 # sharding and recomputing parts of a network. No network has parts of its own that are called so.
 _WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# What wrappers of whole networks, of one device or several, put before all names.
+# Prefixes that wrappers of whole networks, of one device or several, put before all names.
 _WHOLE = ("module", "model", "net", "network", "ema", "ema_model", "teacher", "student")
-# Their own entries, beside those of the network: how many steps torch's AveragedModel has averaged.
+# Entries of wrappers themselves: how many steps torch's AveragedModel has averaged.
 _COUNTS = ("n_averaged",)
 
 
 def bare(arrays: Arrays) -> dict[str, np.ndarray]:
-    """The entries without what wrappers put before every name, however many there are, in whichever
-    order.
+    """Strip what wrappers put before or into the entries' names, in any number and order.
 
     Raises:
         UserError: two entries then have one name.
     """
     arrays = {name: array for name, array in arrays.items() if name not in _COUNTS}
-    found = {_WRAPPED.sub("", name): array for name, array in arrays.items()}
-    if len(found) < len(arrays):
+    unwrapped = {_WRAPPED.sub("", name): array for name, array in arrays.items()}
+    if len(unwrapped) < len(arrays):
         raise UserError(
             "entries differ only in what wrappers put into their names (_orig_mod and the like)"
         )
     while True:
-        first = {name.partition(".")[0] if "." in name else "" for name in found}
+        first = {name.partition(".")[0] if "." in name else "" for name in unwrapped}
         wrapper = first.pop() if len(first) == 1 else ""
         if wrapper not in _WHOLE:
-            return found
-        found = {name.removeprefix(f"{wrapper}."): array for name, array in found.items()}
+            return unwrapped
+        unwrapped = {name.removeprefix(f"{wrapper}."): array for name, array in unwrapped.items()}
 
 
 def recognise(arrays: Arrays) -> Layout:
-    """The layout of a file with these entries (see `bare`); UserError where it is none that is known."""
+    """Return the layout of a file with these entries, whose names are as `bare` gives them.
+
+    Raises:
+        UserError: no layout that is known here has such names.
+    """
     for layout in LAYOUTS:
         if any(re.match(layout.mark, name) for name in arrays):
             return layout
@@ -114,7 +119,7 @@ def _unknown(arrays: Arrays) -> UserError:
 
 
 def under(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    """The entries whose names begin with `prefix`, without it."""
+    """Return the entries whose names begin with `prefix`, without it."""
     return {
         name.removeprefix(prefix): array
         for name, array in arrays.items()
@@ -123,15 +128,18 @@ def under(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
 
 
 def is_beside(name: str) -> bool:
-    """Whether the entry `name` of an encoder, without the prefix of `Layout`, is of a part that ours ends before."""
+    """Whether an encoder's entry belongs to a part after the backbone, as a classifier.
+
+    `name` is without the prefix of `Layout`.
+    """
     return re.match(r"(vit\.)?(fc|linear|head|heads|mask_token)\b", name) is not None
 
 
 def plain(arrays: Arrays) -> dict[str, np.ndarray]:
-    """The entries of one encoder under torchvision's names for a ResNet, or timm's for a ViT, whichever it had.
+    """Rename one encoder's entries to torchvision's names for a ResNet, or timm's for a ViT.
 
-    A classifier and the like are left out; running statistics of lightly's SplitBatchNorm become their splits' mean, as
-    it takes them in evaluation.
+    A classifier and the like are left out; running statistics of lightly's SplitBatchNorm become
+    their splits' mean, as it takes them in evaluation.
     """
     arrays = {name: array for name, array in arrays.items() if not is_beside(name)}
     arrays = under(arrays, "vit.") or arrays
@@ -156,28 +164,30 @@ def _merged(name: str, array: np.ndarray, arrays: Arrays) -> np.ndarray:
 
 
 def _first_stage(arrays: Arrays) -> int:
-    """The number of a ResNet's first stage among the parts of a torch Sequential: 4, or less
-    without ReLU or pool.
+    """Return the number of a ResNet's first stage among the parts of a torch Sequential.
+
+    It is 4, or less without ReLU or pool.
 
     Raises:
         UserError: no part has parts in a row, as a stage has.
     """
-    stages = [int(found[1]) for name in arrays if (found := re.match(r"(\d{1,4})\.\d+\.", name))]
+    stages = [int(match[1]) for name in arrays if (match := re.match(r"(\d{1,4})\.\d+\.", name))]
     if not stages:
         raise _unknown(arrays)
     return min(stages)
 
 
 def _named(arrays: Arrays) -> dict[str, np.ndarray]:
-    """The parts of a ResNet put into a torch Sequential by number, by name again.
+    """Give the numbered parts of a ResNet in a torch Sequential their names back.
 
-    torchvision's own children are conv1, bn1, relu, maxpool, layer1, ...; lightly's are conv1, bn1, layer1, ...
+    torchvision's own children are conv1, bn1, relu, maxpool, layer1, ...; lightly's are conv1,
+    bn1, layer1, ...
     """
     first = _first_stage(arrays)
     parts = {0: "conv1", 1: "bn1"} | {first + stage: f"layer{stage + 1}" for stage in range(4)}
 
-    def renamed(found: re.Match) -> str:
-        return parts.get(int(found[1]), found[1]) + "."
+    def renamed(match: re.Match) -> str:
+        return parts.get(int(match[1]), match[1]) + "."
 
     return {
         re.sub(r"^(\d+)\.", renamed, name).replace(".shortcut.", ".downsample."): array
@@ -186,10 +196,10 @@ def _named(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def stem_of(arrays: Arrays, layout: Layout) -> str:
-    """The stem that only the names in a file with these entries tell apart; '' where they say nothing of it.
+    """Return the stem that only the entries' names tell apart; '' where they say nothing of it.
 
-    lightly puts the parts of its own ResNet in a row, and the ReLU after the first BatchNorm, which is none of them, is
-    lost. solo-learn's networks for CIFAR pad the image by two pixels.
+    lightly puts the parts of its own ResNet in a row, and the ReLU after the first BatchNorm,
+    which is none of them, is lost. solo-learn's networks for CIFAR pad the image by two pixels.
 
     Raises:
         UserError: a 7x7 stem without ReLU or pool, which none here is.
@@ -201,22 +211,27 @@ def stem_of(arrays: Arrays, layout: Layout) -> str:
     small, stage = first.shape[-1] == 3, _first_stage(encoder) if "0.weight" in encoder else 4
     if not small and stage != 4:
         raise UserError(
-            f"no encoder here has a {first.shape[-1]}x{first.shape[-1]} stem without ReLU and pool: layer1 is part "
-            f"number {stage} of {layout.query or 'the network'}, and torchvision's is number 4"
+            f"no encoder here has a {first.shape[-1]}x{first.shape[-1]} stem without ReLU and pool:"
+            f" layer1 is part number {stage} of {layout.query or 'the network'}, and torchvision's"
+            " is number 4"
         )
     if small and stage == 2:
         return "cifar_no_relu"
     solos = ("classifier.", "projector.", "momentum_")
-    return "cifar_pad2" if small and layout.name == "solo-learn" and any(name.startswith(solos) for name in arrays) else ""  # fmt: skip
+    return (
+        "cifar_pad2"
+        if small and layout.name == "solo-learn" and any(name.startswith(solos) for name in arrays)
+        else ""
+    )
 
 
 def architecture(arrays: Arrays, name: str = "", stem: str = "") -> dict[str, Any]:
-    """The arguments of `encoders.create` for the backbone in `arrays`, which are as `plain` gives them.
+    """Return the arguments of `encoders.create` for the backbone in `arrays`.
 
     How a ViT's heads divide its width is not in the file: the architecture says it.
 
     Args:
-        arrays: names to arrays.
+        arrays: names to arrays, as `plain` gives them.
         name: a key of `BACKBONES` that it must be; '': found from the shapes.
         stem: of a ResNet; '': 'imagenet' or 'cifar', by its kernel.
 
@@ -228,20 +243,20 @@ def architecture(arrays: Arrays, name: str = "", stem: str = "") -> dict[str, An
     if stem and stem not in STEMS:
         raise UserError(f"stem={stem!r} is unknown; known are {', '.join(STEMS)}")
     try:
-        looks, width = _looks(arrays)
+        traits, width = _traits(arrays)
     except (KeyError, IndexError) as error:
         raise UserError(f"weights do not fit any encoder: no usable entry {error}") from error
-    same = [known for known in BACKBONES if _shape(known)[0] == looks]
+    same = [known for known in BACKBONES if _shape(known)[0] == traits]
     if not same:
-        raise UserError(f"no encoder here is {_words(looks)}; known are {', '.join(BACKBONES)}")
+        raise UserError(f"no encoder here is {_words(traits)}; known are {', '.join(BACKBONES)}")
     exact = [known for known in same if _shape(known)[1] == width]
     if name and name not in same:
         raise UserError(f"these are weights of {(exact or same)[0]}, not of {name}")
-    found = name or (exact or same)[0]
-    options: dict[str, Any] = {"name": found}
-    if _shape(found)[1] != width:
+    chosen = name or (exact or same)[0]
+    options: dict[str, Any] = {"name": chosen}
+    if _shape(chosen)[1] != width:
         options["width"] = width
-    if looks[0] == "ResNet":
+    if traits[0] == "ResNet":
         kernel = arrays["conv1.weight"].shape[-1]
         options["stem"] = stem or ("imagenet" if kernel == STEMS["imagenet"][0] else "cifar")
     elif stem:
@@ -253,8 +268,8 @@ def architecture(arrays: Arrays, name: str = "", stem: str = "") -> dict[str, An
 _FIRST = ("conv1.weight", "patch_embed.proj.weight", "patch_embed.proj.0.weight")
 
 
-def _looks(arrays: Arrays) -> tuple[tuple[Any, ...], int]:
-    """What tells architectures apart, and the width."""
+def _traits(arrays: Arrays) -> tuple[tuple[Any, ...], int]:
+    """Return what tells architectures apart, and the width, from the shapes in `arrays`."""
     first = arrays[next((name for name in _FIRST if name in arrays), _FIRST[0])]
     if first.ndim != 4 or not first.size:
         raise UserError(
@@ -279,15 +294,15 @@ def _looks(arrays: Arrays) -> tuple[tuple[Any, ...], int]:
 
 
 def _shape(name: str) -> tuple[tuple[Any, ...], int]:
-    """The same of the architecture `name`."""
+    """Return what tells the known architecture `name` apart, and its width, as `_traits` does."""
     made = BACKBONES[name]()
     if isinstance(made, ResNet):
         return ("ResNet", tuple(made.stage_sizes), made.bottleneck), made.width
     return ("ViT", made.depth, made.patch, made.conv_stem), made.width
 
 
-def _words(looks: tuple[Any, ...]) -> str:
-    if looks[0] == "ResNet":
-        return f"a ResNet with {looks[1]} {'bottleneck' if looks[2] else 'basic'} blocks"
-    stem = ", with a convolutional stem" if looks[3] else ""
-    return f"a ViT of {looks[1]} blocks on patches of {looks[2]} pixels{stem}"
+def _words(traits: tuple[Any, ...]) -> str:
+    if traits[0] == "ResNet":
+        return f"a ResNet with {traits[1]} {'bottleneck' if traits[2] else 'basic'} blocks"
+    stem = ", with a convolutional stem" if traits[3] else ""
+    return f"a ViT of {traits[1]} blocks on patches of {traits[2]} pixels{stem}"

@@ -1,5 +1,7 @@
-"""The MoCo authors' checkpoints, of v1 and v2 (`encoder_q`, `encoder_k`, `queue`) and of v3 (`base_encoder`,
-`momentum_encoder`, `predictor`): both encoders with their heads, predictor and queue, to and from pytrees.
+"""The MoCo authors' checkpoints, to and from pytrees.
+
+Those of v1 and v2 hold `encoder_q`, `encoder_k` and `queue`, those of v3 `base_encoder`,
+`momentum_encoder` and `predictor`. Both encoders are read with their heads, predictor and queue.
 """
 
 import re
@@ -19,9 +21,13 @@ Arrays = Mapping[str, np.ndarray]
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
-# A head is torch's Linear in v1, else a Sequential in which ReLU, and in v3 BatchNorm, count as entries.
+# A head is torch's Linear in v1, else a Sequential in which ReLU, and in v3 BatchNorm, count as
+# entries.
 def _head_name(path: tuple[str, ...], norms: bool) -> str:
-    """('params', 'fc2', 'kernel') -> '2.weight', or with `norms` '3.weight'; 'weight' in the head of one layer."""
+    """Return torch's name of a head's entry: ('params', 'fc2', 'kernel') -> '2.weight'.
+
+    With `norms` it is '3.weight', and in a head of one layer 'weight'.
+    """
     _, layer, leaf = path
     leaf = _LEAVES.get(leaf, leaf)
     if layer == "fc":
@@ -35,35 +41,36 @@ def _has_norms(variables: Variables) -> bool:
 
 
 def load_head(arrays: Arrays, shapes: Variables, prefix: str) -> Variables:
-    """The variables of a head or predictor from `arrays`, named without `prefix`, which only errors show.
+    """Read a head's or predictor's variables from `arrays`, whose names are without `prefix`.
 
     Args:
         arrays: names to arrays.
-        shapes: `{'params'}`, and `{'batch_stats'}` with BatchNorm, with the shapes and dtypes wanted.
-        prefix: as 'fc.'.
+        shapes: `{'params'}`, and `{'batch_stats'}` with BatchNorm, with the shapes and dtypes
+            wanted.
+        prefix: as 'fc.'; only errors show it.
 
     Raises:
         UserError: entries missing, unexpected or of another shape, all listed.
     """
-    found = {k: v for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
+    entries = {k: v for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
     loaded, faults = {}, []
     for path, leaf in traverse_util.flatten_dict(shapes).items():
         name = _head_name(path, _has_norms(shapes))
-        array = found.pop(name, None)
+        array = entries.pop(name, None)
         if array is None:
             faults.append(f"missing {prefix}{name}")
         elif array.T.shape != tuple(leaf.shape):
             faults.append(f"{prefix}{name} has shape {array.shape}, not {leaf.shape[::-1]}")
         else:
             loaded[path] = np.ascontiguousarray(array.T, leaf.dtype)
-    faults += [f"unexpected {prefix}{name}" for name in found]
+    faults += [f"unexpected {prefix}{name}" for name in entries]
     if faults:
         raise UserError(f"weights do not fit the head: {'; '.join(faults)}")
     return traverse_util.unflatten_dict(loaded)
 
 
 def save_head(variables: Variables) -> dict[str, np.ndarray]:
-    """The entries of a head's or predictor's `state_dict`; the opposite of `load_head`."""
+    """Return the entries of a head's or predictor's `state_dict`; the opposite of `load_head`."""
     state_dict = {}
     for path, leaf in traverse_util.flatten_dict(variables).items():
         name = _head_name(path, _has_norms(variables))
@@ -75,11 +82,11 @@ def save_head(variables: Variables) -> dict[str, np.ndarray]:
 
 
 def head_options(arrays: Arrays) -> dict[str, Any]:
-    """The arguments of `encoders.create` for a head with these entries."""
+    """Return the arguments of `encoders.create` for a head with these entries."""
     matrices = {name: array for name, array in arrays.items() if array.ndim == 2}
     if list(matrices) == ["weight"]:
         return {"head": "linear", "dim": arrays["weight"].shape[0]}
-    order = sorted(matrices, key=lambda name: int(re.match(r"\d*", name)[0] or 0))  # type: ignore[index]
+    order = sorted(matrices, key=_layer_number)
     if not order:
         raise UserError("weights do not fit any head: there is no matrix among its entries")
     sizes = {"head_width": arrays[order[0]].shape[0], "dim": arrays[order[-1]].shape[0]}
@@ -88,24 +95,33 @@ def head_options(arrays: Arrays) -> dict[str, Any]:
     return {"head": "v3_resnet" if len(order) == 2 else "v3_vit", **sizes}
 
 
+def _layer_number(name: str) -> int:
+    """Return the number that a name in a torch Sequential begins with; 0 where it has none."""
+    number = re.match(r"\d+", name)
+    return int(number[0]) if number else 0
+
+
 def predictor_of(arrays: Arrays) -> str:
-    """The key of `encoders.PREDICTORS` of the predictor with these entries."""
+    """Return the key of `encoders.PREDICTORS` for a predictor with these entries."""
     return "v3_vit" if "4.running_mean" in arrays else "v3_resnet"
 
 
 def _keyword(options: Mapping[str, Any]) -> str:
-    """What the authors' networks call the layer after the backbone."""
+    """Return the authors' name for the layer after the backbone."""
     return "head." if options["name"].startswith("vit_") else "fc."
 
 
 def load_backbone(arrays: Arrays, shapes: Variables) -> Variables:
-    """The variables of a backbone under torchvision's names for a ResNet or timm's for a ViT; a classifier is left out."""
+    """Read a backbone's variables, under torchvision's names for a ResNet or timm's for a ViT.
+
+    A classifier is left out.
+    """
     loader = timm.load if "cls_token" in arrays else torchvision.load
     return loader(arrays, shapes)
 
 
 def image_size_of(arrays: Arrays) -> int:
-    """Side in pixels of the images for which the fixed positions of a ViT stand in `arrays`; 224 without them."""
+    """Return the image side in pixels that a ViT's fixed positions are for; 224 without them."""
     positions, patches = arrays.get("pos_embed"), arrays.get("patch_embed.proj.weight")
     if positions is None or positions.ndim != 3 or not positions.size:
         return 224
@@ -113,12 +129,12 @@ def image_size_of(arrays: Arrays) -> int:
 
 
 def preprocessing_of(arrays: Arrays) -> dict[str, Any]:
-    """What `arrays` say of the images: their size, where the positions of a ViT do."""
+    """Return what `arrays` say of the images: their size, where a ViT's positions say it."""
     return {"image_size": image_size_of(arrays)} if "pos_embed" in arrays else {}
 
 
 def load(state_dict: Arrays, arch: str = "", stem: str = "") -> Pretrained:
-    """Everything in the authors' `state_dict`, with or without 'module.' before the names.
+    """Read everything in the authors' `state_dict`, with or without 'module.' before the names.
 
     Args:
         state_dict: names to arrays.
@@ -126,7 +142,8 @@ def load(state_dict: Arrays, arch: str = "", stem: str = "") -> Pretrained:
         stem: of a ResNet; '': 'imagenet' or 'cifar', by its kernel.
 
     Raises:
-        UserError: not the authors' layout, another architecture, or entries missing, unexpected or misshapen.
+        UserError: not the authors' layout, another architecture, or entries missing, unexpected
+            or misshapen.
     """
     arrays = layouts.bare(state_dict)
     layout = layouts.recognise(arrays)
@@ -171,7 +188,7 @@ def load(state_dict: Arrays, arch: str = "", stem: str = "") -> Pretrained:
 
 
 def _load_queue(arrays: Arrays, dim: int) -> np.ndarray | None:
-    """`[K, dim]`, the oldest key first, from theirs, `[dim, K]` with a pointer at the oldest."""
+    """Read the authors' queue `[dim, K]` with its pointer, as keys `[K, dim]`, the oldest first."""
     if "queue" not in arrays:
         return None
     queue = arrays["queue"]
@@ -181,12 +198,17 @@ def _load_queue(arrays: Arrays, dim: int) -> np.ndarray | None:
 
 
 def oldest_first(queue: np.ndarray, pointer: np.ndarray) -> np.ndarray:
-    """`[K, dim]`, the oldest key first, from `[dim, K]` with a `pointer` at the oldest."""
+    """Return keys `[K, dim]`, the oldest first, from `[dim, K]` with a `pointer` at the oldest."""
     return np.ascontiguousarray(np.roll(queue.T, -int(np.ravel(pointer)[0]), axis=0))
 
 
-def save_encoder(variables: Variables, options: Mapping[str, Any], image_size: int) -> dict[str, np.ndarray]:  # fmt: skip
-    """One encoder's entries, without predictor: torchvision's or timm's names, and the head's under 'fc.' or 'head.'."""
+def save_encoder(
+    variables: Variables, options: Mapping[str, Any], image_size: int
+) -> dict[str, np.ndarray]:
+    """Return the entries of one encoder and its head, without predictor.
+
+    The backbone has torchvision's or timm's names; the head's begin with 'fc.' or 'head.'.
+    """
     backbone: Variables = {"batch_stats": {}} | part(variables, "backbone")
     is_vit = _keyword(options) == "head."
     state_dict = timm.save(backbone, image_size) if is_vit else torchvision.save(backbone)
@@ -195,15 +217,19 @@ def save_encoder(variables: Variables, options: Mapping[str, Any], image_size: i
 
 
 def save(pretrained: Pretrained) -> dict[str, np.ndarray]:
-    """The authors' `state_dict`, 'module.' before every name: v3's where the head has BatchNorm, else that of v1 and v2.
+    """Return the authors' `state_dict`, with 'module.' before every name.
 
-    The queue is written from its oldest key on, the pointer at 0.
+    It is v3's where the head has BatchNorm, else that of v1 and v2. The queue is written from
+    its oldest key on, with the pointer at 0.
 
     Raises:
         UserError: there is no head among the weights.
     """
     if "head" not in pretrained.options:
-        raise UserError("the MoCo authors' checkpoints have a head, and there is none among these weights; name another format")  # fmt: skip
+        raise UserError(
+            "the MoCo authors' checkpoints have a head, and there is none among these weights; name"
+            " another format"
+        )
     v3 = isinstance(pretrained.encoder.head, BatchNormHead)
     names = ("base_encoder", "momentum_encoder") if v3 else ("encoder_q", "encoder_k")
     state_dict: dict[str, np.ndarray] = {}
@@ -220,5 +246,5 @@ def save(pretrained: Pretrained) -> dict[str, np.ndarray]:
 
 
 def around(pretrained: Pretrained) -> dict[str, Any]:
-    """What the authors' checkpoints hold beside the `state_dict`, which is marked by None."""
+    """Return what the authors' checkpoints hold beside the `state_dict`, whose place is None."""
     return {"epoch": 0, "arch": pretrained.options["name"], "state_dict": None}

@@ -1,6 +1,7 @@
-"""Pickles, read without running anything: the opcodes are Python's own parser's, and what they ask
-for is made of dictionaries, lists, numbers, text and stand-ins. Nothing is imported, and no memory
-is taken for what is only claimed.
+"""Reads pickles without running anything in them.
+
+The opcodes are parsed by Python's own parser, and become dictionaries, lists, numbers, text and
+stand-ins. Nothing is imported, and no memory is taken for what is only claimed.
 """
 
 import pickletools
@@ -16,20 +17,19 @@ STEPS = 2_000_000  # a pickle of weights has some thousands; each may take a hun
 
 
 class Refused(Exception):
-    """Something was to be run; the text is its name."""
+    """Raised where a pickle asks for something to be run; the text is its name."""
 
 
 class Named:
-    """The name of a class or function: what it stands for is never looked up."""
+    """The name of a class or function, which is never looked up."""
 
     def __init__(self, name: str):
-        """Of `name`, as 'collections.OrderedDict'."""
+        """Keep `name`, as 'collections.OrderedDict'."""
         self.name = name
 
 
 class StandIn(dict):
-    """An object in whose place nothing is made; what is put into it as into a dictionary can be
-    read.
+    """Stands for an object of any class; what a pickle puts into it is read as from a dict.
 
     Attributes:
         name: of its class.
@@ -37,12 +37,12 @@ class StandIn(dict):
     """
 
     def __init__(self, name: str, known: bool = False):
-        """An empty one."""
+        """Start empty."""
         super().__init__()
         self.name, self.known = name, known
 
     def __repr__(self) -> str:
-        """Its name alone: what is in it may be in itself."""
+        """Show the name alone: the content may contain the object itself."""
         return f"<{self.name}>"
 
     __hash__ = object.__hash__  # type: ignore[assignment]
@@ -53,10 +53,10 @@ class StandIn(dict):
 
 
 class Numbers:
-    """The type of an array in a pickle: `code` as 'f4', `order` of its bytes."""
+    """The type of an array in a pickle: `code` as 'f4', and `order` of its bytes."""
 
     def __init__(self, code: str):
-        """Little-endian, until the pickle says more."""
+        """Assume little-endian, until the pickle says more."""
         self.code, self.order = code, "<"
 
 
@@ -97,8 +97,9 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def key_of(key: Any) -> Any:
-    """`key` where a dictionary may have it; else a stand-in, as to hash tuples within tuples could
-    take for ever.
+    """Return `key` if it is cheap to hash, else a stand-in.
+
+    To hash tuples within tuples could take for ever.
     """
     plain = isinstance(key, _ATOMS) or (
         isinstance(key, tuple) and all(isinstance(part, _ATOMS) for part in key)
@@ -115,7 +116,7 @@ _OLD = (
 
 
 def _named(argument: str) -> Named:
-    """What 'module name' stands for, under one name whichever versions wrote it."""
+    """Return the class or function 'module name', under one name whichever versions wrote it."""
     name = ".".join(argument.rsplit(" ", 1))
     for other, usual in _OLD:
         if name.startswith(other):
@@ -124,7 +125,7 @@ def _named(argument: str) -> Named:
 
 
 def dtype_of(numbers: Any) -> np.dtype | str:
-    """The type that `numbers` is, or in words what it is where it is none of numbers.
+    """Return the dtype that `numbers` describes, or words for it where it holds no numbers.
 
     Raises:
         Unreadable: it is no type at all.
@@ -139,19 +140,19 @@ def dtype_of(numbers: Any) -> np.dtype | str:
 
 
 class Machine:
-    """Reads pickles, one after the other."""
+    """Interprets pickles, one after the other."""
 
     def __init__(
         self,
         call: Callable[[str, tuple[Any, ...]], Any],
         persistent: Callable[[Any], Any] | None = None,
     ):
-        """A reader.
+        """Prepare to read.
 
         Args:
             call: what becomes of a call of a name with arguments; raises Refused.
-            persistent: what stands for an identity that the pickle has from outside; None: there is
-                none.
+            persistent: what stands for an identity that the pickle has from outside; None: there
+                is none.
         """
         self._call, self._persistent = call, persistent
         self._stack: list[Any] = []
@@ -163,7 +164,7 @@ class Machine:
         }
 
     def load(self, file: BinaryIO) -> Any:
-        """The next object in `file`, which is left at its end.
+        """Return the next object in `file`, and leave `file` at its end.
 
         Raises:
             Refused: something was to be run.
@@ -197,7 +198,7 @@ class Machine:
 
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
-            raise Unreadable("its pickle takes more than it has put down")
+            raise Unreadable("its pickle pops from an empty stack")
         return self._stack.pop()
 
     def _top(self) -> Any:
@@ -209,19 +210,19 @@ class Machine:
         while place >= 0 and self._stack[place] is not _MARK:
             place -= 1
         if place < 0:
-            raise Unreadable("its pickle has no mark where one is needed")
+            raise Unreadable("its pickle lacks a mark that an opcode needs")
         items = self._stack[place + 1 :]
         del self._stack[place:]
         return items
 
-    # One method an opcode, under its name; an argument that it has not is None.
+    # One method for each opcode, of its name; the argument of an opcode without one is None.
 
     def _on_mark(self, _: Any) -> None:
         self._stack.append(_MARK)
 
     def _on_pop(self, _: Any) -> None:
         if not self._stack:
-            raise Unreadable("its pickle takes more than it has put down")
+            raise Unreadable("its pickle pops from an empty stack")
         self._stack.pop()
 
     def _on_pop_mark(self, _: Any) -> None:
@@ -238,7 +239,7 @@ class Machine:
 
     def _on_get(self, place: Any) -> None:
         if int(place) not in self._memo:
-            raise Unreadable("its pickle asks for what it has not kept")
+            raise Unreadable("its pickle reads a memo entry that it never wrote")
         self._stack.append(self._memo[int(place)])
 
     def _on_tuple(self, _: Any) -> None:
@@ -271,7 +272,7 @@ class Machine:
     def _on_stack_global(self, _: Any) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise Unreadable("its pickle names something by what is no text")
+            raise Unreadable("its pickle names a class or function by something other than text")
         self._stack.append(_named(f"{module} {name}"))
 
     def _on_reduce(self, _: Any) -> None:
@@ -304,7 +305,7 @@ class Machine:
 
     def _on_persid(self, identity: Any) -> None:
         if self._persistent is None:
-            raise Unreadable("its pickle refers to something outside of it")
+            raise Unreadable("its pickle refers to an object outside the file")
         self._stack.append(self._persistent(identity))
 
     def _on_binpersid(self, _: Any) -> None:
@@ -318,7 +319,7 @@ class Machine:
     def _put_pairs(self, items: list[Any]) -> None:
         target = self._top()
         if not isinstance(target, dict) or len(items) % 2:
-            raise Unreadable("its pickle puts pairs into what is no dictionary")
+            raise Unreadable("its pickle sets items of something that is no dictionary")
         for place in range(0, len(items), 2):
             key = key_of(items[place])
             if key in target:
@@ -328,7 +329,7 @@ class Machine:
     def _add(self, items: list[Any]) -> None:
         target = self._top()
         if not isinstance(target, list | StandIn):
-            raise Unreadable("its pickle adds to what is no list")
+            raise Unreadable("its pickle appends to something that is no list")
         for item in items:
             target.append(item)
 
@@ -336,11 +337,11 @@ class Machine:
         if not isinstance(what, Named):
             raise Refused("what-has-no-name")
         if not isinstance(arguments, tuple):
-            raise Unreadable("its pickle calls something with what are no arguments")
+            raise Unreadable("its pickle calls something with arguments that are no tuple")
         return self._call(what.name, arguments)
 
     def _made(self, what: Any, arguments: Any) -> Any:
-        """An object that is made and filled without a call: data, whatever its class is."""
+        """Make an object that a pickle fills without a call: data, whatever its class is."""
         try:
             return self._called(what, arguments)
         except Refused as refused:

@@ -1,6 +1,7 @@
-"""Arrays as files of weights keep them: numbers in a storage, and views of it. Nothing is taken on
-trust: sizes are held against the bytes that are there, and what is no plain array says what it is
-once its values are asked for.
+"""Arrays as files of weights keep them: numbers in a storage, and views of it.
+
+Nothing is taken on trust: sizes are compared with the bytes that are there, and an entry that is
+no plain array raises an error that says what it is, once its values are asked for.
 """
 
 import dataclasses
@@ -20,18 +21,18 @@ DTYPES = WIDENED | {name: np.dtype(name) for name in (*_PLAIN, "uint16", "uint32
 
 
 class Unreadable(ValueError):
-    """A clause that says why an entry or a file cannot be read."""
+    """Raised where an entry or a file cannot be read; the text is a clause that says why."""
 
 
 class Stored(Protocol):
-    """An entry that is an array, or would be one."""
+    """An entry of a file that is an array, or claims to be one."""
 
     @property
     def rank(self) -> int:
-        """How many dimensions it says that it has."""
+        """Return how many dimensions the entry claims to have."""
 
     def array(self) -> np.ndarray:
-        """Its values; raises Unreadable where they are none that can be read exactly."""
+        """Return the values; raises Unreadable where they cannot be read exactly."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Odd:
     """A tensor that is no plain array: sparse, quantized, without values.
 
     Attributes:
-        what: it is, as 'a sparse tensor'.
+        what: its kind in words, as 'a sparse tensor'.
     """
 
     what: str
@@ -51,7 +52,7 @@ class Odd:
 
 
 def widened(values: np.ndarray) -> np.ndarray:
-    """`values`, those of the types in `WIDENED` as float32."""
+    """Return `values`, as float32 where they are of the types in `WIDENED`."""
     return values.astype(np.float32) if values.dtype.name in WIDENED else values
 
 
@@ -61,7 +62,7 @@ class Plain:
 
     Attributes:
         values: as they are stored; None until the pickle gives them.
-        odd: what it is where it is of no type of numbers.
+        odd: its kind in words where its type is none of numbers.
     """
 
     values: np.ndarray | None = None
@@ -69,12 +70,13 @@ class Plain:
 
     @property
     def rank(self) -> int:
-        """How many dimensions it has."""
+        """Return how many dimensions the array has."""
         return 0 if self.values is None else self.values.ndim
 
     def fill(self, shape: Any, dtype: np.dtype | str, content: Any, order: str = "C") -> None:
-        """Take `content`, bytes, as the values; a `dtype` that is text says what they are instead
-        of numbers.
+        """Take the bytes `content` as the values.
+
+        A `dtype` that is text says what the values are instead of numbers.
 
         Raises:
             Unreadable: the bytes are not as many as `shape` and `dtype` ask for.
@@ -91,7 +93,7 @@ class Plain:
         )
 
     def array(self) -> np.ndarray:
-        """The values; raises Unreadable where there are none."""
+        """Return the values; raises Unreadable where there are none."""
         if self.odd or self.values is None:
             raise Unreadable(f"is {self.odd or 'an array without values'}, which is not read here")
         native = self.values.dtype.newbyteorder("=")
@@ -106,8 +108,8 @@ class Storage:
         key: its name in the file.
         dtype: of the numbers; None: bytes, whose type each tensor says; text: a type that is not
             read.
-        length: how many numbers there are, or bytes where `dtype` is None, as the pickle says it.
-        nbytes: how many bytes that are.
+        length: how many numbers the pickle says there are, or bytes where `dtype` is None.
+        nbytes: the same in bytes.
         content: gives the bytes; None until the file says where they lie.
         big_endian: whether the highest byte of a number stands first.
     """
@@ -136,9 +138,7 @@ class Storage:
         return {}
 
     def numbers(self, dtype: np.dtype) -> np.ndarray:
-        """All of its numbers, of the type `dtype` and then `widened`; made once, however many
-        tensors share them.
-        """
+        """Return all numbers as `dtype`, then `widened`; made once for all tensors of a storage."""
         if dtype not in self._read:
             whole = len(self._bytes) // dtype.itemsize * dtype.itemsize
             content = self._bytes[:whole] if whole < len(self._bytes) else self._bytes
@@ -150,9 +150,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A tensor: the numbers of `storage` from `offset` on, a step in each dimension being as long
-    as `strides` says.
-    """
+    """A tensor: numbers of `storage` from `offset` on, `strides` apart in each dimension."""
 
     storage: Storage
     dtype: np.dtype | str | None
@@ -162,16 +160,16 @@ class View:
 
     @property
     def rank(self) -> int:
-        """How many dimensions it has."""
+        """Return how many dimensions the tensor has."""
         return len(self.shape) if isinstance(self.shape, tuple | list) else 0
 
     def array(self) -> np.ndarray:
-        """Its values, which share the memory of the storage.
+        """Return the values, which share the storage's memory.
 
         Raises:
-            Unreadable: its type is not read, or it reaches beyond the storage, or it repeats so few
-                numbers so often that whoever copies it would take memory for what is not in the
-                file.
+            Unreadable: its type is not read, or it reaches beyond the storage, or it repeats so
+                few numbers so often that whoever copies it would take memory for what is not in
+                the file.
         """
         dtype = self.dtype or self.storage.dtype
         if not isinstance(dtype, np.dtype):
@@ -200,7 +198,11 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
-    """`values` as a tuple; Unreadable where one is no whole number from 0 to 2**40."""
+    """Return `values` as a tuple of whole numbers.
+
+    Raises:
+        Unreadable: one is no whole number from 0 to 2**40.
+    """
     values = (values,) if isinstance(values, int) else values
     if not isinstance(values, tuple | list) or not all(
         type(value) is int and 0 <= value <= 1 << 40 for value in values

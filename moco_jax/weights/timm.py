@@ -1,7 +1,8 @@
-"""ViT weights under timm's and MoCo v3's names: flat dictionaries of NumPy arrays to and from pytrees.
+"""ViT weights under timm's and MoCo v3's names, to and from pytrees.
 
-Matrices turn from `[in, out]` to `[out, in]`, convolutions from `[H, W, in, out]` to `[out, in, H, W]`. Nothing is
-rounded, and nothing is skipped in silence: `pos_embed`, which is no parameter here, must be the fixed table.
+The entries are flat dictionaries of NumPy arrays. Matrices turn from `[in, out]` to `[out, in]`,
+convolutions from `[H, W, in, out]` to `[out, in, H, W]`. Nothing is rounded, and nothing is
+skipped in silence: `pos_embed`, which is no parameter here, must be the fixed table.
 """
 
 import re
@@ -19,13 +20,14 @@ Variables = dict[str, Any]
 ONLY = ", and a ViT has no other positions here, no learnt ones"
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-# The conv stem is a torch Sequential: convolution, BatchNorm and ReLU four times, then the last convolution.
+# The conv stem is a torch Sequential: convolution, BatchNorm and ReLU four times, then the last
+# convolution.
 _STEM = {f"{kind}{i + 1}": 3 * i + (kind == "bn") for i in range(4) for kind in ("conv", "bn")}
 _STEM["proj"] = 12
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
-    """('params', 'blocks_3', 'fc1', 'kernel') -> 'blocks.3.mlp.fc1.weight'."""
+    """Respell a path: ('params', 'blocks_3', 'fc1', 'kernel') -> 'blocks.3.mlp.fc1.weight'."""
     _, *modules, leaf = path
     place = ".".join(modules)
     if place.startswith("patch_embed"):
@@ -51,36 +53,38 @@ def _from_torch(array: np.ndarray, rank: int) -> np.ndarray:
 
 
 def load(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables:
-    """The variables of a `ViT` from timm's or MoCo v3's `state_dict`; everything under `head` is left out.
+    """Read a `ViT`'s variables from timm's or MoCo v3's `state_dict`, without its `head`.
 
-    The number of heads is not in the weights: a ViT-S of MoCo v3 has 12, timm's own has 6, and each loads as the other.
+    The number of heads is not in the weights: a ViT-S of MoCo v3 has 12, timm's own has 6, and
+    each loads as the other.
 
     Args:
         state_dict: names to arrays.
-        template: `{'params'}`, and `{'batch_stats'}` with a conv stem, of the backbone with the shapes and dtypes
-            wanted: arrays, or what `jax.eval_shape` returns.
+        template: `{'params'}`, and `{'batch_stats'}` with a conv stem, of the backbone with the
+            shapes and dtypes wanted: arrays, or what `jax.eval_shape` returns.
 
     Raises:
-        UserError: entries missing, unexpected or of another shape, or positions that are not the fixed ones, all listed.
+        UserError: entries missing, unexpected or of another shape, or positions that are not the
+            fixed ones, all listed.
     """
-    found = {
+    entries = {
         name: np.asarray(array)
         for name, array in state_dict.items()
         if not name.startswith("head.") and not name.endswith(".num_batches_tracked")
     }
-    positions = found.pop("pos_embed", None)
+    positions = entries.pop("pos_embed", None)
     loaded, faults = {}, []
     for path, leaf in traverse_util.flatten_dict(template).items():
         name = _torch_name(path)
         shape = _to_torch(name, np.broadcast_to(np.False_, leaf.shape)).shape
-        array = found.pop(name, None)
+        array = entries.pop(name, None)
         if array is None:
             faults.append(f"missing {name}")
         elif array.shape != shape:
             faults.append(f"{name} has shape {array.shape}, not {shape}")
         else:
             loaded[path] = np.ascontiguousarray(_from_torch(array, len(leaf.shape)), leaf.dtype)
-    faults += [f"unexpected {name}" for name in found]
+    faults += [f"unexpected {name}" for name in entries]
     if positions is not None and not _are_fixed(positions):
         faults.append(f"pos_embed is not the fixed sine and cosine table{ONLY}")
     if faults:
@@ -89,11 +93,12 @@ def load(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables
 
 
 def rows_first(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
-    """The entries with positions that count rows first, as here, and whether they counted columns first before.
+    """Return entries whose positions count rows first, and whether they had to be turned.
 
-    Such is the table of MAE and of what follows it: rows and columns have changed places, which are the two halves of
-    the width. A ViT does not know the order of its width: with the halves exchanged in everything that adds to tokens or
-    reads them it is the same network, whose features come out with their halves exchanged (`exchanged` of its own).
+    The table of MAE and of what follows it counts columns first: there the two halves of the
+    width have changed places. A ViT does not know the order of its width: with the halves
+    exchanged in everything that adds to tokens or reads them it is the same network, whose
+    features come out with their halves exchanged (see `exchanged`).
     """
     positions = state_dict.get("pos_embed")
     if positions is None or _are_fixed(positions) or not _are_fixed(exchanged(positions, -1)):
@@ -113,14 +118,15 @@ def rows_first(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarr
 
 
 def exchanged(array: np.ndarray, axis: int) -> np.ndarray:
-    """`array` with the two halves of `axis` in each other's place."""
+    """Return `array` with the two halves of `axis` swapped."""
     return np.roll(array, array.shape[axis] // 2, axis)
 
 
 def save(variables: Variables, image_size: int) -> dict[str, np.ndarray]:
-    """The `state_dict` that timm's VisionTransformer would load, without `head`, from a `ViT`'s variables.
+    """Return the `state_dict` that timm's VisionTransformer would load, without `head`.
 
-    `image_size`: side of the images in pixels, for which `pos_embed` is written. `num_batches_tracked` is 0.
+    `variables` are a `ViT`'s; `image_size` is the side of the images in pixels, for which
+    `pos_embed` is written. `num_batches_tracked` is 0.
     """
     state_dict = {}
     for path, leaf in traverse_util.flatten_dict(variables).items():
@@ -137,7 +143,7 @@ def save(variables: Variables, image_size: int) -> dict[str, np.ndarray]:
 
 
 def _with_token(table: np.ndarray) -> np.ndarray:
-    """Positions `[N, width]` -> `[1, 1 + N, width]`, the class token's zero before them."""
+    """Put the class token's zero before positions: `[N, width]` -> `[1, 1 + N, width]`."""
     return np.pad(table, ((1, 0), (0, 0)))[None]
 
 

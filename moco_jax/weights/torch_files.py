@@ -1,6 +1,7 @@
-"""Files that PyTorch saves, read without it: a zip of a pickle and of storages, or before version
-1.6 pickles and storages in a row. What a zip's checksums say is held to for every entry, also for
-those that nobody asks for.
+"""Reads files that PyTorch saves, without PyTorch.
+
+Such a file is a zip of a pickle and of storages; before version 1.6 it was pickles and storages
+in a row. Every entry of a zip is compared with its checksum, also those that nobody asks for.
 """
 
 import functools
@@ -16,7 +17,9 @@ from moco_jax.weights.pickles import Machine, Named
 from moco_jax.weights.stored import DTYPES, Storage, Unreadable
 
 MAGIC = 0x1950A86A20F9469CFC6C  # what a file of before version 1.6 begins with, as a pickle
-SWELLING = 16  # compressed weights hardly shrink; zeros do, and a bomb is a thousandfold
+# Times that a zip may grow: compressed weights hardly shrink, zeros do, and a zip bomb grows a
+# thousandfold.
+SWELLING = 16
 _CHUNK = 1 << 20
 _KINDS = {
     "Double": "float64",
@@ -42,30 +45,31 @@ _ODD = {
 }
 
 
-class Held:
-    """A file of `size` bytes that is never asked for more than it holds, as that would take the
-    memory first.
+class BoundedFile:
+    """A file that is never asked for more than the `size` bytes it has.
+
+    A read of more would first take the memory.
     """
 
     def __init__(self, file: BinaryIO, size: int):
-        """Of `file`, from where it stands."""
+        """Read `file` from where it stands."""
         self._file, self.size = file, size
         self.tell = file.tell
         self.seek = file.seek
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes, or fewer at its end."""
+        """Return the next `count` bytes, or fewer at the end."""
         if count > _CHUNK:
             count = max(0, min(count, self.size - self._file.tell()))
         return self._file.read(count)
 
     def readline(self) -> bytes:
-        """The next line."""
+        """Return the next line."""
         return self._file.readline()
 
 
 def tree(file: BinaryIO, size: int) -> Any:
-    """What is in `file`, which must stay open until all arrays have been asked for their values.
+    """Read the object in `file`, which must stay open until its arrays' values have been read.
 
     Args:
         file: at its start: a zip, or a pickle, of whoever wrote it.
@@ -77,12 +81,13 @@ def tree(file: BinaryIO, size: int) -> Any:
     """
     start = file.read(4)
     file.seek(0)
-    return _zipped(file, size) if start[:2] == b"PK" else _pickled(Held(file, size))
+    return _zipped(file, size) if start[:2] == b"PK" else _pickled(BoundedFile(file, size))
 
 
 def _storage_type(named: Any) -> tuple[np.dtype | str | None, int]:
-    """The type of the numbers in a storage of this class, and their bytes; None: bytes; text: a
-    type that is not read.
+    """Return the dtype of the numbers in a storage of this class, and the bytes of each.
+
+    The dtype is None for bytes, and text for a type that is not read.
     """
     name = named.name if isinstance(named, Named) else ""
     kind = name.rpartition(".")[2].removesuffix("Storage")
@@ -100,7 +105,11 @@ class _Storages(dict[str, Storage]):
     """The storages that a pickle names, by their keys."""
 
     def __call__(self, identity: Any) -> Any:
-        """What stands for an identity: a storage, or a part of one; Unreadable where it is none."""
+        """Return the storage, or the part of one, that a pickle's identity stands for.
+
+        Raises:
+            Unreadable: it stands for no storage.
+        """
         if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
             return identity[1]  # with a whole network came the source text of its class
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
@@ -135,11 +144,11 @@ def _zipped(file: BinaryIO, size: int) -> Any:
     order = entries.get(f"{roots[0]}/byteorder")
     endian = b"little" if order is None else _entry(archive, order)
     if endian not in (b"little", b"big"):
-        raise Unreadable(f"its byteorder is {endian[:24]!r}, and little or big is meant")
+        raise Unreadable(f"its byteorder is {endian[:24]!r}; it must be little or big")
     big_endian = endian == b"big"
     storages = _Storages()
     content = _entry(archive, entries[f"{roots[0]}/data.pkl"])
-    found = Machine(Calls(), storages).load(io.BytesIO(content))
+    content_of_pickle = Machine(Calls(), storages).load(io.BytesIO(content))
     for storage in storages.values():
         entry = entries.get(f"{roots[0]}/data/{storage.key}")
         if entry is not None:
@@ -147,11 +156,15 @@ def _zipped(file: BinaryIO, size: int) -> Any:
             storage.big_endian = big_endian
     for entry in entries.values():
         _verify(archive, entry)
-    return found
+    return content_of_pickle
 
 
 def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
-    """Unreadable where what the entries say of themselves cannot be true, or is not sane."""
+    """Refuse a zip whose entries cannot be as they claim, or claim too much.
+
+    Raises:
+        Unreadable: an entry is there twice, is larger than the file, or swells too much.
+    """
     entries, seen, total = archive.infolist(), set(), 0
     for entry in entries:
         total += entry.file_size
@@ -172,7 +185,7 @@ def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """The bytes of an entry; Unreadable where they are not those that the checksum says."""
+    """Return the bytes of an entry; raises Unreadable where its checksum differs."""
     try:
         with archive.open(entry) as file:
             content = file.read(entry.file_size)
@@ -184,31 +197,30 @@ def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
 
 
 def _verify(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-    """Read an entry for its checksum alone, a piece at a time; raises as `_entry` does."""
+    """Read an entry piece by piece for its checksum alone; errors are those of `_entry`."""
     left = entry.file_size
     try:
         with archive.open(entry) as file:
             while left and (content := file.read(min(left, _CHUNK))):
                 left -= len(content)
-            file.read(
-                1
-            )  # the checksum is compared at the end, which an entry without bytes reaches here
+            # The checksum is compared at the end, which an entry without bytes reaches only here.
+            file.read(1)
     except Exception as error:
         raise Unreadable(f"its entry {entry.filename} cannot be read: {error}") from error
     if left:
         raise Unreadable(f"its entry {entry.filename} ends too early")
 
 
-def _pickled(file: Held) -> Any:
+def _pickled(file: BoundedFile) -> Any:
     storages = _Storages()
     machine = Machine(Calls(), storages)
-    found = machine.load(file)  # type: ignore[arg-type]
-    if found != MAGIC:
-        return found
+    content = machine.load(file)  # type: ignore[arg-type]
+    if content != MAGIC:
+        return content
     machine.load(file)  # type: ignore[arg-type]  # the protocol
     system = machine.load(file)  # type: ignore[arg-type]
     big_endian = isinstance(system, dict) and system.get("little_endian") is False
-    found = machine.load(file)  # type: ignore[arg-type]
+    content = machine.load(file)  # type: ignore[arg-type]
     keys = machine.load(file)  # type: ignore[arg-type]
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise Unreadable("it has other storages than its tensors name")
@@ -216,12 +228,15 @@ def _pickled(file: Held) -> Any:
         _place(file, storages[key])
         storages[key].big_endian = big_endian
     if file.tell() != file.size:
-        raise Unreadable("it goes on behind its last storage")
-    return found
+        raise Unreadable("it has bytes after its last storage")
+    return content
 
 
-def _place(file: Held, storage: Storage) -> None:
-    """Note where in `file`, which stands there, the bytes of `storage` are, and go to their end."""
+def _place(file: BoundedFile, storage: Storage) -> None:
+    """Note where in `file` the bytes of `storage` lie, and go to their end.
+
+    `file` stands at the storage's start.
+    """
     header = file.read(8)
     if len(header) < 8 or struct.unpack("<q", header)[0] != storage.length:
         raise Unreadable(f"its storage {storage.key} has another length than its tensors say")

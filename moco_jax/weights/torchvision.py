@@ -1,7 +1,8 @@
-"""ResNet weights under torchvision's names: flat dictionaries of NumPy arrays to and from pytrees.
+"""ResNet weights under torchvision's names, to and from pytrees.
 
-The name of an entry is its path in the pytree respelt, and convolutions turn from `[H, W, in, out]` to
-`[out, in, H, W]`. Nothing is rounded, and nothing is skipped in silence.
+The entries are flat dictionaries of NumPy arrays. The name of an entry is its path in the pytree
+respelt, and convolutions turn from `[H, W, in, out]` to `[out, in, H, W]`. Nothing is rounded,
+and nothing is skipped in silence.
 """
 
 import re
@@ -25,7 +26,7 @@ _LEAVES = {
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
-    """('params', 'layer1_0', 'downsample_bn', 'scale') -> 'layer1.0.downsample.1.weight'."""
+    """Respell ('params', 'layer1_0', 'downsample_bn', 'bias') as 'layer1.0.downsample.1.bias'."""
     collection, *modules, leaf = path
     name = re.sub(r"^(layer\d+)_(\d+)", r"\1.\2", ".".join(modules))
     name = name.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
@@ -41,17 +42,17 @@ def _from_torch(array: np.ndarray) -> np.ndarray:
 
 
 def load(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables:
-    """The variables of a `ResNet` from torchvision's `state_dict`; the classifier `fc` is left out.
+    """Read a `ResNet`'s variables from torchvision's `state_dict`, without the classifier `fc`.
 
     Args:
         state_dict: torchvision's names to arrays.
-        template: `{'params', 'batch_stats'}` of the backbone with the shapes and dtypes wanted: arrays,
-            or what `jax.eval_shape` returns.
+        template: `{'params', 'batch_stats'}` of the backbone with the shapes and dtypes wanted:
+            arrays, or what `jax.eval_shape` returns.
 
     Raises:
         UserError: entries missing, unexpected or of another shape, all of them listed.
     """
-    found = {
+    entries = {
         name: np.asarray(array)
         for name, array in state_dict.items()
         if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
@@ -59,7 +60,7 @@ def load(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables
     loaded, faults = {}, []
     for path, leaf in _flatten(template).items():
         name = _torch_name(path)
-        array = found.pop(name, None)
+        array = entries.pop(name, None)
         if array is None:
             faults.append(f"missing {name}")
         elif _from_torch(array).shape != tuple(leaf.shape):
@@ -67,17 +68,17 @@ def load(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables
             faults.append(f"{name} has shape {array.shape}, not {shape}")
         else:
             loaded[path] = np.ascontiguousarray(_from_torch(array), leaf.dtype)
-    faults += [f"unexpected {name}" for name in found]
+    faults += [f"unexpected {name}" for name in entries]
     if faults:
         raise UserError(f"weights do not fit the encoder: {'; '.join(faults)}")
     return traverse_util.unflatten_dict(loaded)
 
 
 def save(variables: Variables) -> dict[str, np.ndarray]:
-    """The `state_dict` that torchvision would load, without `fc`, from a `ResNet`'s variables.
+    """Return the `state_dict` that torchvision would load, without `fc`.
 
-    `num_batches_tracked`, which has no counterpart here, is 0; it matters only to a torch BatchNorm
-    whose momentum is None.
+    `num_batches_tracked`, which has no counterpart here, is 0; it matters only to a torch
+    BatchNorm whose momentum is None.
     """
     state_dict = {}
     for path, leaf in _flatten(variables).items():

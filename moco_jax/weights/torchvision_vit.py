@@ -41,7 +41,7 @@ _PARTS = {
 
 
 def to_timm(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """torchvision's entries under timm's names."""
+    """Rename torchvision's entries to timm's."""
     respelt = {}
     for name, array in arrays.items():
         new = _respell(name, _TO_TIMM)
@@ -53,7 +53,7 @@ def to_timm(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def from_timm(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """timm's entries under torchvision's names."""
+    """Rename timm's entries to torchvision's."""
     respelt = {}
     for name, array in arrays.items():
         new = name

@@ -1,4 +1,4 @@
-"""A written file of weights put to the test: PyTorch's network with what it holds, beside ours, on the same pictures."""
+"""Compares a written file of weights with PyTorch: its network and ours on the same pictures."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,24 +11,24 @@ from PIL import Image
 
 from moco_jax.base import files
 from moco_jax.base.errors import UserError
+from moco_jax.config import imagenet
 from moco_jax.encoders.resnet import STEMS
 from moco_jax.weights import files as weight_files
 from moco_jax.weights import layouts
 from moco_jax.weights.pretrained import Pretrained, joined, part
 
 Arrays = Mapping[str, np.ndarray]
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PICTURES = 8  # of a folder
+PICTURES = 8  # read of a folder at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far two networks are apart.
+    """How far the outputs of two networks are apart.
 
     Attributes:
         of: which encoder and which of its outputs.
-        largest: difference of two values.
-        size: of the largest value.
+        largest: largest difference of two values.
+        size: the largest value.
     """
 
     of: str
@@ -37,14 +37,16 @@ class Difference:
 
 
 def random_pictures(pretrained: Pretrained) -> np.ndarray:
-    """Two pictures of standard normal noise, float32 `[2, H, W, C]`."""
+    """Draw two pictures of standard normal noise, float32 `[2, H, W, C]`."""
     side = pretrained.image_size
     shape = (2, side, side, pretrained.channels)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def read_pictures(folder: str, pretrained: Pretrained) -> np.ndarray:
-    """The first `PICTURES` images in `folder`, resized and normalised with ImageNet's statistics, float32 `[B, H, W, 3]`.
+    """Read the first `PICTURES` images in `folder`, float32 `[B, H, W, 3]`.
+
+    They are resized and normalised with ImageNet's mean and deviation.
 
     Raises:
         UserError: none there, or the encoder is not one of three channels.
@@ -53,7 +55,7 @@ def read_pictures(folder: str, pretrained: Pretrained) -> np.ndarray:
         raise UserError(
             f"pictures have three channels, the encoder {pretrained.channels}; leave them out"
         )
-    side, found = pretrained.image_size, []
+    side, pictures = pretrained.image_size, []
     try:
         paths = sorted(files.absolute(folder).iterdir())
     except OSError as error:
@@ -61,18 +63,20 @@ def read_pictures(folder: str, pretrained: Pretrained) -> np.ndarray:
     for path in paths:
         try:
             with Image.open(path) as image:
-                found.append(np.asarray(image.convert("RGB").resize((side, side))))
+                pictures.append(np.asarray(image.convert("RGB").resize((side, side))))
         except OSError:
             continue  # no image
-        if len(found) == PICTURES:
+        if len(pictures) == PICTURES:
             break
-    if not found:
+    if not pictures:
         raise UserError(f"{folder} holds no pictures")
-    return ((np.stack(found) / 255 - MEAN) / STD).astype(np.float32)
+    return ((np.stack(pictures) / 255 - imagenet.MEAN) / imagenet.STD).astype(np.float32)
 
 
-def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str = "query") -> list[Difference]:  # fmt: skip
-    """PyTorch's outputs with the weights in the file `path` beside ours.
+def compare(
+    pretrained: Pretrained, path: str, pictures: np.ndarray, which: str = "query"
+) -> list[Difference]:
+    """Compare PyTorch's outputs with the weights in the file `path` to ours.
 
     Args:
         pretrained: what was written there.
@@ -81,7 +85,8 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
         which: the encoder in the file, where it holds only one.
 
     Returns:
-        For each encoder in the file the difference of the features, and of head and predictor if they are there.
+        For each encoder in the file the difference of the features, and of head and predictor if
+        they are there.
 
     Raises:
         UserError: PyTorch, torchvision, timm or transformers is not installed.
@@ -92,19 +97,21 @@ def compare(pretrained: Pretrained, path: str, pictures: np.ndarray, which: str 
     arrays = layouts.bare(weight_files.read(path))
     layout = layouts.recognise(arrays)
     both = layout.name.startswith("MoCo") and pretrained.key is not None
-    found = []
+    differences = []
     for name in ("query", "key") if both else (which,):
         prefix = (layout.key or "") if both and name == "key" else layout.query
         entries = layouts.under(arrays, prefix)
         on_top = {"head": _under_head(entries)} if layout.name.startswith("MoCo") else {}
         if name == "query" and on_top:
             on_top["predictor"] = layouts.under(arrays, "predictor.")
-        theirs = _their_outputs(pretrained, entries, {k: v for k, v in on_top.items() if v}, pictures)  # fmt: skip
+        theirs = _their_outputs(
+            pretrained, entries, {k: v for k, v in on_top.items() if v}, pictures
+        )
         ours = _ours(pretrained, name, pictures, theirs)
-        found += [
+        differences += [
             _difference(f"{name} {output}", ours[output], value) for output, value in theirs.items()
         ]
-    return found
+    return differences
 
 
 def _difference(of: str, ours: Any, theirs: np.ndarray) -> Difference:
@@ -115,7 +122,7 @@ def _difference(of: str, ours: Any, theirs: np.ndarray) -> Difference:
 def _ours(
     pretrained: Pretrained, which: str, pictures: np.ndarray, wanted: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The features of the encoder `which`, and what head and predictor make of them where they are `wanted`."""
+    """Compute the features of the encoder `which`, and the `wanted` outputs of its heads."""
     with jax.default_matmul_precision("highest"):
         variables: Any = pretrained.chosen(which)
         backbone = joined(backbone=part(variables, "backbone"))
@@ -152,7 +159,7 @@ def _their_outputs(
 
 
 def _huggingface(folder: str, pictures: np.ndarray) -> np.ndarray:
-    """The features of the model that transformers' `AutoModel` loads from `folder`."""
+    """Compute the features of the model that transformers' `AutoModel` loads from `folder`."""
     torch, library = weight_files.torch(), weight_files.library("transformers", "huggingface")
     is_vit = library.AutoConfig.from_pretrained(folder).model_type == "vit"
     without = {"add_pooling_layer": False} if is_vit else {}
@@ -165,8 +172,10 @@ def _huggingface(folder: str, pictures: np.ndarray) -> np.ndarray:
             f"{folder} does not fill the model in transformers: {', '.join(sorted(odd)[:5])}"
         )
     with torch.no_grad():
-        found = network.eval()(torch.tensor(pictures).permute(0, 3, 1, 2).contiguous())
-        return (found.last_hidden_state[:, 0] if is_vit else found.pooler_output.flatten(1)).numpy()
+        outputs = network.eval()(torch.tensor(pictures).permute(0, 3, 1, 2).contiguous())
+        return (
+            outputs.last_hidden_state[:, 0] if is_vit else outputs.pooler_output.flatten(1)
+        ).numpy()
 
 
 def _filled(torch: Any, network: Any, entries: Arrays) -> Any:
@@ -180,7 +189,7 @@ def _without_classifier(entries: Arrays) -> dict[str, np.ndarray]:
 
 
 def _resnet(torch: Any, pretrained: Pretrained, entries: Arrays) -> Any:
-    """torchvision's ResNet with as many channels and with the stem that ours has."""
+    """Build torchvision's ResNet with the channels and the stem of ours."""
     resnet: Any = weight_files.library("torchvision.models.resnet", "torch")
     backbone: Any = pretrained.encoder.backbone
     stem = STEMS[backbone.stem]
@@ -204,31 +213,44 @@ def _resnet(torch: Any, pretrained: Pretrained, entries: Arrays) -> Any:
 
 
 def _vit(torch: Any, pretrained: Pretrained, entries: Arrays) -> Any:
-    """torchvision's or timm's ViT, by the names of the entries."""
+    """Build torchvision's or timm's ViT, whichever the entries' names are of."""
     backbone: Any = pretrained.encoder.backbone
     stem = [backbone.width // part for part in (8, 4, 2, 1)] if backbone.conv_stem else []
     norm = partial(torch.nn.LayerNorm, eps=1e-6)
     if "class_token" in entries:
         library = weight_files.library("torchvision.models.vision_transformer", "torch")
         network = library.VisionTransformer(
-            pretrained.image_size, backbone.patch, backbone.depth, backbone.heads, backbone.width,
-            4 * backbone.width, norm_layer=norm,
+            pretrained.image_size,
+            backbone.patch,
+            backbone.depth,
+            backbone.heads,
+            backbone.width,
+            4 * backbone.width,
+            norm_layer=norm,
             conv_stem_configs=[library.ConvStemConfig(width, 3, 2) for width in stem] or None,
-        )  # fmt: skip
+        )
         network.heads = torch.nn.Identity()
     else:
         library = weight_files.library("timm.models.vision_transformer", "torch")
         own_stem = {"embed_layer": partial(_conv_stem, torch, stem)} if stem else {}
         network = library.VisionTransformer(
-            img_size=pretrained.image_size, patch_size=backbone.patch, embed_dim=backbone.width,
-            depth=backbone.depth, num_heads=backbone.heads, num_classes=0, norm_layer=norm,
-            in_chans=pretrained.channels, **own_stem,
-        )  # fmt: skip
+            img_size=pretrained.image_size,
+            patch_size=backbone.patch,
+            embed_dim=backbone.width,
+            depth=backbone.depth,
+            num_heads=backbone.heads,
+            num_classes=0,
+            norm_layer=norm,
+            in_chans=pretrained.channels,
+            **own_stem,
+        )
     return _filled(torch, network, _without_classifier(entries))
 
 
-def _conv_stem(torch: Any, widths: list[int], img_size: int, patch_size: int, in_chans: int, **_: Any) -> Any:  # fmt: skip
-    """The convolutional stem as timm wants it: images to tokens, with the number of them."""
+def _conv_stem(
+    torch: Any, widths: list[int], img_size: int, patch_size: int, in_chans: int, **_: Any
+) -> Any:
+    """Build the convolutional stem as timm wants it: images to tokens, with the number of them."""
     layers, inside = [], in_chans
     for width in widths:
         layers += [
@@ -249,7 +271,7 @@ def _conv_stem(torch: Any, widths: list[int], img_size: int, patch_size: int, in
 
 
 def _mlp(torch: Any, entries: Arrays) -> Any:
-    """The Linear, or the Sequential, that these entries are of; places without any are ReLU's."""
+    """Build the Linear, or the Sequential, of these entries; places without entries are ReLU's."""
     if "weight" in entries:
         dim, width = entries["weight"].shape
         return _filled(torch, torch.nn.Linear(width, dim), entries)

@@ -1,4 +1,4 @@
-"""Weights of a run, read back from its workdir without the rest of its state."""
+"""Reads the weights of a run back from its workdir, without the rest of its state."""
 
 import logging
 from collections.abc import Iterator
@@ -19,12 +19,16 @@ PARTS = {"query": ("params", "batch_stats"), "key": ("key_params", "key_batch_st
 
 
 def read_config(place: str) -> ConfigDict:
-    """The settings of the run in the workdir `place`; UserError where there is none."""
+    """Read the settings of the run in the workdir `place`; raises UserError where there is none."""
     return recipe_check.settings(files.absolute(place))
 
 
 def sound_step(place: str, step: int | None = None) -> int:
-    """`step`, or the last sound one where None; UserError where the workdir `place` has no checkpoint of it."""
+    """Return `step`, or the last sound step where it is None.
+
+    Raises:
+        UserError: the workdir `place` has no such checkpoint.
+    """
     workdir = files.absolute(place)
     if step is None:
         examined = integrity.examine(workdir)
@@ -39,26 +43,32 @@ def sound_step(place: str, step: int | None = None) -> int:
 
 
 def variables(place: str, which: str, step: int) -> dict[str, Any]:
-    """`{'params', 'batch_stats'}` of the 'query' or 'key' encoder after `step`, of NumPy arrays; both empty without one."""
+    """Read the 'query' or 'key' encoder after `step`, `{'params', 'batch_stats'}` in NumPy.
+
+    Both are empty where the run has no such encoder.
+    """
     folder = files.absolute(place) / "checkpoints" / str(step) / "state"
     params, batch_stats = _restore(folder, PARTS[which])
     return {"params": params, "batch_stats": batch_stats}
 
 
 def queue(place: str, step: int) -> np.ndarray | None:
-    """The keys in the queue of the run in the workdir `place` after `step`: `[K, dim]`, oldest first; None without one."""
+    """Read the keys in the queue after `step`, `[K, dim]`, oldest first; None without a queue.
+
+    `place` is the workdir of the run.
+    """
     workdir = files.absolute(place)
     saved = recipe_check.settings(workdir)
     if saved.dictionary != "queue":
         return None
-    (found,) = _restore(workdir / "checkpoints" / str(step) / "state", ("dictionary",))
-    oldest_first = np.roll(found["keys"], -int(found["pointer"]), axis=0)
+    (saved_queue,) = _restore(workdir / "checkpoints" / str(step) / "state", ("dictionary",))
+    oldest_first = np.roll(saved_queue["keys"], -int(saved_queue["pointer"]), axis=0)
     return oldest_first.reshape(-1, oldest_first.shape[-1])[-saved.queue_size :]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Orbax's warnings of what does not matter here."""
+    """Silence Orbax's warnings that do not matter to this reader."""
     log = logging.getLogger("absl")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -69,13 +79,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _restore(folder: Any, names: tuple[str, ...]) -> list[Any]:
-    """These fields of the state in `folder`, as NumPy arrays; nothing else is read."""
+    """Read the fields `names` of the state in `folder` as NumPy arrays, and nothing else."""
     with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).item_metadata.tree
         wanted = {name: tree[name] for name in names if tree.get(name)}
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        found = reader.restore(
+        restored = reader.restore(
             folder,
             args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
         )
-    return [found.get(name, {}) for name in names]
+    return [restored.get(name, {}) for name in names]

@@ -4,8 +4,13 @@ import os
 import socket
 
 import pytest
+import tensorflow as tf
 
+import moco_jax
 from moco_jax.base import files
+from moco_jax.base.errors import UserError
+from moco_jax.cli import command_line
+from moco_jax.inference import trained_encoder
 
 
 @pytest.fixture
@@ -27,3 +32,40 @@ def test_a_regular_file_is_read(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     with files.open_regular(tmp_path / "file") as file:
         assert file.read() == b"content"
+
+
+BUCKETS = [f"{kind}://bucket/{name}" for kind in files.BUCKETS for name in ("run", "a.pth", "a\nb")]
+
+
+@pytest.mark.parametrize("place", BUCKETS)
+@pytest.mark.parametrize(
+    "kind",
+    ["FailedPrecondition", "Unavailable", "PermissionDenied", "Unimplemented", "Unauthenticated"],
+)
+def test_a_bucket_that_cannot_be_reached_is_one_line(place, kind, monkeypatch, capsys):
+    error = getattr(tf.errors, f"{kind}Error")(None, None, f"no route\n\t when reading {place}")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(trained_encoder, "load", fail)
+    with pytest.raises(UserError, match="a bucket cannot be reached: no route when") as told:
+        moco_jax.load(place)
+    assert str(told.value).isprintable()
+    with pytest.raises(SystemExit) as ended:
+        command_line.guarded(fail, [])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a bucket cannot be reached: no route when")
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("error", [tf.errors.InvalidArgumentError(None, None, "shapes"), KeyError("gs://")])  # fmt: skip
+def test_other_errors_are_none_of_a_bucket(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(trained_encoder, "load", fail)
+    for call in (lambda: moco_jax.load("x"), lambda: command_line.guarded(fail, [])):
+        with pytest.raises(type(error)):
+            call()

@@ -7,11 +7,9 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moco_jax.base.errors import UserError
 from moco_jax.cli import commands, number_flags
-from moco_jax.cli.evaluations import common
-from moco_jax.cli.number_flags import NumberParser
-from moco_jax.config.settings.kinds import Range
+from moco_jax.cli.number_flags import NumberParser, NumbersParser
+from moco_jax.config.settings.kinds import LARGEST, Range
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=50)
 
@@ -29,6 +27,7 @@ NAMES = {
     "report": {"port", "images"},
     "ablation": set(),
 }  # fmt: skip
+LISTS = {"evaluate": {"k", "temperature", "rates", "decays", "labels"}}
 
 
 @pytest.mark.parametrize("command", NAMES)
@@ -54,6 +53,16 @@ def test_every_flag_of_a_number_refuses_what_is_outside(command):
             with pytest.raises(flags.IllegalFlagValueError, match=f"--{flag.name}=.* must be a "):
                 flag._parse(word)
         assert flag._parse(str(allowed.most)) == allowed.most
+    lists = [flag for flag in each if isinstance(flag.parser, NumbersParser)]
+    assert {flag.name for flag in lists} == LISTS.get(command, set())
+    for flag in lists:
+        most = flag.parser.each.allowed.most
+        for word in ("nan", "inf", "-1", "1,,2", "x", "1,nan", str(most * 2 + 1)):
+            with pytest.raises(
+                flags.IllegalFlagValueError, match=f"--{flag.name}=.* must be .* each"
+            ):
+                flag._parse(word)
+        assert flag._parse(f"{most},1") == [1, most]
 
 
 @steady
@@ -88,9 +97,16 @@ def test_a_number_comes_through_if_it_is_inside(number, least, span):
 @pytest.mark.parametrize(
     "words", [["nan"], ["1", "inf"], ["-1"], ["0.1", "1e39"], ["x"], ["1", ""]]
 )
-def test_lists_of_numbers(words):
-    class Flag:
-        name, value = "rates", words
+def test_a_list_with_one_that_is_no_number_is_refused(words):
+    with pytest.raises(
+        ValueError, match="must be numbers with commas between them, at least 1e-09"
+    ):
+        NumbersParser(float, Range(1e-9, LARGEST)).parse(",".join(words))
 
-    with pytest.raises(UserError, match=f"--rates={','.join(words)} is no list of numbers"):
-        common.numbers(Flag, float, 1e-9)
+
+@steady
+@given(st.lists(st.integers(1, 10**9), max_size=9), st.booleans())
+def test_a_list_comes_ascending_and_each_number_once(found, as_text):
+    parser = NumbersParser(int, Range(1, 10**9))
+    given = ",".join(map(str, found)) if as_text else found
+    assert parser.parse(given) == sorted(set(found))

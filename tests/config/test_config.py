@@ -121,6 +121,7 @@ def test_views_of_v3_are_as_published():
             {"dataset": "folder", "eval_split": "validation"}, 1,
             "eval_split='validation' .*dataset='folder' is one whole: .*--config.eval_split= sets",
         ),
+        ({"dataset": "digits", "data_dir": "x"}, 1, "data_dir=x says .* dataset='folder' reads yours"),
         ({"momentum": 1.0}, 1, "momentum=1.0 must be at least 0 and below 1"),
         ({"lr": 0.0}, 1, "lr=0.0 must be above 0"),
         ({"cpu_devices": -1}, 1, "cpu_devices=-1 must be at least 0 and at most 1024; try 0"),

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.base.errors import UserError
-from moco_jax.cli import commands
+from moco_jax.cli import command_line, commands
 from moco_jax.config import registry
 from moco_jax.config.settings import OPERATIONAL, RECIPE, SETTINGS, kinds, overview
 from moco_jax.training import checks
@@ -66,7 +67,8 @@ def outside(setting):
         st.floats(min_value=math.nextafter(high, math.inf)),
     )
     broken = st.floats(low + 0.001, min(high, 1e6)).filter(lambda x: not x.is_integer())
-    return st.one_of(st.sampled_from(odd), beyond, *([broken] if setting.kind is int else []))
+    tiny = st.floats(5e-324, kinds.SMALLEST, exclude_max=True)  # float32 has only 0 for them
+    return st.one_of(st.sampled_from(odd), beyond, broken if setting.kind is int else tiny)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -271,6 +273,16 @@ def test_a_recipe_file_with_a_wrong_value(command, capsys, tmp_path, line, said)
     assert printed.startswith(f"error: {said}"), printed
 
 
+@steady
+@given(st.integers(50, 120), st.integers(-(2**20), 2**20))
+def test_a_whole_number_stays_itself_as_a_number_or_is_refused(power, more):
+    number = 2**power + more
+    try:
+        assert int(kinds.real(number)) == number
+    except ValueError:
+        assert int(float(number)) != number
+
+
 def test_a_recipe_may_write_numbers_as_it_likes():
     config = config_lib.default_config()
     config.update(epochs=np.int64(3), lr=1, warmup_epochs=2, mean=[0, 0.5, 1], seed=5.0)
@@ -310,3 +322,21 @@ def test_a_setting_that_an_unlocked_recipe_adds_is_refused():
     config.tau = 0.2
     with pytest.raises(UserError, match="tau is not a setting; did you mean"):
         checks.check_values(config)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "n" * 300, "/proc/nowhere", "ftp://x/y"])
+def test_a_cache_of_programs_that_can_be_no_folder(place, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    told = []
+    monkeypatch.setattr(jax.config, "update", lambda *words: told.append(words))
+    config = config_lib.default_config()
+    config.compilation_cache = place
+    with pytest.raises(UserError, match=r"^compilation_cache=.* is no folder .* give one of yours"):
+        command_line.set_up(config)
+    command_line.set_up(config, own=False)
+    assert not told
+    config.compilation_cache = "new/folder"
+    command_line.set_up(config)
+    assert (tmp_path / "new/folder").is_dir()
+    assert ("jax_compilation_cache_dir", "new/folder") in told

@@ -255,7 +255,8 @@ def test_command_lines(place, alone):
         ["search", "f.npz", "cat/3.png", "photos/dog/4.png", "--k=3"],
         ["search", "out/f.parquet", "new.png", "cat/3.png", "--k=20", "--out=pictures/new.png"],
         [run, "--out=f.npz", "--data_dir=none"],
-        [run, "--out=f.txt", "--data_dir=photos"],
+        ["--workdir=none", "--out=f.txt", "--data_dir=photos"],
+        [run, "--out=f.npz", "--data_dir=photos", "--dataset=digits"],
         [run, "--out=photos/cat/1.png/f.npz", "--data_dir=photos"],
         [run, "--out=bad.npz", "--data_dir=bad"],
         [run, "--out=bad.npz", "--data_dir=photos", "--split=test"],
@@ -307,7 +308,7 @@ def test_command_lines(place, alone):
     assert (place / "pictures" / "new.png").exists()
 
     words = (
-        "data_dir=none is no folder", "out='f.txt' is no file here that ends in .npz or .parquet", "cannot be written",
+        "data_dir=none is no folder", "out='f.txt' is no file here that ends in .npz or .parquet", "data_dir=photos says where", "cannot be written",
         "none of the 1 images can be decoded; bad/x.png", "dataset='folder' has none", "none is not there", "--out=FILE are needed", "one of these is wanted",
         "'nothing.png' is neither a file nor a name in f.npz, as 'cat/1.png' is", "the query bad.jpg cannot be decoded",
         "other is not the one that made these features: its weights differ", "gone is not there", "small.npz is compressed",

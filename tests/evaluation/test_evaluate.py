@@ -11,7 +11,7 @@ from etils import epath
 from benchmarks import machine
 from moco_jax.base.errors import UserError
 from moco_jax.evaluation import published
-from moco_jax.evaluation.subject import open_subject
+from moco_jax.evaluation.images import open_subject
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, checkpoint
 from moco_jax.weights import bridge
@@ -75,7 +75,8 @@ def test_command_lines(workdir, tmp_path):
         ["knn"],
         ["knn", f"--workdir={tmp_path}/empty"],
         ["nearest", at],
-        ["knn", at, "--k=0"],
+        ["knn", "--workdir=none", "--k=0"],
+        ["knn", at, f"--data_dir={tmp_path}/empty"],
         ["knn", at, "--which=both"],
         ["knn", at, "--dataset=folder", f"--data_dir={tmp_path}/none"],
         ["linear", at, "--protocol=paper", "--batch_size=3"],
@@ -154,11 +155,11 @@ def test_command_lines(workdir, tmp_path):
 
     words = (
         "--workdir=FOLDER of a run is needed", "is no workdir", "one of knn, linear, finetune, segmentation is needed",
-        "--k=0 is no list of numbers of at least 1", "--which", "none is no folder",
+        "--k=0: must be whole numbers with commas between them, at least 1", "empty says where images are", "--which", "none is no folder",
         "--batch_size=3 does not divide over 2 devices", "has no checkpoint of step 99",
         "--data_dir=FOLDER is needed", "--batch_size=3 does not divide", "test.txt is missing; splits there are train, val",
-        "do not say of which images", "needs --out=FOLDER", "--mean=a,b is no list of numbers", "is no workdir of a run",
-        "10 classes need at least --labels=0.6959", "--labels=101 is no share in per cent",
+        "does not say which images to evaluate", "needs --out=FOLDER", "--mean=a,b is no list of numbers", "is no workdir of a run",
+        "10 classes need at least --labels=0.6959", "--labels=1,101: must be numbers with commas between them, above 0 and at most 100 each",
         "--layer_decay=0.75 is for the layers of a ViT", "there are 3 trainings",
         "--save=tuned.pth has another ending than .safetensors", "none.txt is no text file",
         "--batch_size=3 does not divide over 2 devices",

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from moco_jax.base.errors import UserError
 from moco_jax.data.configured import open_images
 from moco_jax.evaluation import linear
-from moco_jax.evaluation.subject import Labelled, open_subject
+from moco_jax.evaluation.images import Labelled, open_subject
 from tests.config.test_config import load
 
 

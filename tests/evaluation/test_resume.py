@@ -13,8 +13,8 @@ from moco_jax.base.errors import UserError
 from moco_jax.data.sources.pixels import RGB
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.evaluation import finetune, linear, resume
+from moco_jax.evaluation.images import Labelled, Subject
 from moco_jax.evaluation.segmentation import data, fcn, training
-from moco_jax.evaluation.subject import Labelled, Subject
 from moco_jax.inference.trained_encoder import Trained
 from moco_jax.parallel import mesh
 from tests import states

@@ -7,7 +7,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.evaluation import subsets
-from moco_jax.evaluation.subject import Labelled
+from moco_jax.evaluation.images import Labelled
 from tests.data.pictures import write
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moco_jax import encoders
-from moco_jax.method import info_nce, optimizers, state, step
+from moco_jax.method import info_nce, optimizers, shuffle, state, step
 from moco_jax.method.choice import Method
 from moco_jax.method.dictionary import Queue
 from moco_jax.method.encoding import to_network_input
@@ -196,8 +196,8 @@ def test_a_batch_that_is_not_finite_moves_only_the_counters(small):
 def test_exchange_is_its_own_inverse_and_mixes_groups_evenly(groups, span):
     batch = groups * 8
     x = np.arange(batch)
-    shuffled = np.asarray(step.exchange(jnp.asarray(x), groups, span))
-    np.testing.assert_array_equal(step.exchange(jnp.asarray(shuffled), groups, span), x)
+    shuffled = np.asarray(shuffle.exchange(jnp.asarray(x), groups, span))
+    np.testing.assert_array_equal(shuffle.exchange(jnp.asarray(shuffled), groups, span), x)
     origin = shuffled.reshape(groups, -1) // 8
     for row in origin:
         counts = np.bincount(row, minlength=groups)

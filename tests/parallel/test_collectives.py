@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import collectives
 from moco_jax.config import default_config
-from moco_jax.method import step
+from moco_jax.method import shuffle
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly
 
@@ -19,7 +19,7 @@ IMAGE = SIDE * SIDE * 3
 
 def compiled(groups, exchange=None, monkeypatch=None, held=None, **changes):
     if exchange is not None:
-        monkeypatch.setattr(step, "exchange", exchange)
+        monkeypatch.setattr(shuffle, "exchange", exchange)
     config = default_config()
     config.update(
         arch="resnet10", width=16, stem="cifar_stride2", dim=DIM, head="mlp", image_size=SIDE, batch_size=B,

@@ -13,7 +13,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.monitoring import run_log
 from moco_jax.report.page import images, records, render
 from moco_jax.report.page import run as runs_lib
-from moco_jax.report.page.looks import Look, Looks
+from moco_jax.report.page.renewal import Renewal, SlowParts
 from tests.report.test_page import Page, tiny, write_run
 
 START = {"step": 0, "event": "start", "examples": 1437, "steps_per_epoch": 22, "schedule_shift": 0}
@@ -83,7 +83,7 @@ def place(tmp_path_factory):
 def shown(place):
     """The page, and the lines on what it leaves out."""
     run, said = runs_lib.read([str(place)])[0], []
-    return Page(render.page([run], [Look()], say=said.append)), said
+    return Page(render.page([run], [SlowParts()], say=said.append)), said
 
 
 def write_records(place, *lines):
@@ -216,7 +216,7 @@ def test_damaged_pictures_are_left_out_and_said(place, seed):
         content[16:24] = rng.bytes(8)
     path.write_bytes(bytes(content))
     run, said = runs_lib.read([str(place)])[0], []
-    look = Look(missing={"map": "run: neighbours and map, as there is no checkpoint"})
+    look = SlowParts(missing={"map": "run: neighbours and map, as there is no checkpoint"})
     page = Page(render.page([run], [look], say=said.append))
     drawn = [a for a in page.of("img") if "as run drew them last" in a["alt"]]
     told = [line for line in said if line.startswith("run: the picture that it drew, as ")]
@@ -273,7 +273,7 @@ def test_settings_that_no_run_has_leave_what_does_not_need_them(tmp_path, text):
     whole = json.loads((place / "config.json").read_text()) | json.loads(text)
     (place / "config.json").write_text(json.dumps(whole))
     run, said = runs_lib.read([str(place)])[0], []
-    page = Page(render.page([run], [Look()], say=said.append))
+    page = Page(render.page([run], [SlowParts()], say=said.append))
     assert "All settings" in [name for name, _ in page.tables]
     assert all(line.startswith(("run: ", "the ", "curves, ")) and "\n" not in line for line in said)
 
@@ -285,7 +285,7 @@ def test_a_look_that_fails_in_any_way_is_said(place, monkeypatch):
     write_records(place)
     monkeypatch.setattr(images, "view_pairs", fails)
     run = runs_lib.read([str(place)])[0]
-    look = Looks(0, print).at(run)
+    look = Renewal(0, print).at(run)
     assert look.missing == {"views": "run: view pairs, as KeyError 'params'"}
 
 

@@ -2,6 +2,7 @@
 
 import os
 
+import markupsafe
 import pytest
 from etils import epath
 
@@ -9,7 +10,7 @@ from moco_jax.base.text import printable
 from moco_jax.monitoring import tensorboard_files
 from moco_jax.report.page import render
 from moco_jax.report.page.images import Pair
-from moco_jax.report.page.looks import Look
+from moco_jax.report.page.renewal import SlowParts
 from moco_jax.report.page.run import Run
 from tests.config.test_config import load
 from tests.data.sources.test_names import ODD
@@ -23,8 +24,11 @@ def test_a_page_prints_whatever_a_name_holds(name):
     records = [{"step": 0, "event": "skipped_step", "who": text}]
     evaluations = {"knn": {"train": text, "results": [{"encoder": text, "accuracy": 0.5}]}}
     run = Run(text, epath.Path("/runs") / text, config, records, evaluations)
-    look = Look(pairs=[Pair(printable(text), "data:,", "data:,", "data:,")], missing={"map": text})
+    look = SlowParts(
+        pairs=[Pair(printable(text), "data:,", "data:,", "data:,")], missing={"map": text}
+    )
     page = render.page([run], [look])
     page.encode("utf-8")
     assert page.replace("\n", "").isprintable()
+    assert f"who: {markupsafe.escape(printable(text))}" in page
     assert tensorboard_files.settings(config.to_dict())["data_dir"] == printable(text)

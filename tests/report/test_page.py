@@ -26,7 +26,7 @@ from moco_jax.parallel import mesh
 from moco_jax.report.page import charts, curves, embedding, render, settings
 from moco_jax.report.page import run as runs_lib
 from moco_jax.report.page import watch as watch_lib
-from moco_jax.report.page.looks import Looks
+from moco_jax.report.page.renewal import Renewal
 from moco_jax.report.page.watch import Watch
 from moco_jax.training import assembly, checkpoint, environment
 from moco_jax.workdir import recipe_check
@@ -126,7 +126,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(two):
-    looks, runs = Looks(60, print), runs_lib.read(two)
+    looks, runs = Renewal(60, print), runs_lib.read(two)
     return Page(render.page(runs, [looks.at(run) for run in runs]))
 
 
@@ -185,12 +185,12 @@ def test_settings_that_differ_and_a_file_that_repeats_a_run(page, two, tmp_path)
 def test_images_that_are_gone_leave_a_page_that_says_so(two, tmp_path):
     gone = tiny(dataset="folder", data_dir=str(tmp_path / "none"), eval_split="")
     run = runs_lib.read([write_run(tmp_path / "run", gone, None)])[0]
-    look = Looks(60, print).at(run)
+    look = Renewal(60, print).at(run)
     text = render.page([run], [look])
     assert "run: view pairs, as " in text
     assert "there is no checkpoint" in text
     assert "Map of" not in text
-    look = Looks(0, print).at(runs_lib.read(two)[0])
+    look = Renewal(0, print).at(runs_lib.read(two)[0])
     assert (look.embedding, look.missing) == (None, {})
     assert Page(text).table("Settings that are not at their defaults")[1][0] == "dataset"
 
@@ -297,8 +297,21 @@ def test_a_watched_page_is_for_this_machine_and_renews_itself():
 
 
 def test_requests_that_do_not_end_hold_few_threads_and_are_cut_off(monkeypatch):
-    monkeypatch.setattr(watch_lib, "SECONDS", 0.5)
-    before = threading.active_count()
+    monkeypatch.setattr(watch_lib, "SECONDS", 2.0)
+    before, answer = threading.active_count(), watch_lib.Server.finish_request
+    open_now, most, guard = set(), [0], threading.Lock()
+
+    def counted(server, request, address):
+        with guard:
+            open_now.add(address)
+            most[0] = max(most[0], len(open_now))
+        try:
+            answer(server, request, address)
+        finally:
+            with guard:
+                open_now.discard(address)
+
+    monkeypatch.setattr(watch_lib.Server, "finish_request", counted)
     watch = Watch(lambda version: "page", lambda: 1)
     halves = [
         b"",
@@ -315,6 +328,7 @@ def test_requests_that_do_not_end_hold_few_threads_and_are_cut_off(monkeypatch):
             others[-1].sendall(halves[number % len(halves)])
         time.sleep(0.1)
         assert threading.active_count() - before <= 2 * watch_lib.AT_ONCE + 2  # each with its alarm
+        assert 1 < most[0] <= watch_lib.AT_ONCE
         for other in others:
             with contextlib.suppress(ConnectionResetError):
                 while other.recv(1000):

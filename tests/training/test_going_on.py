@@ -19,7 +19,7 @@ from moco_jax.inference import trained_encoder
 from moco_jax.monitoring import run_log
 from moco_jax.report.page import render
 from moco_jax.report.page import run as runs_lib
-from moco_jax.report.page.looks import Looks
+from moco_jax.report.page.renewal import Renewal
 from moco_jax.training import assembly, checkpoint
 from moco_jax.training import loop as train
 from moco_jax.workdir import integrity, recipe_check
@@ -91,7 +91,7 @@ def workdir(finished, tmp_path):
 def read_all(workdir):
     """What the report and the evaluations read of a workdir."""
     (found,) = runs_lib.read([str(workdir)])
-    assert "<html" in render.page([found], [Looks(0, print).at(found)])
+    assert "<html" in render.page([found], [Renewal(0, print).at(found)])
     return found, trained_encoder.load(str(workdir))
 
 

@@ -1,6 +1,7 @@
 """The clock of a run knows devices by their names; a trace is written whether or not its steps are all run."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from etils import epath
 
@@ -22,6 +23,16 @@ from moco_jax.training import throughput
 )
 def test_peak_flops(kind, tera):
     assert throughput.peak_flops(kind) == (tera and tera * 1e12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [1, 2, 30])
+@pytest.mark.parametrize("value", [0.0, 1e-38, 0.1, 1e38, 3e38, -3e38, float("inf")])
+def test_means_of_what_float32_holds_are_right(number, value):
+    time = throughput.Clock(4, 100, 0, None)
+    for _ in range(number):
+        time.count({"grad_norm": jnp.float32(value)})
+    assert time.read()["grad_norm"] == pytest.approx(float(np.float32(value)), rel=1e-12)
 
 
 @pytest.mark.parametrize("steps", [range(1, 9), range(4, 9), range(1, 4)])

@@ -367,7 +367,7 @@ def test_faults_are_listed_and_a_wrong_architecture_is_named(tmp_path):
         ("v3 vit", "w.pkl", "detectron2", "query", "7x7 stem"),
         ("v1", "w.pth", "moco", "key", "holds both encoders"),
         ("v1", "w.pth", "keras", "query", "format='keras' is unknown"),
-        ("v1", "w.h5", "timm", "query", "does not say what file it is"),
+        ("v1", "w.h5", "timm", "query", "has no known ending"),
     ],
 )
 def test_what_a_format_cannot_hold_is_said(tmp_path, name, path, kind, which, says):

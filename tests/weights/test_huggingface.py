@@ -110,7 +110,7 @@ def test_a_classifiers_file_and_newer_names_are_read(tmp_path):
         (RESNET | dict(stem="cifar"), "hf", "only ResNets with the 7x7 stem, .*stem='cifar'"),
         (CONV_VIT, "hf", "only ViTs with a patch projection, and vit_conv_small has a convolutional"),
         (RESNET, "hf.safetensors", "is a folder; .* is named as a file"),
-        (RESNET, "", "is there and not empty"),
+        (RESNET, "", "exists and is not empty"),
     ],
 )  # fmt: skip
 def test_what_a_folder_cannot_hold_is_said(tmp_path, options, out, says):

@@ -1,12 +1,17 @@
 """What a start trusts of a workdir: every kind of damage is named, and a refusal changes nothing and comes again."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
 import pathlib
 import shutil
+import sys
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -300,6 +305,23 @@ def test_a_save_that_fails_is_one_line_and_loses_nothing(tmp_path, monkeypatch, 
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.parametrize("other", [0, 3, 5, 400])
+def test_a_state_of_another_step_than_its_checkpoint_is_passed_over(tmp_path, other):
+    state, _ = begin(method_of("queue"), optim.sgd(0.9, 0.0))
+    saving = checkpoint.Checkpoints(epath.Path(tmp_path), 2)
+    for step, inside in ((2, 2), (4, other)):
+        kept = dataclasses.replace(state, step=jnp.asarray(inside, state.step.dtype))
+        saving.save(step, kept, SETTINGS | {"batch_size": B}, {})
+        saving.good()
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    step, found, (said,) = saving.go_on(4, [], like, B)
+    saving.close()
+    assert (step, int(found.step), integrity.find(epath.Path(tmp_path))[0]) == (2, 2, 2)
+    assert f"checkpoint 4 is damaged (it was saved at step {other}); moved to" in said
+
+
 @pytest.mark.parametrize("kind", ["moved", "another", "no checkpoints", "digests"])
 def test_a_workdir_that_is_taken_away_is_one_line(tmp_path, kind, capfd):
     state, _ = begin(method_of("queue"), optim.sgd(0.9, 0.0))
@@ -353,3 +375,13 @@ def test_where_config_json_and_checkpoint_disagree_both_are_named(place):
     said = f"temperature: 0.9 in config.json, {own} in checkpoint 40 -> {own}"
     with pytest.raises(UserError, match=said):
         recipe_check.recipe_changes(place, SETTINGS, set(), 40)
+
+
+def test_callbacks_of_a_save_that_has_ended_are_passed_over_and_all_else_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    saving_lines.quiet()
+    saving_lines.quiet()
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("x"), ValueError("loop is closed")):  # fmt: skip
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
+    assert [str(found.exc_value) for found in told] == ["x", "loop is closed"]

@@ -1,5 +1,6 @@
 """One run to a workdir: of generated starts, stops, kills and suspensions none lets two runs write, here or in a bucket."""
 
+import itertools
 import json
 import random
 import subprocess
@@ -338,6 +339,57 @@ def test_what_a_killed_replacement_left_does_not_keep_others_out_for_ever(tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == [SIGN, LOCK]
 
 
+class Objects(lock_files.Bucket):
+    """Objects in memory, at once."""
+
+    def __init__(self, objects):
+        super().__init__("gs://bucket/run")
+        self.read, self.write = objects.get, objects.__setitem__
+
+
+def suspended(store, meanwhile):
+    """`store`, where `meanwhile` happens between the look before the lock is replaced and the replacing."""
+    read, looks = store.read, itertools.count(1)
+
+    def then_suspended(name):
+        content = read(name)
+        if name == LOCK and next(looks) == 2:
+            meanwhile()
+        return content
+
+    store.read = then_suspended
+    return store
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+@pytest.mark.parametrize("seed", range(10))
+def test_who_was_suspended_while_taking_a_lock_lets_an_owner_notice_first(kind, seed, tmp_path):
+    rng, world, objects = random.Random(seed), World(0), {}
+
+    def sleep(seconds):
+        world.now += seconds
+
+    def lock_of(pid, around=lambda store: store):
+        store = lock_files.Folder(str(tmp_path)) if kind == "folder" else Objects(objects)
+        is_gone = lambda process, _: process.pid == 1  # noqa: E731
+        return Lock("w", around(store), on("a", pid), world.clock, sleep, is_gone)
+
+    left, owner = lock_of(1), lock_of(2)
+    assert left.attempt()[0]
+
+    def meanwhile():
+        # It is taken for killed half-way, another run takes the lock, and it wakes up and writes.
+        owner._store.unblock(LOCK, owner._store.read(LOCK))
+        assert owner.attempt()[0]
+        sleep(rng.uniform(run_lock.SLOW, run_lock.SAFE / 2))
+
+    late = lock_of(3, lambda store: suspended(store, meanwhile))
+    assert late.attempt()[0]
+    late.check()
+    with pytest.raises(LockLost, match="was taken over by process 3 on a"):
+        owner.check()
+
+
 def test_real_threads_that_take_a_folder_at_once(tmp_path):
     for number in range(20):
         folder = tmp_path / str(number)
@@ -460,7 +512,7 @@ def test_a_bucket_is_held_too(monkeypatch, quick):
     monkeypatch.setattr(run_lock, "STALE", 0.5)
     said = []
     with run_lock.hold(place, said.append):
-        assert b'"pid": 5' not in lock_files.store_in(place).read(LOCK)
+        assert b'"pid": 5,' not in lock_files.store_in(place).read(LOCK)
     assert ["is held by process 5 on elsewhere" in line for line in said] == [True]
 
 

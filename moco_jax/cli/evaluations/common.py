@@ -1,7 +1,6 @@
-"""What the evaluations share: the task, the images that flags name, lists of numbers, per cent."""
+"""What the evaluations share: the task, the images that flags name, and per cent."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,10 +10,9 @@ from jax.sharding import Mesh
 
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
-from moco_jax.config.settings.kinds import LARGEST, Range
 from moco_jax.evaluation import published
+from moco_jax.evaluation.images import Report, Subject, open_subject
 from moco_jax.evaluation.resume import Trainings, digest
-from moco_jax.evaluation.subject import Report, Subject, open_subject
 from moco_jax.inference import trained_encoder
 from moco_jax.parallel import hosts
 
@@ -120,19 +118,6 @@ def require_division(batch_size: int, devices: int) -> None:
     """Refuse a --batch_size of which the devices cannot have equal parts."""
     if batch_size % devices:
         raise UserError(f"--batch_size={batch_size} does not divide over {devices} devices")
-
-
-def numbers(flag: Any, kind: Callable[[str], Any], least: float) -> list[Any]:
-    """The values of a list `flag`, ascending; UserError unless all are numbers from `least` on."""
-    try:
-        found = sorted({kind(word) for word in flag.value})
-    except ValueError:
-        found = []
-    if len(found) < len(set(flag.value)) or any(x not in Range(least, LARGEST) for x in found):
-        raise UserError(
-            f"--{flag.name}={','.join(flag.value)} is no list of numbers of at least {least:g}"
-        )
-    return found
 
 
 def percent(share: float) -> str:

@@ -11,7 +11,6 @@ from moco_jax.cli.evaluations.common import (
     Encoders,
     Task,
     about,
-    numbers,
     open_images,
     percent,
     require_division,
@@ -19,8 +18,8 @@ from moco_jax.cli.evaluations.common import (
 from moco_jax.data.views.recipes import Recipe
 from moco_jax.encoders.vit import ViT
 from moco_jax.evaluation import finetune, linear, subsets
+from moco_jax.evaluation.images import Subject
 from moco_jax.evaluation.labelled import Labelled
-from moco_jax.evaluation.subject import Subject
 from moco_jax.inference import trained_encoder
 from moco_jax.weights import bridge
 from moco_jax.weights import files as weight_files
@@ -32,7 +31,7 @@ def run(task: Task) -> dict[str, Any]:
     given, config = task.given, task.found.config
     encoders = _encoders(task)
     name, how = _training(task)
-    shares = numbers(given["labels"], float, 0.0) or ([] if given.subset else [1.0, 10.0, 100.0])
+    shares = given.labels or ([] if given.subset else [1.0, 10.0, 100.0])
     _require_a_place_to_save(task, shares)
     subject = open_images(task, "backbone, all of it trained")
     require_division(how.batch_size, subject.mesh.size)
@@ -167,9 +166,6 @@ def _require_a_place_to_save(task: Task, shares: list[float]) -> None:
 def _sets(task: Task, subject: Subject, shares: list[float]) -> dict[str, Labelled]:
     """The images of each training, by what tables call them."""
     train = subject.train
-    for percents in shares:
-        if not 0 < percents <= 100:
-            raise UserError(f"--labels={percents:g} is no share in per cent: above 0, at most 100")
     drawn = {f"{p:g} %": subsets.share(train, p, task.given.subset_seed) for p in shares}
     return drawn | {path: subsets.listed(train, path) for path in task.given.subset}
 

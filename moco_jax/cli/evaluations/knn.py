@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from moco_jax.base.console import table
-from moco_jax.cli.evaluations.common import Task, about, numbers, open_images, percent
+from moco_jax.cli.evaluations.common import Task, about, open_images, percent
 from moco_jax.evaluation import knn
-from moco_jax.evaluation.subject import Subject
+from moco_jax.evaluation.images import Subject
 from moco_jax.inference.trained_encoder import Trained
 
 NEIGHBOURS, TEMPERATURES = (10, 20, 100, 200), (0.03, 0.07, 0.1, 0.2)
@@ -19,10 +19,8 @@ def run(task: Task) -> dict[str, Any]:
     features = given.features or config.knn_features
     subject = open_images(task, features)
     bank = len(subject.train.indices)
-    ks = numbers(given["k"], int, 1) or sorted({*NEIGHBOURS, config.knn_k})
-    temperatures = numbers(given["temperature"], float, 1e-6) or sorted(
-        {*TEMPERATURES, config.knn_temperature}
-    )
+    ks = given.k or sorted({*NEIGHBOURS, config.knn_k})
+    temperatures = given.temperature or sorted({*TEMPERATURES, config.knn_temperature})
     if ks[-1] > bank:
         cut = ", ".join(str(k) for k in ks if k > bank)
         console.line(f"k={cut} is cut to {bank}, the number of training images")

@@ -7,7 +7,6 @@ from moco_jax.base.errors import UserError
 from moco_jax.cli.evaluations.common import (
     Task,
     about,
-    numbers,
     open_images,
     percent,
     require_division,
@@ -15,7 +14,7 @@ from moco_jax.cli.evaluations.common import (
 from moco_jax.data.views import recipes
 from moco_jax.evaluation import grid as grids
 from moco_jax.evaluation import linear
-from moco_jax.evaluation.subject import Subject
+from moco_jax.evaluation.images import Subject
 
 FAST_EPOCHS, FAST_BATCH = 30, 256
 
@@ -58,7 +57,7 @@ def _on_crops(
 
 def _by_grid(task: Task, subject: Subject, features: str, recipe: recipes.Recipe) -> dict[str, Any]:
     given = task.given
-    grid = grids.Grid(numbers(given["rates"], float, 1e-9), numbers(given["decays"], float, 0))
+    grid = grids.Grid(given.rates, given.decays)
     if not grid.rates or not grid.decays:
         raise UserError("--rates and --decays need a number each")
     if len(subject.train.indices) < 2:

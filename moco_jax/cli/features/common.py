@@ -38,5 +38,6 @@ class Counter:
 def prepare(place: str | None) -> None:
     """Quiet logs, and tell JAX how to start: as the run in `place` says, if there is one."""
     is_run = place is not None and trained_encoder.is_run(place)
-    set_up(trained_encoder.read_config(place) if place and is_run else config_lib.default_config())
+    config = trained_encoder.read_config(place) if place and is_run else config_lib.default_config()
+    set_up(config, own=False)
     logging.set_verbosity(logging.ERROR)

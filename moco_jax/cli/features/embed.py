@@ -14,7 +14,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.cli.features.common import Counter, prepare
 from moco_jax.data.configured import open_images
-from moco_jax.data.sources import Source, remarks_of
+from moco_jax.data.sources import Source, remarks_of, require_no_place
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.embedding import results, table
 from moco_jax.embedding.encode import Damaged, Embedder, rows
@@ -37,6 +37,7 @@ def named_images(given: flags.FlagValues, config: Any, place: str) -> tuple[Sour
         changed.dataset = given.dataset or "folder"
         if given.data_dir or changed.dataset != config.dataset:
             changed.data_dir = given.data_dir
+        require_no_place(changed.dataset, given.data_dir)
     if not has_splits(changed.dataset):
         if split:
             raise UserError(
@@ -70,6 +71,7 @@ def about(images: dict[str, Any]) -> str:
 def embed(given: flags.FlagValues, console: Console) -> None:
     """Write the features of the images that the flags name."""
     place, out = given.workdir, given.out
+    table.require_a_place(out)
     prepare(place)
     found = trained_encoder.load(place, given.which, given.step)
     embedder = Embedder(found, given.features, mesh_lib.create_mesh())

@@ -4,7 +4,7 @@ Bounds are of two sorts: what the mathematics allows (a momentum below 1), and f
 any machine of today holds, so that a slip of the hand is refused before anything is built.
 """
 
-from moco_jax.config import registry
+from moco_jax.config import imagenet, registry
 from moco_jax.config.settings.kinds import (
     LARGEST,
     Range,
@@ -118,11 +118,11 @@ RECIPE = table(
                 "smallest crop as a share of the image's area; 0: the augmentation's own",
             ),
             "mean": (
-                several((0.485, 0.456, 0.406), Range(0, 1), length="channels", why=OF_0_TO_1),
+                several(imagenet.MEAN, Range(0, 1), length="channels", why=OF_0_TO_1),
                 "per channel, of images scaled to 0..1",
             ),
             "std": (
-                several((0.229, 0.224, 0.225), Range(1e-4, 1), length="channels", why=OF_0_TO_1),
+                several(imagenet.STD, Range(1e-4, 1), length="channels", why=OF_0_TO_1),
                 "per channel: what subtracting `mean` leaves is divided by this",
             ),
         },

@@ -1,7 +1,8 @@
-"""Where images are: a `Source` has a length, reads a whole batch of indices as bytes, and names what it reads.
+"""Sources of images: a `Source` has a length, reads a batch of images and names them.
 
-One file a kind of source; `decode.py` and `pixels.py` make pixels of what they read, `store.py` is how they reach files. To add
-a kind, write a class with the members of `Source` and name it in `open_source`.
+One file holds one kind of source. `decode.py` and `pixels.py` turn what sources read into
+pixels, and `store.py` is how sources reach files. To add a kind, write a class with the members
+of `Source` and name it in `open_source`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,20 +17,22 @@ from moco_jax.config.registry import SOURCES_IN_WORDS
 from moco_jax.data.sources import pixels
 from moco_jax.data.sources.pixels import RGB, Decoding
 
-if TYPE_CHECKING:  # what only decodes pixels does without it
+if TYPE_CHECKING:  # whoever only decodes pixels does without TensorFlow
     import tensorflow as tf
 
 LARGEST = 2**31 - 1  # an example's number travels to the devices as int32
 
 
 class Source(Protocol):
-    """Images that can be read in any order.
+    """A set of images that can be read in any order.
 
     Attributes:
-        record_spec: the tensor that stands for one image before it is decoded: a string scalar, or its pixels.
+        record_spec: the tensor that stands for one image before it is decoded: a string scalar,
+            or its pixels.
         decoding: how bytes become pixels.
 
-    A source may have `remarks`, a list of lines that a person must read before they trust it; `remarks_of` gives them.
+    A source may have `remarks`, a list of lines that a person must read before they trust the
+    source; `remarks_of` returns them.
     """
 
     record_spec: "tf.TensorSpec"
@@ -37,48 +40,71 @@ class Source(Protocol):
 
     @property
     def classes(self) -> Sequence[str]:
-        """Names of the classes, in the order of their numbers; empty where there are none.
+        """Return the names of the classes, in the order of their numbers; empty without classes.
 
-        Names that stand in the records themselves are there once `labels` was asked for these.
+        Names that stand in the records themselves are known once `labels` was asked for these
+        records.
         """
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Return the number of images."""
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """The records `[n, ...]` of images `indices` int `[n]`: bytes (none where unreadable), or pixels."""
+        """Read the records `[n, ...]` of images `indices` int `[n]`: bytes, or pixels.
+
+        An image that cannot be read has no bytes.
+        """
 
     def encoded(self, record: "tf.Tensor") -> "tf.Tensor":
-        """In a graph: the encoded image in one record of bytes; an error where the record is damaged."""
+        """Return, in a graph, the encoded image in one record of bytes; fail if it is damaged."""
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
-        """The classes int `[n]` of images `indices`, -1 for none; None where no image has any.
+        """Return the classes int `[n]` of images `indices`, -1 for none; None if no image has one.
 
-        `labels.known` is how to ask: a set whose labels are all -1 has none either.
+        Callers ask `labels.known`: a set whose labels are all -1 has none either.
         """
 
     def name(self, index: int) -> str:
-        """What to call one image in a message, in one line (`moco_jax.base.text.printable`)."""
+        """Return what a message calls one image, in one line (`moco_jax.base.text.printable`)."""
 
     def names(self, indices: np.ndarray) -> list[str]:
-        """What to call images in a record: short, the same wherever the set lies, with every byte (`surrogateescape`)."""
+        """Return what records call images: short names, with every byte (`surrogateescape`).
+
+        They are the same wherever the set lies.
+        """
+
+
+def require_no_place(dataset: str, data_dir: str) -> None:
+    """Refuse a `data_dir` beside images that come with the package.
+
+    Whoever gives one means other images than would be read.
+
+    Raises:
+        UserError: there is one.
+    """
+    if dataset == "digits" and data_dir:
+        raise UserError(
+            f"data_dir={printable(data_dir)} says where images are, and those of dataset='digits' "
+            "come with the package; dataset='folder' reads yours, or leave data_dir out"
+        )
 
 
 def remarks_of(source: Source) -> list[str]:
-    """Lines that a person must read of `source`, as one on what is left out of it."""
+    """Return the lines that a person must read of `source`, as one on what is left out of it."""
     return list(getattr(source, "remarks", ()))
 
 
 @contextmanager
 def reading(data_dir: str) -> Iterator[None]:
-    """Turn what a disk or bucket refuses while `data_dir` is opened into a UserError."""
+    """Turn errors of a disk or bucket while `data_dir` is opened into a UserError."""
     import tensorflow as tf
 
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"data_dir={printable(data_dir)} cannot be read ({printable(str(error))}); mend that, or give another place"
+            f"data_dir={printable(data_dir)} cannot be read ({printable(str(error))}); mend that,"
+            " or give another place"
         ) from error
 
 
@@ -89,11 +115,11 @@ def open_source(
     index_dir: str | None = None,
     decoding: Decoding = RGB,
 ) -> Source:
-    """The source that `dataset` names, in `data_dir`: one of `config.registry.SOURCES`, or 'tfds:NAME'.
+    """Open the source that `dataset` names, one of `config.registry.SOURCES` or 'tfds:NAME'.
 
     Args:
-        dataset: the kind.
-        split: of 'digits' and 'tfds:NAME'; the others are one whole.
+        dataset: the kind of source.
+        split: of 'digits' and 'tfds:NAME'; the other kinds are one whole.
         data_dir: folder, list, pattern or TFDS data directory; on this machine or a bucket's.
         index_dir: where an index of records may be kept.
         decoding: how bytes become pixels.
@@ -143,7 +169,10 @@ def _open(
 
 
 def _require_tifffile(source: Source) -> None:
-    """UserError where the first TIFF of a folder, or the first record, cannot be read without the package."""
+    """Refuse a source whose first TIFF needs the package tifffile, if that is missing.
+
+    It is the first TIFF of a folder, or the first record of other sources.
+    """
     import tensorflow as tf
 
     decoding = source.decoding
@@ -155,6 +184,6 @@ def _require_tifffile(source: Source) -> None:
     try:
         content = source.encoded(tf.constant(record)).numpy()
     except tf.errors.OpError:
-        return  # damaged: left to who counts these
+        return  # damaged: whoever counts damaged images will say so
     if pixels.wants_tifffile(content, decoding):
         pixels.tifffile(decoding)

@@ -1,4 +1,7 @@
-"""ArrayRecord files, which keep an index of their own: each record an encoded image or a tf.train.Example."""
+"""ArrayRecord files, each record an encoded image or a tf.train.Example.
+
+The files keep an index of their own.
+"""
 
 import importlib
 import os
@@ -26,7 +29,10 @@ def _library(module: str):
 
 
 def writer(path: str):
-    """What writes records to the file `path`: `write(bytes)` and `close()`, each record to be read alone."""
+    """Open the file `path` to write records: `write(bytes)` and `close()`.
+
+    Each record is a group of its own, so that it can be read alone.
+    """
     return _library("array_record_module").ArrayRecordWriter(path, "group_size:1")
 
 
@@ -34,7 +40,7 @@ class ArrayRecords:
     """The records of slices of ArrayRecord files, by number."""
 
     def __init__(self, slices: Sequence[Slice]):
-        """Open `slices`; UserError where the package is missing or a file cannot be read."""
+        """Open `slices`; raises UserError if the package is missing or a file cannot be read."""
         odd = next((s.path for s in slices if not is_utf8(s.path)), "")
         if odd:
             raise UserError(
@@ -46,19 +52,20 @@ class ArrayRecords:
             )
         except RuntimeError as error:
             raise UserError(
-                f"an ArrayRecord file is damaged or cannot be read: {printable(str(error))}; replace it"
+                f"an ArrayRecord file is damaged or cannot be read: {printable(str(error))};"
+                " replace it"
             ) from error
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of records."""
         return len(self._data)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Object `[n]` of bytes; empty where a record cannot be read."""
+        """Read records, object `[n]` of bytes; empty where one cannot be read."""
         out = np.empty(len(indices), object)
         try:
             out[:] = self._data.__getitems__(indices.tolist())
-        except RuntimeError:  # of the whole call, whichever record it is
+        except RuntimeError:  # the whole call fails, whichever record is damaged
             out[:] = [self._one(index) for index in indices.tolist()]
         return out
 
@@ -69,12 +76,12 @@ class ArrayRecords:
             return b""
 
     def where(self, index: int) -> str:
-        """The number of the record."""
+        """Return the number of the record, as messages give it."""
         return f"record {index}"
 
 
 class ArrayRecordSource(examples.ExampleSource):
-    """The images of ArrayRecord files; what their records are is seen from the first."""
+    """The images of ArrayRecord files; the first record shows what kind the records are."""
 
     def __init__(self, data_dir: str, decoding: Decoding = RGB):
         """Open the files that `data_dir` means (see `shards.find`).
@@ -87,12 +94,12 @@ class ArrayRecordSource(examples.ExampleSource):
         label = os.path.basename(data_dir.rstrip("/"))
         first = records.read(np.arange(min(len(records), 1)))
         self._bare = bool(len(first)) and decode.is_image(first[0])
-        found = examples.Features("")
+        features = examples.Features("")
         if not self._bare:
-            found = examples.first_features(records, data_dir)
+            features = examples.first_features(records, data_dir)
         classes = [] if self._bare else examples.packed_classes(paths)
-        super().__init__(records, label, found, decoding, classes)
+        super().__init__(records, label, features, decoding, classes)
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
-        """The record, or the image feature of the example that it is."""
+        """Return the record, or the image feature of the example that it is."""
         return record if self._bare else super().encoded(record)

@@ -1,4 +1,4 @@
-"""Why an image cannot be used, for a person: what its file or its decoder says, where that is known."""
+"""Says why an image cannot be used: what its file or its decoder reports."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from moco_jax.data.sources.decode import refusal
 
 
 def why(source: Source, index: int) -> str:
-    """Why image `index` of `source` is not decoded: it is not there, no file, or refused; '' where it is damaged."""
+    """Say why image `index` is not decoded: not there, no file, or refused; '' if damaged."""
     record: Any = source.read(np.asarray([index]))[0]
     trouble = getattr(source, "trouble", None)
     if isinstance(record, bytes) and not record and trouble is not None:
@@ -18,6 +18,6 @@ def why(source: Source, index: int) -> str:
 
 
 def described(source: Source, index: int) -> str:
-    """What to call image `index` of `source`, which is not decoded, and why where that is known, in one line."""
-    found = why(source, index)
-    return f"{source.name(index)}: {found}" if found else source.name(index)
+    """Name image `index`, which is not decoded, in one line, with the reason where it is known."""
+    reason = why(source, index)
+    return f"{source.name(index)}: {reason}" if reason else source.name(index)

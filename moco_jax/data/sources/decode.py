@@ -1,7 +1,7 @@
-"""From the bytes of an encoded image to uint8 pixels, in a TensorFlow graph.
+"""Decodes encoded images to uint8 pixels in a TensorFlow graph.
 
-`pixels.rule` decides by the header who decodes: TensorFlow what it does as PIL does, Python the
-rest; what neither can read is flagged, so that one damaged file ends no run.
+`pixels.rule` decides by the header who decodes: TensorFlow what it decodes as PIL does, Python
+the rest. What neither can read is flagged, so that one damaged file ends no run.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,14 @@ from moco_jax.data.sources.pixels import is_image as is_image
 if TYPE_CHECKING:
     from moco_jax.data.sources import Source
 
-RATIOS = (1, 2, 4, 8)  # by which JPEGs can be shrunk in decoding, at a part of the cost
-Shrink = Callable[[tf.Tensor], tf.Tensor]  # from height and width to the number of one of `RATIOS`
+# By these JPEGs can be shrunk as they are decoded, at a part of the cost.
+RATIOS = (1, 2, 4, 8)
+Shrink = Callable[[tf.Tensor], tf.Tensor]  # height and width -> place of a ratio in `RATIOS`
 _TRANSPOSED, _UPSIDE_DOWN, _MIRRORED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
 
 
 def turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """`image` `[H, W, 3]` as `PIL.ImageOps.exif_transpose` turns it for this orientation.
+    """Turn `image` `[H, W, 3]` as `PIL.ImageOps.exif_transpose` does for this orientation.
 
     `orientation`: int32, 1 to 8.
     """
@@ -46,20 +47,21 @@ def _jpeg(content: tf.Tensor, shrunk: tf.Tensor | None) -> tf.Tensor:
 
 
 def decode_image(content: tf.Tensor, shrunk: tf.Tensor | None = None) -> tf.Tensor:
-    """A JPEG or PNG that `pixels.rule` leaves to TensorFlow -> uint8 RGB `[H, W, 3]`, PIL's.
+    """Decode a JPEG or PNG that `pixels.rule` leaves to TensorFlow to PIL's uint8 `[H, W, 3]`.
 
-    The inverse transform of JPEG is the accurate one.
-    `shrunk`: the number of one of `RATIOS`, an int32 scalar: a JPEG's height and width come divided
-    by it and rounded up.
+    JPEG uses the accurate inverse transform.
+    `shrunk`: place of a ratio in `RATIOS`, an int32 scalar: a JPEG's height and width come
+    divided by the ratio and rounded up.
     """
     jpeg, png = (lambda: _jpeg(content, shrunk)), (lambda: tf.io.decode_png(content, 3))
     return tf.ensure_shape(tf.cond(tf.io.is_jpeg(content), jpeg, png), [None, None, 3])
 
 
 def refusal(source: "Source", record: bytes) -> str:
-    """Why `source` refuses an image that is whole; '' if it is damaged.
+    """Say why `source` refuses an image that is whole; '' if it is damaged.
 
-    It has other channels or bits than asked for, too many pixels, or needs a missing package.
+    The image has other channels or bits than asked for, too many pixels, or needs a missing
+    package.
     """
     try:
         pixels.pixels(source.encoded(tf.constant(record)).numpy(), source.decoding)
@@ -91,34 +93,34 @@ def _whole(image: tf.Tensor, ok: bool | tf.Tensor = True, ratio: int = 1) -> Dec
 
 
 def _ruled(content: tf.Tensor, decoding: Decoding) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`pixels.rule` in a graph: way, orientation, and height with width, int32."""
-    found = tf.numpy_function(
+    """Apply `pixels.rule` in a graph: way, orientation, and height with width, int32."""
+    ruling = tf.numpy_function(
         lambda c: np.asarray(pixels.rule(c, decoding), np.int32),
         [content],
         tf.int32,
         stateful=False,
     )
-    found = tf.ensure_shape(found, [4])
-    return found[0], found[1], found[2:]
+    ruling = tf.ensure_shape(ruling, [4])
+    return ruling[0], ruling[1], ruling[2:]
 
 
 def _in_python(content: tf.Tensor, decoding: Decoding) -> Decoded:
-    def found(content: bytes) -> tuple[np.ndarray, np.bool_]:
+    def decode(content: bytes) -> tuple[np.ndarray, np.bool_]:
         try:
             return pixels.pixels(content, decoding), np.True_
         except Exception:  # libraries raise all kinds on damaged files
             return np.zeros((1, 1, decoding.channels), np.uint8), np.False_
 
-    image, ok = tf.numpy_function(found, [content], (tf.uint8, tf.bool), stateful=False)
+    image, ok = tf.numpy_function(decode, [content], (tf.uint8, tf.bool), stateful=False)
     image = tf.ensure_shape(image, [None, None, decoding.channels])
     return _whole(image, tf.ensure_shape(ok, []))
 
 
 def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = None) -> Decoded:
-    """In a graph: the image in `record`, whether or not it can be decoded.
+    """Decode the image in `record`, in a graph, or flag it as damaged.
 
-    `shrink`: says of a JPEG of this height and width, before it is decoded, by which of `RATIOS` to
-    shrink it.
+    `shrink`: says of a JPEG of this height and width, before it is decoded, by which of `RATIOS`
+    to shrink it.
     """
     if source.record_spec.dtype != tf.string:
         return _whole(record)
@@ -141,11 +143,11 @@ def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = 
         def png() -> Decoded:
             return _whole(upright(tf.io.decode_png(content, 3)))
 
-        # In the order of their numbers in `pixels`.
+        # In the order of the numbers `PYTHON`, `JPEG` and `PNG`.
         return tf.switch_case(way, [lambda: _in_python(content, decoding), jpeg, png])
 
     def attempt(decoder: Callable[[tf.Tensor], Decoded], otherwise: Decoded) -> Decoded:
-        """The decoded record; `otherwise` where an operation fails."""
+        """Decode the record; return `otherwise` where an operation fails."""
         made = tf.data.Dataset.from_tensors(record).map(lambda r: decoder(source.encoded(r)))
         failed = tf.data.Dataset.from_tensors(otherwise)
         return made.ignore_errors().concatenate(failed).take(1).get_single_element()
@@ -153,11 +155,11 @@ def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = 
     black = tf.zeros([1, 1, decoding.channels], tf.uint8)
     if decoding.channels != 3:
         return attempt(lambda content: _in_python(content, decoding), _whole(black, ok=False))
-    found = attempt(as_ruled, _whole(black, ok=False, ratio=0))
-    # What TensorFlow fails at PIL may read: damaged data. A dataset costs as much as a small
+    decoded = attempt(as_ruled, _whole(black, ok=False, ratio=0))
+    # PIL may read damaged data at which TensorFlow fails. A dataset costs as much as a small
     # operation, so the second is made only then, not where Python has refused.
     return tf.cond(
-        found.ratio > 0,
-        lambda: found,
+        decoded.ratio > 0,
+        lambda: decoded,
         lambda: attempt(lambda content: _in_python(content, decoding), _whole(black, ok=False)),
     )

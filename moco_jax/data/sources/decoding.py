@@ -1,7 +1,7 @@
-"""How bytes become pixels: the settings, what is refused, and any number type -> eight bits.
+"""Settings of decoding, and conversion of any number type to eight bits.
 
-Nothing is guessed: an image with other channels than asked for, or with values whose white is not
-defined, is refused.
+Nothing is guessed: an image with other channels than asked for, or with values whose white is
+not defined, is refused.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
-AT_ONCE = 1 << 20  # values that are converted at once: a large image needs no large copies
+AT_ONCE = 1 << 20  # values converted at once, so that a large image needs no large copies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +20,15 @@ class Decoding:
     """How bytes become pixels.
 
     Attributes:
-        exif_rotation: whether images are turned as their Exif orientation says; TIFF always is, as
-            PIL does it.
+        exif_rotation: whether images are turned as their Exif orientation says; TIFF always is,
+            as PIL does it.
         channels: C; three are red, green and blue.
         white: what becomes 255 in pixels of more than eight bits; 0: 65535 in unsigned sixteen
             bits, and no other kind is read.
-        background: gray level 0 to 255 that transparent pixels are blended with; -1: transparency
-            is dropped, and the colours hidden there are seen.
-        max_pixels: height times width of the largest image that is decoded; a larger one counts as
-            damaged.
+        background: gray level 0 to 255 that transparent pixels are blended with; -1:
+            transparency is dropped, and the colours hidden there are seen.
+        max_pixels: height times width of the largest image that is decoded; a larger one counts
+            as damaged.
     """
 
     exif_rotation: bool = False
@@ -39,9 +39,9 @@ class Decoding:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Decoding":
-        """As `settings` say, those of a run or of a table of features.
+        """Take the decoding settings of a run or of a table of features.
 
-        What older ones do not name is as by default.
+        A setting that an older one does not name has its default.
         """
         named = (field.name for field in dataclasses.fields(cls))
         return cls(**{name: settings[name] for name in named if name in settings})
@@ -57,7 +57,11 @@ class Decoding:
         return self.background >= 0 and self.channels in (1, 3)
 
     def require_room(self, height: int, width: int) -> None:
-        """Refuse an image of more than `max_pixels` by Unfit, before memory is taken for it."""
+        """Refuse an image of more than `max_pixels`, before memory is taken for it.
+
+        Raises:
+            Unfit: it has more.
+        """
         if height * width > self.max_pixels:
             raise Unfit(
                 f"{width} x {height} pixels are {height * width:,}, above "
@@ -69,11 +73,11 @@ RGB = Decoding()
 
 
 class Unfit(ValueError):
-    """An image that is whole, but not what the settings ask for; the text says what it is."""
+    """Raised for an image that is whole but not what the settings ask for; the text says why."""
 
 
 def by_rows(values: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`convert` applied to `values` `[H, ...]`, some rows at a time: uint8 `[H, ...]`."""
+    """Apply `convert` to `values` `[H, ...]`, some rows at a time: uint8 `[H, ...]`."""
     rows = max(1, AT_ONCE * len(values) // max(values.size, 1))
     if rows >= len(values):
         return convert(values)
@@ -92,18 +96,21 @@ def _scaled(values: np.ndarray, white: float) -> np.ndarray:
 
 @functools.cache
 def _of_sixteen_bits(white: float) -> np.ndarray:
-    """What each value becomes, uint8 `[65536]`: a look-up takes a third of the time."""
+    """Build the table of what each sixteen-bit value becomes, uint8 `[65536]`.
+
+    A look-up takes a third of the time.
+    """
     values = np.arange(1 << 16)
     return _scaled(values, white) if white else ((values + 128) // 257).astype(np.uint8)
 
 
 def to_eight_bits(values: np.ndarray, white: float) -> np.ndarray:
-    """Pixels of any number type -> uint8.
+    """Convert pixels of any number type to uint8.
 
     `white` and above become 255, negative ones and NaN 0; uint8 stays as it is.
 
     Raises:
-        Unfit: `white` is 0, which stands for 65535, and they are no unsigned sixteen bits.
+        Unfit: `white` is 0, which stands for 65535, and the pixels are no unsigned sixteen bits.
     """
     kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
     if values.dtype == np.uint8:
@@ -119,9 +126,9 @@ def to_eight_bits(values: np.ndarray, white: float) -> np.ndarray:
 
 
 def blended(image: np.ndarray, alpha: np.ndarray, background: int) -> np.ndarray:
-    """uint8 `image` `[H, W, C]` on a gray background, rounded as PIL's paste.
+    """Blend a uint8 `image` `[H, W, C]` with a gray background, rounded as PIL's paste.
 
-    `alpha`: uint8 `[H, W]`, how opaque it is.
+    `alpha`: uint8 `[H, W]`, the opacity of each pixel.
     """
     share = alpha.astype(np.int32)[..., None]
     total = image * share + background * (255 - share) + 128
@@ -129,7 +136,7 @@ def blended(image: np.ndarray, alpha: np.ndarray, background: int) -> np.ndarray
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """`[H, W, C]` as `PIL.ImageOps.exif_transpose` turns it for this orientation."""
+    """Turn `image` `[H, W, C]` as `PIL.ImageOps.exif_transpose` does for this orientation."""
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -138,14 +145,14 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def exactly(image: np.ndarray, channels: int) -> np.ndarray:
-    """`image` `[H, W, C]`, if C is `channels`; else Unfit."""
+    """Return `image` `[H, W, C]` if C is `channels`; else raise Unfit."""
     if image.shape[-1] != channels:
         raise Unfit(f"channels={channels} is asked for, it has {image.shape[-1]}")
     return image
 
 
 def colours(image: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 gray or RGB `[H, W, 1 to 4]`, perhaps with alpha, in `channels`, as PIL converts."""
+    """Convert uint8 gray or RGB, perhaps with alpha, `[H, W, 1 to 4]` to `channels` as PIL does."""
     from PIL import Image
 
     bands = image.shape[-1]

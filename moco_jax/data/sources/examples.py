@@ -1,4 +1,7 @@
-"""Sources whose records are serialized tf.train.Example: which feature is the image, the class, the name."""
+"""Sources whose records are serialized tf.train.Example.
+
+The first records show which feature is the image, which the class, and which the name.
+"""
 
 import json
 import os
@@ -18,40 +21,43 @@ CLASS_KEYS = ("label", "image/class/label")
 CLASS_NAME_KEYS = ("class_name", "image/class/synset")
 NAME_KEYS = ("name", "file_name", "image/filename", "id")
 BLOCK = 1024  # records read at once
-LOOKED_AT = 32  # records that may show a feature which the first one lacks
-PACK = "pack.json"  # beside packed shards: what they hold
-_UNREAD = -(2**63)  # in the place of a label that was not asked for yet
+LOOKED_AT = 32  # records searched for a feature that the first one lacks
+PACK = "pack.json"  # file beside packed shards that says what they hold
+_UNREAD = -(2**63)  # stands for a label that was not asked for yet
 
 
 class Records(Protocol):
-    """Bytes by number; `index.FileRecords` has these members."""
+    """Bytes by number, as `index.FileRecords` reads them."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of records."""
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Object `[n]` of bytes; empty where a record cannot be read."""
+        """Read records, object `[n]` of bytes; empty where one cannot be read."""
 
     def where(self, index: int) -> str:
-        """File and place of record `index`."""
+        """Return file and place of record `index`."""
 
 
 def parse(record: bytes) -> Mapping[str, tf.train.Feature]:
-    """The features of one serialized tf.train.Example; UserError if it is none."""
+    """Parse the features of one serialized tf.train.Example; raises UserError if it is none."""
     try:
         return tf.train.Example.FromString(record).features.feature
     except Exception as error:  # protobuf's own class depends on which of its backends is in use
         raise UserError("its records are no tf.train.Example") from error
 
 
-def pick(found: Mapping[str, tf.train.Feature], known: Sequence[str], kind: str) -> str | None:
-    """The first of `known` among the features `found` that is of this `kind`, as 'bytes_list', or None."""
-    there = (key for key in known if key in found)
-    return next((key for key in there if found[key].WhichOneof("kind") == kind), None)
+def pick(features: Mapping[str, tf.train.Feature], known: Sequence[str], kind: str) -> str | None:
+    """Return the first of the names `known` whose feature is of this `kind`, as 'bytes_list'.
+
+    None where no feature is.
+    """
+    present = (key for key in known if key in features)
+    return next((key for key in present if features[key].WhichOneof("kind") == kind), None)
 
 
 class Features(NamedTuple):
-    """What the features of examples are called; None where there is none.
+    """Names of the features of examples; None for a feature that is not there.
 
     Attributes:
         image: the encoded image.
@@ -67,7 +73,9 @@ class Features(NamedTuple):
 
 
 def first_features(records: Records, data_dir: str) -> Features:
-    """The features of `records`, as the first shows them, or some others if it lacks class or name.
+    """Find which features `records` have, from the first record.
+
+    Some others are looked at if it lacks class or name.
 
     Raises:
         UserError: about `data_dir`, where the first has no image.
@@ -75,21 +83,22 @@ def first_features(records: Records, data_dir: str) -> Features:
     if not len(records):
         raise UserError(f"data_dir={printable(data_dir)} holds no record; its files are empty")
     try:
-        found = parse(records.read(np.asarray([0]))[0])
+        features = parse(records.read(np.asarray([0]))[0])
     except UserError as error:
         raise UserError(f"data_dir={printable(data_dir)}: {error}") from error
-    image = pick(found, IMAGE_KEYS, "bytes_list")
+    image = pick(features, IMAGE_KEYS, "bytes_list")
     if image is None:
         raise UserError(
-            f"data_dir={printable(data_dir)}: its examples have the features {', '.join(map(printable, sorted(found)))}; an encoded image "
-            f"is looked for in {', '.join(IMAGE_KEYS)}"
+            f"data_dir={printable(data_dir)}: its examples have the features"
+            f" {', '.join(map(printable, sorted(features)))}; an encoded image is looked for in"
+            f" {', '.join(IMAGE_KEYS)}"
         )
     wanted = (
         (CLASS_KEYS, "int64_list"),
         (NAME_KEYS, "bytes_list"),
         (CLASS_NAME_KEYS, "bytes_list"),
     )
-    keys = [pick(found, *each) for each in wanted]
+    keys = [pick(features, *each) for each in wanted]
     if keys[0] is None or keys[1] is None:
         others = [_parsed_or_empty(record) for record in records.read(_spread(len(records)))]
         keys = [
@@ -100,12 +109,12 @@ def first_features(records: Records, data_dir: str) -> Features:
 
 
 def _spread(number: int) -> np.ndarray:
-    """Places of some of `number` records, evenly spread, int64."""
+    """Return places of some of `number` records, evenly spread, int64."""
     return np.unique(np.linspace(0, number - 1, min(number, LOOKED_AT)).astype(np.int64))
 
 
 def _parsed_or_empty(record: bytes) -> Mapping[str, tf.train.Feature]:
-    """As `parse`; nothing where the record is damaged, which whoever reads its image says."""
+    """Parse `record`; return nothing if it is damaged, which whoever reads its image reports."""
     try:
         return parse(record)
     except UserError:
@@ -113,7 +122,9 @@ def _parsed_or_empty(record: bytes) -> Mapping[str, tf.train.Feature]:
 
 
 def packed_classes(paths: Sequence[str]) -> list[str]:
-    """The names of the classes of packed shards at `paths`, out of a `PACK` beside them, or none.
+    """Read the names of the classes of packed shards at `paths` from the `PACK` beside them.
+
+    Empty where there is none.
 
     Raises:
         UserError: it cannot be read.
@@ -138,8 +149,8 @@ class ExampleSource:
     """Images in serialized tf.train.Example.
 
     Memory holds what `records` needs, and eight bytes a label once labels are asked for. Where
-    examples hold the names of their classes, a class is its name: its number is its place among the
-    names, which are those given, and behind them others in the order in which they are met.
+    examples hold the names of their classes, a class is its name. Its number is its place among
+    the names: first those given, then others in the order in which they are met.
     """
 
     record_spec = tf.TensorSpec([], tf.string)
@@ -152,7 +163,7 @@ class ExampleSource:
         decoding: Decoding = RGB,
         classes: Sequence[str] = (),
     ):
-        """`label` names the set, `features` what it consists of; `classes` as in `Source`."""
+        """Take the images of `records`, as the set `label`; `classes` as in `Source`."""
         self.records, self.label, self.decoding = records, label, decoding
         self._names = list(classes)
         self.features = features
@@ -161,25 +172,25 @@ class ExampleSource:
 
     @property
     def classes(self) -> Sequence[str]:
-        """As in `Source`; those in the records alone are there once their labels were read."""
+        """Names of the classes; those in records alone are known once their labels were read."""
         return tuple(self._names)
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Return the number of examples."""
         return len(self.records)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Serialized tf.train.Example, object `[n]` of bytes."""
+        """Read serialized tf.train.Example, object `[n]` of bytes."""
         return self.records.read(indices)
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
-        """The image feature of one serialized example."""
+        """Return the image feature of one serialized example."""
         key = self.features.image
         spec = {key: tf.io.FixedLenFeature([], tf.string)}
         return tf.io.parse_single_example(record, spec)[key]
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
-        """int64 `[n]`, -1 where an example has none; each record is read once and its label kept.
+        """Return labels int64 `[n]`, -1 where an example has none; each is read once and kept.
 
         Raises:
             UserError: a record is no example, or its label is no class.
@@ -195,24 +206,24 @@ class ExampleSource:
         return self._labels[indices]
 
     def _classes_of(self, some: np.ndarray) -> np.ndarray:
-        """The classes int64 `[n]` of the records `some` int `[n]`, read now."""
+        """Read the classes int64 `[n]` of the records `some` int `[n]`."""
         _, klass, _, class_name = self.features
         spec = {}
         if klass:
             spec[klass] = tf.io.FixedLenFeature([], tf.int64, labels.MISSING)
         if class_name:
             spec[class_name] = tf.io.FixedLenFeature([], tf.string, "")
-        found = self._parsed(some, spec)
+        parsed = self._parsed(some, spec)
         numbers = np.full(len(some), labels.MISSING, np.int64)
         if klass:
-            numbers = labels.checked(found[klass], lambda n: self.name(int(some[n])))
+            numbers = labels.checked(parsed[klass], lambda n: self.name(int(some[n])))
         if not class_name:
             return self._within(numbers, some)
-        names = [name.decode("utf-8", "surrogateescape") for name in found[class_name].tolist()]
+        names = [name.decode("utf-8", "surrogateescape") for name in parsed[class_name].tolist()]
         named = np.asarray([bool(name) for name in names])
         for name in filter(None, names):
             self._add(name)
-        # Of shards of an older packing the names may stand beside them.
+        # Shards of an older packing may have the names in a file beside them.
         numbers = self._within(numbers, some, ~named)
         places = [self._places.get(name, labels.MISSING) for name in names]
         return np.where(named, np.asarray(places, np.int64), numbers)
@@ -225,7 +236,11 @@ class ExampleSource:
     def _within(
         self, numbers: np.ndarray, some: np.ndarray, which: np.ndarray | bool = True
     ) -> np.ndarray:
-        """`numbers` int64 `[n]`; UserError where one of `which` has no name, but others do."""
+        """Return class `numbers` int64 `[n]`, each of which must have a name if others have.
+
+        Raises:
+            UserError: one of those chosen by `which` has none.
+        """
         if not self._names and self.features.class_name is None:
             return numbers
         nameless = np.flatnonzero(which & (numbers >= len(self._names)))
@@ -239,12 +254,16 @@ class ExampleSource:
         return numbers
 
     def _parsed(self, some: np.ndarray, spec: Mapping[str, tf.io.FixedLenFeature]) -> dict:
-        """What `spec` names of records `some`, by key, arrays `[n]`; UserError without that."""
+        """Read what `spec` names of the records `some`, by key, arrays `[n]`.
+
+        Raises:
+            UserError: a record is damaged or lacks it.
+        """
         records = self.read(some)
         try:
             return {key: value.numpy() for key, value in tf.io.parse_example(records, spec).items()}
         except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
-            # The second where TensorFlow's message quotes bytes of the record.
+            # UnicodeDecodeError comes where TensorFlow's message quotes bytes of the record.
             key = self.features.klass or self.features.class_name
             first = next((n for n, record in enumerate(records) if not _parses(record, spec)), 0)
             raise UserError(
@@ -253,13 +272,16 @@ class ExampleSource:
             ) from error
 
     def name(self, index: int) -> str:
-        """Set, number, file and place, after the example's own name if it has one."""
+        """Return set, number, file and place, after the example's own name if it has one."""
         called = printable(f"{self.label} example {index} ({self.records.where(index)})")
         own = self._own_name(self.read(np.asarray([index]))[0]) if self.features.name else ""
         return f"{printable(own)}: {called}" if own else called
 
     def names(self, indices: np.ndarray) -> list[str]:
-        """Examples' own names, or set and number; each record is read once more where they have names."""
+        """Return examples' own names, or set and number.
+
+        Each record is read once more where they have names.
+        """
         called = [f"{self.label} example {index}" for index in indices.tolist()]
         if self.features.name is None:
             return called

@@ -1,4 +1,4 @@
-"""Images that are files of their own: all below a folder, or those that a text file lists."""
+"""Images that are files of their own: below a folder, or listed in a text file."""
 
 import os
 from collections import Counter
@@ -18,7 +18,7 @@ _LOOKED = f"images end in {', '.join(EXTENSIONS)}"
 
 
 def numbered(classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The different `classes`, sorted, and each one's number int32 `[n]`: of '' it is `MISSING`."""
+    """Sort the different `classes` and number them: names, and int32 `[n]`, `MISSING` for ''."""
     different = sorted(set(classes) - {""})
     numbers = {name: number for number, name in enumerate(different)} | {"": labels.MISSING}
     return different, np.fromiter((numbers[c] for c in classes), np.int32, len(classes))
@@ -28,7 +28,8 @@ def find_images(root: str) -> tuple[list[str], str]:
     """Find all images below the folder `root`, at any depth.
 
     Returns:
-        their paths, relative to `root` and sorted, and a line on what else is there and left out ('' for nothing).
+        Paths, relative to `root` and sorted, and a line on what else is there and left out (''
+        for nothing).
 
     Raises:
         UserError: there are none.
@@ -41,11 +42,11 @@ def find_images(root: str) -> tuple[list[str], str]:
             files.append(path)
         else:
             endings[os.path.splitext(path)[1].lower() or "no ending"] += 1
-    said = names.said(f"data_dir={root}", left_out, endings)
+    remark = names.remark(f"data_dir={root}", left_out, endings)
     if not files:
-        also = f" ({said})" if said else ""
+        also = f" ({remark})" if remark else ""
         raise UserError(f"data_dir={printable(root)} holds no image, at any depth; {_LOOKED}{also}")
-    return sorted(files), said
+    return sorted(files), remark
 
 
 class FolderSource:
@@ -54,16 +55,16 @@ class FolderSource:
     Attributes:
         root: what the names of files are relative to.
         files: their names.
-        classes: names of the classes, in the order of their numbers: the folders right below the folder if every
-            image lies in one, and they are no parts of a set as train and val are, or what the list
-            says; empty without.
+        classes: names of the classes, in the order of their numbers; empty without classes. They
+            are the folders right below the folder if every image lies in one, unless these are
+            parts of a set as train and val are; or what the list says.
         remarks: what is left out, and what else is to be said of classes or a list, a line each.
     """
 
     record_spec = tf.TensorSpec([], tf.string)
 
     def __init__(self, path: str, decoding: Decoding = RGB):
-        """Take in the images below the folder, or in the text file, `path`.
+        """Find the images below the folder `path`, or in the text file `path`.
 
         Raises:
             UserError: there is no image.
@@ -74,8 +75,8 @@ class FolderSource:
                 "data_dir='' names no folder; point it at your images: --config.data_dir=FOLDER"
             )
         if store.is_folder(path):
-            self.root, (files, said) = path, find_images(path)
-            self.remarks += [said] if said else []
+            self.root, (files, remark) = path, find_images(path)
+            self.remarks += [remark] if remark else []
             classes = self._class_folders(path, files)
         elif store.is_file(path):
             self.root, (files, classes, said_of_list) = os.path.dirname(path), read_list(path)
@@ -83,48 +84,52 @@ class FolderSource:
         else:
             why = "" if store.exists(path) else ": there is no such file or folder"
             raise UserError(
-                f"data_dir={printable(path)} is no folder, nor a text file of paths{why}; give one ({_LOOKED})"
+                f"data_dir={printable(path)} is no folder, nor a text file of paths{why}; give one"
+                f" ({_LOOKED})"
             )
         self.files = Names(files)
         self.classes, numbers = numbered(classes)
         self._labels = numbers if self.classes else None
 
     def _class_folders(self, path: str, files: Sequence[str]) -> list[str]:
-        """The folder right below `path` of each of `files` if these are classes, else none."""
+        """Return each file's folder right below `path`, if such folders are classes, else none.
+
+        Else none.
+        """
         tops = [file.split("/", 1)[0] for file in files if "/" in file]
         if len(tops) < len(files):
             return []
-        are_classes, said = split_names.judge(path, sorted(set(tops)), len(files))
-        self.remarks += [said] if said else []
+        are_classes, remark = split_names.judge(path, sorted(set(tops)), len(files))
+        self.remarks += [remark] if remark else []
         return tops if are_classes else []
 
     def __len__(self) -> int:
-        """The number of files."""
+        """Return the number of files."""
         return len(self.files)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """The files' content, object `[n]` of bytes; empty where a file cannot be read."""
+        """Read the files' content, object `[n]` of bytes; empty where a file cannot be read."""
         return store.read_many(lambda index: store.read(self.path(index)), indices)
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
-        """The file's content, as it is."""
+        """Return the file's content, as it is."""
         return record
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
-        """int32 `[n]`, -1 for an image of a list that gives it no class."""
+        """Return labels int32 `[n]`, -1 for an image of a list that gives it no class."""
         return None if self._labels is None else self._labels[indices]
 
     def path(self, index: int) -> str:
-        """The file's path, with every byte."""
+        """Return the file's path, with every byte."""
         file = self.files[index]
         return file if store.is_remote(file) else os.path.join(self.root, file)
 
     def name(self, index: int) -> str:
-        """The file's path, in one line."""
+        """Return the file's path, in one line."""
         return printable(self.path(index))
 
     def trouble(self, index: int) -> str:
-        """Why the file cannot be opened, in a few words; '' where it can."""
+        """Say in a few words why the file cannot be opened; '' where it can."""
         try:
             store.open_binary(self.path(index)).close()
         except OSError as error:
@@ -132,12 +137,12 @@ class FolderSource:
         return ""
 
     def names(self, indices: np.ndarray) -> list[str]:
-        """Paths, relative to `root`, or as a list has them, with every byte."""
+        """Return paths, relative to `root` or as a list has them, with every byte."""
         return [self.files[index] for index in indices.tolist()]
 
 
 class FilesSource(FolderSource):
-    """Image files that are named one by one; a file that is missing counts as damaged."""
+    """Image files that are named one by one; a missing file counts as damaged."""
 
     def __init__(self, files: Sequence[str], decoding: Decoding = RGB):
         """Take `files`, paths, in their order."""

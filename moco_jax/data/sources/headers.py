@@ -1,8 +1,8 @@
-"""What the header of an image file says before a pixel is decoded: its size, and who decodes it.
+"""Reads the header of an image file: its size, and whether TensorFlow decodes it as PIL does.
 
 One rule serves training, evaluation, embedding, packing and `moco_jax.load`. TensorFlow decodes
-the plain JPEGs and PNGs that it is known to decode as PIL does; PIL decodes everything else, and so
-whatever is doubtful here.
+the plain JPEGs and PNGs that it is known to decode as PIL does. PIL decodes everything else, and
+so whatever is doubtful here.
 """
 
 import zlib
@@ -14,17 +14,18 @@ END_OF_JPEG = b"\xff\xd9"
 _SCAN = 0xDA
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive, all with Huffman's code
 _APP0, _APP1, _APP2, _APP13, _APP14 = 0xE0, 0xE1, 0xE2, 0xED, 0xEE
-_TABLES = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))  # and comments, and all APPn
+_TABLES = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))  # tables, comments, APPn
 _SAMPLINGS = (b"\x11", b"\x21", b"\x22")  # 4:4:4, 4:2:2, 4:2:0
 
 _KINDS_OF_PNG = (0, 2, 4, 6)  # gray and RGB, without and with alpha
-_SIDE_CHUNKS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7}  # and their lengths
+# Chunks that change no pixel, and their lengths.
+_SIDE_CHUNKS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7}
 _WORDS_OF_EXIF = (b"Raw profile", b"XML:")  # text chunks in which an orientation may stand
 _LONGEST_TEXT = 1 << 16
 
 
 class Header(NamedTuple):
-    """What a header says.
+    """The facts in an image file's header that decide how it is decoded.
 
     Attributes:
         plain: whether TensorFlow decodes the file as PIL does.
@@ -46,7 +47,7 @@ UNKNOWN = Header(False)
 
 
 def read(content: bytes) -> Header:
-    """What the header of the file `content` says; of kinds other than JPEG and PNG nothing."""
+    """Read the header of the file `content`; kinds other than JPEG and PNG tell nothing."""
     if content.startswith(JPEG):
         return _jpeg(content)
     if content.startswith(PNG):
@@ -63,8 +64,8 @@ def _odd(kind: int, segment: bytes) -> bool:
             segment.startswith(b"ICC_PROFILE\0") and len(segment) < 15
         )
     if kind == _APP13:
-        return segment[-6:-2] == b"8BIM"  # of a cut block of Photoshop's PIL refuses the file
-    # Without Adobe's own transform, 1, the colours may be anything.
+        return segment[-6:-2] == b"8BIM"  # PIL refuses a file with a cut block of Photoshop's
+    # With another transform than Adobe's own, 1, the colours may be anything.
     return kind == _APP14 and segment.startswith(b"Adobe") and segment[11:12] != b"\x01"
 
 
@@ -125,7 +126,7 @@ def _png(content: bytes) -> Header:
     doubtful = Header(False, height, width, alpha=alpha)
     if head[8] != 8 or head[9] not in _KINDS_OF_PNG or any(head[10:]) or not height * width:
         return doubtful
-    place, data = 8, 0  # `data`: 1 among the picture's data, 2 behind it
+    place, data = 8, 0  # `data`: 0 before the picture's data, 1 among them, 2 behind them
     while kind := content[place + 4 : place + 8]:
         body = place + 8
         place = body + int.from_bytes(content[body - 8 : body - 4], "big") + 4

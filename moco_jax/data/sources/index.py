@@ -1,4 +1,7 @@
-"""Where the records of large files lie, so that they can be read in any order; found once, then kept on disk."""
+"""An index of where the records of large files lie, so that they can be read in any order.
+
+It is built once, and then kept on disk.
+"""
 
 import io
 import logging
@@ -21,7 +24,11 @@ Arrays = dict[str, np.ndarray]
 
 
 class Places(NamedTuple):
-    """Sixteen bytes a record: `file` int32 `[N]` (into `paths`), `offset` int64 `[N]`, `length` int32 `[N]`."""
+    """Where records lie, sixteen bytes each.
+
+    The arrays are `file` int32 `[N]` (a place in `paths`), `offset` int64 `[N]` and `length`
+    int32 `[N]`.
+    """
 
     paths: list[str]
     file: np.ndarray
@@ -30,26 +37,29 @@ class Places(NamedTuple):
 
 
 def cache_path(index_dir: str | None, label: str) -> epath.Path | None:
-    """The file in `index_dir` for the index of what `label` names; None without a folder."""
+    """Return the file in `index_dir` for the index of the set `label`; None without a folder."""
     if not index_dir:
         return None
     safe = "".join(c if c.isascii() and c.isalnum() else "_" for c in label)[-80:]
-    # The number tells labels apart that are the same when cut to the length of a file's name.
+    # A file's name is cut in length; the number tells apart labels that then are the same.
     number = zlib.crc32(label.encode("utf-8", "surrogateescape"))
     return epath.Path(index_dir) / f"{safe}_{number:08x}.npz"
 
 
 def sizes(paths: Sequence[str]) -> list[str]:
-    """A line on each file: path and bytes."""
+    """Return a line on each file: path and bytes."""
     return store.each(lambda path: f"{path} {store.size(path)}", paths)
 
 
 def cached(
     cache: epath.Path | None, signature: Sequence[str], make: Callable[[], Arrays]
 ) -> Arrays:
-    """What `make` returns, or what it returned when `signature` was the same and `cache` was written.
+    """Return what `make` returns, from `cache` if it was written with the same `signature`.
 
-    `cache`: an .npz; None for always anew. UserError where it cannot be written.
+    `cache` is an .npz; with None `make` is always called.
+
+    Raises:
+        UserError: the cache cannot be written.
     """
     signed = np.asarray(signature)
     if cache is not None and cache.exists():
@@ -63,20 +73,21 @@ def cached(
     arrays = make()
     if cache is not None:
         content = io.BytesIO()
-        # NumPy keeps names such as `file` to itself.
+        # `savez` itself has arguments of names such as `file`.
         named: Arrays = {f"_{key}": value for key, value in arrays.items()}
         np.savez(content, signature=signed, **named)  # type: ignore[arg-type]
         try:
             files.write(cache, content.getvalue())
         except OSError as error:
             raise UserError(
-                f"the index of records cannot be written to {printable(str(cache))} ({error.strerror}); give a workdir of yours"
+                f"the index of records cannot be written to {printable(str(cache))}"
+                f" ({error.strerror}); give a workdir of yours"
             ) from error
     return arrays
 
 
 def join(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Arrays:
-    """`file`, `offset` and `length` of `Places`, from offsets and lengths of each file in turn."""
+    """Join offsets and lengths of files in turn to `file`, `offset` and `length` of `Places`."""
     counts = [len(offsets) for offsets, _ in parts]
     return {
         "file": np.repeat(np.arange(len(parts), dtype=np.int32), counts),
@@ -94,22 +105,28 @@ class FileRecords:
         self._called = short(places.paths)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of records."""
         return len(self.places.offset)
 
     def part(self, index: int, start: int, length: int) -> bytes:
-        """`length` bytes from `start` bytes after the beginning of record `index` on (before it, if negative)."""
+        """Read `length` bytes from `start` bytes after the beginning of record `index` on.
+
+        They lie before the record if `start` is negative.
+        """
         offset = int(self.places.offset[index]) + start
         return self._ranges.read(int(self.places.file[index]), offset, length)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Object `[n]` of bytes; empty where a record cannot be read."""
+        """Read records, object `[n]` of bytes; empty where one cannot be read."""
         return store.read_many(lambda i: self.part(i, 0, int(self.places.length[i])), indices)
 
     def file(self, index: int) -> str:
-        """What to call the file of record `index`, with every byte: its name, or more of its path where that tells too little."""
+        """Return the name of the file of record `index`, with every byte.
+
+        It is more of the path where the name alone tells too little.
+        """
         return self._called[self.places.file[index]]
 
     def where(self, index: int) -> str:
-        """File and place of record `index`, in one line."""
+        """Return file and place of record `index`, in one line."""
         return f"{printable(self.file(index))} at byte {self.places.offset[index]}"

@@ -1,6 +1,6 @@
-"""What is known of an image's class: a number, its name where the source has names, or nothing.
+"""The class of an image: a number, a name where the source has names, or nothing.
 
-A missing label is a value of its own, `MISSING`: it is no class, and equals nothing, not even
+A missing label is a value of its own, `MISSING`. It is no class, and equals nothing, not even
 another missing label.
 """
 
@@ -15,15 +15,15 @@ from moco_jax.base.text import printable
 if TYPE_CHECKING:
     from moco_jax.data.sources import Source
 
-MISSING = -1  # what TFDS writes for images without a label, too
-LARGEST = 2**63 - 1  # a class number
+MISSING = -1  # also what TFDS writes for images without a label
+LARGEST = 2**63 - 1  # the largest class number
 WANTED = f"a class is a number from 0 to {LARGEST}, and {MISSING} says that there is none"
 
 
 def checked(numbers: np.ndarray, name: Callable[[int], str]) -> np.ndarray:
     """Return class `numbers` of any integer type `[N]` as int64.
 
-    `name`: what to call image n of them in a message.
+    `name`: what a message calls image n of them.
 
     Raises:
         UserError: one is no class number, nor `MISSING`.
@@ -39,16 +39,19 @@ def checked(numbers: np.ndarray, name: Callable[[int], str]) -> np.ndarray:
 
 
 def known(source: "Source", indices: np.ndarray) -> np.ndarray | None:
-    """Classes int64 `[n]` of images `indices` int `[n]`, `MISSING` for none; None where all are."""
-    found = source.labels(indices)
-    if found is None:
+    """Return the classes int64 `[n]` of images `indices` int `[n]`, `MISSING` for none.
+
+    None where no image has one.
+    """
+    stored = source.labels(indices)
+    if stored is None:
         return None
-    numbers = np.asarray(found, np.int64)
+    numbers = np.asarray(stored, np.int64)
     return numbers if (numbers >= 0).any() else None
 
 
 def called(classes: Sequence[str], number: int) -> str:
-    """Return the name of class `number` on one line, without one the number; '' for `MISSING`."""
+    """Return the name of class `number` on one line, or the number itself; '' for `MISSING`."""
     if number < 0:
         return ""
     name = classes[number] if number < len(classes) else ""

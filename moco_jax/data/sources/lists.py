@@ -1,7 +1,8 @@
 """Text files that list image files, in the ways in which people and programs write them.
 
-A way of writing is recognised by the first line, and then holds for the whole list; whatever does not fit it is refused with
-its line. A line that is the path of a file as it stands is always taken as it stands.
+The first line shows the way of writing, which then holds for the whole list; a line that does
+not fit it is refused by its number. A line that is the path of a file as it stands is always
+taken as it stands.
 """
 
 import codecs
@@ -18,27 +19,28 @@ from moco_jax.data.sources.labels import MISSING
 from moco_jax.data.sources.pixels import EXTENSIONS
 
 WANTED = (
-    "a list is UTF-8 text with one image path a line, absolute or relative to the list's folder, and a class after a tab "
-    "if there is one"
+    "a list is UTF-8 text with one image path a line, absolute or relative to the list's folder,"
+    " and a class after a tab if there is one"
 )
-_LOOKED_FOR = 16  # files of a list that are looked for before it is believed
+_LOOKED_FOR = 16  # files of a list that are looked for before the list is believed
 _QUOTES = "\"'"
-# A path, perhaps in quotes, that ends as an image does, blanks, and a class.
+# A path that ends as an image does, perhaps in quotes, then blanks and a class.
 _BLANK = re.compile(
     rf"([\"']?)(.+(?:{'|'.join(map(re.escape, EXTENSIONS))}))\1[ \t]+(\S.*)", re.I | re.S
 )
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",  # as PowerShell writes with >
+    codecs.BOM_UTF16_LE: "utf-16",  # PowerShell's > writes it
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
 
 def text_lines(content: bytes) -> list[str]:
-    """Return the lines of a text file, without their ends: LF, CR LF, or CR alone where there is no LF.
+    """Return the lines of a text file without their ends: LF, CR LF, or CR where there is no LF.
 
-    UTF-8, or UTF-16 with a mark at its beginning; bytes that are neither stay what they are, as in names of files
-    (`surrogateescape`). No other character ends a line, as names may hold them.
+    The text is UTF-8, or UTF-16 with a mark at its beginning; bytes that are neither stay what
+    they are, as in names of files (`surrogateescape`). No other character ends a line, as names
+    may hold them.
 
     Raises:
         ValueError: it is no text.
@@ -56,10 +58,12 @@ class Form(NamedTuple):
     """How the lines of a list are written.
 
     Attributes:
-        separator: what stands before a class: a tab, a comma, a semicolon, a blank; '' where there are no classes.
+        separator: what stands before a class: a tab, a comma, a semicolon, a blank; '' where
+            there are no classes.
         header: whether the first line names the columns.
         endings: whether paths end as images do.
-        marks: characters at the beginning of a line that may be its path's own, as the first line does not begin so.
+        marks: characters at the beginning of a line that may be its path's own, as the first
+            line does not begin so.
     """
 
     separator: str
@@ -84,7 +88,7 @@ def _unquoted(cell: str) -> str:
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    """The path in `line`, and its class where there is one; more cells where there is more."""
+    """Split `line` into the path and its class where there is one; more cells mean an error."""
     plain = line.strip(" ")
     if separator == "\t":
         path, tab, name = line.partition("\t")
@@ -92,8 +96,8 @@ def _cells(line: str, separator: str) -> list[str]:
     if not separator or _is_image(plain):
         return [_unquoted(plain)]
     if separator == " ":
-        found = _BLANK.fullmatch(plain)
-        return [found[2], _unquoted(found[3])] if found else [_unquoted(plain)]
+        match = _BLANK.fullmatch(plain)
+        return [match[2], _unquoted(match[3])] if match else [_unquoted(plain)]
     try:
         cells = next(csv.reader([plain], delimiter=separator, skipinitialspace=True))
     except csv.Error:  # a quote that does not end, or a NUL
@@ -102,17 +106,17 @@ def _cells(line: str, separator: str) -> list[str]:
 
 
 def _separator(line: str, folder: str) -> str | None:
-    """What stands between path and class in `line`, '' where it is a path alone, None where it is neither."""
+    """Return what stands between path and class in `line`: '' for a path alone, None if unclear."""
     if _is_there(folder, line) or _is_image(_cells(line, "")[0]):
         return ""
     if "\t" in line:
         return "\t"
-    found = (s for s in ",; " if _is_image(_cells(line, s)[0]) and len(_cells(line, s)) > 1)
-    return next(found, None)
+    separators = (s for s in ",; " if _is_image(_cells(line, s)[0]) and len(_cells(line, s)) > 1)
+    return next(separators, None)
 
 
 def _form(lines: Sequence[str], folder: str) -> Form:
-    """How the list that begins with the two `lines` is written."""
+    """Recognise how the list that begins with the two `lines` is written."""
     first, *rest = (_separator(line, folder) for line in lines)
     path = _cells(lines[0], first or "")[0]
     after = rest[0] if rest else None
@@ -125,7 +129,7 @@ def _form(lines: Sequence[str], folder: str) -> Form:
 
 
 def _read_line(line: str, form: Form, folder: str) -> tuple[list[str], str]:
-    """The path and perhaps the class in `line`, and what is wrong with it, '' for nothing."""
+    """Read the path and perhaps the class in `line`, and say what is wrong with it, or ''."""
     cells = _cells(line, form.separator)
     if line[0] in form.marks and not store.is_remote(folder) and _is_there(folder, line):
         return [line], ""
@@ -143,7 +147,11 @@ def _read_line(line: str, form: Form, folder: str) -> tuple[list[str], str]:
 
 
 def _class(cell: str, where: str) -> str:
-    """The class that `cell` names, '' for none, which is also written as -1; UserError for another negative number."""
+    """Return the class that `cell` names, '' for none, which is also written as -1.
+
+    Raises:
+        UserError: it is another negative number.
+    """
     if re.fullmatch(r"-\d+", cell) is None:
         return cell
     if int(cell) == MISSING:
@@ -152,7 +160,7 @@ def _class(cell: str, where: str) -> str:
 
 
 def _require_one(files: Sequence[str], lines: Sequence[int], folder: str, where: str) -> None:
-    """Refuse a list none of whose files is there; a few are looked for."""
+    """Refuse a list if none of the few files that are looked for is there."""
     some = sorted({len(files) * n // _LOOKED_FOR for n in range(_LOOKED_FOR)})
     there = store.each(lambda place: _is_there(folder, files[place]), some)
     if not any(there):
@@ -163,11 +171,12 @@ def _require_one(files: Sequence[str], lines: Sequence[int], folder: str, where:
 
 
 def read_list(path: str) -> tuple[list[str], list[str], list[str]]:
-    """Read the text file `path`: the image paths that it lists, their classes, and what is to be remarked, a line each.
+    """Read a list of images from the text file `path`: image paths, their classes, and remarks.
 
-    A path a line, relative to the file's folder or absolute, and, on all lines or none, a class; empty lines count for
-    nothing. Between path and class is a tab, a comma or semicolon (with quotes as in CSV), or blanks behind the path's
-    ending. A header, quotes around a path, blanks around a line and `~` are understood.
+    Each line holds a path, relative to the file's folder or absolute, and, on all lines or none,
+    a class; empty lines count for nothing. Between path and class is a tab, a comma or semicolon
+    (with quotes as in CSV), or blanks behind the path's ending. A header, quotes around a path,
+    blanks around a line and `~` are understood.
 
     Raises:
         UserError: it is no such file, or none of its images is there.

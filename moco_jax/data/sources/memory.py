@@ -25,9 +25,9 @@ class ArraySource:
         decoding: Decoding = RGB,
         classes: Sequence[str] = (),
     ):
-        """`images` uint8 `[N, H, W, C]`, `numbers` int `[N]` of their `classes`; `label` names the set in messages.
+        """Hold `images` uint8 `[N, H, W, C]` with `numbers` int `[N]` of their `classes`.
 
-        A number of -1 is no class.
+        A number of -1 is no class; `label` names the set in messages.
 
         Raises:
             UserError: C is not what `decoding` says, or a number is no class.
@@ -43,34 +43,35 @@ class ArraySource:
         self.record_spec = tf.TensorSpec(images.shape[1:], tf.uint8)
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Return the number of images."""
         return len(self.images)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 `[n, H, W, C]`."""
+        """Return images, uint8 `[n, H, W, C]`."""
         return self.images[indices]
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
-        """Nothing to decode: the record is the image."""
+        """Return the record, which is the image: there is nothing to decode."""
         return record
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
-        """int64 `[n]`, -1 where there is none."""
+        """Return labels int64 `[n]`, -1 where there is none."""
         return None if self._numbers is None else self._numbers[indices]
 
     def name(self, index: int) -> str:
-        """Set and number."""
+        """Return set and number."""
         return f"{self.label} image {index}"
 
     def names(self, indices: np.ndarray) -> list[str]:
-        """Set and number."""
+        """Return set and number of each image."""
         return [self.name(index) for index in indices.tolist()]
 
 
 def digits(split: str, decoding: Decoding = RGB) -> ArraySource:
-    """The 1,797 handwritten digits of scikit-learn, each at a random place and scale on a 32 x 32 canvas.
+    """Place scikit-learn's 1,797 handwritten digits at random on 32 x 32 canvases.
 
-    `train`: 1,437 digits at one placement each; `test`: the other 360 at four. Split and places are fixed.
+    `train`: 1,437 digits at one place and scale each; `test`: the other 360 at four. Split and
+    places are fixed.
     """
     from PIL import Image
     from sklearn.datasets import load_digits

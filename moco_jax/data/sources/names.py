@@ -1,4 +1,4 @@
-"""Names of images: very many in little memory, which of them count for nothing, and how that is said."""
+"""Names of images: very many in little memory, and lines on those that are left out."""
 
 import itertools
 import os
@@ -8,25 +8,40 @@ import numpy as np
 
 from moco_jax.base.text import printable
 
-# What is passed over, in the words in which it is said.
+# What is left out of a source, in the words of the line that says so.
 HIDDEN = "hidden ones"
 SYSTEM = "in folders of a system's own (as __MACOSX or @eaDir)"
 TWICE = "folders that are reached in another way too"
 NO_FILE = "that are no regular files"
-ENDINGS = 5  # that are told apart
-_SYSTEMS = frozenset({
-    "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharesnap", "#recycle", "#snapshot", "~snapshot",
-    "$recycle.bin", "recycler", "system volume information", "lost+found", "network trash folder", "temporary items",
-})  # fmt: skip
+ENDINGS = 5  # endings of files' names that a line counts one by one
+_SYSTEMS = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "@tmp",
+        "@recycle",
+        "@recently-snapshot",
+        "@sharesnap",
+        "#recycle",
+        "#snapshot",
+        "~snapshot",
+        "$recycle.bin",
+        "recycler",
+        "system volume information",
+        "lost+found",
+        "network trash folder",
+        "temporary items",
+    }
+)
 
 
 def is_systems(folder: str) -> bool:
-    """Whether a folder of this name is one that archives and disks are given by systems, beside what people put there."""
+    """Whether a folder of this name is put into archives and disks by systems, not by people."""
     return folder.lower() in _SYSTEMS
 
 
-def said(place: str, count: Mapping[str, int], endings: Mapping[str, int] | None = None) -> str:
-    """Return a line on what was left out of `place`; '' where it was nothing.
+def remark(place: str, count: Mapping[str, int], endings: Mapping[str, int] | None = None) -> str:
+    """Return a line on what was left out of `place`; '' for nothing.
 
     Args:
         place: a folder, a list, or a pattern.
@@ -44,7 +59,7 @@ def said(place: str, count: Mapping[str, int], endings: Mapping[str, int] | None
 
 
 def short(paths: Sequence[str]) -> list[str]:
-    """What to call files: their names, or where two have the same one, their paths below what all have in common."""
+    """Return names for files: their own, or paths below their common folder if two are the same."""
     names = [os.path.basename(path) for path in paths]
     if len(set(names)) == len(set(paths)):
         return names
@@ -55,10 +70,13 @@ def short(paths: Sequence[str]) -> list[str]:
 
 
 class Names:
-    """Strings by number, in their length plus four bytes each (eight from 4 GiB on); a list takes some sixty more."""
+    """Strings by number, in their length plus four bytes each (eight from 4 GiB on).
+
+    A list takes some sixty bytes more for each.
+    """
 
     def __init__(self, strings: Iterable[str]):
-        """Take `strings` in, in their order."""
+        """Keep `strings` in their order."""
         parts = [string.encode("utf-8", "surrogateescape") for string in strings]
         lengths = np.fromiter(map(len, parts), np.int64, len(parts))
         self._take(np.frombuffer(b"".join(parts), np.uint8), lengths)
@@ -70,14 +88,14 @@ class Names:
 
     @classmethod
     def of(cls, block: np.ndarray, ends: np.ndarray) -> "Names":
-        """Those that another kept in `block` uint8 `[B]` and `ends` `[N + 1]`."""
+        """Rebuild names from another's `block` uint8 `[B]` and `ends` `[N + 1]`."""
         made = cls.__new__(cls)
         made.block, made.ends = block, ends
         return made
 
     @classmethod
     def joined(cls, parts: Sequence["Names"]) -> "Names":
-        """All of `parts`, one after the other."""
+        """Join all of `parts`, one after the other."""
         made = cls.__new__(cls)
         lengths = [np.diff(part.ends.astype(np.int64)) for part in parts]
         made._take(np.concatenate([part.block for part in parts]), np.concatenate(lengths))
@@ -85,14 +103,14 @@ class Names:
 
     @property
     def nbytes(self) -> int:
-        """What they take in memory."""
+        """Bytes that the names take in memory."""
         return self.block.nbytes + self.ends.nbytes
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of names."""
         return len(self.ends) - 1
 
     def __getitem__(self, number: int) -> str:
-        """String `number`; IndexError past the end."""
+        """Return string `number`; raises IndexError past the end."""
         start, end = self.ends[number], self.ends[number + 1]
         return self.block[start:end].tobytes().decode("utf-8", "surrogateescape")

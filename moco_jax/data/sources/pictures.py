@@ -1,7 +1,7 @@
-"""Pictures as PIL reads them -> uint8 pixels: what every other decoder is held to.
+"""Decodes pictures with PIL to uint8 pixels; every other decoder is compared with this one.
 
-PIL keeps four bytes a pixel of RGB; large pictures are converted some rows at a time, so that
-little more is needed.
+PIL keeps four bytes a pixel of RGB. Large pictures are converted some rows at a time, so that
+little more memory is needed.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from moco_jax.data.sources.decoding import (
     turn,
 )
 
-_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # of TIFF and Exif
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of TIFF and Exif
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -47,7 +47,7 @@ def _raise_limit(max_pixels: int) -> None:
 
 @contextlib.contextmanager
 def opened(content: bytes, decoding: Decoding) -> Iterator[Any]:
-    """The PIL image of an encoded picture, none of its pixels read yet.
+    """Open an encoded picture as a PIL image, none of its pixels read yet.
 
     Raises:
         Unfit: it has more than `decoding.max_pixels`.
@@ -81,27 +81,26 @@ def is_picture(content: bytes) -> bool:
 
 
 def orientation(content: bytes) -> int:
-    """The orientation 1 to 8 that an encoded picture asks for, wherever it stands; 1 for none."""
+    """Return the orientation 1 to 8 that an encoded picture asks for anywhere; 1 for none."""
     from PIL import Image
 
     quiet()
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return orientation_of(picture)
-    except (
-        Exception
-    ):  # libraries raise all kinds on damaged files, which are named where they are decoded
+    # Libraries raise all kinds on damaged files, which are named where they are decoded.
+    except Exception:
         return 1
 
 
 def orientation_of(picture: Any) -> int:
-    """The orientation 1 to 8 that a PIL image asks for."""
-    found = picture.getexif().get(_ORIENTATION, 1)
-    return int(found) if found in range(1, 9) else 1
+    """Return the orientation 1 to 8 that a PIL image asks for."""
+    value = picture.getexif().get(_ORIENTATION, 1)
+    return int(value) if value in range(1, 9) else 1
 
 
 def _on_background(picture: Any, background: int) -> Any:
-    """A PIL image -> the same, or where it has transparency an RGB image on a gray background."""
+    """Put a PIL image with transparency on a gray background, as RGB; others stay as they are."""
     from PIL import Image
 
     if not picture.has_transparency_data:
@@ -118,7 +117,7 @@ def _zero_is_white(picture: Any) -> bool:
 
 
 def _rows(image: Any, decoding: Decoding, inverted: bool, sixteen: bool) -> np.ndarray:
-    """Some rows of a picture, a PIL image of their own -> uint8 `[n, W, C]`."""
+    """Convert some rows of a picture, a PIL image of their own, to uint8 `[n, W, C]`."""
     channels = decoding.channels
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image)
@@ -128,12 +127,12 @@ def _rows(image: Any, decoding: Decoding, inverted: bool, sixteen: bool) -> np.n
         image = _on_background(image, decoding.background) if decoding.blends else image
         converted = np.asarray(image.convert("L" if channels == 1 else "RGB"))
         return converted[..., None] if channels == 1 else converted
-    found = np.asarray(image)
-    return exactly(found[..., None] if found.ndim == 2 else found, channels)
+    pixels = np.asarray(image)
+    return exactly(pixels[..., None] if pixels.ndim == 2 else pixels, channels)
 
 
 def _parts(picture: Any) -> Iterator[tuple[int, Any]]:
-    """Parts of a PIL image, some rows each, and where each begins; a small image as it is."""
+    """Cut a large PIL image into parts of some rows, each with its first row's number."""
     width, height = picture.size
     rows = max(1, AT_ONCE // max(width, 1))
     if rows >= height:
@@ -144,7 +143,7 @@ def _parts(picture: Any) -> Iterator[tuple[int, Any]]:
 
 
 def is_transparent(content: bytes, decoding: Decoding) -> bool:
-    """Whether an encoded picture has pixels that are not opaque; false where PIL cannot read it."""
+    """Whether an encoded picture has pixels that are not opaque; false if PIL cannot read it."""
     try:
         with opened(content, decoding) as picture:
             if not picture.has_transparency_data:
@@ -152,14 +151,13 @@ def is_transparent(content: bytes, decoding: Decoding) -> bool:
             picture.load()
             alphas = (part.convert("RGBA").getchannel("A") for _, part in _parts(picture))
             return any(alpha.getextrema()[0] < 255 for alpha in alphas)
-    except (
-        Exception
-    ):  # libraries raise all kinds on damaged files, which are named where they are decoded
+    # Libraries raise all kinds on damaged files, which are named where they are decoded.
+    except Exception:
         return False
 
 
 def of_picture(picture: Any, decoding: Decoding) -> np.ndarray:
-    """A PIL image -> uint8 `[H, W, C]`, its first frame.
+    """Convert the first frame of a PIL image to uint8 `[H, W, C]`.
 
     Gray and RGB are converted into each other, other modes are kept.
 
@@ -172,7 +170,8 @@ def of_picture(picture: Any, decoding: Decoding) -> np.ndarray:
     picture.load()
     width, height = picture.size
     inverted = _zero_is_white(picture)
-    sixteen = picture.format == "PPM" and picture.mode == "I"  # PIL scales PGM to sixteen bits
+    # PIL scales PGM to sixteen bits.
+    sixteen = picture.format == "PPM" and picture.mode == "I"
     made = None
     for top, part in _parts(picture):
         some = _rows(part, decoding, inverted, sixteen)
@@ -184,18 +183,18 @@ def of_picture(picture: Any, decoding: Decoding) -> np.ndarray:
         made[top : top + len(some)] = some
     if made is None or not made.size:
         raise ValueError(f"no pixels: {width} x {height}")
-    # PIL has turned a TIFF as it loaded it, and then says no more of an orientation.
+    # PIL has turned a TIFF as it loaded it, and then reports no orientation.
     return turn(made, orientation_of(picture)) if decoding.exif_rotation else made
 
 
 def with_pil(content: bytes, decoding: Decoding) -> np.ndarray:
-    """An encoded picture -> uint8 `[H, W, C]`, as `of_picture`."""
+    """Decode an encoded picture to uint8 `[H, W, C]`, as `of_picture` does."""
     with opened(content, decoding) as picture:
         return of_picture(picture, decoding)
 
 
 def _bytes_of_deep_png(content: bytes, decoding: Decoding, mode: str, raw: str) -> np.ndarray:
-    """One byte of each sample, uint8 `[H, W, C]`: decoded by PIL from the layout it calls `raw`."""
+    """Decode one byte of each sample, uint8 `[H, W, C]`, by PIL from the layout it calls `raw`."""
     with opened(content, decoding) as picture:
         decoder, extents, offset, _ = picture.tile[0]
         picture.tile = [(decoder, extents, offset, raw)]
@@ -204,28 +203,28 @@ def _bytes_of_deep_png(content: bytes, decoding: Decoding, mode: str, raw: str) 
 
 
 def deep_values(content: bytes, decoding: Decoding) -> tuple[np.ndarray, np.ndarray]:
-    """The samples of a PNG of sixteen bits, of which PIL alone would keep eight.
+    """Read the samples of a PNG of sixteen bits, of which PIL alone would keep eight.
 
     Returns:
-        their high and low bytes, uint8 `[H, W, C]` each; C is 1 to 4.
+        High and low bytes of the samples, uint8 `[H, W, C]` each; C is 1 to 4.
     """
     colour = content[25]
     if colour in (2, 6):
         mode = "RGB" if colour == 2 else "RGBA"
         pair = (_bytes_of_deep_png(content, decoding, mode, f"{mode};16{o}") for o in "BL")
         return next(pair), next(pair)
-    # A gray value with alpha, of sixteen bits, lies in the file as a pixel of RGBA does, a gray
-    # value as one with alpha.
+    # In the file a gray value with alpha, of sixteen bits, lies as an eight-bit pixel of RGBA,
+    # and a gray value as an eight-bit one with alpha.
     kind = b"IHDR" + content[16:24] + bytes([8, 4 if colour == 0 else 6]) + content[26:29]
     other = content[:12] + kind + zlib.crc32(kind).to_bytes(4, "big") + content[33:]
     with opened(other, decoding) as picture:
         picture.load()
-        found = np.asarray(picture)
-    return found[..., 0::2], found[..., 1::2]
+        samples = np.asarray(picture)
+    return samples[..., 0::2], samples[..., 1::2]
 
 
 def deep_png(content: bytes, decoding: Decoding) -> np.ndarray:
-    """A PNG of sixteen bits -> uint8 `[H, W, C]`, from all of them."""
+    """Decode a PNG of sixteen bits to uint8 `[H, W, C]`, from all of them."""
     with opened(content, decoding) as picture:
         transparent = picture.info.get("transparency")
         turned = orientation_of(picture) if decoding.exif_rotation else 1

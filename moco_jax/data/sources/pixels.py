@@ -1,6 +1,7 @@
-"""From the bytes of one image to uint8 pixels, in Python, and the rule when TensorFlow does it.
+"""Decodes one image to uint8 pixels in Python, and rules when TensorFlow does it instead.
 
-`headers.py` reads the header, `pictures.py` and `tiffs.py` decode, `decoding.py` has the settings.
+`headers.py` reads the header, `pictures.py` and `tiffs.py` decode, `decoding.py` has the
+settings.
 """
 
 import io
@@ -23,7 +24,7 @@ from moco_jax.data.sources.tiffs import TIFF, lacks_tifffile, of_tiff, tifffile,
 __all__ = ["RGB", "Decoding", "Unfit", "lacks_tifffile", "of_picture", "tifffile", "turn"]
 
 NUMPY = b"\x93NUMPY"
-PYTHON, JPEG, PNG = range(3)  # who decodes: this module, or TensorFlow's decoder of such files
+PYTHON, JPEG, PNG = range(3)  # who decodes: this module, or one of TensorFlow's decoders
 
 
 _ENDINGS: tuple[str, ...] = (
@@ -54,7 +55,7 @@ EXTENSIONS = _extensions()
 
 
 class Ruling(NamedTuple):
-    """What the header of a file decides.
+    """The decision, from a file's header, on who decodes it.
 
     Attributes:
         way: who decodes it, `PYTHON`, or TensorFlow as `JPEG` or `PNG`.
@@ -105,35 +106,31 @@ def _array(content: bytes, decoding: Decoding) -> np.ndarray:
     decoding.require_room(shape[0], shape[1])
     if not dtype.hasobject and int(np.prod(shape, dtype=object)) * dtype.itemsize > len(content):
         raise ValueError(f"cut off: an array of shape {shape}")
-    found = np.load(io.BytesIO(content), allow_pickle=False)
-    return found[..., None] if found.ndim == 2 else found
+    array = np.load(io.BytesIO(content), allow_pickle=False)
+    return array[..., None] if array.ndim == 2 else array
 
 
-def _require_sound(content: bytes, decoding: Decoding) -> None:
-    """Refuse by its header what is too large, and a JPEG without an end.
-
-    PIL may take the zeros of a half-written file for its pixels.
-    """
-    header = headers.read(content)
-    decoding.require_room(header.height, header.width)
-    if not header.whole:
+def _require_an_end(content: bytes) -> None:
+    """Refuse a JPEG without an end: PIL may take the zeros of a half-written file for pixels."""
+    if not headers.read(content).whole:
         raise ValueError("a JPEG that is cut off: nothing marks its end")
 
 
 def pixels(content: bytes, decoding: Decoding) -> np.ndarray:
-    """Encoded bytes -> uint8 `[H, W, C]`.
+    """Decode the bytes of an image to uint8 `[H, W, C]`.
 
-    Sixteen-bit values v become v / 257, rounded, or as `decoding.white` says; with three channels
-    and without white the high byte of a sixteen-bit colour TIFF is kept. Where C is 1 or 3
-    transparency is dropped, or blended with `decoding.background`. TIFF is turned as it asks for,
-    the others with `exif_rotation`.
+    Sixteen-bit values v become v / 257, rounded, or as `decoding.white` says; with three
+    channels and without white the high byte of a sixteen-bit colour TIFF is kept. Where C is 1
+    or 3 transparency is dropped, or blended with `decoding.background`. A TIFF is turned as it
+    asks for, other images with `exif_rotation`.
 
     Raises:
-        Unfit: it is whole, but has other channels or bits than `decoding` asks for, or more pixels.
+        Unfit: it is whole, but has other channels or bits than `decoding` asks for, or more
+            pixels.
         UserError: it needs a package that is missing.
         Exception: of any kind, where it is damaged.
     """
-    _require_sound(content, decoding)
+    _require_an_end(content)
     if content.startswith(NUMPY):
         image = exactly(to_eight_bits(_array(content, decoding), decoding.white), decoding.channels)
     elif wants_tifffile(content, decoding):

@@ -1,4 +1,4 @@
-"""Which files `data_dir` means where a dataset lies in shards: all of a folder, or those that a pattern names."""
+"""Finds the files of a dataset in shards: all of a folder, or those that a pattern names."""
 
 import glob
 import os
@@ -11,32 +11,35 @@ from moco_jax.base.files import is_remote
 from moco_jax.base.text import is_utf8, printable
 from moco_jax.data.sources import store
 
-MOST = 1_000_000  # files that braces may name
+MOST = 1_000_000  # files that braces may name at most
 _NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)(.*)", re.S)
 
 
 def braces(pattern: str) -> list[str]:
-    """`pattern` with its braces written out, as a shell does: x{08..10} and x{a,b}.
+    """Expand the braces of `pattern` as a shell does: x{08..10} and x{a,b}.
 
-    UserError where braces hold neither.
+    Raises:
+        UserError: braces hold neither, or name too many files.
     """
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if not found:
+    brace = re.search(r"\{([^{}]*)\}", pattern)
+    if not brace:
         return [pattern]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    choices = found[1].split(",")
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
+    choices = brace[1].split(",")
     if span:
         numbers = range(int(span[1]), int(span[2]) + 1)
         if len(numbers) > MOST:
             raise UserError(
-                f"data_dir={printable(pattern)}: {found[0]} names {len(numbers):,} files; {MOST:,} at most work"
+                f"data_dir={printable(pattern)}: {brace[0]} names {len(numbers):,} files; {MOST:,}"
+                " at most work"
             )
         choices = [str(number).zfill(len(span[1])) for number in numbers]
     if not choices or (not span and len(choices) < 2):
         raise UserError(
-            f"data_dir={printable(pattern)}: {printable(found[0])} names nothing; {{000..031}} and {{a,b}} are understood"
+            f"data_dir={printable(pattern)}: {printable(brace[0])} names nothing; {{000..031}} and"
+            " {a,b} are understood"
         )
-    before, after = pattern[: found.start()], pattern[found.end() :]
+    before, after = pattern[: brace.start()], pattern[brace.end() :]
     return [path for choice in choices for path in braces(before + choice + after)]
 
 
@@ -44,22 +47,24 @@ def _complete(folder: str, names: list[str]) -> None:
     """Refuse a folder that lacks one of the shards that the others' names count."""
     groups: dict[tuple[str, int, str], int] = {}
     for name in names:
-        found = _NUMBERED.fullmatch(name)
-        if found:
-            group = (found[1], int(found[3]), found[4])
+        match = _NUMBERED.fullmatch(name)
+        if match:
+            group = (match[1], int(match[3]), match[4])
             groups[group] = groups.get(group, 0) + 1
     for (start, of, _), count in groups.items():
         if count != of:
             raise UserError(
-                f"data_dir={printable(folder)} holds {count} of the {of} shards {printable(start)}-...; bring the others (a packing "
-                "that was cut off goes on by the same command), or name files by a pattern"
+                f"data_dir={printable(folder)} holds {count} of the {of} shards"
+                f" {printable(start)}-...; bring the others (a packing that was cut off goes on by"
+                " the same command), or name files by a pattern"
             )
 
 
 def find(data_dir: str, kind: str, ending: str) -> list[str]:
-    """The shards in `data_dir`, in order: a folder's, or those of a pattern with braces, * and ?.
+    """Return the shards in `data_dir`, in order: a folder's, or those of a pattern.
 
-    `kind`: how messages call them; `ending`: a regular expression for the end of a shard's name.
+    The pattern may have braces, * and ?. `kind`: how messages call them; `ending`: a regular
+    expression for the end of a shard's name.
 
     Raises:
         UserError: there is none, or one that is named is missing.
@@ -73,21 +78,25 @@ def find(data_dir: str, kind: str, ending: str) -> list[str]:
         if not names:
             raise UserError(f"{shown} holds no {kind} file; {help_}")
         _complete(data_dir, names)
-        found = [os.path.join(data_dir, name) for name in names]
+        paths = [os.path.join(data_dir, name) for name in names]
     else:
-        found = _of_pattern(data_dir, f"{shown}: there is no {kind} file", help_)
-    # A pipe would be waited for, and a device read for ever.
-    odd = [path for path in found if not is_remote(path) and not store.is_file(path)]
+        paths = _of_pattern(data_dir, f"{shown}: there is no {kind} file", help_)
+    # Reading would wait for a pipe, and never end on a device.
+    odd = [path for path in paths if not is_remote(path) and not store.is_file(path)]
     if odd:
         raise UserError(
-            f"{shown}: {printable(odd[0])} is no regular file (a folder, pipe, device, or a link to nothing); put a {kind} "
-            "file in its place, or take it away"
+            f"{shown}: {printable(odd[0])} is no regular file (a folder, pipe, device, or a link to"
+            f" nothing); put a {kind} file in its place, or take it away"
         )
-    return found
+    return paths
 
 
 def _of_pattern(data_dir: str, lacks: str, help_: str) -> list[str]:
-    """The files that a pattern names, in order; UserError, which begins with `lacks`, where one is missing."""
+    """Return the files that a pattern names, in order.
+
+    Raises:
+        UserError: one is missing; the text begins with `lacks`.
+    """
     if store.is_file(data_dir):
         return [data_dir]
     paths = []
@@ -100,7 +109,7 @@ def _of_pattern(data_dir: str, lacks: str, help_: str) -> list[str]:
 
 
 def _matched(pattern: str) -> list[str]:
-    """The files that * and ? stand for, sorted."""
+    """Return the files that * and ? stand for, sorted."""
     if is_remote(pattern):
         return sorted(tf.io.gfile.glob(pattern)) if is_utf8(pattern) else []
     return sorted(glob.glob(pattern.replace("[", "[[]")))

@@ -1,4 +1,4 @@
-"""Folders that are parts of a data set, as `train` and `val2017` are, and no classes of images."""
+"""Recognises folders that are parts of a data set, as `train` and `val2017`, and no classes."""
 
 import re
 from collections.abc import Sequence
@@ -22,9 +22,10 @@ def _is_part_word(word: str) -> bool:
 
 
 def is_part(name: str) -> bool:
-    """Whether a folder's `name` is that of a part of a data set: 'train', 'Val2017', 'test_images'.
+    """Whether a folder's name is that of a part of a data set: 'train', 'Val2017', 'test_images'.
 
-    >>> [is_part(name) for name in ("train", "Val2017", "test_images", "trains", "images", "cat")]
+    >>> [is_part(name) for name in ("train", "Val2017", "test_images", "trains", "images",
+    "cat")]
     [True, True, True, False, False, False]
     """
     words = [
@@ -34,10 +35,10 @@ def is_part(name: str) -> bool:
 
 
 def judge(path: str, tops: Sequence[str], number: int) -> tuple[bool, str]:
-    """Whether folders, in which all images of `path` lie, are classes, and what to say of it.
+    """Decide whether folders right below `path` are the classes of its images, and remark on it.
 
-    They are none where all are parts of a data set. Where two or more of several are, that is said:
-    a class may well be called 'train', among cars and buses.
+    They are none where all are parts of a data set. Where two or more of several are parts, a
+    remark says so: a class may well be called 'train', among cars and buses.
 
     Args:
         path: what was opened.
@@ -45,18 +46,24 @@ def judge(path: str, tops: Sequence[str], number: int) -> tuple[bool, str]:
         number: of the images in them.
 
     Returns:
-        the answer, and a line, '' for nothing.
+        Whether they are classes, and a line, '' for nothing.
     """
     parts = [name for name in tops if is_part(name)]
     one_part = f"data_dir={printable('/'.join((path.rstrip('/'), *parts[:1])))} takes one part"
     if parts and len(parts) == len(tops):
-        return False, (
-            f"data_dir={printable(path)} holds nothing but {listed(parts)}, parts of a set and no "
-            f"classes: all {number:,} images are taken, and none has a class; {one_part}"
+        return (
+            False,
+            (
+                f"data_dir={printable(path)} holds nothing but {listed(parts)}, parts of a set and"
+                f" no classes: all {number:,} images are taken, and none has a class; {one_part}"
+            ),
         )
     if len(parts) > 1:
-        return True, (
-            f"data_dir={printable(path)}: among its classes are {listed(parts)}, which are called "
-            f"as parts of a set; {one_part}"
+        return (
+            True,
+            (
+                f"data_dir={printable(path)}: among its classes are {listed(parts)}, which are"
+                f" called as parts of a set; {one_part}"
+            ),
         )
     return True, ""

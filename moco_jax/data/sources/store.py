@@ -1,4 +1,4 @@
-"""Files wherever they lie: on this machine through the operating system, under a scheme (gs://) through TensorFlow.
+"""Files on this machine, through the operating system, and in buckets (gs://), by TensorFlow.
 
 Whatever goes wrong is an OSError here, for both.
 """
@@ -21,15 +21,16 @@ from moco_jax.base.text import is_utf8, printable
 from moco_jax.data.sources.names import HIDDEN, NO_FILE, SYSTEM, TWICE, is_systems
 
 READERS = 16  # threads that wait for bytes
-KEPT_OPEN = 256  # files of a `Ranges` that stay open; systems permit 1,024 a process, some fewer
-REMOTE_BLOCK = 1 << 22  # bytes asked for at once where a remote file is read from front to back
+# Files of a `Ranges` that stay open; systems permit 1,024 a process, some fewer.
+KEPT_OPEN = 256
+REMOTE_BLOCK = 1 << 22  # bytes of one request to a remote file that is read front to back
 T = TypeVar("T")
 R = TypeVar("R")
 _POOL = ThreadPoolExecutor(READERS)
 
 
 def _tf() -> Any:
-    """TensorFlow, which is loaded where a path has a scheme."""
+    """Import TensorFlow, which only paths with a scheme need."""
     import tensorflow
 
     return tensorflow
@@ -61,14 +62,14 @@ def is_file(path: str) -> bool:
 
 
 def exists(path: str) -> bool:
-    """Whether anything is at `path`, be it no file that can be read."""
+    """Whether anything is at `path`, even if it is no file that can be read."""
     if not is_remote(path):
         return os.path.lexists(path)
     return is_utf8(path) and _tf().io.gfile.exists(path)
 
 
 def size(path: str) -> int:
-    """Bytes in the file `path`."""
+    """Return the number of bytes in the file `path`."""
     if not is_remote(path):
         return os.stat(path).st_size
     with _os_errors(path):
@@ -76,13 +77,13 @@ def size(path: str) -> int:
 
 
 def read(path: str) -> bytes:
-    """The whole file `path`."""
+    """Read the whole file `path`."""
     with open_binary(path) as file:
         return file.read()
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file as Python's own file objects are."""
+    """Wraps a remote file as Python's own file objects are."""
 
     def __init__(self, path: str):
         self._path, self._place, self._size = path, 0, size(path)
@@ -113,7 +114,11 @@ class _RemoteFile(io.RawIOBase):
 
 
 def open_binary(path: str) -> BinaryIO:
-    """The file `path`, to read and to seek in; an OSError for pipes and devices, which may never end."""
+    """Open the file `path` to read and to seek in.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe or device, which may never end.
+    """
     if is_remote(path):
         return io.BufferedReader(_RemoteFile(path), REMOTE_BLOCK)
     if "\0" in path:
@@ -122,7 +127,7 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def listing(folder: str) -> list[str]:
-    """Names of what lies right in `folder`, sorted."""
+    """List the names in `folder`, sorted."""
     if not is_remote(folder):
         return sorted(os.listdir(folder))
     with _os_errors(folder):
@@ -136,14 +141,15 @@ def _is_folder(entry: os.DirEntry) -> bool:
 def _is_file(entry: os.DirEntry) -> bool:
     if not entry.is_symlink():
         return entry.is_file()
-    # A link to nothing counts as a file: it will be named as damaged.
+    # A link to nothing counts as a file, which will be reported as damaged.
     return os.path.isfile(entry.path) or not os.path.exists(entry.path)
 
 
 def walk(root: str, left_out: Counter[str] | None = None) -> Iterator[str]:
-    """Paths, relative to `root`, of all files below it but hidden ones and those in hidden or systems' own folders.
+    """Find all files below `root`; yield their paths relative to it.
 
-    Symbolic links are followed; a folder that is reached in several ways is visited once, by the first in order of
+    Hidden files, and those in hidden or systems' own folders, are left out. Symbolic links are
+    followed; a folder that is reached in several ways is visited once, by the first in order of
     names. A folder that cannot be listed is named in a warning and left out.
 
     `left_out`: counts what is passed over, under the words of `names.py`.
@@ -157,11 +163,11 @@ def walk(root: str, left_out: Counter[str] | None = None) -> Iterator[str]:
         within = waiting.pop()
         folder = os.path.join(root, within)
         try:
-            found = os.stat(folder)
-            if (found.st_dev, found.st_ino) in visited:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in visited:
                 count[TWICE] += 1
                 continue
-            visited.add((found.st_dev, found.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as listed:
                 every = list(listed)
             entries = [entry for entry in every if not entry.name.startswith(".")]
@@ -201,17 +207,17 @@ def _close_all(opened: list[BinaryIO]) -> None:
 
 
 class Ranges:
-    """Parts of many files, read from any thread."""
+    """Reads parts of many files, from any thread."""
 
     def __init__(self, paths: Sequence[str]):
-        """Open the first of the files `paths`, as many as may stay open."""
+        """Open as many of the first files of `paths` as may stay open."""
         self.paths = list(paths)
         kept = [] if any(map(is_remote, paths)) else self.paths[:KEPT_OPEN]
         self._open = [open_regular(path) for path in kept]
         weakref.finalize(self, _close_all, self._open)
 
     def read(self, file: int, offset: int, length: int) -> bytes:
-        """`length` bytes of the file number `file`, from `offset` on; fewer at its end."""
+        """Read `length` bytes of the file number `file` from `offset` on; fewer at its end."""
         if file < len(self._open):
             return os.pread(self._open[file].fileno(), length, offset)
         if is_remote(self.paths[file]):
@@ -226,12 +232,12 @@ class Ranges:
 
 
 def each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`function` of each of `items`, many at a time, in their order."""
+    """Apply `function` to `items`, many at a time, and return the results in order."""
     return list(_POOL.map(function, items))
 
 
 def read_many(read_one: Callable[[int], bytes], indices: np.ndarray) -> np.ndarray:
-    """`read_one` of each of `indices` int `[n]`, many at a time: object `[n]` of bytes.
+    """Call `read_one` for each of `indices` int `[n]`, many at a time: object `[n]` of bytes.
 
     Empty where there was an OSError: an image that cannot be read counts as damaged.
     """

@@ -1,5 +1,7 @@
-"""Tar files as WebDataset writes them: neighbouring members whose names are the same up to a dot are one example, with
-its image and, in .cls, the number of its class.
+"""Tar files as WebDataset writes them.
+
+Neighbouring members whose names are the same up to a dot are one example, with its image and, in
+.cls, the number of its class.
 """
 
 import itertools
@@ -18,12 +20,12 @@ from moco_jax.data.sources.names import Names
 from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
 from moco_jax.data.sources.tar_members import Member
 
-# What is counted, in the order in which an index keeps it.
+# What is left out and counted, in the order in which an index keeps the counts.
 _FURTHER = "further images of examples that have one"
 _WITHOUT = "examples without an image"
 _COUNTED = (*tar_members.LEFT_OUT, _FURTHER, _WITHOUT)
-_CLASS_BYTES = 64  # of a .cls that are looked at; a class number has at most nineteen digits
-_FORMAT = "3"  # of the index; older ones may lack names, or hold numbers that are no classes
+_CLASS_BYTES = 64  # read of a .cls at most; a class number has at most nineteen digits
+_FORMAT = "3"  # of the index; older ones may lack names, or have numbers that are no classes
 
 
 class Scanned(NamedTuple):
@@ -44,20 +46,21 @@ class Scanned(NamedTuple):
 
 
 def _rank(member: Member, depth: int) -> int:
-    """How well `member` stands for its example, whose name has `depth` parts; 0 where it is no image.
+    """Rank how well `member` stands for its example, whose name has `depth` parts; 0: no image.
 
-    Of several images the one whose ending says no more is taken ('jpg' before 'mask.jpg'), else the first; an array only
-    where there is no picture, as it may be anything.
+    Of several images the one whose ending says no more is taken ('jpg' before 'mask.jpg'), else
+    the first; an array only where there is no picture, as it may be anything.
     """
     kind = "." + ".".join(member.parts[depth:]).lower()
     return kind.endswith(EXTENSIONS) * (1 + (not kind.endswith("npy")) + 2 * (kind in EXTENSIONS))
 
 
 def examples(members: list[Member]) -> Iterator[tuple[list[Member], int]]:
-    """Members that are the same up to the first dot -> those of each example, and how many parts its name has.
+    """Group members by example: those whose names are the same up to the first dot.
 
-    They are one example ('7.jpg', '7.mask.png', '7.cls'), unless several are images and a number follows that dot in all of
-    them ('22.05.00.png', '22.05.01.png'): then it is within names, and the next dot is looked at.
+    '7.jpg', '7.mask.png' and '7.cls' are one example, unless several are images and a number
+    follows that dot in all of them ('22.05.00.png', '22.05.01.png'): then the dot is within
+    names, and the next dot is looked at. With each example comes how many parts its name has.
     """
     waiting = [(members, 1)]
     while waiting:
@@ -79,12 +82,12 @@ def _grouped(members: Iterator[Member]) -> Iterator[tuple[list[Member], int]]:
 
 
 def scan(path: str) -> Scanned:
-    """The examples of one tar, in their order.
+    """Find the examples of one tar, in their order.
 
     Raises:
         UserError: it cannot be read, or a .cls holds no class number.
     """
-    found: list[tuple[int, int, int]] = []
+    images: list[tuple[int, int, int]] = []
     called: list[str] = []
     counts: Counter[str] = Counter()
     with store.open_binary(path) as file:
@@ -102,22 +105,28 @@ def scan(path: str) -> Scanned:
                 continue
             if image.length > index.LONGEST:
                 raise UserError(
-                    f"{printable(path)}: {printable(image.name)} has {image.length:,} bytes; images of at most "
-                    f"{index.LONGEST:,} can be read: take it out"
+                    f"{printable(path)}: {printable(image.name)} has {image.length:,} bytes; images"
+                    f" of at most {index.LONGEST:,} can be read: take it out"
                 )
             counts[_FURTHER] += sum(map(bool, ranks)) - 1
-            found.append((image.offset, image.length, label))
+            images.append((image.offset, image.length, label))
             called.append(image.name)
-    columns = np.asarray(found, np.int64).reshape(-1, 3)
+    columns = np.asarray(images, np.int64).reshape(-1, 3)
     number = np.asarray([counts[words] for words in _COUNTED], np.int64)
-    return Scanned(columns[:, 0], columns[:, 1].astype(np.int32), columns[:, 2], Names(called), number)  # fmt: skip
+    return Scanned(
+        columns[:, 0], columns[:, 1].astype(np.int32), columns[:, 2], Names(called), number
+    )
 
 
 def _class(content: bytes, where: str) -> int:
-    """The number in a .cls of `content`, -1 for none; UserError, about `where`, if it is none."""
-    found = re.fullmatch(rb"\s*(-1|[0-9]+)\s*", content)
-    if len(content) <= _CLASS_BYTES and found and int(found[1]) <= labels.LARGEST:
-        return int(found[1])
+    """Read the class number in a .cls of `content`, -1 for none.
+
+    Raises:
+        UserError: it is no class number; the text begins with `where`.
+    """
+    match = re.fullmatch(rb"\s*(-1|[0-9]+)\s*", content)
+    if len(content) <= _CLASS_BYTES and match and int(match[1]) <= labels.LARGEST:
+        return int(match[1])
     shown = f"{content[:24]!r}{'...' if len(content) > 24 else ''}"
     raise UserError(
         f"{where} holds {shown}; a .cls is a class number in digits, as in '7', or '-1' for none"
@@ -125,7 +134,7 @@ def _class(content: bytes, where: str) -> int:
 
 
 def _arrays(paths: Sequence[str]) -> index.Arrays:
-    """All that an index of the tars at `paths` keeps."""
+    """Build the arrays of the index of the tars at `paths`."""
     parts = store.each(scan, paths)
     called = Names.joined([part.names for part in parts])
     return index.join([(part.offsets, part.lengths) for part in parts]) | {
@@ -139,10 +148,11 @@ def _arrays(paths: Sequence[str]) -> index.Arrays:
 class TarSource:
     """The images in tar files.
 
-    Memory holds sixteen bytes each, its member's name and four more, and eight for its class where any has one.
+    Memory holds sixteen bytes each, its member's name and four more, and eight for its class
+    where any has one.
 
     Attributes:
-        records: where they are.
+        records: where the images lie.
         remarks: what is left out, a line.
     """
 
@@ -163,39 +173,40 @@ class TarSource:
         self._labels = label if (label >= 0).any() else None
         self._names = Names.of(arrays.pop("names"), arrays.pop("ends"))
         counts = dict(zip(_COUNTED, arrays.pop("counts").tolist(), strict=True))
-        said = names.said(f"data_dir={data_dir}", counts)
-        self.remarks = [said] if said else []
+        remark = names.remark(f"data_dir={data_dir}", counts)
+        self.remarks = [remark] if remark else []
         self.records = index.FileRecords(index.Places(paths, **arrays))
         if not len(self):
             raise UserError(
-                f"data_dir={printable(data_dir)}: its tar files hold no image; images end in {', '.join(EXTENSIONS)}"
+                f"data_dir={printable(data_dir)}: its tar files hold no image; images end in"
+                f" {', '.join(EXTENSIONS)}"
             )
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Return the number of examples."""
         return len(self.records)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """The encoded images, object `[n]` of bytes; empty where one cannot be read."""
+        """Read the encoded images, object `[n]` of bytes; empty where one cannot be read."""
         return self.records.read(indices)
 
     def encoded(self, record: tf.Tensor) -> tf.Tensor:
-        """The record is the encoded image."""
+        """Return the record, which is the encoded image."""
         return record
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
-        """int64 `[n]`, -1 for an example without a class; None where not one has any."""
+        """Return labels int64 `[n]`, -1 for an example without one; None if no example has one."""
         return None if self._labels is None else self._labels[indices]
 
     def name(self, index: int) -> str:
-        """The member's name, tar and place, in one line."""
+        """Return the member's name, tar and place, in one line."""
         return f"{printable(self._names[index])} in {self.records.where(index)}"
 
     def names(self, indices: np.ndarray) -> list[str]:
-        """The tar and the member's whole name with every byte, `train-000.tar/cat/7.jpg`."""
+        """Return tar and member's whole name with every byte, as `train-000.tar/cat/7.jpg`."""
         return [f"{self.records.file(i)}/{self._names[i]}" for i in indices.tolist()]
 
     @property
     def nbytes(self) -> int:
-        """What the names take in memory."""
+        """Bytes that the names take in memory."""
         return self._names.nbytes

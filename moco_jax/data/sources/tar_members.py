@@ -1,6 +1,7 @@
-"""The members of one tar file, under their whole names, whatever way its writer has put these down (ustar, PAX, GNU).
+"""Reads the members of one tar file under their whole names, written as ustar, PAX or GNU do.
 
-`tarfile` reads the headers. It believes what they claim, so that it is given no more than there is.
+`tarfile` reads the headers and believes what they claim, so that it is given no more than there
+is.
 """
 
 import os
@@ -14,7 +15,7 @@ from moco_jax.base.text import printable
 from moco_jax.data.sources import names, store
 
 _BLOCK = 512
-_HEADER = 1 << 20  # bytes that a header may have; those with a long name are a few kilobytes
+_HEADER = 1 << 20  # bytes of a header at most; those with a long name are a few kilobytes
 _LINKS = "links, devices and sparse files"
 LEFT_OUT = (names.HIDDEN, names.SYSTEM, _LINKS)
 
@@ -36,7 +37,7 @@ class Member(NamedTuple):
 
 
 class _Claimed:
-    """A file as `tarfile` reads it: what a header claims beyond the file, or beyond a header's size, is refused."""
+    """A file for `tarfile` that refuses what a header claims beyond the file or a header's size."""
 
     def __init__(self, file: BinaryIO, size: int):
         self._file, self._size = file, size
@@ -54,7 +55,9 @@ class _Claimed:
 
 
 def read(path: str, left_out: Counter[str]) -> Iterator[Member]:
-    """The regular files of the tar `path` in their order; `left_out` counts the others, under the words of `LEFT_OUT`.
+    """Read the regular files of the tar `path`, in their order.
+
+    `left_out` counts the others, under the words of `LEFT_OUT`.
 
     Raises:
         UserError: it is cut, damaged or compressed.
@@ -64,11 +67,11 @@ def read(path: str, left_out: Counter[str]) -> Iterator[Member]:
         with store.open_binary(path) as file:
             claimed: Any = _Claimed(file, size)
             with tarfile.open(fileobj=claimed, mode="r:", encoding="utf-8") as archive:
-                for found in _headers(archive, size):
-                    kept = _kept(found, left_out)
+                for header in _headers(archive, size):
+                    kept = _kept(header, left_out)
                     if kept:
                         yield kept
-            # tarfile takes a damaged header for the end.
+            # tarfile takes a damaged header for the end of the archive.
             file.seek(archive.offset)
             if file.read(_BLOCK).strip(b"\0"):
                 raise UserError(
@@ -78,35 +81,35 @@ def read(path: str, left_out: Counter[str]) -> Iterator[Member]:
         raise
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
-            f"{printable(path)} is cut off, or no plain tar file ({printable(str(error))}); replace it, and unpack a "
-            "compressed one (.gz), which cannot be read in any order"
+            f"{printable(path)} is cut off, or no plain tar file ({printable(str(error))}); replace"
+            " it, and unpack a compressed one (.gz), which cannot be read in any order"
         ) from error
 
 
 def _headers(archive: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
-    """What `archive`, of `size` bytes, has headers of; each lies behind the one before."""
+    """Yield the headers of `archive`, of `size` bytes; each must lie behind the one before."""
     place = -1
-    while (found := archive.next()) is not None:
+    while (header := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # else it keeps them all in memory
-        inside = found.issparse() or 0 <= found.size <= size - found.offset_data
-        if archive.offset <= place or (found.isreg() and not inside):
+        inside = header.issparse() or 0 <= header.size <= size - header.offset_data
+        if archive.offset <= place or (header.isreg() and not inside):
             raise tarfile.ReadError("unexpected end of data")
         place = archive.offset
-        yield found
+        yield header
 
 
-def _kept(found: tarfile.TarInfo, left_out: Counter[str]) -> Member | None:
-    """The member that is `found`; None for a folder, and, counted, for what is passed over."""
-    folder, base = os.path.split(found.name)
+def _kept(header: tarfile.TarInfo, left_out: Counter[str]) -> Member | None:
+    """Return the member of this header; None for a folder, and, counted, for what is left out."""
+    folder, base = os.path.split(header.name)
     folders = [part for part in folder.split("/") if part not in ("", ".", "..")]
-    if found.isdir():
+    if header.isdir():
         return None
     if base.startswith(".") or any(part.startswith(".") for part in folders):
         left_out[names.HIDDEN] += 1
     elif any(map(names.is_systems, folders)):
         left_out[names.SYSTEM] += 1
-    elif not found.isreg() or found.issparse():
+    elif not header.isreg() or header.issparse():
         left_out[_LINKS] += 1
     else:
-        return Member(found.name, folder, base.split("."), found.offset_data, found.size)
+        return Member(header.name, folder, base.split("."), header.offset_data, header.size)
     return None

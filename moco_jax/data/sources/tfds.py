@@ -1,4 +1,6 @@
-"""Image datasets that TFDS has prepared, read at random instead of through its own reader."""
+"""Image datasets that TFDS has prepared, read in any order instead of through its own reader."""
+
+from typing import Any
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
@@ -17,74 +19,105 @@ class TFDSSource(examples.ExampleSource):
         index_dir: str | None = None,
         decoding: Decoding = RGB,
     ):
-        """Open `split` of the dataset `name` in `data_dir` ('' is TFDS's own); keep the index in `index_dir`.
+        """Open `split` of the dataset `name` in `data_dir`; '' is TFDS's own folder.
+
+        The index is kept in `index_dir`.
 
         Raises:
             UserError: it is unknown, not prepared, or holds no image.
         """
-        import tensorflow_datasets as tfds
-
         if not name.strip():
             raise UserError(
-                f"dataset='tfds:{printable(name)}' names no dataset; give its name behind the colon, as in tfds:cifar10"
+                f"dataset='tfds:{printable(name)}' names no dataset; give its name behind the"
+                " colon, as in tfds:cifar10"
             )
         where = f" --data_dir={printable(data_dir)}" if data_dir else ""
         prepare = f"prepare it with: tfds build {name}{where}"
-        try:
-            builder = tfds.builder(name, data_dir=data_dir or None)
-            splits = builder.info.splits
-        except tfds.core.DatasetNotFoundError as error:
-            raise UserError(
-                f"dataset='tfds:{printable(name)}' is not known to TFDS nor in data_dir={data_dir!r}"
-            ) from error
-        except Exception as error:  # a name that is none, a version or a config that there is not: each its own kind
-            why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(
-                f"dataset='tfds:{printable(name)}' is refused by TFDS ({printable(why)}); a name is as tfds:cifar10, "
-                "tfds:NAME/CONFIG or tfds:NAME:VERSION"
-            ) from error
-        if not splits:
-            raise UserError(
-                f"dataset='tfds:{name}' is not prepared in data_dir={builder.data_dir}; {prepare}"
-            )
-        try:
-            instructions, number = splits[split].file_instructions, splits[split].num_examples
-        except (KeyError, ValueError) as error:
-            known = ", ".join(splits)
-            raise UserError(
-                f"split={split!r} of tfds:{name} is unknown; there are {known}"
-            ) from error
-        if number < 1 or any(part.take == 0 or part.take < -1 for part in instructions):
-            raise UserError(
-                f"split={split!r} of tfds:{name} holds no example; as 'train[:1000]' one begins before it ends"
-            )
-        features = builder.info.features
-        pictures = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
-        if not pictures:
-            raise UserError(
-                f"dataset='tfds:{name}' has no image feature; its features are {', '.join(features)}"
-            )
-        classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-        # Some sets have several kinds of classes, as CIFAR-100 has; TFDS says which to learn.
-        supervised = [key for key in builder.info.supervised_keys or () if key in classes]
-        klass = next(iter([*supervised, *classes]), None)
-        texts = {k for k, f in features.items() if isinstance(f, tfds.features.Text)}
-        names = [key for key in examples.NAME_KEYS if key in texts]
-        label = f"{name} {split}"
-        slices = [tfrecord.Slice(str(f.filename), f.skip, f.take) for f in instructions]
+        builder = _open(name, data_dir, prepare)
+        slices = _slices(builder, name, split)
+        features = _features(builder, name)
         there = store.each(store.is_file, [part.path for part in slices])
         if not all(there):
             lacking = slices[there.index(False)].path
             raise UserError(f"dataset='tfds:{name}' lacks {lacking}; {prepare}")
+        label = f"{name} {split}"
         records: examples.Records
-        if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        if builder.info.file_format.value == "array_record":
             records = arrayrecord.ArrayRecords(slices)
         else:
             records = index.FileRecords(tfrecord.build(slices, index.cache_path(index_dir, label)))
-        super().__init__(
-            records,
-            label,
-            examples.Features(pictures[0], klass, names[0] if names else None),
-            decoding,
-            features[klass].names if klass else (),
+        classes = builder.info.features[features.klass].names if features.klass else ()
+        super().__init__(records, label, features, decoding, classes)
+
+
+def _open(name: str, data_dir: str, prepare: str) -> Any:
+    """Return TFDS's builder of a prepared dataset.
+
+    Raises:
+        UserError: TFDS knows no such dataset, or it is not prepared; `prepare` tells how that is
+            done.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None)
+        splits = builder.info.splits
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(
+            f"dataset='tfds:{printable(name)}' is not known to TFDS nor in data_dir={data_dir!r}"
+        ) from error
+    # A name that is none, and a missing version or config, each raise an error of their own.
+    except Exception as error:
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"dataset='tfds:{printable(name)}' is refused by TFDS ({printable(why)}); a name is"
+            " as tfds:cifar10, tfds:NAME/CONFIG or tfds:NAME:VERSION"
+        ) from error
+    if not splits:
+        raise UserError(
+            f"dataset='tfds:{name}' is not prepared in data_dir={builder.data_dir}; {prepare}"
         )
+    return builder
+
+
+def _slices(builder: Any, name: str, split: str) -> list[tfrecord.Slice]:
+    """Return the parts of files that hold `split` of the dataset `name`.
+
+    Raises:
+        UserError: there is no such split, or it holds no example.
+    """
+    splits = builder.info.splits
+    try:
+        instructions, number = splits[split].file_instructions, splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        known = ", ".join(splits)
+        raise UserError(f"split={split!r} of tfds:{name} is unknown; there are {known}") from error
+    if number < 1 or any(part.take == 0 or part.take < -1 for part in instructions):
+        raise UserError(
+            f"split={split!r} of tfds:{name} holds no example; as 'train[:1000]' one begins"
+            " before it ends"
+        )
+    return [tfrecord.Slice(str(f.filename), f.skip, f.take) for f in instructions]
+
+
+def _features(builder: Any, name: str) -> examples.Features:
+    """Choose the features of the dataset `name` that are image, class and name.
+
+    Raises:
+        UserError: none is an image.
+    """
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    pictures = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+    if not pictures:
+        raise UserError(
+            f"dataset='tfds:{name}' has no image feature; its features are {', '.join(features)}"
+        )
+    classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    # Some sets have several kinds of classes, as CIFAR-100; TFDS says which one is the label.
+    supervised = [key for key in builder.info.supervised_keys or () if key in classes]
+    klass = next(iter([*supervised, *classes]), None)
+    texts = {k for k, f in features.items() if isinstance(f, tfds.features.Text)}
+    names = [key for key in examples.NAME_KEYS if key in texts]
+    return examples.Features(pictures[0], klass, names[0] if names else None)

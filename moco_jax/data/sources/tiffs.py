@@ -1,4 +1,4 @@
-"""TIFF of which PIL would lose channels or bits -> uint8 pixels, by the package tifffile."""
+"""Decodes TIFF of which PIL would lose channels or bits, by the package tifffile."""
 
 import importlib.util
 import io
@@ -30,7 +30,7 @@ def lacks_tifffile() -> bool:
 
 
 def tifffile(decoding: Decoding) -> Any:
-    """The package tifffile; UserError where it is missing."""
+    """Import the package tifffile; raises UserError where it is missing."""
     try:
         import tifffile
     except ImportError as error:
@@ -38,7 +38,8 @@ def tifffile(decoding: Decoding) -> Any:
             f"TIFF files are read by the package tifffile where channels={decoding.channels} and "
             f"white={decoding.white:g}, and it is missing: pip install 'moco_jax[tiff]'"
         ) from error
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged images are named elsewhere
+    # Damaged images are named elsewhere.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     return tifffile
 
 
@@ -59,7 +60,7 @@ def wants_tifffile(content: bytes, decoding: Decoding) -> bool:
 
 
 def of_tiff(content: bytes, decoding: Decoding) -> np.ndarray:
-    """The first image of a TIFF, upright.
+    """Decode the first image of a TIFF, upright.
 
     It is one page, its samples interleaved or in planes, or pages of one sample each.
     """
@@ -74,7 +75,7 @@ def of_tiff(content: bytes, decoding: Decoding) -> np.ndarray:
         shape = [series.shape[n] for n in kept]
         decoding.require_room(shape[axes.index("Y")], shape[axes.index("X")])
         try:
-            found = series.asarray().reshape(shape)
+            samples = series.asarray().reshape(shape)
         except ValueError as error:
             if "imagecodecs" in str(error):
                 raise UserError(f"{error}: pip install 'moco_jax[tiff]'") from error
@@ -83,9 +84,9 @@ def of_tiff(content: bytes, decoding: Decoding) -> np.ndarray:
         inverted = page.photometric == library.PHOTOMETRIC.MINISWHITE and page.samplesperpixel == 1
         transparent = tuple(page.extrasamples) == (library.EXTRASAMPLE.UNASSALPHA,)
         orientation = page.tags.valueof(_ORIENTATION, 1)
-    found = np.moveaxis(found, axes.index(others), -1) if others else found[..., None]
-    blends = decoding.blends and coloured and transparent and found.shape[-1] == 4
-    opaque = float(np.iinfo(found.dtype).max if found.dtype.kind in "iu" else 1)
+    samples = np.moveaxis(samples, axes.index(others), -1) if others else samples[..., None]
+    blends = decoding.blends and coloured and transparent and samples.shape[-1] == 4
+    opaque = float(np.iinfo(samples.dtype).max if samples.dtype.kind in "iu" else 1)
 
     def eight(some: np.ndarray) -> np.ndarray:
         image = to_eight_bits(some, decoding.white)
@@ -95,4 +96,4 @@ def of_tiff(content: bytes, decoding: Decoding) -> np.ndarray:
         image = 255 - image if inverted else image
         return (colours if coloured else exactly)(image, decoding.channels)
 
-    return turn(by_rows(found, eight), orientation)
+    return turn(by_rows(samples, eight), orientation)

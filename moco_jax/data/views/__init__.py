@@ -1,1 +1,1 @@
-"""Augmented views of images: the recipes, the drawing of parameters, and the operations on host and devices."""
+"""Augmented views of images: recipes, drawn parameters, and operations on host and devices."""

@@ -1,7 +1,7 @@
-"""From an image to views in a TensorFlow graph: parameters are drawn, and applied in the order of the recipe.
+"""Draws the parameters of views and applies them in recipe order, in a TensorFlow graph.
 
-Everything random is drawn from (seed, epoch, example, view) alone, by a counter-based generator: threads,
-hosts and resumes change nothing. The operations themselves are in `image_ops.py`.
+Everything random is drawn from (seed, epoch, example, view) alone, by a counter-based generator:
+threads, hosts and resumes change nothing. The operations themselves are in `image_ops.py`.
 """
 
 import functools
@@ -16,7 +16,7 @@ from moco_jax.data.views import centre, image_ops, resize
 from moco_jax.data.views.recipes import ATTEMPTS, COLOURS, EACH, ORDERS, UNIFORMS, Recipe, View
 
 SPARE = (
-    2  # crops of shrunk images are this many times as large as the view, or it would lose detail
+    2  # crops of shrunk images are this many times as large as the view, which else loses detail
 )
 
 
@@ -25,9 +25,10 @@ def _between(low: float, high: float, uniform: tf.Tensor) -> tf.Tensor:
 
 
 def draw_box(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: Recipe) -> tf.Tensor:
-    """The crop that torchvision's RandomResizedCrop draws: int32 `[4]` top, left, height, width.
+    """Draw the crop of torchvision's RandomResizedCrop: int32 `[4]` top, left, height, width.
 
-    Ten attempts at area and aspect; if none fits, the largest centred crop of a permitted aspect.
+    Ten attempts at area and aspect; if none fits, the largest centred crop of a permitted
+    aspect.
     `uniforms`: float32 `[22]` in 0..1; `height` and `width`: int32, the image's.
     """
     tall, wide = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
@@ -38,25 +39,25 @@ def draw_box(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: R
     h = tf.cast(tf.round(tf.sqrt(area / aspect)), tf.int32)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = tf.argmax(tf.cast(fits, tf.int32))
-    found = tf.reduce_any(fits)
+    any_fits = tf.reduce_any(fits)
 
     ratio, (low, high) = wide / tall, recipe.crop_ratio
     w_fall = tf.cast(tf.round(tf.minimum(wide, tall * high)), tf.int32)
     h_fall = tf.cast(tf.round(tf.where(ratio < low, wide / low, tall)), tf.int32)
     w, h = (
-        tf.where(found, tf.gather(w, first), w_fall),
-        tf.where(found, tf.gather(h, first), h_fall),
+        tf.where(any_fits, tf.gather(w, first), w_fall),
+        tf.where(any_fits, tf.gather(h, first), h_fall),
     )
     room = tf.stack([height - h, width - w])
     drawn = tf.cast(tf.floor(uniforms[2 * ATTEMPTS :] * tf.cast(room + 1, tf.float32)), tf.int32)
-    corner = tf.where(found, tf.minimum(drawn, room), room // 2)
+    corner = tf.where(any_fits, tf.minimum(drawn, room), room // 2)
     return tf.concat([corner, [h, w]], 0)
 
 
 def draw_view(
     uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: Recipe, number: int
 ) -> View:
-    """The parameters of one view of an image of this height and width.
+    """Draw the parameters of one view of an image of this height and width.
 
     `uniforms`: float32 `[66]`, the example's; `number`: 0 is its query view, 1 its key view.
     """
@@ -99,8 +100,8 @@ def _jitter(packed: tf.Tensor, view: View, recipe: Recipe) -> tf.Tensor:
 
 @functools.cache
 def _compiled(recipe: Recipe) -> tuple[Callable, Callable | None]:
-    """What stands before and behind the blur, compiled by XLA to one program each; None where nothing does."""
-    # The flip changes places with every operation without a change in the result; it needs no program of its own.
+    """Compile the operations before and after the blur to one XLA program each; None for none."""
+    # The flip commutes with every operation, so it needs no program of its own.
     stages = [stage for stage in recipe.stages[1:] if stage != "flip"]
     blur = stages.index("blur") if "blur" in stages else len(stages)
     first, last = stages[:blur], stages[blur + 1 :]
@@ -136,14 +137,15 @@ def apply_view(
     crop_only: bool = False,
     ratio: tf.Tensor | int = 1,
 ) -> tf.Tensor:
-    """The view uint8 `[S, S, C]`: the operations of `recipe` in its order with the parameters drawn.
+    """Apply the drawn operations of `recipe` in its order: the view uint8 `[S, S, C]`.
 
     Args:
         padded: uint8 `[H', W', C]`, the image from `resize.pad`.
         view: the parameters.
         recipe: the operations.
         crop_only: leave those after the crop to `device_ops.finish`.
-        ratio: by which the image was shrunk in decoding; the view's box is of the image as it was.
+        ratio: by which the image was shrunk in decoding; the view's box is of the image as it
+            was.
     """
     size = recipe.image_size
     square = tf.constant([size, size])
@@ -163,7 +165,10 @@ def apply_view(
 
 @functools.cache
 def _compiled_draw(recipe: Recipe) -> Callable:
-    """Both views' parameters from `uniforms` float32 `[66]`, height and width: one program, not ninety operations."""
+    """Compile the ninety operations that draw both views' parameters to one program.
+
+    It takes `uniforms` float32 `[66]`, height and width.
+    """
 
     def draw(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple[View, View]:
         query, key = (draw_view(uniforms, height, width, recipe, number) for number in (0, 1))
@@ -175,9 +180,10 @@ def _compiled_draw(recipe: Recipe) -> Callable:
 def draw_two_views(
     size: tf.Tensor, seed: int, epoch: tf.Tensor, index: tf.Tensor, recipe: Recipe
 ) -> tuple[View, View]:
-    """The parameters of query and key view of the example `index` in `epoch` (int64 scalars).
+    """Draw the parameters of query and key view of example `index` in `epoch` (int64 scalars).
 
-    `size`: int32 `[2]`, height and width of the image. Both come from one draw of Philox keyed by (`seed`, `epoch`, `index`).
+    `size`: int32 `[2]`, height and width of the image. Both come from one draw of Philox keyed
+    by (`seed`, `epoch`, `index`).
     """
     counter = tf.stack([tf.constant(seed, tf.int64), epoch * 2**31 + index])
     uniforms = tf.random.stateless_uniform([UNIFORMS], counter, alg="philox")
@@ -185,7 +191,7 @@ def draw_two_views(
 
 
 def shrink(views: tuple[View, View], recipe: Recipe) -> tf.Tensor:
-    """How far an image may be shrunk before these views of it are made: the number of one of `decode.RATIOS`.
+    """Decide how far an image may be shrunk for these views: place in `decode.RATIOS`.
 
     The shorter side of either crop keeps `SPARE` times the view's.
     """
@@ -195,7 +201,7 @@ def shrink(views: tuple[View, View], recipe: Recipe) -> tf.Tensor:
 
 
 def evaluation_view(image: tf.Tensor, recipe: Recipe) -> tf.Tensor:
-    """uint8 `[H, W, C]` -> uint8 `[S, S, C]`, the centre of the resized image: see `centre.view`."""
+    """Cut the evaluation view uint8 `[S, S, C]` from uint8 `[H, W, C]`: see `centre.view`."""
     size, side = recipe.image_size, recipe.evaluation_resize
     view = tf.numpy_function(
         lambda pixels: centre.view(pixels, side, size), [image], tf.uint8, stateful=False

@@ -1,8 +1,8 @@
-"""The operations that follow the crop on batches of uint8 images in a jitted step, with the pixels PIL gives.
+"""The operations after the crop on batches of uint8 images in a jitted step, with PIL's pixels.
 
-The same operations as in `image_ops.py`, on planes `[C, H, W]` as there, in JAX: rounded or cut to uint8 after each.
-What reads its neighbours, or is done several times, is a loop: unrolled, the compiler would fuse it and work each
-pixel out again for all that read it.
+They are the operations of `image_ops.py`, on planes `[C, H, W]`, in JAX: rounded or cut to uint8
+after each. What reads its neighbours, or is done several times, is a loop: unrolled, the
+compiler would fuse it and compute each pixel again for all that read it.
 """
 
 import jax
@@ -12,7 +12,7 @@ from moco_jax.data.views.recipes import Recipe, View
 
 
 def _luma(x: jax.Array) -> jax.Array:
-    """PIL's mode L: int32 `[1, H, W]` from ITU-R 601 weights in sixteen-bit fixed point."""
+    """Compute PIL's mode L: int32 `[1, H, W]` from ITU-R 601 weights in 16-bit fixed point."""
     x = x.astype(jnp.int32)
     return (x[0:1] * 19595 + x[1:2] * 38470 + x[2:3] * 7471 + 0x8000) >> 16
 
@@ -27,24 +27,24 @@ def _blend(start: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def adjust_brightness(planes: jax.Array, factor: jax.Array) -> jax.Array:
-    """uint8 `[3, H, W]`, towards black (factor 0) or away from it."""
+    """Move uint8 `[3, H, W]` towards black (factor 0) or away from it."""
     return _blend(jnp.zeros((), jnp.float32), planes, factor)
 
 
 def adjust_contrast(planes: jax.Array, factor: jax.Array) -> jax.Array:
-    """uint8 `[3, H, W]`, towards the rounded mean of the image's luma (factor 0) or away from it."""
+    """Move uint8 `[3, H, W]` towards the image's rounded mean luma (factor 0) or away from it."""
     gray = _luma(planes)
     mean = jnp.sum(gray).astype(jnp.float32) / gray.size
     return _blend(jnp.floor(mean + 0.5), planes, factor)
 
 
 def adjust_saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
-    """uint8 `[3, H, W]`, towards grayscale (factor 0) or away from it."""
+    """Move uint8 `[3, H, W]` towards grayscale (factor 0) or away from it."""
     return _blend(_luma(planes), planes, factor)
 
 
 def adjust_hue(planes: jax.Array, factor: jax.Array) -> jax.Array:
-    """uint8 `[3, H, W]` with its hue turned by `factor` of the circle, through PIL's HSV of eight bits a channel."""
+    """Turn the hue of uint8 `[3, H, W]` by `factor` of the circle, through PIL's 8-bit HSV."""
     r, g, b = planes.astype(jnp.float32)
     high, low = jnp.maximum(jnp.maximum(r, g), b), jnp.minimum(jnp.minimum(r, g), b)
     span = high - low
@@ -57,7 +57,7 @@ def adjust_hue(planes: jax.Array, factor: jax.Array) -> jax.Array:
     sector = (turned - 256 * jnp.floor(turned / 256)) * 6 / 255
 
     def channel(offset: int) -> jax.Array:
-        """Full within a sixth of the circle, absent a third from there, linear between."""
+        """Compute a channel: full in a sixth of the circle, absent a third away, linear between."""
         place = sector + offset
         place = place - 6 * jnp.floor(place / 6)
         lack = jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
@@ -67,17 +67,20 @@ def adjust_hue(planes: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def grayscale(planes: jax.Array) -> jax.Array:
-    """uint8 `[3, H, W]`, three equal channels of luma."""
+    """Replace the channels of uint8 `[3, H, W]` by luma."""
     return jnp.repeat(_luma(planes).astype(jnp.uint8), 3, axis=0)
 
 
 def solarize(planes: jax.Array) -> jax.Array:
-    """uint8 `[C, H, W]`, values from 128 on inverted."""
+    """Invert the values from 128 on of uint8 `[C, H, W]`."""
     return jnp.where(planes < 128, planes, 255 - planes)
 
 
 def _box(planes: jax.Array, weights: tuple[jax.Array, ...], axis: int) -> jax.Array:
-    """One box pass along `axis` of whole numbers in float32: five taps, edges repeated, rounded, ties down as in PIL."""
+    """Apply one box pass along `axis` of whole numbers in float32.
+
+    It has five taps, edges repeated, and rounds ties down as PIL does.
+    """
     pad = [(2, 2) if a == axis else (0, 0) for a in range(3)]
     wide = jnp.pad(planes, pad, mode="edge")
     a, b, c, d, e = (
@@ -88,9 +91,10 @@ def _box(planes: jax.Array, weights: tuple[jax.Array, ...], axis: int) -> jax.Ar
 
 
 def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
-    """uint8 `[C, H, W]`, PIL's GaussianBlur(radius=sigma), sigma up to 2.8: three box passes in each direction.
+    """Blur uint8 `[C, H, W]` as PIL's GaussianBlur(radius=sigma), sigma up to 2.8.
 
-    The box has radius l + a: sigma^2 / 3 is matched by a whole part l (0 or 1) and an edge of weight a.
+    It is three box passes in each direction. The box has radius l + a: sigma^2 / 3 is matched by
+    a whole part l (0 or 1) and an edge of weight a.
     """
     variance = sigma * sigma / 3
     whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
@@ -136,7 +140,7 @@ def _finish(planes: jax.Array, view: View, recipe: Recipe) -> jax.Array:
 
 
 def finish(images: jax.Array, views: View, recipe: Recipe) -> jax.Array:
-    """Crops uint8 `[B, S, S, C]` -> views uint8 `[B, S, S, C]`: all operations of `recipe` but the crop.
+    """Apply all operations of `recipe` but the crop to crops uint8 `[B, S, S, C]`.
 
     `views`: drawn by `augment.draw_view`, every field with a leading axis `[B]`.
     """

@@ -1,7 +1,8 @@
-"""Whole views made in a jitted step, of images that live on the devices: the host sends each example's number only.
+"""Makes whole views in a jitted step, from images that live on the devices.
 
-Parameters are those that `augment.py` draws on the host (the same formulas in float32 on the same random bits);
-the crop is resized as in `resize.py`, and `device_ops.py` does what follows.
+The host sends only each example's number. Parameters are those that `augment.py` draws on the
+host (the same formulas in float32 on the same random bits); the crop is resized as in
+`resize.py`, and `device_ops.py` does what follows.
 """
 
 import math
@@ -19,7 +20,7 @@ def _between(low: float, high: float, uniform: jax.Array) -> jax.Array:
 
 
 def draw_box(uniforms: jax.Array, height: int, width: int, recipe: Recipe) -> jax.Array:
-    """The crop int32 `[4]` that `augment.draw_box` draws from the same `uniforms` float32 `[22]`."""
+    """Draw the crop int32 `[4]` that `augment.draw_box` draws from `uniforms` float32 `[22]`."""
     tall, wide = np.float32(height), np.float32(width)
     area = tall * wide * _between(*recipe.crop_scale, uniforms[:ATTEMPTS])
     logs = (math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1]))
@@ -27,20 +28,20 @@ def draw_box(uniforms: jax.Array, height: int, width: int, recipe: Recipe) -> ja
     w = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     h = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first, found = jnp.argmax(fits), jnp.any(fits)
+    first, any_fits = jnp.argmax(fits), jnp.any(fits)
 
     low, high = np.float32(recipe.crop_ratio[0]), np.float32(recipe.crop_ratio[1])
     w_fall = int(np.round(min(wide, tall * high)))
     h_fall = int(np.round(wide / low if wide / tall < low else tall))
-    w, h = jnp.where(found, w[first], w_fall), jnp.where(found, h[first], h_fall)
+    w, h = jnp.where(any_fits, w[first], w_fall), jnp.where(any_fits, h[first], h_fall)
     room = jnp.stack([height - h, width - w])
     drawn = (uniforms[2 * ATTEMPTS :] * (room + 1).astype(jnp.float32)).astype(jnp.int32)
-    corner = jnp.where(found, jnp.minimum(drawn, room), room // 2)
+    corner = jnp.where(any_fits, jnp.minimum(drawn, room), room // 2)
     return jnp.concatenate([corner, jnp.stack([h, w])])
 
 
 def draw_view(uniforms: jax.Array, height: int, width: int, recipe: Recipe, number: int) -> View:
-    """What `augment.draw_view` draws for view `number` of an image of this size from the same `uniforms` float32 `[66]`."""
+    """Draw what `augment.draw_view` draws for view `number` from `uniforms` float32 `[66]`."""
     own, last = uniforms[EACH * number :][:EACH], uniforms[2 * EACH + number]
     crop, u = own[: 2 * ATTEMPTS + 2], own[2 * ATTEMPTS + 2 :]
     strengths = np.asarray(recipe.jitter, np.float32)
@@ -62,8 +63,11 @@ def draw_view(uniforms: jax.Array, height: int, width: int, recipe: Recipe, numb
 def draw_two_views(
     seed: int, epoch: jax.Array, index: jax.Array, height: int, width: int, recipe: Recipe
 ) -> tuple[View, View]:
-    """The parameters of query and key views, `[B, ...]` each, of the examples `index` in `epoch` (int32 `[B]`)."""
-    # TensorFlow's second seed is epoch * 2**31 + index, in 64 bits.
+    """Draw the parameters of query and key views, `[B, ...]` each.
+
+    They are for the examples `index` in `epoch`, int32 `[B]` each.
+    """
+    # The second seed of TensorFlow is epoch * 2**31 + index, in 64 bits.
     upper, lower = epoch.astype(jnp.uint32), index.astype(jnp.uint32)
     drawn = philox.uniforms(seed, upper >> 1, (upper << 31) | lower, UNIFORMS)
 
@@ -75,9 +79,10 @@ def draw_two_views(
 
 
 def _weights(begin: jax.Array, extent: jax.Array, lines: int, size: int) -> jax.Array:
-    """What each of `lines` adds to each of `size` that replace `extent` of them from `begin` on: float32 `[size, lines]`.
+    """Compute PIL's bilinear weights before they are divided by their sum: `[size, lines]`.
 
-    PIL's bilinear weights before they are divided by their sum; places in parts of a line, as in `resize.py`.
+    They say, in float32, what each of `lines` adds to each of `size` that replace `extent` of
+    them from `begin` on; places are in parts of a line, as in `resize.py`.
     """
     extent = extent.astype(jnp.float32)
     line = (jnp.arange(lines)[None] - begin).astype(jnp.float32)
@@ -88,16 +93,17 @@ def _weights(begin: jax.Array, extent: jax.Array, lines: int, size: int) -> jax.
 
 
 def _pass(weights: jax.Array, lines: jax.Array) -> jax.Array:
-    """Lines `[L, ...]` of whole numbers averaged by `weights` `[S, L]`: `[S, ...]`, rounded to whole numbers."""
+    """Average lines `[L, ...]` of whole numbers by `weights` `[S, L]`, and round: `[S, ...]`."""
     total = jnp.tensordot(weights, lines, axes=1, precision="highest")
     norm = jnp.sum(weights, axis=1).reshape(-1, *[1] * (lines.ndim - 1))
     return jnp.floor(total / norm + HALF)
 
 
 def crop(image: jax.Array, box: jax.Array, size: int) -> jax.Array:
-    """The pixels in `box` int32 `[4]` of a uint8 `[H, W, C]` image, resized to uint8 `[size, size, C]`.
+    """Resize the pixels in `box` int32 `[4]` of uint8 `[H, W, C]` to uint8 `[size, size, C]`.
 
-    The two passes of `resize.resize`, in its order and rounded as there, as products with small dense matrices.
+    These are the two passes of `resize.resize`, in its order and rounded as there, as products
+    with small dense matrices.
     """
     height, width, _ = image.shape
     rows = _pass(_weights(box[0], box[2], height, size), image.astype(jnp.float32))
@@ -106,15 +112,20 @@ def crop(image: jax.Array, box: jax.Array, size: int) -> jax.Array:
 
 
 def make_two_views(
-    images: jax.Array, shape: tuple[int, int, int], index: jax.Array, epoch: jax.Array, seed: int, recipe: Recipe
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Query and key view, uint8 `[B, S, S, C]` each, of the examples `index` int32 `[B]` in `epoch` int32 `[B]`.
+    images: jax.Array,
+    shape: tuple[int, int, int],
+    index: jax.Array,
+    epoch: jax.Array,
+    seed: int,
+    recipe: Recipe,
+) -> tuple[jax.Array, jax.Array]:
+    """Make query and key views, uint8 `[B, S, S, C]` each, of examples `index` in `epoch`.
 
     Args:
-        images: uint8 `[N, H * W * C]`, all there are, each in one row: of more axes a TPU would hold the first innermost,
-            and turn the whole array round at every step.
+        images: uint8 `[N, H * W * C]`, all images, each in one row: with more axes a TPU would
+            hold the first innermost, and turn the whole array round at every step.
         shape: H, W and C.
-        index, epoch: of each example.
+        index, epoch: int32 `[B]`, of each example.
         seed: of the run.
         recipe: the views to draw.
     """

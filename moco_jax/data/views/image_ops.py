@@ -1,8 +1,9 @@
-"""Each operation on one uint8 image in a TensorFlow graph, with the pixels that torchvision on PIL gives.
+"""Operations on one uint8 image in a TensorFlow graph, with the pixels of torchvision on PIL.
 
-PIL rounds or cuts to uint8 after every operation; so do these. They work on planes `[C, W, H]`, columns first as
-`resize.py` leaves them, or, where an operation mixes colours, on these packed to one int32 a pixel: XLA then compiles
-each operation (or several in a row) to one loop over contiguous values.
+PIL rounds or cuts to uint8 after every operation; so do these. They work on planes `[C, W, H]`,
+columns first as `resize.py` leaves them, or, where an operation mixes colours, on these packed
+to one int32 a pixel: XLA then compiles each operation (or several in a row) to one loop over
+contiguous values.
 """
 
 from collections.abc import Sequence
@@ -11,25 +12,24 @@ import tensorflow as tf
 
 
 def to_planes(image: tf.Tensor) -> tf.Tensor:
-    """`[H, W, C]` -> `[C, W, H]`."""
+    """Transpose `[H, W, C]` to `[C, W, H]`."""
     return tf.transpose(image, (2, 1, 0))
 
 
-@tf.function(
-    jit_compile=True, reduce_retracing=True
-)  # a third of the time of TensorFlow's own loop
+# XLA takes a third of the time of TensorFlow's own loop.
+@tf.function(jit_compile=True, reduce_retracing=True)
 def to_pixels(planes: tf.Tensor) -> tf.Tensor:
-    """`[C, W, H]` -> `[H, W, C]`."""
+    """Transpose `[C, W, H]` to `[H, W, C]`."""
     return tf.transpose(planes, (2, 1, 0))
 
 
 def pack(planes: tf.Tensor) -> tf.Tensor:
-    """uint8 `[3, W, H]` -> int32 `[W, H]`: red in the lowest byte, then green, then blue."""
+    """Pack uint8 `[3, W, H]` into int32 `[W, H]`: red in the lowest byte, then green, then blue."""
     return _packed(tf.unstack(tf.cast(planes, tf.int32)))
 
 
 def unpack(packed: tf.Tensor) -> tf.Tensor:
-    """int32 `[W, H]` -> uint8 `[3, W, H]`."""
+    """Unpack int32 `[W, H]` to uint8 `[3, W, H]`."""
     return tf.cast(tf.stack(_channels(packed)), tf.uint8)
 
 
@@ -43,18 +43,18 @@ def _channels(packed: tf.Tensor) -> list[tf.Tensor]:
 
 
 def luma(packed: tf.Tensor) -> tf.Tensor:
-    """PIL's mode L: int32 `[W, H]` from ITU-R 601 weights in sixteen-bit fixed point."""
+    """Compute PIL's mode L: int32 `[W, H]` from ITU-R 601 weights in 16-bit fixed point."""
     red, green, blue = _channels(packed)
     return tf.bitwise.right_shift(red * 19595 + green * 38470 + blue * 7471 + 0x8000, 16)
 
 
 def grayscale(packed: tf.Tensor) -> tf.Tensor:
-    """Three equal channels of luma."""
+    """Replace the channels by luma."""
     return luma(packed) * 0x010101
 
 
 def _blend(start: tf.Tensor, packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """PIL's Image.blend: `start + factor (channel - start)`, clipped, then cut (not rounded) to eight bits."""
+    """Blend as PIL does: `start + factor (channel - start)`, clipped, then cut to 8 bits."""
 
     def blended(channel: tf.Tensor) -> tf.Tensor:
         value = start + factor * (tf.cast(channel, tf.float32) - start)
@@ -64,27 +64,27 @@ def _blend(start: tf.Tensor, packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def adjust_brightness(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Towards black (factor 0) or away from it."""
+    """Move the image towards black (factor 0) or away from it."""
     return _blend(tf.zeros([], tf.float32), packed, factor)
 
 
 def adjust_contrast(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Towards the rounded mean of the image's luma (factor 0) or away from it."""
+    """Move the image towards its rounded mean luma (factor 0) or away from it."""
     gray = luma(packed)
     mean = tf.cast(tf.reduce_sum(gray), tf.float32) / tf.cast(tf.size(gray), tf.float32)
     return _blend(tf.floor(mean + 0.5), packed, factor)
 
 
 def adjust_saturation(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Towards grayscale (factor 0) or away from it."""
+    """Move the image towards grayscale (factor 0) or away from it."""
     return _blend(tf.cast(luma(packed), tf.float32), packed, factor)
 
 
 def adjust_hue(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Hue turned by `factor` of the circle, through PIL's HSV with its eight bits a channel.
+    """Turn the hue by `factor` of the circle, through PIL's HSV of 8 bits a channel.
 
-    PIL holds float64 where it cuts hue and saturation to whole numbers; float32 cuts one colour in a thousand
-    differently, by one of 255 steps.
+    PIL holds float64 where it cuts hue and saturation to whole numbers; float32 cuts one colour
+    in a thousand differently, by one of 255 steps.
     """
     r, g, b = (tf.cast(channel, tf.float32) for channel in _channels(packed))
     high, low = tf.maximum(tf.maximum(r, g), b), tf.minimum(tf.minimum(r, g), b)
@@ -98,7 +98,7 @@ def adjust_hue(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     sector = (turned - 256 * tf.floor(turned / 256)) * 6 / 255
 
     def channel(offset: int) -> tf.Tensor:
-        """Full within a sixth of the circle, absent a third from there, linear between."""
+        """Compute a channel: full in a sixth of the circle, absent a third away, linear between."""
         place = sector + offset
         place = place - 6 * tf.floor(place / 6)
         lack = tf.clip_by_value(tf.minimum(place, 4 - place), 0, 1)
@@ -108,26 +108,29 @@ def adjust_hue(packed: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def solarize(x: tf.Tensor) -> tf.Tensor:
-    """Values from 128 on inverted, in planes uint8 `[C, W, H]` or packed int32 `[W, H]`."""
-    one = tf.cast(0x010101, x.dtype)  # in every channel that a number holds
+    """Invert the values from 128 on, in planes uint8 `[C, W, H]` or packed int32 `[W, H]`."""
+    one = tf.cast(0x010101, x.dtype)  # 1 in every channel of a packed pixel
     bright = tf.bitwise.right_shift(x, 7) & one
     return tf.bitwise.bitwise_xor(x, bright * 255)
 
 
 def horizontal_flip(x: tf.Tensor) -> tf.Tensor:
-    """Left and right exchanged, in planes or packed `[..., W, H]`."""
+    """Exchange left and right, in planes or packed `[..., W, H]`."""
     return x[..., ::-1, :]
 
 
 def _widen(planes: tf.Tensor, axis: int) -> tf.Tensor:
-    """The first and the last line along `axis` twice more at each end."""
+    """Repeat the first and the last line along `axis` twice more at each end."""
     first = tf.gather(planes, [0, 0], axis=axis)
     last = tf.gather(planes, [tf.shape(planes)[axis] - 1] * 2, axis=axis)
     return tf.concat([first, planes, last], axis)
 
 
 def _box(planes: tf.Tensor, weights: tf.Tensor, axis: int) -> tf.Tensor:
-    """One box pass over planes that are two lines wider at each end: five taps in PIL's fixed point."""
+    """Apply one box pass to planes that are two lines wider at each end.
+
+    It has five taps in PIL's fixed point.
+    """
     x = tf.cast(planes, tf.uint32)
     length = x.shape[axis] - 4
     a, b, c, d, e = (
@@ -142,16 +145,17 @@ _compiled_box = tf.function(_box, jit_compile=True)
 
 
 def gaussian_blur(planes: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-    """PIL's GaussianBlur(radius=sigma): three box passes in each direction, uint8 after each; sigma up to 2.8.
+    """Blur as PIL's GaussianBlur(radius=sigma), sigma up to 2.8.
 
-    The box has radius l + a: sigma^2 / 3 is matched by a whole part l (0 or 1) and an edge of weight a.
-    Each pass is compiled alone: XLA would otherwise work the passes out again for every tap of the next.
+    It is three box passes in each direction, rounded to uint8 after each. The box has radius l +
+    a: sigma^2 / 3 is matched by a whole part l (0 or 1) and an edge of weight a. Each pass is
+    compiled alone: XLA would otherwise compute the passes again for every tap of the next.
     """
     variance = sigma * sigma / 3
     whole = tf.floor((tf.sqrt(12 * variance + 1) - 1) / 2)
     fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
     fraction = fraction / (6 * (variance - (whole + 1) ** 2))
-    # PIL's weights are whole multiples of 2^-24; it divides in float32.
+    # PIL's weights are whole multiples of 2^-24, and PIL divides in float32.
     total = 2**24
     center = tf.cast(tf.floor(tf.cast(total, tf.float32) / (2 * (whole + fraction) + 1)), tf.int32)
     edge = (total - center * (2 * tf.cast(whole, tf.int32) + 1)) // 2

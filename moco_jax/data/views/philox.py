@@ -1,7 +1,8 @@
-"""TensorFlow's counter-based random numbers, bit for bit, in a jitted program: Philox 4x32-10.
+"""TensorFlow's counter-based random numbers, bit for bit, in JAX: Philox 4x32-10.
 
-Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). The devices draw with it the very views that
-`augment.py` draws on the host. All is arithmetic on uint32, as JAX has no 64-bit integers unless told.
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). With it the devices draw the
+very views that `augment.py` draws on the host. All is arithmetic on uint32, as JAX has no 64-bit
+integers unless told.
 """
 
 import jax
@@ -16,7 +17,7 @@ Words = tuple[jax.Array, ...]
 
 
 def _multiply(a: int, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The high and the low 32 bits of `a` times `b`, by halves of sixteen bits."""
+    """Return the high and the low 32 bits of `a` times `b`, by halves of sixteen bits."""
     a_high, a_low, b_high, b_low = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
     low, cross = a_low * b_low, a_high * b_low
     middle = (low >> 16) + (cross & 0xFFFF) + a_low * b_high
@@ -24,9 +25,10 @@ def _multiply(a: int, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def philox(counter: Words, key: Words) -> Words:
-    """One block of random bits for each counter: four uint32 arrays of one shape, as the four of `counter`.
+    """Compute one block of random bits for each counter: four uint32 arrays of one shape.
 
-    `key`: two uint32 arrays of a shape that broadcasts to theirs.
+    `counter`: four arrays of that shape. `key`: two uint32 arrays of a shape that broadcasts to
+    theirs.
     """
     shape = jnp.broadcast_shapes(*(x.shape for x in (*counter, *key)))
 
@@ -42,7 +44,9 @@ def philox(counter: Words, key: Words) -> Words:
 
 
 def uniforms(seed: int, high: jax.Array, low: jax.Array, count: int) -> jax.Array:
-    """`tf.random.stateless_uniform([count], [seed, high * 2**32 + low], alg='philox')` for each of `[B]` seeds.
+    """Draw what `tf.random.stateless_uniform(alg='philox')` draws for each of B seeds.
+
+    A seed is `[seed, high * 2**32 + low]`.
 
     Args:
         seed: the first int64 of TensorFlow's seed.
@@ -58,6 +62,6 @@ def uniforms(seed: int, high: jax.Array, low: jax.Array, count: int) -> jax.Arra
     first, second, *rest = (word[:, None] for word in scrambled)
     block = jnp.arange(-(-count // 4), dtype=jnp.uint32)[None]
     bits = jnp.stack(philox((block, jnp.zeros_like(block), *rest), (first, second)), axis=-1)
-    # The low 23 bits are the fraction of a float between 1 and 2.
+    # The low 23 bits become the fraction of a float between 1 and 2.
     floats = jax.lax.bitcast_convert_type((bits & 0x7FFFFF) | 0x3F800000, jnp.float32) - 1
     return floats.reshape(len(low), -1)[:, :count]

@@ -1,37 +1,42 @@
-"""Which views there are: the recipes, and the parameters drawn for one view; no TensorFlow, no JAX.
+"""Recipes of views, and the parameters drawn for one view; needs neither TensorFlow nor JAX.
 
-`augment.py` draws the parameters; `image_ops.py` applies them on the host, `device_ops.py` on the devices.
-`device_views.py` does both on the devices, from the same numbers.
+`augment.py` draws the parameters; `image_ops.py` applies them on the host, `device_ops.py` on
+the devices. `device_views.py` does both on the devices, from the same numbers.
 """
 
 import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
-ATTEMPTS = 10  # at a crop that fits
-EACH = 2 * ATTEMPTS + 12  # random numbers that one view takes, solarization left out
-# Random numbers that an example takes: EACH of the query view, EACH of the key view, then one of each for solarization.
-# These stand last, so that recipes with and without solarization draw the same crops, colours and flips.
+ATTEMPTS = 10  # attempts at a crop that fits
+EACH = 2 * ATTEMPTS + 12  # random numbers of one view, without solarization's
+# Random numbers of an example: EACH for the query view, EACH for the key view, then one of each
+# for solarization. These stand last, so that recipes with and without solarization draw the
+# same crops, colours and flips.
 UNIFORMS = 2 * EACH + 2
-ORDERS = tuple(itertools.permutations(range(4)))  # in which colour operations are applied
-# Added to a quotient before it is cut to a whole number: ties go up, also where a division is a little too small.
+ORDERS = tuple(itertools.permutations(range(4)))  # of colour operations
+# Added to a quotient before it is cut to a whole number: ties go up, also where a division is a
+# little too small.
 HALF = 0.5 + 2**-14
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How views are drawn.
+    """How views are drawn: the operations, and the ranges of their parameters.
 
     Attributes:
         image_size: side of a view in pixels.
-        stages: the operations in order, of 'crop', 'color', 'grayscale', 'blur', 'solarize', 'flip'.
+        stages: the operations in order, of 'crop', 'color', 'grayscale', 'blur', 'solarize',
+            'flip'.
         crop_scale: smallest and largest crop as a share of the image's area.
         crop_ratio: narrowest and widest crop, width over height.
         jitter: strengths of brightness, contrast, saturation and hue; one of 0 is left out.
         jitter_probability, grayscale_probability, flip_probability: of each operation.
-        blur_probability, solarize_probability: of each operation in the query view, and in the key view.
+        blur_probability, solarize_probability: of each operation in the query view, and in the
+            key view.
         blur_sigma: least and greatest sigma in pixels.
-        evaluation_resize: length of the shorter side before the centre crop; 0: no resize beyond the crop's need.
+        evaluation_resize: length of the shorter side before the centre crop; 0: no resize beyond
+            the crop's need.
     """
 
     image_size: int
@@ -79,11 +84,10 @@ RECIPES: dict[str, Recipe] = {
 
 
 def create(name: str, image_size: int, crop_min: float | None = None, channels: int = 3) -> Recipe:
-    """The recipe `name` at `image_size` pixels; `crop_min` replaces its smallest crop.
+    """Create the recipe `name` at `image_size` pixels; `crop_min` replaces its smallest crop.
 
-    With `channels` other than three its colour operations are left out.
-
-    ImageNet recipes are evaluated on the centre of images resized by 256 / 224 of the view's side.
+    With `channels` other than three its colour operations are left out. ImageNet recipes are
+    evaluated on the centre of images resized by 256 / 224 of the view's side.
     """
     if name not in RECIPES:
         raise ValueError(f"augment={name!r} is unknown; known are {', '.join(RECIPES)}")
@@ -98,16 +102,19 @@ def create(name: str, image_size: int, crop_min: float | None = None, channels: 
 
 
 def without_colours(name: str, channels: int) -> str:
-    """What to say where `create` leaves out colour operations, a sentence; '' where it does not."""
+    """Say in a sentence that `create` leaves out colour operations; '' where it does not."""
     kept = create(name, 1, channels=channels).stages
     if kept == RECIPES[name].stages:
         return ""
     left = " and ".join(filter(None, (", ".join(kept[:-1]), kept[-1])))
-    return f"channels={channels}: the colour operations of augment={name!r} are left out; {left} remain"
+    return (
+        f"channels={channels}: the colour operations of augment={name!r} are left out; {left}"
+        " remain"
+    )
 
 
 class View(NamedTuple):
-    """The drawn parameters of one view, or with a leading axis `[B]` of a batch of them.
+    """The drawn parameters of one view, or of a batch of views with a leading axis `[B]`.
 
     Attributes:
         box: int32 `[4]`, top, left, height and width of the crop.
@@ -128,8 +135,15 @@ class View(NamedTuple):
     flip: Any
 
 
-# dtype and shape of each field of one View, in their order
+# Dtype and shape of each field of one View, in their order.
 FIELDS: tuple[tuple, ...] = (
-    ("int32", 4), ("bool",), ("float32", 4), ("int32", 4), ("bool",), ("bool",), ("float32",), ("bool",),
+    ("int32", 4),
     ("bool",),
-)  # fmt: skip
+    ("float32", 4),
+    ("int32", 4),
+    ("bool",),
+    ("bool",),
+    ("float32",),
+    ("bool",),
+    ("bool",),
+)

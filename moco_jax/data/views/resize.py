@@ -1,7 +1,8 @@
-"""Bilinear resize with antialiasing, as PIL's, in a TensorFlow graph: two passes that XLA compiles.
+"""Bilinear resize with antialiasing, as PIL's, in TensorFlow: two passes that XLA compiles.
 
-A pass adds up whole lines of contiguous values. Two things keep the programs few: images are padded to one of a few
-shapes (the padding is never read), and the number of lines in a sum is rounded up to one of a few.
+A pass adds up whole lines of contiguous values. Two things keep the programs few: images are
+padded to one of a few shapes (the padding is never read), and the number of lines in a sum is
+rounded up to one of a few.
 """
 
 import functools
@@ -12,19 +13,17 @@ import tensorflow as tf
 
 from moco_jax.data.views.recipes import HALF
 
-_LARGE = 1 << 22  # pixels of an image whose padding is kept small
-_TAPS = (
-    3,
-    5,
-    8,
-)  # lines in a sum; more are added up in parts of the last, as long sums compile slowly
+_LARGE = 1 << 22  # images of more pixels are padded little
+# Numbers of lines in a sum; more lines are added up in parts of the last, as long sums compile
+# slowly.
+_TAPS = (3, 5, 8)
 
 
 def pad(image: tf.Tensor) -> tf.Tensor:
-    """uint8 `[H, W, C]` -> uint8 `[H', W', C]`, zeros below and on the right: there are few shapes.
+    """Pad uint8 `[H, W, C]` with zeros to uint8 `[H', W', C]`, so that there are few shapes.
 
-    H' is a power of two, W' at most half more than W; of large images both are at most an eighth
-    more, as padding takes memory.
+    Zeros are added below and on the right. H' is a power of two, W' at most half more than W; of
+    large images both are at most an eighth more, as padding takes memory.
     """
     height, width, channels = tf.unstack(tf.shape(image))
     large = tf.cast(height, tf.int64) * tf.cast(width, tf.int64) > _LARGE
@@ -42,10 +41,10 @@ def pad(image: tf.Tensor) -> tf.Tensor:
 
 
 def _sum_lines(x: tf.Tensor, start: tf.Tensor, extent: tf.Tensor, window: tuple, taps: int):
-    """The pass on uint8 `[n, L, m]` along its second axis; see `_pass`.
+    """Add up lines of uint8 `[n, L, m]` along its second axis; see `_pass`.
 
-    Places are counted in parts of a line, as many as the resized side has lines: weights are then whole multiples of
-    a half, and their sums exact, whatever their order.
+    Places are counted in parts of a line, as many as the resized side has lines: weights are
+    then whole multiples of a half, and their sums exact, whatever their order.
     """
     length, corner, size = window
     reach = tf.maximum(extent, length)
@@ -94,7 +93,10 @@ def _pass(
     corner: tf.Tensor,
     size: int,
 ) -> tf.Tensor:
-    """uint8 `[n, L, m]` -> `[n, size, m]`: lines `start` to `start + extent` resized to `length`, `size` from `corner` on."""
+    """Resize lines `start` to `start + extent` to `length`: uint8 `[n, L, m]` -> `[n, size, m]`.
+
+    `size` of the resized lines, from `corner` on, are computed.
+    """
     length = tf.cast(length, tf.float32)
     needed = tf.cast(tf.floor(2 * tf.maximum(extent / length, 1.0)), tf.int32) + 1
     kind = tf.reduce_sum(tf.cast(needed > tf.constant(_TAPS[:-1]), tf.int32))
@@ -106,10 +108,10 @@ def _pass(
 def resize(
     padded: tf.Tensor, box: tf.Tensor, lengths: tf.Tensor, corner: tf.Tensor, size: int
 ) -> tf.Tensor:
-    """The pixels in `box` resized to `lengths`, and of these the square of `size` at `corner`.
+    """Resize the pixels in `box` to `lengths`, and cut out the square of `size` at `corner`.
 
-    PIL's two passes in the other order, each rounded to uint8: a tenth of the values differ from PIL's by one level
-    where an image shrinks, a quarter where it grows.
+    PIL's two passes in the other order, each rounded to uint8: a tenth of the values differ from
+    PIL's by one level where an image shrinks, a quarter where it grows.
 
     Args:
         padded: uint8 `[H', W', C]`, from `pad`.

@@ -1,1 +1,1 @@
-"""Semantic segmentation by a fine-tuned FCN: folders of images and labels, views, network, training, IoU."""
+"""Semantic segmentation by a fine-tuned FCN: images and labels, views, network, training, IoU."""

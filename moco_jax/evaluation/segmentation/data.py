@@ -1,7 +1,7 @@
-"""Images with a class for each pixel, in a folder as PASCAL VOC or as Cityscapes has it.
+"""Images with a class for each pixel, in a folder laid out as PASCAL VOC or Cityscapes.
 
-Everything is looked at before anything is trained: a label that is missing, of another size than its image, or of a
-class that there is not, is refused by name.
+Every label is read before training begins. A label that is missing, of another size than its
+image, or of a class that does not exist is refused by name.
 """
 
 import dataclasses
@@ -18,17 +18,38 @@ from moco_jax.data.sources import pictures, store
 from moco_jax.data.sources.lists import text_lines
 from moco_jax.data.sources.pixels import Decoding, pixels
 
-IGNORED = 255  # what a label says of pixels that do not count
+IGNORED = 255  # in a label, of pixels that do not count
 
 VOC_CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-# The classes of Cityscapes that count, in the order of their train ids, and the id that each has in `labelIds`.
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+# The classes of Cityscapes that count, in the order of their train ids, and the id that each has in
+# `labelIds`.
 CITYSCAPES_IDS = {
-    "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19,
-    "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26,
-    "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
+    "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17,
+    "traffic light": 19, "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23,
+    "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32,
+    "bicycle": 33,
 }  # fmt: skip
 _LARGEST_ID = 33
 _VOC_IMAGES, _VOC_LABELS = "JPEGImages", ("SegmentationClass", "SegmentationClassAug")
@@ -39,7 +60,7 @@ _CITY_KINDS = ("labelTrainIds", "labelIds")
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One image.
+    """The files of one image and its label.
 
     Attributes:
         image, label: their files.
@@ -60,7 +81,7 @@ class Scenes:
         sizes: int64 `[N, 2]`, height and width of each.
         classes: names, in the order of their numbers.
         decoding: how images become pixels.
-        about: what to call them.
+        about: their name, for a person.
     """
 
     pairs: list[Pair]
@@ -75,27 +96,35 @@ class Scenes:
         return self.pairs, self.sizes, self.classes, self.decoding
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 `[H, W, C]`; UserError where it cannot be decoded."""
+        """Read an image, uint8 `[H, W, C]`; raises UserError where it cannot be decoded."""
         return _image(self.pairs[index].image, self.decoding)
 
     def label(self, index: int) -> np.ndarray:
-        """uint8 `[H, W]`: the class of each pixel, or `IGNORED`."""
+        """Read a label, uint8 `[H, W]`: the class of each pixel, or `IGNORED`."""
         return read_label(self.pairs[index], len(self.classes))
 
 
 def is_cityscapes(folder: str) -> bool:
-    """Whether `folder` is laid out as Cityscapes is; UserError where it is neither that nor as VOC is."""
+    """Whether `folder` is laid out as Cityscapes is, and not as VOC.
+
+    Raises:
+        UserError: it is laid out as neither.
+    """
     if store.is_folder(os.path.join(folder, _CITY_IMAGES)):
         return True
     if store.is_folder(os.path.join(folder, _VOC_LISTS)):
         return False
     raise UserError(
-        f"--data_dir={folder} has neither {_VOC_LISTS} (as PASCAL VOC has) nor {_CITY_IMAGES} (as Cityscapes)"
+        f"--data_dir={folder} has neither {_VOC_LISTS} (as PASCAL VOC has) nor {_CITY_IMAGES} (as"
+        " Cityscapes)"
     )
 
 
 def class_names(folder: str) -> tuple[str, ...]:
-    """The classes of the images in `folder`: Cityscapes' 19, what its `classes.txt` says (a name a line), or VOC's 21."""
+    """Return the classes of the images in `folder`.
+
+    They are Cityscapes' 19, the lines of its `classes.txt`, or VOC's 21.
+    """
     if is_cityscapes(folder):
         return tuple(CITYSCAPES_IDS)
     path = os.path.join(folder, "classes.txt")
@@ -115,7 +144,7 @@ def _lines(path: str) -> list[str]:
 
 
 def train_split(folder: str) -> str:
-    """What the paper trains on: VOC's augmented list where there is one, else `train`."""
+    """Return the paper's training split: VOC's augmented list where it exists, else `train`."""
     names = () if is_cityscapes(folder) else ("train_aug", "trainaug")
     lists = os.path.join(folder, _VOC_LISTS)
     return next((n for n in names if store.is_file(os.path.join(lists, f"{n}.txt"))), "train")
@@ -124,35 +153,42 @@ def train_split(folder: str) -> str:
 def open_scenes(
     folder: str, split: str, decoding: Decoding, report: Callable[[str], None]
 ) -> Scenes:
-    """The images of `split` in `folder`, each label looked at.
+    """Open the images of `split` in `folder`, and read each label once.
 
     Args:
-        folder: laid out as VOC (the folder with `ImageSets`) or as Cityscapes (with `leftImg8bit`).
+        folder: laid out as VOC (the folder with `ImageSets`) or as Cityscapes (with
+            `leftImg8bit`).
         split: name of a list, or of a folder in `leftImg8bit`.
-        decoding: how images become pixels; those rotated by Exif stay as stored, as their labels do.
-        report: told how far it is.
+        decoding: how images become pixels; those rotated by Exif stay as stored, as their labels
+            do.
+        report: called with a line on how far it is.
 
     Raises:
-        UserError: no such split, or an image without a label, or a label that does not fit its image or the classes.
+        UserError: no such split, or an image without a label, or a label that does not fit its
+            image or the classes.
     """
     decoding = dataclasses.replace(decoding, exif_rotation=False)
     classes = class_names(folder)
-    found = _cityscapes(folder, split) if is_cityscapes(folder) else _voc(folder, split)
+    pairs = _cityscapes(folder, split) if is_cityscapes(folder) else _voc(folder, split)
     looked: list[tuple[tuple[int, int], bool]] = []
-    for start in range(0, len(found), 256):
-        some = found[start : start + 256]
+    for start in range(0, len(pairs), 256):
+        some = pairs[start : start + 256]
         looked += store.each(lambda pair: _look(pair, len(classes), decoding), some)
-        report(f"labels of {split} looked at: {len(looked):,} of {len(found):,}")
+        report(f"labels of {split} looked at: {len(looked):,} of {len(pairs):,}")
     sizes, count = zip(*looked, strict=True)
     if not any(count):
         raise UserError(
             f"no label of {folder} ({split}) has a pixel that counts: all are {IGNORED}"
         )
-    return Scenes(found, np.asarray(sizes), classes, decoding, f"{folder} ({split})")
+    return Scenes(pairs, np.asarray(sizes), classes, decoding, f"{folder} ({split})")
 
 
 def read_label(pair: Pair, classes: int) -> np.ndarray:
-    """The label of `pair`, uint8 `[H, W]`; UserError where it is no picture of class numbers below `classes`, or 255."""
+    """Read the label of `pair`, uint8 `[H, W]`.
+
+    Raises:
+        UserError: it is no picture of class numbers below `classes`, or 255.
+    """
     from PIL import Image
 
     pictures.quiet()
@@ -163,15 +199,16 @@ def read_label(pair: Pair, classes: int) -> np.ndarray:
         raise UserError(f"{pair.label} cannot be read: {error}") from error
     if numbers.ndim != 2:
         raise UserError(
-            f"{pair.label} has colours; a label is a picture of one number a pixel (palette or gray)"
+            f"{pair.label} has colours; a label is a picture of one number a pixel (palette or"
+            " gray)"
         )
     known = _LARGEST_ID + 1 if pair.renumber else classes
     wrong = (numbers >= known) & (numbers != IGNORED)
     if wrong.any() or numbers.dtype.kind not in "bu":
         largest = numbers[wrong].max() if wrong.any() else numbers.dtype
         raise UserError(
-            f"{pair.label} has the value {largest}; classes are 0 to {known - 1}, and {IGNORED} does not count "
-            "(classes.txt in the folder names other classes, one a line)"
+            f"{pair.label} has the value {largest}; classes are 0 to {known - 1}, and {IGNORED}"
+            " does not count (classes.txt in the folder names other classes, one a line)"
         )
     numbers = numbers.astype(np.uint8)
     return _train_ids()[numbers] if pair.renumber else numbers
@@ -193,7 +230,7 @@ def _image(path: str, decoding: Decoding) -> np.ndarray:
 
 
 def _size(path: str, decoding: Decoding) -> tuple[int, int]:
-    """Height and width, from the file's head where PIL knows its kind."""
+    """Return height and width, from the file's header where PIL knows its kind."""
     from PIL import Image, UnidentifiedImageError
 
     pictures.quiet()
@@ -206,17 +243,21 @@ def _size(path: str, decoding: Decoding) -> tuple[int, int]:
 
 
 def _look(pair: Pair, classes: int, decoding: Decoding) -> tuple[tuple[int, int], bool]:
-    """The size of `pair`, and whether any of its pixels counts."""
+    """Return the size of `pair`, and whether any of its pixels counts."""
     size, label = _size(pair.image, decoding), read_label(pair, classes)
     if label.shape != size:
         raise UserError(
-            f"{pair.label} is of {label.shape[1]} x {label.shape[0]} pixels, its image of {size[1]} x {size[0]}"
+            f"{pair.label} is of {label.shape[1]} x {label.shape[0]} pixels, its image of {size[1]}"
+            f" x {size[0]}"
         )
     return size, bool((label != IGNORED).any())
 
 
 def _files(folder: str) -> dict[str, str]:
-    """Path of each file in `folder`, by its name without ending; nothing where there is no such folder."""
+    """Return the path of each file in `folder`, by its name without ending.
+
+    Empty where there is no such folder.
+    """
     if not store.is_folder(folder):
         return {}
     return {os.path.splitext(n)[0]: os.path.join(folder, n) for n in store.listing(folder)}
@@ -229,7 +270,7 @@ def _voc(folder: str, split: str) -> list[Pair]:
         known = sorted(n.removesuffix(".txt") for n in store.listing(lists) if n.endswith(".txt"))
         raise UserError(f"{path} is missing; splits there are {', '.join(known) or 'none'}")
     lines = [line.split() for line in _lines(path)]
-    # Some lists name image and label, with folders and endings.
+    # A line of some lists names image and label, with folders and endings.
     names = [os.path.splitext(os.path.basename(words[0]))[0] for words in lines if words]
     if not names:
         raise UserError(f"{path} names no image, one a line")
@@ -262,7 +303,8 @@ def _cityscapes(folder: str, split: str) -> list[Pair]:
             label = next((n for n in wanted if n in labels), None)
             if label is None:
                 raise UserError(
-                    f"{image} has no label {' or '.join(wanted)} in {folder}/{_CITY_LABELS}/{split}/{city}"
+                    f"{image} has no label {' or '.join(wanted)} in"
+                    f" {folder}/{_CITY_LABELS}/{split}/{city}"
                 )
             pairs.append(Pair(image, labels[label], renumber=label.endswith("_labelIds")))
     if not pairs:

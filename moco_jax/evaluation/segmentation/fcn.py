@@ -1,7 +1,8 @@
-"""The fully convolutional network of MoCo v1's appendix A.5, and images of many sizes through it at once.
+"""The fully convolutional network of MoCo v1's appendix A.5.
 
-A ResNet whose last stage has dilation 2 and stride 1, two 3x3 convolutions of dilation 6, and a classifier of each
-place, whose logits are resized to the image.
+A ResNet whose last stage has dilation 2 and stride 1, two 3x3 convolutions of dilation 6, and a
+classifier of each place, whose logits are resized to the image. Images of many sizes go through
+it at once.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ class Head(nn.Module):
     """Two dilated 3x3 convolutions with BatchNorm and ReLU, and a classifier of each place.
 
     Attributes:
-        classes: how many.
+        classes: their number.
         dtype: compute dtype; parameters, statistics and logits are at least float32.
         reduce: see `layers.convolve`.
         channels: of the convolutions.
@@ -34,11 +35,18 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """`[B, h, w, D]` -> logits `[B, h, w, classes]`."""
+        """Compute logits `[B, h, w, classes]` from `[B, h, w, D]`."""
         for i in (1, 2):
             x = Conv(
-                self.channels, 3, 1, self.dtype, self.reduce, kaiming_normal, self.dilation, name=f"conv{i}"
-            )(x)  # fmt: skip
+                self.channels,
+                3,
+                1,
+                self.dtype,
+                self.reduce,
+                kaiming_normal,
+                self.dilation,
+                name=f"conv{i}",
+            )(x)
             x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train))
         exact = jnp.promote_types(self.dtype, jnp.float32)
         start = nn.initializers.normal(0.01)
@@ -49,31 +57,40 @@ class Head(nn.Module):
 class FCN(nn.Module):
     """A ResNet with a head that classifies places.
 
-    Variables: `{'params': {'backbone', 'head'}, 'batch_stats': ...}`; the backbone's are those of the ResNet that was
-    pretrained.
+    Variables: `{'params': {'backbone', 'head'}, 'batch_stats': ...}`; the backbone's are those
+    of the ResNet that was pretrained.
     """
 
     backbone: ResNet
     head: Head
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, C]`, normalised -> logits `[B, h, w, classes]`; a place is 16 pixels wide with the 7x7 stem."""
+        """Compute logits `[B, h, w, classes]` from normalised images `[B, H, W, C]`.
+
+        A place is 16 pixels wide with the 7x7 stem.
+        """
         return self.head(self.backbone.feature_map(images, train), train)
 
 
 def create(backbone: ResNet, classes: int, dtype: Any, **head: Any) -> FCN:
-    """The FCN on a ResNet that was pretrained: dilated, in `dtype`, BatchNorm over whole batches; `head`: fields of `Head`."""
+    """Build the FCN on a pretrained ResNet: dilated, in `dtype`, BatchNorm over whole batches.
+
+    `head`: fields of `Head`.
+    """
     dilated = backbone.clone(dilated=True, bn_groups=1, dtype=dtype, parent=None)
     return FCN(dilated, Head(classes, dtype, backbone.reduce, **head))
 
 
 def _places(sizes: jax.Array, shape: tuple[int, ...], full: tuple[int, ...]) -> jax.Array:
-    """What images of `sizes` int `[B, 2]`, padded to `full`, have of a map of `shape`: int `[B, 2]`."""
+    """Return the part of a map of `shape` that images of `sizes` cover: int `[B, 2]`.
+
+    `sizes`: int `[B, 2]`, of images padded to `full`.
+    """
     return -(-sizes * jnp.asarray(shape) // jnp.asarray(full))
 
 
 def _inside(x: jax.Array, sizes: jax.Array, full: tuple[int, ...]) -> jax.Array:
-    """`x` `[B, h, w, C]` with zeros where there is no image."""
+    """Set `x` `[B, h, w, C]` to zero where there is no image."""
     height, width = x.shape[1:3]
     ends = _places(sizes, (height, width), full)
     rows = jnp.arange(height) < ends[:, :1]
@@ -82,10 +99,11 @@ def _inside(x: jax.Array, sizes: jax.Array, full: tuple[int, ...]) -> jax.Array:
 
 
 def apply_padded(network: FCN, variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Logits of images that are padded below and on the right, in evaluation mode, as if there were no padding.
+    """Compute logits of padded images, in evaluation mode, as if there were no padding.
 
-    Without padding a convolution meets zeros beyond the image's border. So it does here: the inputs of all
-    convolutions and outputs of all BatchNorms (after which the pooling comes) are zero there.
+    Images are padded below and on the right. Without padding a convolution meets zeros beyond
+    the image's border. So it does here: the inputs of all convolutions and outputs of all
+    BatchNorms (after which the pooling comes) are zero there.
 
     Args:
         network, variables: the FCN.
@@ -93,7 +111,7 @@ def apply_padded(network: FCN, variables: Any, images: jax.Array, sizes: jax.Arr
         sizes: int `[B, 2]`, height and width of each.
 
     Returns:
-        logits `[B, h, w, classes]`; those beyond `ceil(sizes * h / H)` mean nothing.
+        Logits `[B, h, w, classes]`; those beyond `ceil(sizes * h / H)` mean nothing.
     """
     full = images.shape[1:3]
 
@@ -101,8 +119,8 @@ def apply_padded(network: FCN, variables: Any, images: jax.Array, sizes: jax.Arr
         module, called = context.module, context.method_name == "__call__"
         if called and isinstance(module, Conv):
             return next_function(_inside(arguments[0], sizes, full), *arguments[1:], **named)
-        found = next_function(*arguments, **named)
-        return _inside(found, sizes, full) if called and isinstance(module, BatchNorm) else found
+        output = next_function(*arguments, **named)
+        return _inside(output, sizes, full) if called and isinstance(module, BatchNorm) else output
 
     with nn.intercept_methods(at_borders):
         logits: Any = network.apply(variables, images, train=False)
@@ -110,7 +128,10 @@ def apply_padded(network: FCN, variables: Any, images: jax.Array, sizes: jax.Arr
 
 
 def _weights(inner: jax.Array, outer: jax.Array, places: int, pixels: int) -> jax.Array:
-    """Share `[B, pixels, places]` that each place has in each pixel, for sides of `inner` places and `outer` pixels, int `[B]`."""
+    """Return the share `[B, pixels, places]` that each place has in each pixel.
+
+    Sides are of `inner` places and `outer` pixels, int `[B]`.
+    """
     exact = jnp.result_type(float)
     inner, outer = (x[:, None].astype(exact) for x in (inner, outer))
     at = (jnp.arange(pixels) + 0.5) * inner / outer - 0.5
@@ -119,12 +140,15 @@ def _weights(inner: jax.Array, outer: jax.Array, places: int, pixels: int) -> ja
 
 
 def resize(logits: jax.Array, full: tuple[int, ...], sizes: jax.Array | None = None) -> jax.Array:
-    """Logits `[B, h, w, K]` of images `[B, H, W]` -> `[B, H, W, K]`: bilinear, centres of pixels as PyTorch's `align_corners=False`.
+    """Resize logits `[B, h, w, K]` of images `[B, H, W]` to `[B, H, W, K]`.
+
+    Interpolation is bilinear, with the centres of pixels as PyTorch's `align_corners=False`.
 
     Args:
         logits: of each place.
         full: H and W.
-        sizes: int `[B, 2]`, where the images are padded as in `apply_padded`; pixels beyond mean nothing.
+        sizes: int `[B, 2]`, where the images are padded as in `apply_padded`; pixels beyond mean
+            nothing.
     """
     shape = logits.shape[1:3]
     if sizes is None:

@@ -16,13 +16,16 @@ from moco_jax.evaluation.segmentation.views import ahead
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh as mesh_lib
 
-UNIT = 128  # sides are padded to a multiple, so that few shapes are compiled; a multiple of all strides together
+# sides are padded to a multiple, so that few shapes are compiled; a multiple of all strides
+# together
+UNIT = 128
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Pixels of each class (rows) that are taken for each (columns), int64 `[K, K + 1]`; ignored ones do not count.
+    """Count pixels of each class (rows) that are taken for each class (columns).
 
-    The last column is of those for which no class was decided: a class beyond `classes`.
+    int64 `[K, K + 1]`; ignored pixels do not count. The last column is of those for which no
+    class was decided: a class beyond `classes`.
     """
     counted, columns = labels != IGNORED, classes + 1
     pairs = labels[counted].astype(np.int64) * columns + np.minimum(predicted[counted], classes)
@@ -30,14 +33,17 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
 
 
 def intersection_over_union(counts: np.ndarray) -> np.ndarray:
-    """Of each class, from `confusion`: float64 `[K]`, NaN for a class that is neither there nor predicted."""
+    """Compute the intersection over union of each class, from `confusion`: float64 `[K]`.
+
+    NaN for a class that is neither there nor predicted.
+    """
     common = np.diag(counts)
     union = counts.sum(0)[: len(counts)] + counts.sum(1) - common
     return np.divide(common, union, out=np.full(len(counts), np.nan), where=union > 0)
 
 
 def _groups(sizes: np.ndarray, unit: int, rows: int) -> Iterator[tuple[tuple[int, int], list[int]]]:
-    """The images by the shape that they are padded to, at most `rows` at a time."""
+    """Group the images by the shape that they are padded to, at most `rows` in a group."""
     padded = -(-sizes // unit) * unit
     for shape in np.unique(padded, axis=0):
         some = np.flatnonzero((padded == shape).all(1)).tolist()
@@ -49,7 +55,11 @@ def _groups(sizes: np.ndarray, unit: int, rows: int) -> Iterator[tuple[tuple[int
 def _make_predict(
     network: fcn.FCN, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
 ) -> Callable:
-    """From variables, padded uint8 images `[B, H, W, C]` and sizes int32 `[B, 2]` to classes uint8 `[B, H, W]`; 254 for none."""
+    """Compile the prediction of each pixel's class.
+
+    It goes from variables, padded uint8 images `[B, H, W, C]` and sizes int32 `[B, 2]` to
+    classes uint8 `[B, H, W]`; 254 for none.
+    """
 
     def predict(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
         inputs = to_network_input(images, mean, std, network.backbone.dtype)
@@ -72,9 +82,10 @@ def score(
     report: Callable[[str], None],
     unit: int = UNIT,
 ) -> np.ndarray:
-    """The confusion int64 `[K, K + 1]` of all images in `scenes`, each at its own size; one a device at a time.
+    """Compute the confusion int64 `[K, K + 1]` of all images in `scenes`, each at its own size.
 
-    Each host reads the images that its devices take, and all labels.
+    A device takes one image at a time. Each host reads the images that its devices take, and all
+    labels.
 
     Args:
         network, variables: the FCN.
@@ -82,7 +93,7 @@ def score(
         mesh: the devices.
         mean, std: of the pretraining's images.
         workers: threads that read; 0 for as many as cores.
-        report: told how far it is.
+        report: called with a line on how far it is.
         unit: sides are padded to multiples of it; itself a multiple of all strides together.
     """
     classes, rows = len(scenes.classes), mesh.size

@@ -31,7 +31,7 @@ DROPS = (0.7, 0.9)  # shares of the training after which the rate is divided by 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How an FCN is fine-tuned.
+    """The length and learning rate of an FCN's fine-tuning.
 
     Attributes:
         iterations: steps.
@@ -46,7 +46,7 @@ class Protocol:
     batch_size: int = 16
 
     def rate_at(self) -> Callable[[jax.Array], jax.Array]:
-        """The learning rate of a step."""
+        """Return the schedule: the learning rate of a step."""
         drops = [round(share * self.iterations) for share in DROPS]
         return optimizers.learning_rate(self.rate, "steps", self.iterations, 1, drops)
 
@@ -57,7 +57,7 @@ VOC, CITYSCAPES = Protocol(30_000, 0.003, 513), Protocol(90_000, 0.01, 769)
 
 @flax.struct.dataclass
 class State:
-    """What a step changes.
+    """The arrays that a step changes.
 
     Attributes:
         variables: `{'params', 'batch_stats'}` of the FCN.
@@ -69,12 +69,15 @@ class State:
 
 
 def optimizer() -> optax.GradientTransformation:
-    """SGD with momentum 0.9; decay on every parameter, as in the pretraining."""
+    """Return SGD with momentum 0.9, and decay on every parameter, as in the pretraining."""
     return optimizers.sgd(MOMENTUM, DECAY)
 
 
 def start(network: fcn.FCN, backbone: Any, channels: int, seed: int) -> State:
-    """A state with the variables `{'params', 'batch_stats'}` of the pretrained `backbone`, and a head drawn from `seed`."""
+    """Return the state before training: pretrained `backbone`, and a head drawn from `seed`.
+
+    `backbone` is `{'params', 'batch_stats'}`.
+    """
     images = jnp.zeros((1, 64, 64, channels))
     places = jax.eval_shape(
         lambda weights: network.backbone.apply(weights, images, method="feature_map"), backbone
@@ -87,7 +90,10 @@ def start(network: fcn.FCN, backbone: Any, channels: int, seed: int) -> State:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean over the pixels that count: logits `[B, H, W, K]`, labels int `[B, H, W]`, `IGNORED` or below K; 0 if none count."""
+    """Return the mean cross-entropy over the pixels that count; 0 if none count.
+
+    Logits are `[B, H, W, K]`, labels int `[B, H, W]`, `IGNORED` or below K.
+    """
     counts = labels != IGNORED
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counts, labels, 0))
     return jnp.sum(jnp.where(counts, losses, 0)) / jnp.maximum(jnp.sum(counts), 1)
@@ -96,10 +102,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def make_step(
     network: fcn.FCN, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[State, jax.Array, jax.Array, jax.Array], tuple[State, jax.Array]]:
-    """The pure step `(state, images, labels, rate) -> (state, loss)`.
+    """Make the pure step `(state, images, labels, rate) -> (state, loss)`.
 
-    Images are uint8 `[B, S, S, C]`, labels uint8 `[B, S, S]`; all of the network is trained, and BatchNorm's statistics
-    are those of the whole batch, however it is divided over devices.
+    Images are uint8 `[B, S, S, C]`, labels uint8 `[B, S, S]`; all of the network is trained, and
+    BatchNorm's statistics are those of the whole batch, however it is divided over devices.
     """
 
     def step(state: State, images: jax.Array, labels: jax.Array, rate: jax.Array):
@@ -125,12 +131,14 @@ def make_step(
 def _compiled_step(
     network: fcn.FCN, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh
 ) -> Callable:
-    """`make_step`'s, once for all encoders that are compared; the state is donated."""
+    """Compile the step once for all encoders that are compared; the state is donated."""
     everywhere, divided = mesh_lib.replicated(mesh), mesh_lib.sharded(mesh)
     return jax.jit(
-        make_step(network, mean, std), donate_argnums=0,
-        in_shardings=(everywhere, divided, divided, everywhere), out_shardings=everywhere,
-    )  # fmt: skip
+        make_step(network, mean, std),
+        donate_argnums=0,
+        in_shardings=(everywhere, divided, divided, everywhere),
+        out_shardings=everywhere,
+    )
 
 
 def views(
@@ -142,17 +150,19 @@ def views(
     workers: int,
     start: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`image` uint8 `[n, S, S, C]` and `label` uint8 `[n, S, S]` for each step; every image is drawn once in an epoch.
+    """Yield the views of each step: `image` uint8 `[n, S, S, C]` and `label` uint8 `[n, S, S]`.
+
+    Every image is drawn once in an epoch.
 
     Args:
         scenes: the images.
-        chosen: how many, and how large.
+        chosen: how many views, and how large.
         rows: int `[n]`, the places in the batch that this host makes.
         fill: colour beyond an image.
         seed: of order and views, which do not depend on `workers`.
         workers: threads; 0 for as many as cores.
         start: how many steps to leave out at the beginning; their views are not made.
-    """  # fmt: skip
+    """
     number = len(scenes.pairs)
 
     def places() -> Iterator[tuple[int, int, int]]:
@@ -188,7 +198,7 @@ def fine_tune(
     report: Callable[[str], None],
     kept: resume.Kept = resume.NOT_KEPT,
 ) -> tuple[Any, list[float]]:
-    """Variables of the `network` after the training, and the loss of each tenth of it.
+    """Train the network, and return its variables and the loss of each tenth of the training.
 
     Args:
         network, state: before the training.
@@ -197,8 +207,9 @@ def fine_tune(
         mesh: the devices; the batch is divided over them.
         mean, std: of the pretraining's images.
         seed, workers: as in `views`.
-        report: told how far it is.
-        kept: where the training goes on, and is saved; it must know the weights that it begins with.
+        report: called with a line on how far it is.
+        kept: where the training goes on, and is saved; it must know the weights that it begins
+            with.
     """
     step = _compiled_step(network, tuple(mean), tuple(std), mesh)
     state = mesh_lib.to_every_device(mesh, jax.device_get(state))
@@ -215,23 +226,25 @@ def fine_tune(
         running.append(loss)
         last = n + 1 == chosen.iterations
         due = kept.due(last)
-        # One step late, so that the devices need not wait.
+        # The loss is read one step late, so that the devices need not wait for the host.
         while len(running) > (0 if due or last else 1):
             losses.append(_finite(running.pop(0), len(losses) + 1, chosen))
         if due:
             kept.save(n + 1, state, losses=losses)
         if losses:
             report(
-                f"step {len(losses):,}/{chosen.iterations:,}  loss {losses[-1]:.3f}  rate {rates[n]:g}"
+                f"step {len(losses):,}/{chosen.iterations:,}  loss {losses[-1]:.3f}  rate"
+                f" {rates[n]:g}"
             )
     parts = np.array_split(losses, min(10, len(losses)))
     return state.variables, [float(np.mean(part)) for part in parts]
 
 
 def _finite(loss: jax.Array, step: int, chosen: Protocol) -> float:
-    found = float(loss)
-    if not math.isfinite(found):
+    value = float(loss)
+    if not math.isfinite(value):
         raise UserError(
-            f"the loss of step {step} is {found}: --rate={chosen.rate:g} is too high for this encoder; a tenth may work"
+            f"the loss of step {step} is {value}: --rate={chosen.rate:g} is too high for this"
+            " encoder; a tenth may work"
         )
-    return found
+    return value

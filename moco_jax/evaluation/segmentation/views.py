@@ -1,6 +1,7 @@
-"""Training views of an image and its label, in NumPy and PIL: scaled, cropped, padded and flipped together.
+"""Training views of an image and its label: scaled, cropped, padded and flipped together.
 
-Images are resized bilinearly, as PIL does it; labels take the nearest pixel, so that no class arises between two.
+Images are resized bilinearly, as PIL does it; labels take the nearest pixel, so that no class
+arises between two.
 """
 
 from collections import deque
@@ -28,7 +29,10 @@ def _resized(image: np.ndarray, box: tuple[float, ...], size: tuple[int, int]) -
 
 
 def nearest(start: int, count: int, new: int, old: int) -> np.ndarray:
-    """Of `count` pixels from `start` on in a side resized from `old` to `new` pixels: which old one each is, int64."""
+    """Return which old pixel each of `count` resized pixels from `start` on is, int64.
+
+    The side is resized from `old` to `new` pixels.
+    """
     return (2 * np.arange(start, start + count) + 1) * old // (2 * new)
 
 
@@ -39,19 +43,20 @@ def training_view(
     fill: Sequence[int],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One drawn view (MoCo v1, appendix A.5): scaled by 0.5 to 2, a square cut out, perhaps mirrored.
+    """Draw one view: scaled by 0.5 to 2, a square cut out, perhaps mirrored.
 
-    Where the scaled image is smaller than the square, `fill` follows below and on the right, and does not count.
+    MoCo v1, appendix A.5, has these views. Where the scaled image is smaller than the square,
+    `fill` follows below and on the right, and does not count.
 
     Args:
         image: uint8 `[H, W, C]`.
         label: uint8 `[H, W]`.
         crop: side of the square.
         fill: a colour, C values.
-        rng: what is drawn from.
+        rng: the generator to draw from.
 
     Returns:
-        image uint8 `[crop, crop, C]` and label uint8 `[crop, crop]`.
+        Image uint8 `[crop, crop, C]` and label uint8 `[crop, crop]`.
     """
     old = label.shape
     ratio = rng.uniform(*SCALES)
@@ -60,7 +65,7 @@ def training_view(
     count = [min(side, crop) for side in new]
     top, left = (s * o / n for s, o, n in zip(start, old, new, strict=True))
     below, right = ((s + c) * o / n for s, c, o, n in zip(start, count, old, new, strict=True))
-    # Of a large image only what the square shows is resized.
+    # Only what the square shows of a large image is resized.
     part = _resized(
         image, (left, top, min(right, old[1]), min(below, old[0])), (count[1], count[0])
     )
@@ -73,7 +78,7 @@ def training_view(
 
 
 def ahead(make: Callable[[T], Any], items: Iterable[T], threads: int, depth: int) -> Iterator[Any]:
-    """`make` of each of `items`, in their order, in `threads` threads, up to `depth` of them ahead of time."""
+    """Call `make` on `items` in `threads` threads, up to `depth` ahead; yield results in order."""
     waiting: deque[Future] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

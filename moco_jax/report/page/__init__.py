@@ -1,1 +1,1 @@
-"""One HTML page on one or several runs: read from their workdirs, drawn, and served while they go on."""
+"""One HTML page on one or several runs: read from their workdirs, drawn, and served."""

@@ -1,8 +1,9 @@
-"""Panels as pictures: SVG by Matplotlib, the words that say the same, and the table behind them.
+"""Draws panels: SVG by Matplotlib, the words that say the same, and the table behind them.
 
-Why Matplotlib: it is here already, a chart is 5 to 20 kB of markup without scripts, and its colours can be handed to
-the page, which has a dark and a light form. Plotly (1 to 5 MB of script in the page), Bokeh (1 MB) and Altair (fetches
-its scripts, or needs a 30 MB converter) draw into elements that a screen reader and a printer see little of.
+Why Matplotlib: it is here already, a chart is 5 to 20 kB of markup without scripts, and its
+colours can be handed to the page, which has a dark and a light form. Plotly (1 to 5 MB of script
+in the page), Bokeh (1 MB) and Altair (fetches its scripts, or needs a 30 MB converter) draw into
+elements that a screen reader and a printer see little of.
 """
 
 import io
@@ -18,23 +19,25 @@ from matplotlib.ticker import MaxNLocator
 
 from moco_jax.report.page.curves import Panel
 
-COLOURS = 6  # that the page has for runs; more runs share them with other dashes
-DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2), (7, 2, 2, 2), (3, 2), (9, 2, 2, 2, 2, 2), (5, 4))  # fmt: skip
-DRAWN = 1e100  # what is larger, as the infinities are, stands in the table alone
-CONSTANT = 1e-5  # of its value: what changes by less stands still, but for rounding
-FROM_ZERO = (
-    "lr",
-    "images_per_second",
-    "waiting_share",
-    "top1",
-    "grad_norm",
-)  # where an axis begins
+COLOURS = 6  # of runs on the page; more runs share colours and have other dashes
+DASHES: tuple[tuple[float, ...], ...] = (
+    (),
+    (7, 2),
+    (7, 2, 2, 2),
+    (3, 2),
+    (9, 2, 2, 2, 2, 2),
+    (5, 4),
+)
+DRAWN = 1e100  # larger values, as the infinities, stand only in the table
+CONSTANT = 1e-5  # a line that changes by less than this share of its value is constant
+# Metrics whose axis begins at zero.
+FROM_ZERO = ("lr", "images_per_second", "waiting_share", "top1", "grad_norm")
 _INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
-_SIZE = (5.0, 2.9)  # inches; a telephone shows it at nearly its own size
+_SIZE = (5.0, 2.9)  # inches; a telephone shows a chart at nearly its own size
 
 
 def dash(run: int) -> tuple[float, ...]:
-    """Lengths of dashes and gaps of the line of this run, in points; none for an unbroken line."""
+    """Return the dashes and gaps of a run's line, in points; empty for an unbroken line."""
     return DASHES[(run + run // COLOURS) % len(DASHES)]
 
 
@@ -43,7 +46,10 @@ def _colour(run: int) -> str:
 
 
 def draw(panel: Panel, key: str) -> Markup:
-    """`panel` as an SVG element whose colours are the page's variables; `key`: begins the ids in it."""
+    """Draw `panel` as an SVG element whose colours are the page's variables.
+
+    `key` begins the ids in it, so that they are unique on the page.
+    """
     options = {"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 11}
     with mpl.rc_context(options):
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -60,9 +66,14 @@ def _fill(axes, panel: Panel) -> None:
         on, few = dash(line.run), len(line.x) <= 40
         drawn = np.where(np.abs(line.y) < DRAWN, line.y, np.nan)
         axes.plot(
-            line.x, drawn, color=_colour(line.run), linewidth=1.6, dashes=on or (None, None),
-            marker="o" if few else None, markersize=3.5,
-        )  # fmt: skip
+            line.x,
+            drawn,
+            color=_colour(line.run),
+            linewidth=1.6,
+            dashes=on or (None, None),
+            marker="o" if few else None,
+            markersize=3.5,
+        )
     for level in panel.levels:
         if not abs(level.value) < DRAWN:
             continue
@@ -86,9 +97,8 @@ def _fill(axes, panel: Panel) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     low, high = axes.dataLim.intervaly
     if np.isfinite([low, high]).all() and high - low < CONSTANT * abs(high):
-        axes.set_ylim(
-            low - 0.05 * abs(low), high + 0.05 * abs(high)
-        )  # else rounding would be drawn large
+        # The axis is widened, or rounding would be drawn large.
+        axes.set_ylim(low - 0.05 * abs(low), high + 0.05 * abs(high))
     if panel.metric.key in FROM_ZERO:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(panel.axis, color=_INK)
@@ -109,48 +119,64 @@ def _for_page(svg: str, key: str) -> str:
     svg = re.sub(r'\b(id|href)="(#?)', rf'\1="\2{key}-', svg)
     svg = svg.replace("url(#", f"url(#{key}-").replace("xlink:href", "href")
     svg = re.sub(r"font-family: [^;]*; ", "", svg)
-    svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg, count=1)  # fmt: skip
-    svg = svg.replace(_INK, "currentColor").replace(_MUTED, "var(--muted)").replace(_GRID, "var(--grid)")  # fmt: skip
-    return re.sub(r"#0400([0-9a-f]{2})", lambda found: f"var(--run-{int(found[1], 16)})", svg)
+    svg = re.sub(
+        r'<svg [^>]*viewBox="([^"]*)"[^>]*>',
+        r'<svg viewBox="\1" aria-hidden="true" focusable="false">',
+        svg,
+        count=1,
+    )
+    svg = (
+        svg.replace(_INK, "currentColor")
+        .replace(_MUTED, "var(--muted)")
+        .replace(_GRID, "var(--grid)")
+    )
+    return re.sub(r"#0400([0-9a-f]{2})", lambda match: f"var(--run-{int(match[1], 16)})", svg)
 
 
 def number(value: float) -> str:
-    """Four significant digits; nothing where there is no value."""
+    """Format four significant digits; '' where there is no value."""
     if np.isnan(value):
         return "not a number"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def describe(panel: Panel, names: Sequence[str]) -> str:
-    """What a person who does not see the chart wants to know of it; `names`: of the runs."""
+    """Describe the chart for a person who does not see it; `names` are of the runs."""
     unit = " %" if panel.metric.percent else ""
-    said = []
+    sentences = []
     for line in panel.lines:
-        first, last = (f"{number(line.y[i])}{unit} at {panel.axis} {number(line.x[i])}" for i in (0, -1))  # fmt: skip
+        first, last = (
+            f"{number(line.y[i])}{unit} at {panel.axis} {number(line.x[i])}" for i in (0, -1)
+        )
         finite = line.y[np.isfinite(line.y)]
-        reach = f", between {number(finite.min())} and {number(finite.max())}{unit}" if len(finite) else ""  # fmt: skip
-        said.append(f"{names[line.run]}: from {first} to {last}{reach}")
-    said += notes(panel, names)
-    return f"{panel.metric.title}. {'. '.join(said)}."
+        reach = (
+            f", between {number(finite.min())} and {number(finite.max())}{unit}"
+            if len(finite)
+            else ""
+        )
+        sentences.append(f"{names[line.run]}: from {first} to {last}{reach}")
+    sentences += notes(panel, names)
+    return f"{panel.metric.title}. {'. '.join(sentences)}."
 
 
 def notes(panel: Panel, names: Sequence[str]) -> list[str]:
-    """What the dotted lines and the marks without a line are, and what points stand for."""
+    """Explain dotted lines, marks without a line, and what a point stands for."""
     unit = " %" if panel.metric.percent else ""
-    said = [
-        f"Dotted: {level.label}{'' if level.run is None else f' of {names[level.run]}'}, {number(level.value)}{unit}"
+    sentences = [
+        f"Dotted: {level.label}{'' if level.run is None else f' of {names[level.run]}'},"
+        f" {number(level.value)}{unit}"
         for level in panel.levels
     ]
     if panel.published is not None:
-        said.append(f"Diamonds: published, {panel.published[2]}")
+        sentences.append(f"Diamonds: published, {panel.published[2]}")
     averaged = max(line.averaged for line in panel.lines)
     if averaged > 1:
-        said.append(f"Each point is the mean of up to {averaged} records")
-    return said
+        sentences.append(f"Each point is the mean of up to {averaged} records")
+    return sentences
 
 
 def table(panel: Panel, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the numbers drawn: a row for each place on the axis, a column for each run."""
+    """Return header and rows of the numbers: a row for each place on the axis, a column a run."""
     columns = [names[line.run] for line in panel.lines]
     values = [dict(zip(line.x.tolist(), line.y.tolist(), strict=True)) for line in panel.lines]
     if panel.published is not None:

@@ -1,4 +1,4 @@
-"""What the records of several runs say over epochs: a panel for each metric that is there, as plain numbers."""
+"""Arranges the records of several runs over epochs: a panel for each metric, as numbers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from moco_jax.evaluation import published
 from moco_jax.report.page.run import Run
 
-MOST = 200  # points of a line; beyond them neighbouring records are averaged
+MOST = 200  # points of a line at most; neighbours among more records are averaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One run's course.
+    """The values of one metric in one run.
 
     Attributes:
         run: number of the run on the page.
@@ -60,7 +60,10 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """A value to be held against; `run`: number of the run it belongs to, None: all of them."""
+    """A value to compare lines with, as a dotted line.
+
+    `run` is the number of the run it belongs to, None for all.
+    """
 
     label: str
     value: float
@@ -72,11 +75,12 @@ class Panel:
     """One chart.
 
     Attributes:
-        metric: what of.
+        metric: the number that it shows.
         axis: 'epoch' or 'step'.
         lines: a run each; those without this metric are left out.
-        levels: values to be held against.
-        published: epochs and values of a published run, float64 `[M]` each, and its source; None where there is none.
+        levels: values to compare lines with.
+        published: epochs and values of a published run, float64 `[M]` each, and its source; None
+            where there is none.
     """
 
     metric: Metric
@@ -87,17 +91,21 @@ class Panel:
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int = MOST) -> tuple[np.ndarray, np.ndarray, int]:
-    """`x` and `y` float64 `[N]` as at most `most` points, means of neighbours, and how many of them at most."""
+    """Average neighbouring points of `x` and `y` float64 `[N]`, so that at most `most` are left.
+
+    Returns:
+        `x`, `y`, and how many points are averaged in one, at most.
+    """
     if len(x) <= most:
         return x, y, 1
     parts = np.array_split(np.arange(len(x)), most)
-    with np.errstate(invalid="ignore"):  # the mean of both infinities is not a number
+    with np.errstate(invalid="ignore"):  # the mean of both infinities is NaN, without a warning
         means = [np.asarray([values[part].mean() for part in parts]) for values in (x, y)]
     return means[0], means[1], len(parts[0])
 
 
 def panels(runs: Sequence[Run]) -> list[Panel]:
-    """A panel for each of `METRICS` that a run has records of."""
+    """Make a panel for each of `METRICS` that a run has records of."""
     axis = "step" if any(run.steps_per_epoch is None for run in runs) else "epoch"
     return [p for p in (_panel(metric, runs, axis) for metric in METRICS) if p.lines]
 
@@ -122,8 +130,8 @@ def _panel(metric: Metric, runs: Sequence[Run], axis: str) -> Panel:
 
 
 def _last(run: Run, key: str, scale: float) -> float | None:
-    found = [r[key] for r in run.records if key in r]
-    return scale * found[-1] if found else None
+    values = [r[key] for r in run.records if key in r]
+    return scale * values[-1] if values else None
 
 
 def _levels(label: str, values: Sequence[float | None]) -> list[Level]:
@@ -142,5 +150,5 @@ def _published(
     points = curves[0].knn if metric.key == "knn" else curves[0].loss
     x = np.asarray(list(points), np.float64)
     if metric.key == "loss":
-        x -= 0.5  # the mean over an epoch stands at its middle
+        x -= 0.5  # the mean over an epoch is drawn at its middle
     return x, scale * np.asarray(list(points.values())), curves[0].source

@@ -1,6 +1,7 @@
-"""Where an encoder puts images: their nearest neighbours before training and now, and a map of all of them.
+"""Compares the encoder before training and now: nearest neighbours, and a map of images.
 
-Heavier than the rest of the page: one pass of some images through two encoders, and t-SNE.
+This takes longer than the rest of the page: one pass of some images through two encoders, and
+t-SNE.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from moco_jax.parallel import mesh as mesh_lib
 from moco_jax.report.page.run import Run
 
 QUERIES, NEAREST = 8, 5
-FEW = 30  # images below which a map is by principal components
+FEW = 30  # with fewer images a map is by principal components
 BATCH = 250
 
 Report = Callable[[str], None]
@@ -37,7 +38,7 @@ class Pictures:
 
     Attributes:
         images: uint8 `[N, S, S, C]`.
-        names: what their source calls them.
+        names: as their source gives them.
         classes: of each, as text, '' where it has none; None where none has any.
     """
 
@@ -48,12 +49,16 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class Embedding:
-    """What two encoders of one run, the untrained and that of a checkpoint, make of the same images.
+    """Neighbours and map of the same images under two encoders of one run.
+
+    The encoders are the untrained one and that of a checkpoint.
 
     Attributes:
         step: of the checkpoint.
-        bank, queries: the images that are searched and mapped, N, and those that neighbours are looked for, Q.
-        nearest: encoder -> int `[Q, K]`, rows of the bank, nearest first; 'before training' and 'after' or 'now'.
+        bank, queries: the images that are searched and mapped, N, and those that neighbours are
+            looked for, Q.
+        nearest: encoder -> int `[Q, K]`, rows of the bank, nearest first; 'before training' and
+            'after' or 'now'.
         agreement: encoder -> share of the bank's images whose nearest other image is of their
             class, among those where both have one; empty without classes.
         places: float32 `[N, 2]`, each axis from 0 to 1.
@@ -70,24 +75,36 @@ class Embedding:
 
 
 def look(run: Run, step: int, limit: int, report: Report) -> Embedding:
-    """Encode at most `limit` images, evenly spread, with the encoder of `run` after `step` and the untrained one.
+    """Encode images with the encoder of `run` after `step` and with the untrained one.
+
+    At most `limit` images are taken, evenly spread.
 
     Raises:
         UserError: images or checkpoint are not there.
     """
-    found = trained_encoder.load(str(run.place), step=step)
+    trained = trained_encoder.load(str(run.place), step=step)
     bank, queries = _pictures(run, limit)
-    config = found.config
+    config = trained.config
     encode = features.make_encode(
-        found.encoder, config.knn_features, config.mean, config.std, np.dtype("float32"),
+        trained.encoder,
+        config.knn_features,
+        config.mean,
+        config.std,
+        np.dtype("float32"),
         mesh_lib.create_mesh(jax.devices()[:1]),
-    )  # fmt: skip
+    )
     nearest: dict[str, np.ndarray] = {}
     agreement: dict[str, float] = {}
     images = np.concatenate([bank.images, queries.images])
-    for title, one in {"before training": trained_encoder.untrained(found), f"at step {step:,}": found}.items():  # fmt: skip
+    for title, one in {
+        "before training": trained_encoder.untrained(trained),
+        f"at step {step:,}": trained,
+    }.items():
         report(f"{run.name}: {len(images):,} images, encoder {title}")
-        made = [np.asarray(encode(one.variables, jnp.asarray(_whole(images, at)))) for at in range(0, len(images), BATCH)]  # fmt: skip
+        made = [
+            np.asarray(encode(one.variables, jnp.asarray(_whole(images, at))))
+            for at in range(0, len(images), BATCH)
+        ]
         vectors = knn.unit(np.concatenate(made)[: len(images)])
         ours, asked = vectors[: len(bank.images)], vectors[len(bank.images) :]
         nearest[title] = np.asarray(knn.nearest(ours, asked, min(NEAREST, len(ours)))[1])
@@ -100,7 +117,10 @@ def look(run: Run, step: int, limit: int, report: Report) -> Embedding:
 
 
 def _whole(images: np.ndarray, at: int) -> np.ndarray:
-    """A batch of one size, so that one program does; the last is filled up with what is left out again."""
+    """Return the images from `at` on as a batch of full size, so that one program is compiled.
+
+    The last batch is filled up with images whose features are left out again.
+    """
     size = min(BATCH, len(images))
     return images[np.arange(at, at + size) % len(images)]
 
@@ -114,7 +134,11 @@ def _agreement(vectors: np.ndarray, classes: np.ndarray) -> float | None:
 
 
 def flatten(vectors: np.ndarray) -> tuple[np.ndarray, str]:
-    """Unit vectors `[N, D]` on a plane, float32 `[N, 2]` with each axis from 0 to 1, and how that was done."""
+    """Map unit vectors `[N, D]` to a plane, float32 `[N, 2]` with each axis from 0 to 1.
+
+    Returns:
+        The places, and how they were computed.
+    """
     if len(vectors) < 2:
         return np.full((len(vectors), 2), 0.5, np.float32), "a single image"
     if len(vectors) < FEW:
@@ -122,16 +146,19 @@ def flatten(vectors: np.ndarray) -> tuple[np.ndarray, str]:
         method = "the first two principal components"
     else:
         perplexity = min(30, len(vectors) // 4)
-        # In a small problem threads mostly wait for each other, and beside a run the more so.
+        # In a small problem threads mostly wait for each other, even more beside a run in training.
         with threadpool_limits(1):
             flat = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
-        method = f"t-SNE, perplexity {perplexity}: who is near whom tells something, distances far off do not"
+        method = (
+            f"t-SNE, perplexity {perplexity}: who is near whom tells something, distances far off"
+            " do not"
+        )
     low = flat.min(0)
     return ((flat - low) / np.maximum(flat.max(0) - low, 1e-12)).astype(np.float32), method
 
 
 def _pictures(run: Run, limit: int) -> tuple[Pictures, Pictures]:
-    """Of the images that the run's monitor searches, and of a few that it classifies."""
+    """Read images that the run's monitor searches, and a few that it classifies."""
     config, index_dir = run.config, str(run.place / "index")
     source = open_images(config, config.split, index_dir)
     others = open_images(config, config.eval_split, index_dir) if config.eval_split else None

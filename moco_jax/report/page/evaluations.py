@@ -1,4 +1,4 @@
-"""What evaluations found, as tables: their results row by row, whatever the evaluation, and the facts beside them."""
+"""The results of evaluations as tables: row by row, with the facts beside them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from moco_jax.report.page.charts import number
 from moco_jax.report.page.run import Run
 
-SHARES = ("accuracy", "iou")  # what ends so is a share
+SHARES = ("accuracy", "iou")  # a number whose name ends so is a share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Result:
     """One evaluation of one run.
 
     Attributes:
-        run, name: which.
+        run, name: the run's name, and the evaluation's.
         header, rows: the table of its results, as text.
-        facts: name -> value, what is not in the table.
+        facts: name -> value, of what is not in the table.
         published: the published number and its source, empty where there is none.
     """
 
@@ -30,23 +30,25 @@ class Result:
 
 
 def results(run: Run) -> list[Result]:
-    """The evaluations of `run`."""
-    return [_result(run.name, name, found) for name, found in run.evaluations.items()]
+    """Return the evaluations of `run`."""
+    return [_result(run.name, name, content) for name, content in run.evaluations.items()]
 
 
-def _result(run: str, name: str, found: Mapping[str, Any]) -> Result:
-    rows = [r for r in found.get("results", []) if isinstance(r, dict)]
+def _result(run: str, name: str, content: Mapping[str, Any]) -> Result:
+    rows = [r for r in content.get("results", []) if isinstance(r, dict)]
     header = list(dict.fromkeys(key for row in rows for key in row if _is_plain(row[key])))
     header = [key for key in header if all(_is_plain(row.get(key)) for row in rows)]
-    known = found.get("published")
+    known = content.get("published")
     return Result(
         run=run,
         name=name,
         header=[_words(key) for key in header],
         rows=[[_text(key, row.get(key)) for key in header] for row in rows],
-        facts={_words(key): _text(key, value) for key, value in found.items() if _is_plain(value)},
+        facts={
+            _words(key): _text(key, value) for key, value in content.items() if _is_plain(value)
+        },
         published=f"{known['percent']} % ({known['source']})" if known else "",
-    )  # fmt: skip
+    )
 
 
 def _is_plain(value: Any) -> bool:

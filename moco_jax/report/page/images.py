@@ -1,4 +1,4 @@
-"""Images on the page: as data within it, one by one or as one sheet, and the view pairs that the run's recipe draws."""
+"""Embeds images in the page: single ones, many as one sheet, and the recipe's view pairs."""
 
 import base64
 import dataclasses
@@ -18,37 +18,35 @@ from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.monitoring import view_pairs as sheet
 from moco_jax.report.page.run import Run
 
-SIDE = 96  # of a picture, in pixels
-LOSSLESS = 64  # up to this side
-MOST = 2 * 10**7  # pixels of a picture in a file; what a run draws has a million
+SIDE = 96  # of a small picture, in pixels
+LOSSLESS = 64  # pictures up to this side are encoded without loss
+MOST = 2 * 10**7  # pixels of a picture in a file at most; those that a run draws have a million
 
 
 def thumbnail(image: np.ndarray, side: int) -> Image.Image:
-    """uint8 `[H, W, C]` as RGB, its longer side at most `side` pixels."""
+    """Shrink uint8 `[H, W, C]` to RGB whose longer side is at most `side` pixels."""
     picture = Image.fromarray(shown(image)).convert("RGB")
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
 
 
 def uri(picture: Image.Image, lossless: bool) -> str:
-    """`picture` as a `data:` address (WebP)."""
+    """Encode `picture` as a `data:` address (WebP)."""
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", lossless=lossless, quality=80, method=4)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def picture_file(path: epath.Path) -> Image.Image:
-    """The picture at `path`, as RGB.
+    """Read the picture at `path`, as RGB.
 
     Raises:
         UserError: it is damaged, or of more than `MOST` pixels.
     """
     try:
         with (
-            io.BytesIO(path.read_bytes())
-            if files.is_remote(path)
-            else files.open_regular(path) as file
-        ):
+            io.BytesIO(path.read_bytes()) if files.is_remote(path) else files.open_regular(path)
+        ) as file:
             picture = Image.open(file)
             if picture.width * picture.height > MOST:
                 raise ValueError(
@@ -60,12 +58,15 @@ def picture_file(path: epath.Path) -> Image.Image:
 
 
 def small(image: np.ndarray, side: int = SIDE) -> str:
-    """The address of a small picture of uint8 `[H, W, C]`."""
+    """Return the address of a small picture of uint8 `[H, W, C]`."""
     return uri(thumbnail(image, side), max(image.shape[:2]) <= LOSSLESS)
 
 
 def sprite(images: np.ndarray, side: int, columns: int) -> str:
-    """uint8 `[N, S, S, C]` as one picture: image n in row n // `columns`, each a square of `side` pixels."""
+    """Lay out uint8 `[N, S, S, C]` as one picture, and return its address.
+
+    Image n is in row n // `columns`, each a square of `side` pixels.
+    """
     rows = -(-len(images) // columns)
     whole = Image.new("RGB", (columns * side, rows * side))
     for number, image in enumerate(images):
@@ -76,7 +77,7 @@ def sprite(images: np.ndarray, side: int, columns: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """An image and the two views drawn of it, as addresses; `name`: what its source calls the image, as it prints."""
+    """An image and the two views drawn of it, as addresses, and the image's name for people."""
 
     name: str
     image: str
@@ -85,7 +86,7 @@ class Pair:
 
 
 def view_pairs(run: Run, count: int = 6) -> list[Pair]:
-    """The first view pairs of `run`.
+    """Draw the first view pairs of `run`.
 
     Raises:
         UserError: its images are not there.
@@ -93,9 +94,13 @@ def view_pairs(run: Run, count: int = 6) -> list[Pair]:
     config = run.config
     source = open_images(config, config.split, str(run.place / "index"))
     batch = sheet.first_pairs(
-        source, recipe_of(config), seed=config.seed, batch_size=min(config.batch_size, len(source)),
-        workers=config.workers, scaled_decoding=config.scaled_decoding,
-    )  # fmt: skip
+        source,
+        recipe_of(config),
+        seed=config.seed,
+        batch_size=min(config.batch_size, len(source)),
+        workers=config.workers,
+        scaled_decoding=config.scaled_decoding,
+    )
     chosen = batch["index"][:count]
     pairs, names = [], source.names(chosen)
     for row, record in enumerate(source.read(chosen)):

@@ -1,6 +1,6 @@
-"""What the files of a run hold, looked at before the page believes it: it may be any JSON, or none.
+"""Checks the content of a run's files before the page uses it: it may be any JSON, or none.
 
-What is not as a run writes it is left out, each record or evaluation by itself, with a sentence
+Each record or evaluation that is not as a run writes it is left out by itself, with a sentence
 that says so.
 """
 
@@ -15,7 +15,7 @@ from moco_jax.base.text import printable
 
 Record = dict[str, Any]
 
-# What curves and diagnosis read of whatever record has it; an event's `grad_norm` may be text.
+# Keys that curves and diagnosis read in any record; an event's `grad_norm` may be text.
 MEASURED = frozenset(
     (
         "loss",
@@ -31,20 +31,20 @@ MEASURED = frozenset(
         "waiting_share",
     )
 )
-MOST = 2**53  # of a step or a count; a float holds each of them
+MOST = 2**53  # the largest step or count; a float holds each whole number up to it
 
 
 def short(value: Any, length: int = 60) -> str:
-    """`value`, as JSON gave it, in a few characters on one line."""
+    """Format `value`, as JSON gave it, in a few characters on one line."""
     try:
-        said = repr(value)
+        text = repr(value)
     except (ValueError, RecursionError):
-        said = type(value).__name__
-    return printable(said if len(said) <= length else f"{said[: length - 3]}...")
+        text = type(value).__name__
+    return printable(text if len(text) <= length else f"{text[: length - 3]}...")
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a number that a float can hold; NaN and the infinities are."""
+    """Whether `value` is a number that a float can hold, NaN and the infinities among them."""
     if type(value) is not int:
         return isinstance(value, float)
     return abs(value) < 2**1000
@@ -56,12 +56,12 @@ def is_count(value: Any, least: int = 0) -> bool:
 
 
 def wrong(record: Any) -> str:
-    """What keeps the page from using `record`; empty where nothing does."""
+    """Say what keeps the page from using `record`; '' where nothing does."""
     if not isinstance(record, dict):
         return f"it is {short(record)} and no object"
     if not is_count(record.get("step")):
         return f"step={short(record.get('step'))} is no number of steps"
-    # An event may tell anything beside, but what is measured is a number there too.
+    # An event may hold anything, but measured values are numbers in it too.
     measured = MEASURED & record.keys() if "event" in record else record
     for name in measured:
         if not is_number(record[name]):
@@ -85,14 +85,14 @@ def _wrong_start(record: Mapping[str, Any]) -> str:
     return ""
 
 
-def sound(found: Iterable[Any], damaged: Iterable[int]) -> tuple[list[Record], list[str]]:
-    """The records among `found` that the page can use, and a sentence on the others, if any.
+def sound(records: Iterable[Any], damaged: Iterable[int]) -> tuple[list[Record], list[str]]:
+    """Select the records that the page can use, and say in a sentence what the others are.
 
     `damaged`: the numbers of the lines that are no records at all.
     """
     kept: list[Record] = []
     odd = [f"line {number:,} of metrics.jsonl is damaged" for number in damaged]
-    for record in found:
+    for record in records:
         why = wrong(record)
         if why:
             odd.append(why)
@@ -105,31 +105,29 @@ def sound(found: Iterable[Any], damaged: Iterable[int]) -> tuple[list[Record], l
 
 
 def evaluation(path: epath.Path) -> Record:
-    """What an evaluation wrote to `path`.
+    """Read the file `path` that an evaluation wrote.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it holds something else; the text says what.
     """
     if files.is_remote(path):
-        content = path.read_bytes()
+        data = path.read_bytes()
     else:
         with files.open_regular(path) as file:
-            content = file.read()
+            data = file.read()
     try:
-        found = json.loads(content)
+        content = json.loads(data)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds {short(found)}, and an object is meant")
-    rows = found.get("results", [])
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds {short(content)}; it must hold an object")
+    rows = content.get("results", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"results={short(rows)}, and a list of objects is meant")
-    known = found.get("published")
+        raise ValueError(f"results={short(rows)} must be a list of objects")
+    known = content.get("published")
     if known is not None and not (
         isinstance(known, dict) and {"percent", "source"} <= known.keys()
     ):
-        raise ValueError(
-            f"published={short(known)}, and an object with percent and source is meant"
-        )
-    return found
+        raise ValueError(f"published={short(known)} must be an object with percent and source")
+    return content

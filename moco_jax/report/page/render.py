@@ -1,4 +1,4 @@
-"""From runs and what was seen of them to the page: everything is turned into plain words and data for its template."""
+"""Renders the page: turns runs and their slow parts into words and data for its template."""
 
 import datetime
 import functools
@@ -15,19 +15,27 @@ from moco_jax.base.text import printable, printable_lines
 from moco_jax.monitoring.diagnosis import rules
 from moco_jax.report.page import charts, curves, evaluations, images, settings
 from moco_jax.report.page.embedding import Embedding
-from moco_jax.report.page.looks import Look, reason
 from moco_jax.report.page.records import short
+from moco_jax.report.page.renewal import SlowParts, reason
 from moco_jax.report.page.run import Run
 
 SECTIONS = {
-    "summary": "Summary", "diagnosis": "Diagnosis", "curves": "Curves", "settings": "Settings", "views": "View pairs",
-    "neighbours": "Neighbours", "map": "Map", "evaluations": "Evaluations", "environment": "Environment",
-    "repeat": "Repeat", "missing": "Left out",
-}  # fmt: skip
+    "summary": "Summary",
+    "diagnosis": "Diagnosis",
+    "curves": "Curves",
+    "settings": "Settings",
+    "views": "View pairs",
+    "neighbours": "Neighbours",
+    "map": "Map",
+    "evaluations": "Evaluations",
+    "environment": "Environment",
+    "repeat": "Repeat",
+    "missing": "Left out",
+}
 CLASS_COLOURS = 10
-THUMB = 40  # pixels of an image in the map's sheet
-COLUMNS = 32  # images in a row of it
-MAP = (600, 440, 14)  # width, height and margin, as the template has them
+THUMB = 40  # side in pixels of an image in the map's sheet
+COLUMNS = 32  # images in a row of the map's sheet
+MAP = (600, 440, 14)  # width, height and margin of the map, as the template has them
 
 
 @functools.cache
@@ -46,14 +54,17 @@ def _templates() -> tuple[jinja2.Template, Markup, Markup]:
 
 
 class _Parts:
-    """Makes the parts of a page; of one that cannot be made it remembers why."""
+    """Makes the parts of a page, and notes why one cannot be made."""
 
     def __init__(self) -> None:
-        """Nothing is missing yet."""
+        """Start with nothing missing."""
         self.missing: list[str] = []
 
     def made(self, called: str, make: Callable[[], Any], instead: Any) -> Any:
-        """What `make` gives, or `instead`: records and files may hold anything, and a page without a part is better than none."""
+        """Return what `make` returns, or `instead` where it fails.
+
+        Records and files may hold anything, and a page without a part is better than none.
+        """
         try:
             return make()
         except Exception as error:
@@ -61,61 +72,73 @@ class _Parts:
             return instead
 
     def of_each(self, runs: Sequence[Run], called: str, make: Callable[[Run], Any]) -> list[Any]:
-        """What `make` gives of each of `runs`; those are left out of which it cannot be made."""
-        found = (
+        """Return what `make` returns for each of `runs`, without those for which it fails."""
+        made = (
             self.made(f"{run.name}: {called}", functools.partial(make, run), None) for run in runs
         )
-        return [one for one in found if one is not None]
+        return [one for one in made if one is not None]
 
 
 def _shown(value: Any) -> Any:
-    """Text of the page as it prints, whatever names are in it: a browser obeys marks of direction, and bytes are no HTML."""
+    """Make text printable, whatever names are in it.
+
+    A browser obeys marks of direction, and bytes are no HTML.
+    """
     is_text = isinstance(value, str) and not isinstance(value, Markup)
     return printable_lines(value) if is_text else value
 
 
 def page(
     runs: Sequence[Run],
-    looks: Sequence[Look],
+    slow_parts: Sequence[SlowParts],
     live: str = "",
     say: Callable[[str], None] | None = None,
 ) -> str:
-    """The page on `runs`, as HTML that needs no other file.
+    """Render the page on `runs`, as HTML that needs no other file.
 
     Args:
-        runs: those to be compared.
-        looks: what was seen of each.
-        live: names this state of the page where it is served; empty for a page that stays as it is.
-        say: told each line of what is left out, which the page has too.
+        runs: the runs to compare.
+        slow_parts: the slow parts for each of them.
+        live: names this state of the page where it is served; empty for a page that stays as it
+            is.
+        say: called with each line on what is left out, which the page has too.
     """
     template, style, script = _templates()
     names, parts = [run.name for run in runs], _Parts()
-    found = _found(runs, looks, parts)
+    values = _values(runs, slow_parts, parts)
     missing = [line for run in runs for line in run.left_out] + parts.missing
-    missing += [line for look in looks for line in look.missing.values()]
+    missing += [line for parts_of_run in slow_parts for line in parts_of_run.missing.values()]
     optional = ("views", "neighbours", "maps")
-    left = {key.replace("maps", "map") for key in optional if not found[key]}
+    left = {key.replace("maps", "map") for key in optional if not values[key]}
     left |= set() if missing else {"missing"}
     if say is not None:
         for line in missing:
             say(line)
     text = template.render(
-        **found, names=names, missing=missing, live=live, style=style, script=script, colours=charts.COLOURS,
+        **values,
+        names=names,
+        missing=missing,
+        live=live,
+        style=style,
+        script=script,
+        colours=charts.COLOURS,
         title=f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs compared",
         dashes=[" ".join(map(str, charts.dash(n))) for n in range(len(runs))],
         class_colours=CLASS_COLOURS,
         sections=[(key, name) for key, name in SECTIONS.items() if key not in left],
         version=moco_jax.__version__,
         time=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )  # fmt: skip
-    # Half a surrogate pair, which JSON can spell, is no UTF-8.
+    )
+    # JSON can spell half a surrogate pair, which cannot be encoded in UTF-8.
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _found(runs: Sequence[Run], looks: Sequence[Look], parts: _Parts) -> dict[str, Any]:
-    """What the template shows, by the name of its part."""
-    pairs = list(zip(runs, looks, strict=True))
-    seen = {run.name: look.embedding for run, look in pairs if look.embedding}
+def _values(runs: Sequence[Run], slow_parts: Sequence[SlowParts], parts: _Parts) -> dict[str, Any]:
+    """Collect the values that the template shows, by the name of its part."""
+    pairs = list(zip(runs, slow_parts, strict=True))
+    seen = {
+        run.name: parts_of_run.embedding for run, parts_of_run in pairs if parts_of_run.embedding
+    }
     numbers = {run.name: n for n, run in enumerate(runs)}
     mapped = [run for run in runs if run.name in seen]
     drawn = [run for run in runs if run.name not in seen]
@@ -144,13 +167,13 @@ def _found(runs: Sequence[Run], looks: Sequence[Look], parts: _Parts) -> dict[st
 
 
 def _diagnosis(run: Run, parts: _Parts) -> dict[str, Any]:
-    found = parts.made(f"{run.name}: the diagnosis", lambda: findings(run), [])
+    diagnosed = parts.made(f"{run.name}: the diagnosis", lambda: findings(run), [])
     events = parts.made(f"{run.name}: what it reported", lambda: _events(run), [])
-    return {"name": run.name, "findings": found, "events": events}
+    return {"name": run.name, "findings": diagnosed, "events": events}
 
 
 def findings(run: Run) -> list[rules.Finding]:
-    """What the rules of `moco_jax.monitoring.diagnosis.rules` find in the records of `run`."""
+    """Apply the rules of `moco_jax.monitoring.diagnosis.rules` to the records of `run`."""
     images = run.starts[-1]["examples"] if run.starts else None
     return rules.examine(run.records, rules.facts_of(run.config, images))
 
@@ -162,27 +185,33 @@ def _panels(runs: Sequence[Run], parts: _Parts) -> list[dict[str, Any]]:
         key = f"curve-{panel.metric.key}"
         header, rows = charts.table(panel, names)
         return {
-            "key": key, "title": panel.metric.title, "percent": panel.metric.percent, "svg": charts.draw(panel, key),
-            "said": charts.describe(panel, names), "notes": charts.notes(panel, names), "header": header, "rows": rows,
-        }  # fmt: skip
+            "key": key,
+            "title": panel.metric.title,
+            "percent": panel.metric.percent,
+            "svg": charts.draw(panel, key),
+            "description": charts.describe(panel, names),
+            "notes": charts.notes(panel, names),
+            "header": header,
+            "rows": rows,
+        }
 
-    found = parts.made("curves", lambda: curves.panels(runs), [])
+    panels = parts.made("curves", lambda: curves.panels(runs), [])
     drawn = (
-        parts.made(f"the curve of {p.metric.key}", functools.partial(made, p), None) for p in found
+        parts.made(f"the curve of {p.metric.key}", functools.partial(made, p), None) for p in panels
     )
     return [panel for panel in drawn if panel is not None]
 
 
-def _views(looked: Sequence[tuple[Run, Look]]) -> list[dict[str, Any]]:
-    """Each set of view pairs once, under the names of all runs that draw it."""
-    found: list[dict[str, Any]] = []
-    for run, look in looked:
-        same = [entry for entry in found if entry["pairs"] == look.pairs]
+def _views(looked: Sequence[tuple[Run, SlowParts]]) -> list[dict[str, Any]]:
+    """Return each set of view pairs once, under the names of all runs that draw it."""
+    sets: list[dict[str, Any]] = []
+    for run, parts in looked:
+        same = [entry for entry in sets if entry["pairs"] == parts.pairs]
         if same:
             same[0]["names"].append(run.name)
-        elif look.pairs:
-            found.append({"names": [run.name], "augment": run.config.augment, "pairs": look.pairs})
-    return found
+        elif parts.pairs:
+            sets.append({"names": [run.name], "augment": run.config.augment, "pairs": parts.pairs})
+    return sets
 
 
 def _summary(runs: Sequence[Run]) -> list[list[str]]:
@@ -193,9 +222,9 @@ def _summary(runs: Sequence[Run]) -> list[list[str]]:
         return f"{100 * values[place]:.2f} %" if values else ""
 
     def loss(run: Run) -> str:
-        found = last(run, "loss")
+        values = last(run, "loss")
         beside = "" if run.chance is None else f" (chance {run.chance:.2f})"
-        return f"{found[-1]:.3f}{beside}" if found else ""
+        return f"{values[-1]:.3f}{beside}" if values else ""
 
     def state(run: Run) -> str:
         if run.steps_per_epoch is None:
@@ -214,7 +243,9 @@ def _summary(runs: Sequence[Run]) -> list[list[str]]:
 
     facts = {
         "state": state,
-        "images": lambda run: f"{run.config.dataset} ({run.config.split}), {run.config.image_size} pixels",
+        "images": lambda run: (
+            f"{run.config.dataset} ({run.config.split}), {run.config.image_size} pixels"
+        ),
         "encoder": lambda run: run.config.arch,
         "loss": loss,
         "contrastive top-1": lambda run: share(last(run, "top1")),
@@ -225,7 +256,7 @@ def _summary(runs: Sequence[Run]) -> list[list[str]]:
         "images per second, median": lambda run: _median(last(run, "images_per_second"), "{:,.0f}"),
         "time spent waiting, median": lambda run: _median(last(run, "waiting_share"), "{:.1%}"),
         "workdir": lambda run: str(run.place),
-    }  # fmt: skip
+    }
     rows = [[name, *(tell(run) for run in runs)] for name, tell in facts.items()]
     return [row for row in rows if any(row[1:])]
 
@@ -239,7 +270,7 @@ def _events(run: Run) -> list[list[str]]:
     rows = []
     for record in run.events:
         if record["event"] == "finding":
-            continue  # the diagnosis has them
+            continue  # the diagnosis shows these
         facts = {k.replace("_", " "): v for k, v in record.items() if k not in ("step", "event")}
         more = [f"{printable(k)}: {_short(v)}" for k, v in facts.items()]
         called = printable(record["event"].replace("_", " "))
@@ -271,9 +302,9 @@ def _environment(run: Run) -> dict[str, Any]:
     return {"name": run.name, "heads": heads, "rows": [[name, *values] for name, values in rows]}
 
 
-def _neighbours(run: Run, found: Embedding) -> dict[str, Any]:
-    bank, queries = found.bank, found.queries
-    used = sorted({int(row) for rows in found.nearest.values() for row in rows.ravel()})
+def _neighbours(run: Run, embedding: Embedding) -> dict[str, Any]:
+    bank, queries = embedding.bank, embedding.queries
+    used = sorted({int(row) for rows in embedding.nearest.values() for row in rows.ravel()})
 
     def neighbour(query: int, rank: int, row: int) -> dict[str, Any]:
         alt, mark = f"{rank}: {_called(bank, row)}", ""
@@ -289,22 +320,27 @@ def _neighbours(run: Run, found: Embedding) -> dict[str, Any]:
             "alt": _called(queries, query),
             "cells": [
                 [neighbour(query, rank, int(row)) for rank, row in enumerate(rows[query], 1)]
-                for rows in found.nearest.values()
+                for rows in embedding.nearest.values()
             ],
         }
         for query in range(len(queries.images))
     ]
     about = f"Cosine of the features ({run.config.knn_features})."
-    if found.agreement:
-        said = [f"{share:.1%} {title}" for title, share in found.agreement.items()]
-        about += f" Images whose nearest other is of their class: {', '.join(said)}."
+    if embedding.agreement:
+        shares = [f"{share:.1%} {title}" for title, share in embedding.agreement.items()]
+        about += f" Images whose nearest other is of their class: {', '.join(shares)}."
         without = (bank.classes or []).count("")
         if without:
             about += f" {without:,} of {len(bank.images):,} have no label and do not count."
     return {
-        "name": run.name, "about": about, "titles": list(found.nearest), "rows": rows, "count": f"{len(bank.images):,}",
-        "classed": bank.classes is not None, "bank": {row: images.small(bank.images[row]) for row in used},
-    }  # fmt: skip
+        "name": run.name,
+        "about": about,
+        "titles": list(embedding.nearest),
+        "rows": rows,
+        "count": f"{len(bank.images):,}",
+        "classed": bank.classes is not None,
+        "bank": {row: images.small(bank.images[row]) for row in used},
+    }
 
 
 def _called(pictures: Any, row: int) -> str:
@@ -314,13 +350,13 @@ def _called(pictures: Any, row: int) -> str:
 
 
 def _by_number(name: str) -> tuple[bool, int, str]:
-    """Puts names that are numbers in their order, before others."""
+    """Return a key that sorts names that are numbers by value, before others."""
     is_number = name.isdecimal()
     return not is_number, int(name) if is_number else 0, name
 
 
-def _map(number: int, run: Run, found: Embedding) -> dict[str, Any]:
-    bank, (width, height, margin) = found.bank, MAP
+def _map(number: int, run: Run, embedding: Embedding) -> dict[str, Any]:
+    bank, (width, height, margin) = embedding.bank, MAP
     classes = sorted(set(bank.classes or []), key=_by_number)
     colours = {c: n % CLASS_COLOURS for n, c in enumerate(classes)}
     few = 1 < len(classes) <= 2 * CLASS_COLOURS
@@ -331,20 +367,26 @@ def _map(number: int, run: Run, found: Embedding) -> dict[str, Any]:
             "colour": colours[bank.classes[row]] if bank.classes else 0,
             "label": _called(bank, row),
         }
-        for row, (x, y) in enumerate(found.places)
+        for row, (x, y) in enumerate(embedding.places)
     ]
     about = (
-        f"{len(points):,} images by their features after step {found.step:,}, as {found.method}."
+        f"{len(points):,} images by their features after step {embedding.step:,}, as"
+        f" {embedding.method}."
     )
     return {
-        "name": run.name, "key": f"map-{number}", "about": about, "points": points, "side": THUMB, "columns": COLUMNS,
+        "name": run.name,
+        "key": f"map-{number}",
+        "about": about,
+        "points": points,
+        "side": THUMB,
+        "columns": COLUMNS,
         "classes": [c or "no label" for c in classes] if few else [],
         "sprite": images.sprite(bank.images, min(THUMB, bank.images.shape[1]), COLUMNS),
-    }  # fmt: skip
+    }
 
 
 def _drawn(run: Run) -> list[dict[str, str]]:
-    """The picture that a run has drawn itself, for want of a better."""
+    """Return the picture that a run has drawn itself, where no map can be made."""
     path = run.place / "neighbours.png"
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""A run as its workdir tells it: settings, records, starts, results of evaluations, checkpoints."""
+"""Reads a run from its workdir: settings, records, starts, evaluations, checkpoints."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from moco_jax.workdir import integrity
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is known of a run.
+    """A run, as read from its workdir.
 
     Attributes:
         name: short, and no other run's on the page.
@@ -43,27 +43,27 @@ class Run:
 
     @property
     def starts(self) -> list[Record]:
-        """Where the run began and went on; none of a run that did not record it."""
+        """The records of where the run began and went on; empty if the run did not record them."""
         return [r for r in self.records if r.get("event") == "start"]
 
     @property
     def events(self) -> list[Record]:
-        """What happened on the way, but for starts."""
+        """The records of what happened during the run, without starts."""
         return [r for r in self.records if r.get("event", "start") != "start"]
 
     @property
     def step(self) -> int:
-        """The last that is recorded."""
+        """The last step that is recorded."""
         return max((r["step"] for r in self.records), default=0)
 
     @functools.cached_property
     def chance(self) -> float | None:
-        """The loss of queries that are as close to every key."""
+        """The chance level of the loss: that of queries that are as close to every key."""
         return method_of(self.config).chance_level(self.config.batch_size)
 
     @functools.cached_property
     def steps_per_epoch(self) -> int | None:
-        """Now; None where neither the run recorded it nor its images are there to be counted."""
+        """Steps in an epoch now; None if neither the records nor the images tell."""
         if self.starts:
             return self.starts[-1]["steps_per_epoch"]
         try:
@@ -74,51 +74,59 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it came to the end of its epochs."""
+        """Whether the run came to the end of its epochs."""
         if self.steps_per_epoch is None:
             return False
         return float(self.epochs([self.step])[0]) >= self.config.epochs
 
     def epochs(self, steps: Sequence[int]) -> np.ndarray:
-        """float64 `[N]`: how many epochs were over after each of `steps`; `steps_per_epoch` must be known.
+        """Return how many epochs were over after each of `steps`: float64 `[N]`.
 
-        Where the batch size was changed on the way, those of the schedule.
+        `steps_per_epoch` must be known. Where the batch size was changed on the way, the epochs
+        are those of the schedule.
         """
         at = np.asarray(steps, np.float64)
         starts = self.starts or [
             {"step": 0, "schedule_shift": 0, "steps_per_epoch": self.steps_per_epoch}
         ]
-        # A start at step s is in force from the step after.
+        # A start at step s holds from step s + 1 on.
         which = np.searchsorted([s["step"] for s in starts], at, side="left") - 1
         chosen = [starts[max(w, 0)] for w in which]
         shifts = np.asarray([s["schedule_shift"] for s in chosen])
         return (at + shifts) / np.asarray([s["steps_per_epoch"] for s in chosen])
 
     def checkpoint(self) -> int | None:
-        """The step of the last whole checkpoint; its content is not looked at."""
+        """Return the step of the last whole checkpoint, without reading its content."""
         folder = self.place / "digests"
         if not folder.is_dir():
             return None
         steps = (integrity.step_of(p.name) for p in folder.iterdir())
-        return max((s for s in steps if s is not None and (self.place / "checkpoints" / str(s)).exists()), default=None)  # fmt: skip
+        return max(
+            (s for s in steps if s is not None and (self.place / "checkpoints" / str(s)).exists()),
+            default=None,
+        )
 
 
 def read(places: Sequence[str]) -> list[Run]:
-    """The runs in these workdirs; UserError where one is no workdir, or its settings are damaged."""
-    found = [files.absolute(place) for place in places]
-    names = [printable(place.name) for place in found]
+    """Read the runs in these workdirs.
+
+    Raises:
+        UserError: one is no workdir, or its settings are damaged.
+    """
+    workdirs = [files.absolute(place) for place in places]
+    names = [printable(place.name) for place in workdirs]
     if len(set(names)) < len(names):
-        names = [printable(place) for place in found]
-    return [_read(name, place) for name, place in zip(names, found, strict=True)]
+        names = [printable(place) for place in workdirs]
+    return [_read(name, place) for name, place in zip(names, workdirs, strict=True)]
 
 
 def _read(name: str, place: epath.Path) -> Run:
     config = trained_encoder.read_config(str(place))
     left_out: list[str] = []
     try:
-        found = run_log.read(place)
-        # A line that has no end may be one that is just being written.
-        records, odd = records_lib.sound(found.records, () if found.only_cut else found.damaged)
+        log = run_log.read(place)
+        # A last line without an end may be one that is just being written.
+        records, odd = records_lib.sound(log.records, () if log.only_cut else log.damaged)
         left_out += odd
     except (ValueError, OSError, RecursionError) as error:
         records = []
@@ -132,8 +140,8 @@ def _read(name: str, place: epath.Path) -> Run:
             evaluations[called] = records_lib.evaluation(path)
         except (ValueError, OSError) as error:
             left_out.append(
-                f"the evaluation {called}, as {printable(path)} is damaged ({_line(error)}); the same evaluation writes it "
-                "anew"
+                f"the evaluation {called}, as {printable(path)} is damaged ({_line(error)}); the"
+                " same evaluation writes it anew"
             )
     return Run(name, place, config, records, evaluations, [f"{name}: {line}" for line in left_out])
 
@@ -143,13 +151,17 @@ def _line(error: Exception) -> str:
 
 
 def stamp(places: Sequence[str]) -> tuple[Any, ...]:
-    """Another value whenever something that the page shows may have changed."""
-    found: list[Any] = []
+    """Return a value that changes whenever something that the page shows may have changed."""
+    state: list[Any] = []
     for place in map(files.absolute, places):
-        for path in (place / "metrics.jsonl", place / "config.json", *sorted(place.glob("evaluate_*.json"))):  # fmt: skip
+        for path in (
+            place / "metrics.jsonl",
+            place / "config.json",
+            *sorted(place.glob("evaluate_*.json")),
+        ):
             if path.exists():
                 stat = path.stat()
-                found.append((str(path), stat.length, stat.mtime))
+                state.append((str(path), stat.length, stat.mtime))
         digests = place / "digests"
-        found.append(sorted(p.name for p in digests.iterdir()) if digests.is_dir() else None)
-    return tuple(map(str, found))
+        state.append(sorted(p.name for p in digests.iterdir()) if digests.is_dir() else None)
+    return tuple(map(str, state))

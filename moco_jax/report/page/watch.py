@@ -1,4 +1,4 @@
-"""The page while a run goes on: served to this machine alone, and made anew when the workdirs change."""
+"""Serves the page to this machine while a run goes on, and renews it when workdirs change."""
 
 import contextlib
 import hashlib
@@ -10,19 +10,22 @@ from collections.abc import Callable
 from typing import Any
 
 HOST = "127.0.0.1"
-SECONDS = 10.0  # in which a request must have come whole; and an answer must be taken
-AT_ONCE = 32  # requests; more of them are turned away
+SECONDS = 10.0  # for a request to arrive, and for its answer to be taken
+AT_ONCE = 32  # open requests at most; others are turned away
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server with a thread a request, and no more than `AT_ONCE` of them: a request that does not end holds one."""
+    """A server with a thread for each request, and at most `AT_ONCE` requests at a time.
+
+    A request that does not end holds one thread.
+    """
 
     request_queue_size = (
-        128  # that wait to be answered or turned away; of more the clients try again after a second
+        128  # waiting to be answered or turned away; clients beyond try again after a second
     )
 
     def __init__(self, *arguments: Any):
-        """As a `ThreadingHTTPServer`."""
+        """Take the arguments of `ThreadingHTTPServer`."""
         self._free = threading.BoundedSemaphore(AT_ONCE)
         super().__init__(*arguments)
 
@@ -49,13 +52,13 @@ class Server(http.server.ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a client that is gone; print what else went wrong."""
+        """Ignore a client that is gone; print what else went wrong."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
     @staticmethod
     def _cut(request: Any) -> None:
-        with contextlib.suppress(OSError):  # it has just ended by itself
+        with contextlib.suppress(OSError):  # the request may just have ended by itself
             request.shutdown(socket.SHUT_RDWR)
 
 
@@ -63,15 +66,15 @@ class Watch:
     """Serves a page on the loopback address and renews it.
 
     Attributes:
-        address: where a browser finds it.
+        address: the page's address for a browser.
     """
 
     def __init__(self, make: Callable[[str], str], stamp: Callable[[], Any], port: int = 0):
         """Make the page, and listen.
 
         Args:
-            make: the page, given a name for its state.
-            stamp: another value whenever the page may be out of date.
+            make: returns the page, given a name for its state.
+            stamp: returns another value whenever the page may be out of date.
             port: 0 for any that is free.
 
         Raises:
@@ -92,14 +95,14 @@ class Watch:
             self._page, self._version, self._of = page, version, stamp
 
     def look(self) -> bool:
-        """Renew the page if its stamp has changed; whether it had."""
+        """Renew the page if its stamp has changed, and return whether it had."""
         if self._stamp() == self._of:
             return False
         self._renew()
         return True
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -108,7 +111,7 @@ class Watch:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                # A page of elsewhere that made its own name mean this address gets nothing.
+                # A page from elsewhere, whose name was made to mean this address, gets no answer.
                 known = (self.headers.get("Host") or "").rpartition(":")[0] in (HOST, "localhost")
                 with watch._lock:
                     answers = {

@@ -216,6 +216,7 @@ def test_larger_images_are_refused_with_the_reason_and_others_are_read(tmp_path)
         "WebP",
         "PPM, PGM, PBM",
         "gray of 16 bits",
+        "PNG of 16 bits, colours",
     )
     some = [pair for kind in kinds for pair in corpus.members(kind)[:3] if pair[1] is not None]
     folder = written(tmp_path, [content for content, _ in some])
@@ -237,6 +238,15 @@ def test_a_limit_above_pillows_is_kept_too(monkeypatch):
         found = pixels.pixels(content, Decoding(max_pixels=shown.shape[0] * shown.shape[1]))
         np.testing.assert_array_equal(found, shown)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "I;16", "1"])
+@pytest.mark.parametrize("size", [(30, 30), (900, 1), (1, 900)])
+def test_a_picture_that_is_open_is_held_to_the_limit_too(mode, size):
+    picture = Image.new(mode, size)
+    assert pixels.of_picture(picture, Decoding(max_pixels=900)).shape == (*size[::-1], 3)
+    with pytest.raises(pixels.Unfit, match="900, above max_pixels=899"):
+        pixels.of_picture(picture, Decoding(max_pixels=899))
 
 
 def test_an_array_that_claims_more_than_it_holds_is_refused():

@@ -149,6 +149,21 @@ DOTTED = {
 }
 
 
+def dotted_at_random(seed):
+    """Members of one to four numbers with dots between them, perhaps each with a class: all are images."""
+    rng = np.random.default_rng(seed)
+    depth, with_classes = int(rng.integers(1, 5)), seed % 2
+    numbers = {tuple(rng.integers(0, 30, depth).tolist()) for _ in range(int(rng.integers(2, 15)))}
+    listed = []
+    for number in sorted(numbers):
+        name = f"{'d/' * (seed % 3)}{'.'.join(f'{n:02}' for n in number)}"
+        listed += [f"{name}.jpg", f"{name}.cls"] if with_classes else [f"{name}.png"]
+    return listed, [n for n, name in enumerate(listed) if not name.endswith("cls")]
+
+
+DOTTED |= {f"random {seed}": dotted_at_random(seed) for seed in range(8)}
+
+
 @pytest.mark.parametrize("case", DOTTED)
 def test_no_image_is_passed_over_without_a_word(tmp_path, case):
     listed, expected = DOTTED[case]
@@ -205,18 +220,13 @@ def test_what_no_example_is_made_of_is_counted(tmp_path):
         assert words in said, said
 
 
-@pytest.mark.parametrize(
-    "system",
-    [
-        "__MACOSX",
-        "@eaDir",
-        "#recycle",
-        "$RECYCLE.BIN",
-        "lost+found",
-        "@Recycle",
-        "System Volume Information",
-    ],
-)
+SYSTEMS = [
+    "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "@Recycle", "System Volume Information", "RECYCLER",
+    "@tmp", "@Recently-Snapshot", "@sharesnap", "#snapshot", "~snapshot", "Network Trash Folder", "Temporary Items",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("system", [*SYSTEMS, *(name.upper() for name in SYSTEMS[1:7])])
 def test_folders_of_systems_are_left_out_and_said(tmp_path, system):
     for name in (
         "a.png",

@@ -1,4 +1,4 @@
-"""What an evaluation works on: labelled images to learn from and to be tested on, and features of them."""
+"""The images of an evaluation: labelled images to train on and to test on, and their features."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from moco_jax.base.errors import UserError
 from moco_jax.data.configured import open_images, recipe_of
+from moco_jax.data.sources import require_no_place
 from moco_jax.data.views import recipes
 from moco_jax.encoders import Encoder
 from moco_jax.evaluation import features
@@ -31,16 +32,16 @@ def _make_encode(
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """Images for an encoder, and how to go through them.
+    """Training and test images for an encoder, and the devices that compute their features.
 
     Attributes:
-        train, test: what is learnt from, and what is tested on.
+        train, test: the two sets of images.
         own: whether they are those that the run itself names.
         config: the settings of the run.
         recipe: for the evaluation view.
         mesh: the devices.
         remarks: what a person must know of the images, a line each.
-        damaged: by what images are called, how many could not be decoded and were left out.
+        damaged: name of a set of images -> how many could not be decoded and were left out.
     """
 
     train: Labelled
@@ -54,26 +55,32 @@ class Subject:
 
     @property
     def classes(self) -> int:
-        """How many there are."""
+        """The number of classes."""
         return max(self.train.number, self.test.number)
 
     def left_out(self) -> dict[str, dict[str, int]]:
-        """How many images of each part no score counts: they have no label, or are damaged."""
+        """Count the images of each set that no score counts, without a label or damaged."""
         parts = {"train": self.train, "test": self.test}
         return {
             name: {"unlabelled": part.unlabelled, "damaged": self.damaged.get(part.about, 0)}
             for name, part in parts.items()
         }
 
-    def encoder(self, found: Trained, kind: str) -> Callable[[Any], Any]:
-        """From uint8 images `[B, S, S, C]` to features `[B, D]` on every device; `kind` as in `make_encode`."""
+    def encoder(self, trained: Trained, kind: str) -> Callable[[Any], Any]:
+        """Return a function from uint8 images `[B, S, S, C]` to features `[B, D]` on every device.
+
+        `kind` as in `make_encode`.
+        """
         config = self.config
-        if kind == "output" and not found.has_head:
+        if kind == "output" and not trained.has_head:
             raise UserError(
-                "features='output' needs a head, and these weights have none; 'backbone' is what there is"
+                "features='output' needs a head, and these weights have none; 'backbone' is what"
+                " there is"
             )
-        encode = _make_encode(found.encoder, kind, tuple(config.mean), tuple(config.std), self.mesh)
-        variables = mesh_lib.to_every_device(self.mesh, found.variables)
+        encode = _make_encode(
+            trained.encoder, kind, tuple(config.mean), tuple(config.std), self.mesh
+        )
+        variables = mesh_lib.to_every_device(self.mesh, trained.variables)
         return lambda images: encode(variables, images)
 
     def stream(
@@ -84,18 +91,25 @@ class Subject:
         recipe: recipes.Recipe | None = None,
         crops: tuple[int, int] | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Features float32 `[m, D]` and classes int64 `[m]` of `images`, a batch at a time, damaged ones left out.
+        """Compute features float32 `[m, D]` and classes int64 `[m]` of `images`, batch by batch.
 
-        `recipe` and `crops`: views that are drawn, as in `features.stream`; None: the evaluation view.
+        Damaged images are left out. `recipe` and `crops`: views that are drawn, as in
+        `features.stream`; None: the evaluation view.
         """
         config, done = self.config, 0
-        for found, indices in features.stream(
-            images.source, recipe or self.recipe, images.indices, config.eval_batch_size,
-            config.workers, self.mesh, encode, crops,
-        ):  # fmt: skip
-            done += len(found)
+        for rows, indices in features.stream(
+            images.source,
+            recipe or self.recipe,
+            images.indices,
+            config.eval_batch_size,
+            config.workers,
+            self.mesh,
+            encode,
+            crops,
+        ):
+            done += len(rows)
             report(f"features of {images.about}: {done:,} of {len(images.indices):,}")
-            yield found, images.classes_of(indices)
+            yield rows, images.classes_of(indices)
         if not done:
             raise UserError(
                 f"none of the {len(images.indices):,} images of {images.about} can be decoded; "
@@ -104,9 +118,9 @@ class Subject:
         self.damaged[images.about] = len(images.indices) - done
 
     def extract(self, *arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:
-        """What `stream` yields for these arguments, whole: float32 `[M, D]` and int64 `[M]`."""
-        found, classes = zip(*self.stream(*arguments, **named), strict=True)
-        return np.concatenate(found), np.concatenate(classes)
+        """Compute all that `stream` yields: float32 `[M, D]` and int64 `[M]`."""
+        rows, classes = zip(*self.stream(*arguments, **named), strict=True)
+        return np.concatenate(rows), np.concatenate(classes)
 
 
 def open_subject(
@@ -119,37 +133,70 @@ def open_subject(
     test_split: str = "",
     test_data_dir: str = "",
 ) -> Subject:
-    """The images that these words name, the run's own where they are empty.
+    """Open the images that the arguments name; empty arguments take the run's own.
 
-    Where nothing names images to be tested on, a tenth of the others is set apart, as the monitor does.
+    Where no argument names images to test on, a tenth of the others is set apart, as the monitor
+    does.
 
     Args:
         config: of the run.
         index_dir: where an index of records may be kept.
-        dataset, data_dir, train_split: what is learnt from.
-        test_split, test_data_dir: what is tested on.
+        dataset, data_dir, train_split: the training images.
+        test_split, test_data_dir: the test images.
 
     Raises:
-        UserError: there are no such images, they have no labels, or a batch does not divide over the devices.
+        UserError: there are no such images, they have no labels, or a batch does not divide over
+            the devices.
     """
-    the_mesh, changed = mesh_lib.create_mesh(), config.copy_and_resolve_references()
+    mesh = mesh_lib.create_mesh()
     own = not any((dataset, data_dir, train_split, test_split, test_data_dir))
     if not (dataset or config.dataset):
         raise UserError(
-            "weights in a file do not say of which images; --dataset=NAME does, with --data_dir=PLACE (docs/data.md)"
+            "a file of weights does not say which images to evaluate; give them by --dataset=NAME"
+            " and --data_dir=PLACE (docs/data.md)"
         )
-    if config.eval_batch_size % the_mesh.size:
+    if config.eval_batch_size % mesh.size:
         raise UserError(
-            f"eval_batch_size={config.eval_batch_size} of this run does not divide over {the_mesh.size} devices"
+            f"eval_batch_size={config.eval_batch_size} of this run does not divide over"
+            f" {mesh.size} devices"
         )
+    ours, theirs = _parts(
+        config, index_dir, dataset, data_dir, train_split, test_split, test_data_dir
+    )
+    learnt, tested, remarks = labelled(ours, theirs)
+    return Subject(
+        train=learnt,
+        test=tested,
+        own=own,
+        config=config,
+        recipe=recipe_of(config),
+        mesh=mesh,
+        remarks=remarks,
+    )
+
+
+def _parts(
+    config: ConfigDict,
+    index_dir: str,
+    dataset: str,
+    data_dir: str,
+    train_split: str,
+    test_split: str,
+    test_data_dir: str,
+) -> tuple[Part, Part]:
+    """Open the training and the test images; arguments are those of `open_subject`."""
+    changed = config.copy_and_resolve_references()
     same = dataset in ("", config.dataset)
     if not same:
         changed.dataset, changed.data_dir = dataset, ""
+    for place in (data_dir, test_data_dir):
+        require_no_place(changed.dataset, place)
     changed.data_dir = data_dir or changed.data_dir
     has_splits = changed.dataset == "digits" or changed.dataset.startswith("tfds:")
     if not has_splits and (train_split or test_split):
         raise UserError(
-            f"dataset={changed.dataset!r} has no splits; --data_dir and --test_data_dir tell its images apart"
+            f"dataset={changed.dataset!r} has no splits; --data_dir and --test_data_dir tell its"
+            " images apart"
         )
     train_split = train_split or (config.split if same else "train")
     if has_splits:
@@ -163,14 +210,4 @@ def open_subject(
         queries = open_images(changed, test_split, index_dir)
         test_called = f"{changed.dataset} ({test_split})" if has_splits else test_data_dir
     train, test = choose(source, queries, 0, config.seed)
-    ours, theirs = Part(source, train, called), Part(queries or source, test, test_called)
-    learnt, tested, remarks = labelled(ours, theirs)
-    return Subject(
-        train=learnt,
-        test=tested,
-        own=own,
-        config=config,
-        recipe=recipe_of(config),
-        mesh=the_mesh,
-        remarks=remarks,
-    )
+    return Part(source, train, called), Part(queries or source, test, test_called)
