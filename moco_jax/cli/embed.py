@@ -7,7 +7,6 @@ python -m moco_jax.embed search features.npz IMAGE ... --k=8
 from moco_jax.cli import quiet  # noqa: F401
 
 # isort: split
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from moco_jax import __version__
 from moco_jax import config as config_lib
 from moco_jax.base import console as console_lib
 from moco_jax.base import files
-from moco_jax.base.console import Console, Progress
+from moco_jax.base.console import Console, Counter
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.cli import number_flags
@@ -60,27 +59,6 @@ FORMS = (
     "python -m moco_jax.embed --workdir=DIR --data_dir=FOLDER --out=features.npz, or "
     "python -m moco_jax.embed search features.npz IMAGE ..."
 )
-
-
-class Counter:
-    """Progress with a count: how many, how fast, how long still. The clock starts with the first call, after compiling."""
-
-    def __init__(self, console: Console, what: str, size: int):
-        """Of `size` things, on `console`; `what` they are."""
-        self.show, self.what, self.size = Progress(console), what, size
-        self.begun: tuple[float, int] | None = None
-
-    def __call__(self, done: int) -> None:
-        """So many are done."""
-        now = time.monotonic()
-        if self.begun is None:
-            self.begun = now, done
-        began, before = self.begun
-        if done == before:
-            return
-        rate = (done - before) / max(now - began, 1e-9)
-        left = console_lib.duration((self.size - done) / rate)
-        self.show(f"{done:,} of {self.size:,} {self.what}  {rate:,.0f} a second  left {left}")
 
 
 def prepare(place: str | None) -> None:
@@ -150,7 +128,7 @@ def embed(console: Console) -> None:
     for said in remarks_of(source):
         console.line(said)
     damaged, count, width, odd = Damaged(source), 0, 0, 0
-    progress = Counter(console, "images", len(source))
+    progress = Counter(console, "{done} of {total} images", len(source))
     with table.writing(out, facts) as write:
         for some in rows(embedder, source, damaged):
             if not count:
@@ -215,7 +193,7 @@ def run_search(path: str, words: Sequence[str], console: Console) -> None:
     features = table.opened(path)
     own = search.find(features, words)
     queries = queries_of(path, features, words, own)
-    progress = Counter(console, "images compared", features.number)
+    progress = Counter(console, "{done} of {total} images compared", features.number)
     nearest = search.nearest(features, queries, own, K.value, progress)
     found = results.named(features, words, own, nearest.cosines, nearest.rows)
     console.line(f"\n{results.tables(features, found)}\n")

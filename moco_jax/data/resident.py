@@ -5,14 +5,13 @@ The order is that of `pipeline.train_batches`, and a damaged image has the same 
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Generator
 
 import jax
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.base.console import duration, size
+from moco_jax.base.console import size
 from moco_jax.base.errors import UserError
 from moco_jax.data import order
 from moco_jax.data.pipeline import DamagedImages, Rows
@@ -23,7 +22,6 @@ from moco_jax.data.sources.decode import decode_or_flag
 
 SHARE = 0.5  # of a device's memory that images may take; the rest is the step's
 CHUNK = 64  # images that are read at once
-EVERY = 10.0  # seconds between progress lines
 
 Shape = tuple[int, int, int, int]
 
@@ -70,7 +68,7 @@ def stand_ins(good: np.ndarray) -> np.ndarray:
 
 
 def load(
-    source: Source, shape: Shape, workers: int, damaged: DamagedImages, progress: Callable[[str], None]
+    source: Source, shape: Shape, workers: int, damaged: DamagedImages, progress: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Decode all images of `source`.
 
@@ -79,7 +77,7 @@ def load(
         shape: as `shape_of` gives it.
         workers: threads; 0 for as many as cores.
         damaged: told of each image that cannot be decoded.
-        progress: told now and then, in words, how far it is.
+        progress: told again and again how many are decoded.
 
     Returns:
         the images uint8 `[N, H, W, C]`, and which of them stands for each: int64 `[N]`, see `stand_ins`.
@@ -89,7 +87,6 @@ def load(
     """
     total, sides = shape[0], shape[1:3]
     images, good, done = np.zeros(shape, np.uint8), np.zeros(total, bool), 0
-    began = last = time.perf_counter()
 
     def pixels(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image = decode_or_flag(source, record)
@@ -113,11 +110,8 @@ def load(
                 damaged.add(described(source, done + int(row)))
             place = slice(done, done + len(ok))
             images[place], good[place] = some, ok
-            done, now = place.stop, time.perf_counter()
-            if now - last > EVERY:
-                last = now
-                left = (now - began) / done * (total - done)
-                progress(f"loading images: {done:,} of {total:,}, {duration(left)} left")
+            done = place.stop
+            progress(done)
     return images, stand_ins(good)
 
 

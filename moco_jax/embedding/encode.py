@@ -1,7 +1,6 @@
 """From a source of images to rows of a features file, and what is to be known of the encoder that made them."""
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moco_jax.base import files
+from moco_jax.base import digests, files
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import to_line
 from moco_jax.data.configured import recipe_of
@@ -24,16 +23,6 @@ from moco_jax.parallel import mesh as mesh_lib
 SHOWN: tuple[str, ...] = ("image_size", "augment", "mean", "std", "channels", "white")
 SHOWN += ("background", "exif_rotation", "max_pixels")
 KINDS = ("backbone", "output")
-
-
-def fingerprint(variables: Any) -> str:
-    """SHA-256 of weights and statistics, a tree of arrays: of their names, shapes, types and bytes."""
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
-        found.update(array.data)
-    return found.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +50,7 @@ class Embedder:
         config = self.found.config
         named = {
             "place": str(files.absolute(place)), "which": which, "step": self.found.step, "features": self.kind,
-            "arch": config.arch, "weights_sha256": fingerprint(self.found.variables),
+            "arch": config.arch, "weights_sha256": digests.of_tree(self.found.variables),
         }  # fmt: skip
         shown = {key: config[key] for key in SHOWN}
         return named | {k: list(v) if isinstance(v, tuple) else v for k, v in shown.items()}
