@@ -25,7 +25,7 @@ from benchmarks import machine
 from configs import cifar10
 from moco_jax.base.console import Console, table
 from moco_jax.data import pipeline
-from moco_jax.training import assembly, loop
+from moco_jax.training import assembly, feed
 
 DATASET = flags.DEFINE_string(
     "dataset", "digits", "'digits', or 'tfds:NAME' of images of one size."
@@ -42,7 +42,7 @@ MADE_AHEAD = 8  # batches that may be ready from before a turn
 
 
 class Run:
-    """A training run of one form, as `loop.py` puts it together."""
+    """A training run of one form, as the loop puts it together."""
 
     def __init__(self, form: str):
         """Build and compile the run, and load its images."""
@@ -62,10 +62,10 @@ class Run:
         self.parts = assembly.build(config, "")
         self.state = self.parts.program.initial()
         self.step = self.parts.program.compile_step()
-        self.rows, held = loop.open_batches(
+        self.rows, held = feed.open_batches(
             config, self.parts, 0, pipeline.DamagedImages(0), Console()
         )
-        self.batches = loop.device_batches(self.rows, self.parts.program, held)
+        self.batches = feed.device_batches(self.rows, self.parts.program, held)
 
     def turn(self, steps: int) -> tuple[float, float]:
         """Return images a second over so many steps, and the share of time spent on waiting."""

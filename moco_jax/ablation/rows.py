@@ -1,4 +1,4 @@
-"""The rows of a comparison: each a run in a folder of its own, and the table and figure of their results."""
+"""Comparisons of several runs, a row each: training them, and a table and figure of results."""
 
 import json
 import re
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def row_config(base: ConfigDict, row: Row, seed: int) -> ConfigDict:
-    """The settings of one run of `row`."""
+    """Make the settings of one run of `row`."""
     config = base.copy_and_resolve_references()
     config.update(dict(row["settings"]))
     config.seed = seed
@@ -26,25 +26,25 @@ def row_config(base: ConfigDict, row: Row, seed: int) -> ConfigDict:
 
 
 def folder_name(row: Row, seed: int) -> str:
-    """Where one run of `row` is kept."""
+    """Return the name of the folder of one run of `row`."""
     words = f"{row['table']} {row['line']} {row['x']} seed {seed}"
     return re.sub(r"[^\w.]+", "_", words)
 
 
 def shared_run(base: ConfigDict, rows: list[Row], row: Row) -> Row:
-    """The first of `rows` that has the settings of `row`: its run serves both."""
+    """Return the first of `rows` that has the settings of `row`: one run serves both."""
     wanted = row_config(base, row, 0).to_dict()
     return next(other for other in rows if row_config(base, other, 0).to_dict() == wanted)
 
 
 def result_of(folder: epath.Path) -> dict[str, float] | None:
-    """The scores of a finished run, or None."""
+    """Read the scores of a finished run; None where it is not finished."""
     path = folder / "result.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def scores(folder: epath.Path) -> dict[str, float]:
-    """Last kNN accuracy, and the contrastive top-1 and loss averaged over the last tenth of the records."""
+    """Return the last kNN accuracy, and top-1 and loss averaged over the last tenth of records."""
     found = run_log.records(folder)
     steps = [r for r in found if "loss" in r]
     last = steps[-max(len(steps) // 10, 1) :]
@@ -53,7 +53,11 @@ def scores(folder: epath.Path) -> dict[str, float]:
 
 
 def run_row(base: ConfigDict, row: Row, seed: int, folder: epath.Path) -> int:
-    """Train one run of `row` and keep its scores; the number of the signal that stopped it, or 0."""
+    """Train one run of `row` in `folder`, and keep its scores there.
+
+    Returns:
+        The number of the signal that stopped it, or 0.
+    """
     stopped = loop.train(row_config(base, row, seed), str(folder), set())
     if not stopped:
         files.write(folder / "result.json", (json.dumps(scores(folder)) + "\n").encode())
@@ -61,7 +65,12 @@ def run_row(base: ConfigDict, row: Row, seed: int, folder: epath.Path) -> int:
 
 
 def summary(base: ConfigDict, rows: list[Row], place: epath.Path, seeds: int) -> list[Row]:
-    """Of every row that has results: their mean and standard deviation over seeds, and the loss of chance."""
+    """Summarise every row that has results over its seeds.
+
+    Returns:
+        for each row its names, the number of its seeds, `mean` and `deviation` of each score (None
+        for one seed), and the loss of chance.
+    """
     found = []
     for row in rows:
         ran = shared_run(base, rows, row)
@@ -95,13 +104,21 @@ def show(found: list[Row], place: epath.Path, console: Console) -> None:
         return "-" if row["chance"] is None else f"{row['chance']:.3f}"
 
     for name in dict.fromkeys(row["table"] for row in found):
-        lines = [
-            [row["line"], str(row["x"]), share(row, "knn"), share(row, "top1"), f"{row['mean']['loss']:.3f}", level(row), str(row["seeds"])]
+        cells = [
+            [
+                row["line"],
+                str(row["x"]),
+                share(row, "knn"),
+                share(row, "top1"),
+                f"{row['mean']['loss']:.3f}",
+                level(row),
+                str(row["seeds"]),
+            ]
             for row in found
             if row["table"] == name
-        ]  # fmt: skip
+        ]
         heads = [name, "", "kNN %", "contrastive top-1 %", "loss", "chance", "seeds"]
-        console.line("\n" + table(heads, lines))
+        console.line("\n" + table(heads, cells))
     files.write(place / "ablation.json", (json.dumps(found, indent=2) + "\n").encode())
     figures.ablation(place / "ablation.png", found)
     console.line(f"figure: {place / 'ablation.png'}")

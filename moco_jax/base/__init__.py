@@ -1,1 +1,1 @@
-"""What every other package may use: errors, files, text, the console, pictures. Nothing of momentum contrast."""
+"""Errors, files, text, the console and pictures, for every other package; no momentum contrast."""

@@ -1,4 +1,4 @@
-"""Lines for a person at a console: facts at the start, one line that renews itself, a table at the end."""
+"""Text for a person at a console: facts, tables, and one progress line that renews itself."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from moco_jax.base.text import printable, printable_lines
 
 
 def duration(seconds: float) -> str:
-    """`5s`, `3m20s`, `2h05m`, `3d04h`."""
+    """Format a time for people: `5s`, `3m20s`, `2h05m`, `3d04h`."""
     seconds = round(max(seconds, 0))
     for unit, part, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):
         if seconds >= size:
@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
 
 
 def size(number: float) -> str:
-    """`512 B`, `1.5 MB`, `12 GB`: bytes in powers of ten."""
+    """Format a number of bytes in powers of ten: `512 B`, `1.5 MB`, `12 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(number) < 999.5:
             return f"{number:.3g} {unit}"
@@ -28,7 +28,7 @@ def size(number: float) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns under `header`, two spaces apart."""
+    """Format `rows` as left-aligned columns under `header`, two spaces apart."""
     lines = [header, *rows]
     widths = [max(len(row[i]) for row in lines) for i in range(len(header))]
     rule = ["-" * w for w in widths]
@@ -39,14 +39,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 class Console:
-    """Prints to a terminal or a log: a terminal's progress line is rewritten, a log gets plain lines.
+    """Prints lines for a person; a terminal's progress line is rewritten, a log gets plain lines.
 
-    A host that is not the first prints nothing. What is no text in a name that slipped through is written out, and so is
-    what the terminal's encoding lacks: no name ends a command after its work was done.
+    A host that is not the first prints nothing. Characters that do not print, or that the
+    terminal's encoding lacks, are written as escapes, because an odd file name must not end a
+    command after its work was done.
     """
 
     def __init__(self, speaks: bool = True, out: TextIO | None = None):
-        """`speaks`: whether this host prints; `out`: standard output where None."""
+        """Create a console.
+
+        Args:
+            speaks: whether this host prints.
+            out: where to; None for standard output.
+        """
         self.speaks, self.out = speaks, out or sys.stdout
         self._open = 0
 
@@ -59,10 +65,15 @@ class Console:
 
     def _print(self, text: str) -> None:
         encoding = getattr(self.out, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), end="", file=self.out, flush=True)  # fmt: skip
+        print(
+            text.encode(encoding, "backslashreplace").decode(encoding),
+            end="",
+            file=self.out,
+            flush=True,
+        )
 
     def progress(self, text: str) -> None:
-        """Renew the progress line (a terminal), or print it (anything else)."""
+        """Rewrite the progress line on a terminal; print `text` on a line of its own elsewhere."""
         if not self.speaks:
             return
         text = printable(text)
@@ -79,16 +90,49 @@ class Console:
 
 
 class Progress:
-    """The line that renews itself; in a log one now and then."""
+    """A progress line that is shown now and then: often on a terminal, seldom in a log."""
 
     def __init__(self, console: Console):
-        """On `console`."""
+        """Create the line on `console`."""
         self.console, self.next = console, 0.0
         self.pause = 0.2 if console.out.isatty() else 10.0
 
-    def __call__(self, text: str) -> None:
-        """Show `text`, if the last is long enough ago."""
-        now = time.monotonic()
-        if now >= self.next:
+    @property
+    def due(self) -> bool:
+        """Whether the last line was shown long enough ago for another one."""
+        return time.monotonic() >= self.next
+
+    def __call__(self, text: str, at_once: bool = False) -> None:
+        """Show `text` if the time for it has come, or `at_once`."""
+        if at_once or self.due:
             self.console.progress(text)
-            self.next = now + self.pause
+            self.next = time.monotonic() + self.pause
+
+
+class Counter:
+    """A progress line on things of a known number: how many are done, how fast, how long still.
+
+    Attributes:
+        form: what the line says of the number, with `{done}` and `{total}` in it.
+    """
+
+    def __init__(self, console: Console, form: str, total: int):
+        """Create the line on `console` for `total` things."""
+        self.show, self.form, self.total = Progress(console), form, total
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, done: int, at_once: bool = False) -> None:
+        """Show that `done` of them are done, if the time for it has come, or `at_once`.
+
+        The clock starts with the first call, so that the time of compiling before it, and things
+        that an earlier run has done, do not count.
+        """
+        if self._first is None:
+            self._first = time.monotonic(), done
+        began, before = self._first
+        if not at_once and (done == before or not self.show.due):
+            return
+        rate = max(done - before, 1) / max(time.monotonic() - began, 1e-9)
+        left = duration((self.total - done) / rate)
+        counted = self.form.format(done=f"{done:,}", total=f"{self.total:,}")
+        self.show(f"{counted}  {rate:,.0f} a second  left {left}", at_once=True)

@@ -1,22 +1,64 @@
-"""SHA-256 of every file of a checkpoint, so that one that is half-written or altered is found before it is used."""
+"""SHA-256 of trees of arrays, of files, and of every file of a checkpoint.
+
+A checkpoint that is half-written or altered is found by its digests before it is used.
+"""
 
 import hashlib
 import json
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 from etils import epath
 
 from moco_jax.base import files
 from moco_jax.base.text import printable
 
 THREADS = 8
-
-
 UNREADABLE = "unreadable: "  # begins what stands in a digest's place
 
 
-def _hash(path: epath.Path) -> str:
-    """The digest of a file, or why it cannot be read: a link to nothing, a pipe, no rights."""
+def of_tree(tree: Any) -> str:
+    """Return the SHA-256 of nested containers: names, shapes, types and bytes of their arrays.
+
+    Leaves that are no arrays count by their `repr`, which has to tell all of them.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None):
+        name = jax.tree_util.keystr(path)
+        if isinstance(leaf, np.ndarray | np.generic | jax.Array):
+            array = np.ascontiguousarray(leaf)
+            digest.update(f"{name} {array.dtype} {array.shape};".encode())
+            digest.update(array.view(np.uint8).data if array.size else b"")
+        else:
+            digest.update(f"{name} {leaf!r};".encode())
+    return digest.hexdigest()
+
+
+def of_files(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 of the contents of `paths`, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def seal(body: bytes) -> bytes:
+    """Return `body` under a first line that holds its SHA-256, as `unseal` takes it."""
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def unseal(content: bytes) -> bytes | None:
+    """Return the body that `seal` was given; None where `content` has changed since."""
+    digest, _, body = content.partition(b"\n")
+    return body if digest == hashlib.sha256(body).hexdigest().encode() else None
+
+
+def _of_file(path: epath.Path) -> str:
+    """Return the digest of a file, or why it cannot be read (a link to nothing, a pipe)."""
     try:
         return hashlib.sha256(files.read(path)).hexdigest()
     except OSError as error:
@@ -24,50 +66,50 @@ def _hash(path: epath.Path) -> str:
 
 
 def _listing(folder: epath.Path) -> dict[str, epath.Path]:
-    found, open_folders = {}, [folder]
+    """All files below `folder`: path within it -> path."""
+    paths, open_folders = {}, [folder]
     while open_folders:
         for path in open_folders.pop().iterdir():
             if path.is_dir():
                 open_folders.append(path)
             else:
-                found[str(path.relative_to(folder))] = path
-    return found
+                paths[str(path.relative_to(folder))] = path
+    return paths
 
 
 def _digests(paths: dict[str, epath.Path]) -> dict[str, str]:
     with ThreadPoolExecutor(THREADS) as pool:
-        return dict(zip(paths, pool.map(_hash, paths.values()), strict=True))
+        return dict(zip(paths, pool.map(_of_file, paths.values()), strict=True))
 
 
 def write(folder: epath.Path, record: epath.Path) -> None:
-    """Write the digests of all files below `folder` to `record`; its first line is the digest of the rest.
+    """Write the digests of all files below `folder` to the sealed file `record`.
 
     Raises:
         OSError: one of them cannot be read.
     """
-    found = _digests(_listing(folder))
-    for name, digest in found.items():
+    digests = _digests(_listing(folder))
+    for name, digest in digests.items():
         if digest.startswith(UNREADABLE):
             raise OSError(f"{folder / name}: {digest}")
-    body = json.dumps(found, indent=1, sort_keys=True).encode()
-    files.write(record, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    files.write(record, seal(json.dumps(digests, indent=1, sort_keys=True).encode()))
 
 
 def damaged(folder: epath.Path, record: epath.Path) -> list[str]:
-    """What differs between `folder` and its `record`: names with what is wrong; empty when all is sound."""
+    """List what differs between `folder` and its `record`; empty when all is sound."""
     try:
-        head, _, body = files.read(record).partition(b"\n")
-        if head.decode("ascii", "replace") != hashlib.sha256(body).hexdigest():
+        body = unseal(files.read(record))
+        if body is None:
             return [f"{record} has changed"]
-        expected, found = json.loads(body), _listing(folder)
+        expected, present = json.loads(body), _listing(folder)
         if not isinstance(expected, dict):
             return [f"{record} holds no digests by name"]
     except OSError as error:  # a folder in a file's place, or the other way round
         return [f"{error.filename or folder} cannot be read ({error.strerror or error})"]
-    common = {name: found[name] for name in sorted(expected.keys() & found.keys())}
+    common = {name: present[name] for name in sorted(expected.keys() & present.keys())}
     return [
-        *(f"{folder / n} is missing" for n in sorted(expected.keys() - found.keys())),
-        *(f"{folder / printable(n)} was added" for n in sorted(found.keys() - expected.keys())),
+        *(f"{folder / n} is missing" for n in sorted(expected.keys() - present.keys())),
+        *(f"{folder / printable(n)} was added" for n in sorted(present.keys() - expected.keys())),
         *(f"{folder / n} {_change(d)}" for n, d in _digests(common).items() if d != expected[n]),
     ]
 

@@ -1,29 +1,30 @@
-"""The exceptions that end a command with one line: what a user can mend, and what passes by itself.
+"""Exceptions that end a command with one line: faults that a user can mend, and passing ones.
 
-Everything that checks a setting, a file or a folder raises `UserError`; the command lines print it and end with status 2.
-`Busy` ends them with status 75, on which schedulers start the same command again.
+Everything that checks a setting, a file or a folder raises `UserError`; the command lines print it
+and end with status 2. `Busy` ends them with status 75, on which schedulers start the same command
+again.
 """
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class UserError(ValueError):
-    """Bad input: one line that names setting, value and remedy."""
+    """Refuse bad input in one line that names setting, value and remedy."""
 
 
 class Busy(RuntimeError):
-    """Something that passes without the user: one line that says what is in the way."""
+    """End a command for a reason that passes by itself, named in one line."""
 
 
 class LockLost(Busy):
-    """Another run has taken the workdir: this one must write nothing more, also not in threads that are under way."""
+    """End a run whose workdir another run has taken; none of its threads may write there."""
 
 
 def full_disk(workdir: object) -> UserError:
-    """What to say where `workdir` has no room left."""
+    """Make the error of a `workdir` whose disk has no room left."""
     return UserError(
-        f"workdir={workdir} is on a full disk; make room and give the same command: it goes on from the last "
-        "checkpoint, which is untouched"
+        f"workdir={workdir} is on a full disk; make room and give the same command: it goes on "
+        "from the last checkpoint, which is untouched"
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Pictures drawn with matplotlib: neighbours, view pairs, search results, comparisons."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,19 @@ from moco_jax.base.text import printable
 
 
 def shown(image: np.ndarray) -> np.ndarray:
-    """What is drawn of uint8 `[H, W, C]`: the first three channels as RGB; of fewer the first, `[H, W]`, as gray."""
+    """Return what is drawn of an image uint8 `[H, W, C]`.
+
+    Three channels or more: the first three, as RGB; fewer: the first, `[H, W]`, as gray.
+    """
     return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
+
+
+def _save(figure: Figure, path: epath.Path) -> None:
+    """Write `figure` to the PNG `path`, whole or not at all."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, dpi=110, format="png")
+    files.write(path, buffer.getvalue())
 
 
 def neighbours(
@@ -28,7 +39,7 @@ def neighbours(
     """Draw each query image with its nearest images, one block of columns for each encoder.
 
     Args:
-        path: the PNG to write, whole or not at all.
+        path: the PNG to write.
         queries: uint8 `[R, H, W, C]`, shown as `shown` says.
         columns: title -> uint8 `[R, N, H, W, C]`, nearest first.
         right: title -> bool `[R, N]`, whether a neighbour is of the query's class, masked where one
@@ -38,11 +49,12 @@ def neighbours(
     rows, widths = len(queries), [block.shape[1] for block in blocks.values()]
     width, height = 0.75 * (sum(widths) + 0.4 * len(columns)) + 0.2, 0.75 * rows + 0.6
     figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
     left = 0.1
     for (title, block), cells in zip(blocks.items(), widths, strict=True):
         # Axes for each image would take ten times as long.
-        axes = figure.add_axes((left / width, 0.05 / height, 0.75 * cells / width, 0.75 * rows / height))  # fmt: skip
+        axes = figure.add_axes(
+            (left / width, 0.05 / height, 0.75 * cells / width, 0.75 * rows / height)
+        )
         left += 0.75 * (cells + 0.4)
         for row, column in np.ndindex(rows, cells):
             place = (column + 0.04, column + 0.96, row + 0.96, row + 0.04)
@@ -54,13 +66,15 @@ def neighbours(
                 and right[title][row, column] is not np.ma.masked
             ):
                 colour, thick = "#2a9d4a" if right[title][row, column] else "#d03030", 2.5
-            axes.add_patch(Rectangle((place[0], place[3]), 0.92, 0.92, fill=False, color=colour, linewidth=thick))  # fmt: skip
+            axes.add_patch(
+                Rectangle(
+                    (place[0], place[3]), 0.92, 0.92, fill=False, color=colour, linewidth=thick
+                )
+            )
         axes.set(xlim=(0, cells), ylim=(rows, 0), aspect="auto")
         axes.set_axis_off()
         axes.set_title(title, loc="left", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    files.write(path, buffer.getvalue())
+    _save(figure, path)
 
 
 def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray) -> None:
@@ -74,12 +88,18 @@ def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray
     blocks = 2 if len(images) > 1 else 1
     rows = -(-len(images) // blocks)
     figure = Figure(figsize=(1.9 * 3.2 * blocks, 1.9 * rows + 0.5))
-    FigureCanvasAgg(figure)
     ratios = [1, 1, 1, 0.2] * blocks
     grid = figure.add_gridspec(
-        rows, len(ratios) - 1, width_ratios=ratios[:-1], wspace=0.04, hspace=0.04, left=0.01, right=0.99,
-        bottom=0.01, top=1 - 0.45 / (1.9 * rows + 0.5),
-    )  # fmt: skip
+        rows,
+        len(ratios) - 1,
+        width_ratios=ratios[:-1],
+        wspace=0.04,
+        hspace=0.04,
+        left=0.01,
+        right=0.99,
+        bottom=0.01,
+        top=1 - 0.45 / (1.9 * rows + 0.5),
+    )
     for number, (image, pair) in enumerate(zip(images, pairs, strict=True)):
         row, block = number % rows, number // rows
         for column, (title, picture) in enumerate(
@@ -90,13 +110,11 @@ def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray
             axes.set(xticks=[], yticks=[], anchor="N")
             if row == 0:
                 axes.set_title(title, loc="left", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    path.write_bytes(buffer.getvalue())
+    _save(figure, path)
 
 
 def _short(name: str, length: int) -> str:
-    """The end of a long name, which tells images apart."""
+    """Shorten a long name to its end, which tells images apart."""
     return name if len(name) <= length else f"...{name[3 - length :]}"
 
 
@@ -109,17 +127,24 @@ def ranked(
 
     Args:
         path: the PNG to write.
-        queries: name and image of each, uint8 `[H, W, C]`, shown as `shown` says; None: the image is gone.
+        queries: name and image of each, uint8 `[H, W, C]`, shown as `shown` says; None: the image
+            is gone.
         found: for each query as many of (score, name, image).
     """
     rows, columns = len(queries), len(found[0])
     width, height = 1.5, 1.85
     figure = Figure(figsize=(width * (columns + 1.25), height * rows + 0.1))
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        rows, columns + 2, width_ratios=[1, 0.2, *[1] * columns], wspace=0.06, hspace=0.32,
-        left=0.01, right=0.99, bottom=0.01, top=1 - 0.4 / (height * rows + 0.1),
-    )  # fmt: skip
+        rows,
+        columns + 2,
+        width_ratios=[1, 0.2, *[1] * columns],
+        wspace=0.06,
+        hspace=0.32,
+        left=0.01,
+        right=0.99,
+        bottom=0.01,
+        top=1 - 0.4 / (height * rows + 0.1),
+    )
     for row, (name, image) in enumerate(queries):
         cells = [(0, "query", name, image)]
         cells += [(number, *cell) for number, cell in enumerate(found[row], 2)]
@@ -133,24 +158,24 @@ def ranked(
             axes.set(xticks=[], yticks=[])
             title = f"{score}\n{_short(printable(name), 24)}"
             axes.set_title(title, loc="left", fontsize=7, pad=2, parse_math=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    files.write(path, buffer.getvalue())
+    _save(figure, path)
 
 
 def ablation(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw a comparison: a panel for each table, kNN accuracy over `x`, bars of one standard deviation over seeds.
+    """Draw a comparison, a panel for each table: kNN accuracy over `x`.
+
+    Bars show one standard deviation over seeds.
 
     Args:
         path: the PNG to write.
-        rows: each with `table`, `line`, `x` (numbers, or names), and `mean` and `deviation` with `knn` and `top1`. Where
-            `x` is a name, the contrastive accuracy stands beside: a leak shows in it.
+        rows: each with `table`, `line`, `x` (numbers, or names), and `mean` and `deviation` with
+            `knn` and `top1`. Where `x` is a name, the contrastive accuracy stands beside: a leak
+            shows in it.
     """
     tables = list(dict.fromkeys(row["table"] for row in rows))
     columns = min(len(tables), 2)
     rows_of_panels = -(-len(tables) // columns)
     figure = Figure(figsize=(5.6 * columns, 3.8 * rows_of_panels), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(rows_of_panels, columns, squeeze=False).ravel()
     for axes in panels[len(tables) :]:
         axes.set_axis_off()
@@ -164,11 +189,14 @@ def ablation(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
             named = isinstance(ticks[0], str)
             for score, style in (("knn", "o"), ("top1", "x")) if named else (("knn", "o-"),):
                 axes.errorbar(
-                    x, [100 * row["mean"][score] for row in chosen],
+                    x,
+                    [100 * row["mean"][score] for row in chosen],
                     [100 * (row["deviation"][score] or 0) for row in chosen],
-                    fmt=style, capsize=3, color=f"C{number}",
+                    fmt=style,
+                    capsize=3,
+                    color=f"C{number}",
                     label=f"{line}, contrastive top-1" if score == "top1" else line,
-                )  # fmt: skip
+                )
         if counts:
             axes.set_xscale("log", base=2)
             axes.set_xlabel("negatives (K)")
@@ -179,6 +207,4 @@ def ablation(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.set_title(name, loc="left", fontsize=10)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    path.write_bytes(buffer.getvalue())
+    _save(figure, path)

@@ -1,4 +1,4 @@
-"""Paths here and in buckets, and a file written whole or not at all: a run killed at any moment leaves no half."""
+"""Paths here and in buckets; files that are written whole or not at all, however a run ends."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from moco_jax.base.text import printable
 
 
 def is_remote(path: object) -> bool:
-    """Whether `path` has a scheme, as gs://bucket/folder has."""
+    """Return whether `path` has a scheme, as gs://bucket/folder has."""
     return "://" in str(path)
 
 
@@ -22,7 +22,7 @@ BUCKETS = ("gs", "s3")  # schemes of places that are read and written where they
 
 
 def absolute(path: str) -> epath.Path:
-    """`path` from the root, or as it is where it names a bucket.
+    """Make `path` absolute; an address in a bucket stays as it is.
 
     Raises:
         UserError: it is an address on the web, or of anything else that is neither a file nor in a
@@ -47,7 +47,7 @@ def said_of_bucket(error: Exception) -> str:
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open the regular file `path` of this machine to read its bytes; anything else is refused at once.
+    """Open a regular file of this machine to read its bytes; anything else is refused at once.
 
     A named pipe would wait for a writer, and a device can be read for ever: neither is opened.
 
@@ -68,15 +68,17 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def open_to_read(path: str) -> BinaryIO:
-    """Open the file `path`, here or in a bucket, to read its bytes; errors as of `absolute` and
-    `open_regular`.
+    """Open the file `path`, here or in a bucket, to read its bytes.
+
+    Raises:
+        UserError, OSError: as `absolute` and `open_regular` do.
     """
     place = absolute(path)
     return place.open("rb") if is_remote(path) else open_regular(place)
 
 
 def read(path: epath.Path) -> bytes:
-    """The content of the file `path`, here or in a bucket.
+    """Read the file `path`, here or in a bucket.
 
     Raises:
         OSError: it cannot be read, or is no regular file.
@@ -88,10 +90,17 @@ def read(path: epath.Path) -> bytes:
 
 
 @contextlib.contextmanager
-def draft(path: epath.Path) -> Iterator[epath.Path]:
-    """A file beside `path` to write to; it takes the name `path` at the end, and is gone where writing ended early."""
+def draft(path: epath.Path, shared: bool = True) -> Iterator[epath.Path]:
+    """Give a file beside `path` to write to, which becomes `path` when the block ends well.
+
+    Args:
+        path: the file to write in the end, here or in a bucket.
+        shared: whether other processes may write `path` too; each then has a draft of its own.
+            Otherwise the draft that a killed process left is written over.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    place = path.parent / f"{path.name}.{os.getpid()}.part"
+    owner = f".{os.getpid()}" if shared else ""
+    place = path.parent / f"{path.name}{owner}.part"
     try:
         yield place
         place.replace(path)
@@ -101,6 +110,6 @@ def draft(path: epath.Path) -> Iterator[epath.Path]:
 
 
 def write(path: epath.Path, content: bytes) -> None:
-    """Put `content` at `path`; whoever reads it meanwhile, or after a crash, finds the old file or the new one."""
+    """Put `content` at `path`; readers find the old file or the new one, also after a crash."""
     with draft(path) as place:
         place.write_bytes(content)

@@ -1,4 +1,4 @@
-"""From a seed to JAX's random key, by all its bits."""
+"""JAX's random key of a seed, made of all bits of the seed."""
 
 import jax
 
@@ -8,8 +8,8 @@ _WORD = 32
 def of_seed(seed: int) -> jax.Array:
     """Return the random key of `seed`, a whole number from 0 to 2**63 - 1.
 
-    `jax.random.key` leaves out what is above 32 bits where JAX has no 64-bit numbers: 0 and 2**32 would be one seed. Below
-    2**32 the key is the one of `jax.random.key`.
+    `jax.random.key` drops what is above 32 bits where JAX has no 64-bit numbers: 0 and 2**32 would
+    be one seed. Below 2**32 the key is the one of `jax.random.key`.
     """
     low, high = seed & (1 << _WORD) - 1, seed >> _WORD
     key = jax.random.key(low)

@@ -1,4 +1,7 @@
-"""Names as one line of text: file, class and member names may hold any byte, a terminal or a table may not."""
+"""Names as one line of text.
+
+File, class and member names may hold any byte; a terminal or a table may not.
+"""
 
 import os
 import re
@@ -9,9 +12,10 @@ _NO_LINE = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]|\\(?=x[0-9a-
 def printable(name: str | bytes | os.PathLike) -> str:
     r"""Return `name` as text that any terminal, log or table shows on one line.
 
-    Bytes that are no UTF-8 become `\xNN`; control characters, line and paragraph separators, marks that turn the
-    direction of writing, and whatever else does not print become `\n`, `\t`, `\x1b`, `\u202e` and so on. All other
-    characters stay as they are. The result can always be encoded as UTF-8.
+    Bytes that are no UTF-8 become `\xNN`; control characters, line and paragraph separators, marks
+    that turn the direction of writing, and whatever else does not print become `\n`, `\t`, `\x1b`,
+    `\u202e` and so on. All other characters stay as they are. The result can always be encoded as
+    UTF-8.
 
     >>> printable("cat.png")
     'cat.png'
@@ -36,7 +40,7 @@ def _escaped(character: str) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether `name` is text, as the names of buckets and of what TensorFlow opens must be."""
+    """Return whether `name` is valid UTF-8, as buckets and TensorFlow need."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -55,11 +59,11 @@ def printable_lines(text: str) -> str:
 
 
 def to_line(name: str) -> str:
-    r"""Return `name` as a line of UTF-8 that stands for no other name; `from_line` gives the name back.
+    r"""Return `name` as a line of UTF-8 that stands for no other name; `from_line` reverses it.
 
-    For records, such as a table of names. Bytes that are no UTF-8, control characters and line separators are
-    written as the bytes that they are, `\xNN`, and so is a backslash that would read as the beginning of one. All
-    else stays as it is, marks and joiners of writing systems too.
+    For records, such as a table of names. Bytes that are no UTF-8, control characters and line
+    separators are written as the bytes that they are, `\xNN`, and so is a backslash that would read
+    as the beginning of one. All else stays as it is, marks and joiners of writing systems too.
 
     >>> print(to_line("line\nbreak"))
     line\x0abreak

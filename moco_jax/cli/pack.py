@@ -5,12 +5,11 @@ python -m moco_jax.pack --data_dir=FOLDER --out=gs://BUCKET/OUT --shards=64 --fo
 """
 
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from moco_jax.base.console import Console, duration
+from moco_jax.base.console import Console, Counter
 from moco_jax.base.text import printable
 from moco_jax.cli import number_flags, quiet
 from moco_jax.cli.command_line import Command, fail
@@ -50,27 +49,18 @@ def define(given: flags.FlagValues) -> None:
     )
 
 
-class Progress:
-    """The line that renews itself while images are packed."""
+class Shards(Counter):
+    """The progress line of packing, which names the shard and is shown at the end of each."""
 
     def __init__(self, plan: "packing.Plan", console: Console):
-        """Show on `console` how far `plan` is; the clock starts now."""
-        self.plan, self.console = plan, console
-        self.begun, self.count = time.monotonic(), 0
-        self.pause = self.next = 0.5 if console.out.isatty() else 10.0
+        """Create the line for `plan` on `console`."""
+        super().__init__(console, "", len(plan.source))
+        self.plan = plan
 
     def seen(self, shard: int, image: int) -> None:
-        """Count an image as done; print now and then, and at the end of each shard."""
-        self.count += 1
-        age = time.monotonic() - self.begun
-        if age < self.next and image + 1 < self.plan.bounds(shard)[1]:
-            return
-        self.next = age + self.pause
-        rate, size = self.count / max(age, 1e-9), len(self.plan.source)
-        self.console.progress(
-            f"shard {shard + 1}/{self.plan.shards}  image {image + 1:,}/{size:,}  "
-            f"{rate:,.0f} images/s  left {duration((size - image - 1) / rate)}"
-        )
+        """Show that the image of this number, of this shard, is done."""
+        self.form = f"shard {shard + 1}/{self.plan.shards}  image {{done}}/{{total}}"
+        self(image + 1, at_once=image + 1 == self.plan.bounds(shard)[1])
 
 
 def main(given: flags.FlagValues, words: list[str]) -> None:
@@ -90,7 +80,7 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
         for said in plan.source.remarks:
             console.line(said)
-        packing.pack(plan, Progress(plan, console).seen)
+        packing.pack(plan, Shards(plan, console).seen)
     except KeyboardInterrupt:
         console.line("stopped; finished shards are kept, the same command goes on")
         sys.exit(130)

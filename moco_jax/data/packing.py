@@ -15,7 +15,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import tensorflow as tf
+from etils import epath
 
+from moco_jax.base import files
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import is_utf8, printable, to_line
 from moco_jax.data.running import running
@@ -119,10 +121,8 @@ def claim(plan: Plan) -> None:
                     f"out={printable(plan.out)} holds {printable(foreign[0])} and no pack.json that"
                     " says of what; give another --out"
                 )
-            draft = f"{path}.part"
-            with tf.io.gfile.GFile(draft, "w") as file:
-                file.write(json.dumps(facts, indent=2) + "\n")
-            tf.io.gfile.rename(draft, path, overwrite=True)
+            with files.draft(epath.Path(path), shared=False) as draft:
+                draft.write_text(json.dumps(facts, indent=2) + "\n")
             return
         before = {"channels": 3, "white": 0.0, "max_pixels": RGB.max_pixels} | json.loads(
             store.read(path)
@@ -218,18 +218,18 @@ def write_shard(plan: Plan, number: int, seen: Callable[[int], None]) -> None:
     """
     start, stop = plan.bounds(number)
     path, source, damaged = plan.path(number), plan.source, []
-    with writing(plan.out):
-        with _writer(f"{path}.part", plan.format) as write:
+    with writing(plan.out), files.draft(epath.Path(path), shared=False) as draft:
+        with _writer(str(draft), plan.format) as write:
             for index, content, good in _checked(source, start, stop):
                 if good:
                     write(_example(source, int(index), content))
                 else:
                     damaged.append(source.path(int(index)))
                 seen(int(index))
+        # Before the shard has its name: a shard that is there is not looked at again.
         if damaged:
             with tf.io.gfile.GFile(f"{plan.stem(number)}.damaged.txt", "wb") as file:
                 file.write("".join(f"{to_line(path)}\n" for path in damaged).encode())
-        tf.io.gfile.rename(f"{path}.part", path, overwrite=True)
 
 
 def damaged_names(plan: Plan) -> list[str]:

@@ -6,14 +6,13 @@ They are decoded once; a step is then sent only which of them it takes. The orde
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Generator
 
 import jax
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.base.console import duration, size
+from moco_jax.base.console import size
 from moco_jax.base.errors import UserError
 from moco_jax.data import order
 from moco_jax.data.pipeline import DamagedImages, Rows
@@ -24,7 +23,6 @@ from moco_jax.data.sources.decode import decode_or_flag
 
 SHARE = 0.5  # of a device's memory that images may take; the step needs the rest
 CHUNK = 64  # images that are read at once
-EVERY = 10.0  # seconds between progress lines
 
 Shape = tuple[int, int, int, int]
 
@@ -84,7 +82,7 @@ def load(
     shape: Shape,
     workers: int,
     damaged: DamagedImages,
-    progress: Callable[[str], None],
+    progress: Callable[[int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decode all images of `source`.
 
@@ -93,7 +91,7 @@ def load(
         shape: as `shape_of` gives it.
         workers: threads; 0 for as many as cores.
         damaged: collects each image that cannot be decoded.
-        progress: called now and then with a line on how far it is.
+        progress: told again and again how many are decoded.
 
     Returns:
         The images uint8 `[N, H, W, C]`, and the index of each one's stand-in: int64 `[N]`, see
@@ -104,7 +102,6 @@ def load(
     """
     total, sides = shape[0], shape[1:3]
     images, good, done = np.zeros(shape, np.uint8), np.zeros(total, bool), 0
-    began = last = time.perf_counter()
 
     def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image = decode_or_flag(source, record)
@@ -128,11 +125,8 @@ def load(
                 damaged.add(described(source, done + int(row)))
             place = slice(done, done + len(ok))
             images[place], good[place] = some, ok
-            done, now = place.stop, time.perf_counter()
-            if now - last > EVERY:
-                last = now
-                left = (now - began) / done * (total - done)
-                progress(f"loading images: {done:,} of {total:,}, {duration(left)} left")
+            done = place.stop
+            progress(done)
     return images, stand_ins(good)
 
 

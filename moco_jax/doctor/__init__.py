@@ -1,1 +1,1 @@
-"""What a run needs, examined before device time is spent."""
+"""Examination of a run before device time is spent: settings, images, devices, workdir."""

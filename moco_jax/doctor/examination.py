@@ -1,4 +1,7 @@
-"""The doctor's round: every section in order, each with what the earlier ones found, none stopped by another's fault."""
+"""The examination of a run before it starts, section by section.
+
+Each section uses what the earlier ones found, and none is stopped by another's fault.
+"""
 
 import dataclasses
 import os
@@ -9,8 +12,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax.base.console import duration, size
-from moco_jax.base.findings import FAULT, NOTE, OK, Finding, Report
+from moco_jax.base.console import Counter, duration, size
+from moco_jax.base.findings import BUSY, FAULT, NOTE, OK, Finding, Report
 from moco_jax.data import order, pipeline, resident
 from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.sources import Source, remarks_of
@@ -20,8 +23,9 @@ from moco_jax.evaluation.classes import match_sources
 from moco_jax.evaluation.held_out import choose
 from moco_jax.monitoring import view_pairs
 from moco_jax.parallel import known_answers, mesh
-from moco_jax.training import checks, loop, warm_start
+from moco_jax.training import checks, feed, warm_start
 from moco_jax.training.assembly import Program, program, require_a_batch, resident_shape
+from moco_jax.training.start import query_variables
 from moco_jax.workdir import integrity
 
 LABELS = 256  # images of each part whose labels are looked at: a record is read for each
@@ -29,9 +33,17 @@ NO_IMAGES, NO_SETTINGS = "the dataset's fault is mended", "the settings' fault i
 
 
 def examine(
-    config: ConfigDict, report: Report, *, recipe_batch: int, count: int | None, step: float | None,
-    out: epath.Path, index_dir: str | None, place: epath.Path | None, allow_change: set[str],
-) -> None:  # fmt: skip
+    config: ConfigDict,
+    report: Report,
+    *,
+    recipe_batch: int,
+    count: int | None,
+    step: float | None,
+    out: epath.Path,
+    index_dir: str | None,
+    place: epath.Path | None,
+    allow_change: set[str],
+) -> None:
     """Put every section of an examination of `config` into `report`.
 
     Args:
@@ -58,10 +70,11 @@ def examine(
 
 
 class Examination:
-    """One round on one config.
+    """An examination of one config, which remembers what its sections found.
 
     Attributes:
-        values_sound, runs: whether each setting is sound alone, and all of them together on these devices.
+        values_sound, runs: whether each setting is sound alone, and all of them together on these
+            devices.
         source: the images, once they are open.
         enough: whether they are enough for a batch.
         bank: how many of them the monitor searches.
@@ -72,7 +85,7 @@ class Examination:
     """
 
     def __init__(self, config: ConfigDict, report: Report, step: float | None):
-        """`step`: seconds of a step, None to measure it."""
+        """Begin an examination of `config`; `step`: seconds of a step, None to measure it."""
         self.config, self.report = config, report
         self.given, self.step = step is not None, step
         self.values_sound, self.runs, self.enough = False, False, False
@@ -82,13 +95,16 @@ class Examination:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of the run; 0 where the images are not known."""
+        """Steps of an epoch; 0 where the images are not known."""
         if self.source is None or not self.enough:
             return 0
         return order.steps_per_epoch(len(self.source), self.config.batch_size)
 
     def settings(self, recipe_batch: int) -> None:
-        """Names, values, and whether all divide; `recipe_batch`: the batch size in the recipe file."""
+        """Examine names and values of settings, and whether all sizes divide.
+
+        `recipe_batch`: the batch size in the recipe file.
+        """
         with self.report.section("settings"):
             checks.check_values(self.config)
             self.values_sound = True
@@ -99,7 +115,10 @@ class Examination:
             self.report.add(*settings.advice(self.config, recipe_batch))
 
     def dataset(self, index_dir: str | None) -> None:
-        """How many images there are and what follows; `index_dir`: where an index of records may be kept."""
+        """Open the images, and examine what follows from their number and labels.
+
+        `index_dir`: where an index of records may be kept.
+        """
         config = self.config
         with self.report.section("dataset"):
             began = time.perf_counter()
@@ -111,7 +130,7 @@ class Examination:
                     OK, f"{count:,} images of {config.dataset} ({config.split}), opened in {took}"
                 )
             )
-            self.report.add(*(Finding(NOTE, said) for said in remarks_of(self.source)))
+            self.report.add(*(Finding(NOTE, remark) for remark in remarks_of(self.source)))
             require_a_batch(config, self.source)
             self.enough = True
             self.report.add(*settings.length(config, count))
@@ -125,16 +144,18 @@ class Examination:
             self.report.add(*settings.monitor(config, matched, len(bank), len(chosen)))
 
     def images(self, count: int | None) -> None:
-        """What `count` of the images look like; all of them where None."""
+        """Examine `count` of the images; all of them where None."""
         source = self.source
         if source is None:
             return self.report.skip("images", NO_IMAGES)
         with self.report.section("images"):
             chosen = survey.spread(len(source), count or len(source), self.config.seed)
             found = survey.survey(
-                source, chosen, max(self.config.workers, 0),
-                lambda done, left: self.report.busy(f"{done:,} of {len(chosen):,}, {duration(left)} left"),
-            )  # fmt: skip
+                source,
+                chosen,
+                max(self.config.workers, 0),
+                Counter(self.report.console, BUSY + "{done} of {total}", len(chosen)),
+            )
             self.side = float(np.median(images.shorter_sides(found))) if found.good.any() else 0.0
             sides = images.common_sides(found)
             self.could_reside = sides is not None and resident.fits(
@@ -155,7 +176,7 @@ class Examination:
                 self.report.add(*images.one_size(found, source.name))
 
     def views(self, path: epath.Path) -> None:
-        """Draw the contact sheet to `path`."""
+        """Draw the run's first views to `path`."""
         if self.source is None or not self.values_sound:
             return self.report.skip("views", NO_SETTINGS if self.source else NO_IMAGES)
         with self.report.section("views"):
@@ -172,7 +193,7 @@ class Examination:
                 self.report.add(view_pairs.loss(pairs, exact))
 
     def devices(self) -> None:
-        """Memory and time of a step."""
+        """Compile the train step, and examine its memory and time."""
         if not self.runs:
             return self.report.skip("devices", NO_SETTINGS)
         if self.source is None and self.config.augment_on == "resident":
@@ -188,11 +209,11 @@ class Examination:
             compiled = self.computed.compile_step()
             took = duration(time.perf_counter() - began)
             self.report.add(Finding(OK, f"the train step compiles, in {took}"))
-            held = self._held(compiled)
-            self.report.add(*held)
+            memory_findings = self._memory(compiled)
+            self.report.add(*memory_findings)
             if self.given:
                 self.report.add(Finding(OK, f"a step takes {self.step:g} s, as given"))
-            elif any(finding.mark == FAULT for finding in held):
+            elif any(finding.severity == FAULT for finding in memory_findings):
                 self.report.add(
                     Finding(
                         NOTE,
@@ -204,7 +225,7 @@ class Examination:
                 self.step = rate.step_seconds(self.computed, compiled)
                 self.report.add(Finding(OK, f"a step takes {self.step:.3g} s, measured"))
 
-    def _held(self, compiled) -> list[Finding]:
+    def _memory(self, compiled) -> list[Finding]:
         assert self.computed is not None
         config, count = self.config, jax.device_count()
         images = self.computed.batch.images
@@ -214,87 +235,116 @@ class Examination:
         found = memory.step(
             kept,
             moment,
-            loop.AHEAD * views,
+            feed.AHEAD * views,
             queue,
             *memory.device_limit(),
             config.batch_size,
             config.queue_size,
         )
         if images is not None:
-            said = f"the {images.shape[0]:,} images take {size(images.size)} of it, on every device"
-            found.append(Finding(OK, said))
+            text = f"the {images.shape[0]:,} images take {size(images.size)} of it, on every device"
+            found.append(Finding(OK, text))
         if self.source is not None:
             found += memory.host(
-                len(self.source), memory.bytes_per_example(self.source), self.bank, self._feature_length(),
+                len(self.source),
+                memory.bytes_per_example(self.source),
+                self.bank,
+                self._feature_length(),
                 memory.host_available(),
-            )  # fmt: skip
+            )
         return found
 
     def _feature_length(self) -> int:
         assert self.computed is not None
         config, state = self.config, self.computed.abstract
         encode = features.make_encode(
-            self.computed.encoder, config.knn_features, config.mean, config.std, self.computed.dtype,
+            self.computed.encoder,
+            config.knn_features,
+            config.mean,
+            config.std,
+            self.computed.dtype,
             self.computed.mesh,
-        )  # fmt: skip
+        )
         side = config.image_size
         images = jax.ShapeDtypeStruct(
             (config.eval_batch_size, side, side, config.channels), np.uint8
         )
-        return jax.eval_shape(encode, loop.variables(state), images).shape[1]
+        return jax.eval_shape(encode, query_variables(state), images).shape[1]
 
     def weights(self, place: epath.Path | None) -> None:
-        """Whether those of `init_from` fit; `place`: the workdir, whose checkpoint would be taken in their place."""
+        """Examine whether the weights of `init_from` fit.
+
+        `place`: the workdir, whose checkpoint would be taken in their place.
+        """
         if not self.config.init_from:
             return
         if self.computed is None:
             return self.report.skip("weights", NO_SETTINGS)
         with self.report.section("weights"):
             if place is not None and integrity.is_begun(place):
-                said = f"init_from={self.config.init_from} is not read: {place} has a checkpoint"
-                return self.report.add(Finding(NOTE, said))
+                text = f"init_from={self.config.init_from} is not read: {place} has a checkpoint"
+                return self.report.add(Finding(NOTE, text))
             found = warm_start.read(self.config, self.computed.abstract)
-            self.report.add(*(Finding(OK, said) for said in found.said))
+            self.report.add(*(Finding(OK, remark) for remark in found.remarks))
 
     def input_rate(self) -> None:
-        """View pairs a second, beside what the devices ask for."""
+        """Measure view pairs a second, beside what the devices ask for."""
         source, config = self.source, self.config
         if source is None or not self.values_sound:
             return self.report.skip("input rate", NO_SETTINGS if source else NO_IMAGES)
         with self.report.section("input rate"):
             batch_size = min(config.batch_size, len(source))
             if config.augment_on == "resident":
-                found = rate.numbers_per_second(len(source), batch_size, config.seed)
-                said = f"the devices make the views; this host says of which images, {rate.number(found)} a second"
-                self.report.add(Finding(OK, said))
-                return self._pace(found, shared=False)
-            self.report.busy(f"making view pairs for {2 * rate.SECONDS:g} s or more")
-            pairs = rate.pairs_per_second(
-                pipeline.train_batches(
-                    source, recipe_of(self.config), seed=config.seed, batch_size=batch_size,
-                    rows=np.arange(min(rate.ROWS, batch_size)), examples_seen=rate.some_epoch(len(source), batch_size),
-                    workers=config.workers, damaged=pipeline.DamagedImages(len(source)),
-                    crop_only=config.augment_on == "device", scaled_decoding=config.scaled_decoding,
-                ),
-                rate.SECONDS,
-            )  # fmt: skip
-            if self.step is None:
-                self.report.add(
-                    Finding(
-                        NOTE,
-                        f"{rate.number(pairs)} view pairs a second; --step_seconds=S says whether that is enough",
-                    )
+                numbers = rate.numbers_per_second(len(source), batch_size, config.seed)
+                text = (
+                    "the devices make the views; this host says of which images, "
+                    f"{rate.number(numbers)} a second"
                 )
-                return
+                self.report.add(Finding(OK, text))
+                return self._pace(numbers, shared=False)
+            self.report.busy(f"making view pairs for {2 * rate.SECONDS:g} s or more")
+            pairs = self._pairs_per_second(source, batch_size)
+            if self.step is None:
+                text = (
+                    f"{rate.number(pairs)} view pairs a second; --step_seconds=S says whether that "
+                    "is enough"
+                )
+                return self.report.add(Finding(NOTE, text))
             shared = not self.given and jax.default_backend() == "cpu"
-            remedies = rate.remedies(
-                pairs, config.batch_size / self.step, rate.reads_per_second(source, rate.READ_SECONDS, time.time_ns()),
-                workers=config.workers, cores=os.cpu_count() or 1, folder=hasattr(source, "files"), side=self.side,
-                image_size=config.image_size, on_device=config.augment_on == "device", blurs="blur" in recipe_of(self.config).stages,
-                scaled=config.scaled_decoding, could_reside=self.could_reside,
-            )  # fmt: skip
+            reads = rate.reads_per_second(source, rate.READ_SECONDS, time.time_ns())
+            needed = config.batch_size / self.step
+            remedies = rate.remedies(pairs, needed, reads, self._input(source))
             self.report.add(rate.feeds(pairs, config.batch_size, self.step, shared, remedies))
             self._pace(pairs, shared)
+
+    def _pairs_per_second(self, source: Source, batch_size: int) -> float:
+        config = self.config
+        batches = pipeline.train_batches(
+            source,
+            recipe_of(config),
+            seed=config.seed,
+            batch_size=batch_size,
+            rows=np.arange(min(rate.ROWS, batch_size)),
+            examples_seen=rate.some_epoch(len(source), batch_size),
+            workers=config.workers,
+            damaged=pipeline.DamagedImages(len(source)),
+            crop_only=config.augment_on == "device",
+            scaled_decoding=config.scaled_decoding,
+        )
+        return rate.pairs_per_second(batches, rate.SECONDS)
+
+    def _input(self, source: Source) -> rate.Input:
+        return rate.Input(
+            workers=self.config.workers,
+            cores=os.cpu_count() or 1,
+            folder=hasattr(source, "files"),
+            side=self.side,
+            image_size=self.config.image_size,
+            on_device=self.config.augment_on == "device",
+            blurs="blur" in recipe_of(self.config).stages,
+            scaled=self.config.scaled_decoding,
+            could_reside=self.could_reside,
+        )
 
     def _pace(self, pairs: float, shared: bool) -> None:
         if self.enough and self.step is not None:
@@ -302,11 +352,11 @@ class Examination:
             self.report.add(rate.pace(pairs, self.config.batch_size, self.step, shared, total))
 
     def workdir(self, place: epath.Path, allow_change: set[str]) -> None:
-        """Rights, room, and where the run would go on in `place`."""
+        """Examine rights, room, and where the run would go on in `place`."""
         with self.report.section("workdir"):
             rights = workdir.writable(place)
             self.report.add(rights)
-            if rights.mark == FAULT:
+            if rights.severity == FAULT:
                 return
             if self.computed is not None:
                 state = memory.tree_bytes(self.computed.abstract)

@@ -1,4 +1,4 @@
-"""What the doctor says of the images that were looked at: damage, size, copies, and endings that mislead."""
+"""Findings on images that were examined: damage, size, copies, and misleading endings."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,7 +23,7 @@ def findings(
     max_bad_images: int,
     background: int,
 ) -> list[Finding]:
-    """All that is said of a survey.
+    """Make all findings of a survey.
 
     Args:
         survey: what was found.
@@ -49,7 +49,7 @@ def _named(
 
 
 def looked(survey: Survey) -> list[Finding]:
-    """How many images were looked at, and how large they are."""
+    """Tell how many images were examined, and how large they are."""
     n, sides = len(survey.indices), shorter_sides(survey)
     which = (
         f"all {n:,} images"
@@ -63,13 +63,16 @@ def looked(survey: Survey) -> list[Finding]:
     return [
         Finding(
             OK,
-            f"looked at {which}: shorter side {low} to {high} pixels, median {middle}; {mean} each (mean)",
+            (
+                f"looked at {which}: shorter side {low} to {high} pixels, median {middle}; {mean} "
+                "each (mean)"
+            ),
         )
     ]
 
 
 def measured(survey: Survey) -> list[Finding]:
-    """Mean and standard deviation of each channel, and whether the images are nearly black."""
+    """Tell mean and standard deviation of each channel, and whether images are nearly black."""
     if not survey.good.any():
         return []
     mean, std = (f"({', '.join(f'{x:.3g}' for x in v)})" for v in (survey.mean, survey.std))
@@ -78,20 +81,27 @@ def measured(survey: Survey) -> list[Finding]:
         found.append(
             Finding(
                 NOTE,
-                "the images are nearly black; if their pixels have more than eight bits, --config.white=VALUE says "
-                "which value is white",
+                "the images are nearly black; if their pixels have more than eight bits, "
+                "--config.white=VALUE says which value is white",
             )
         )
     return found
 
 
 def shorter_sides(survey: Survey) -> np.ndarray:
-    """The shorter side in pixels of each image that could be decoded, int32 `[m]`."""
+    """Return the shorter side in pixels of each image that could be decoded, int32 `[m]`."""
     return survey.sides[survey.good].min(axis=1)
 
 
 def damaged(survey: Survey, name: Name, single_files: bool, limit: int) -> list[Finding]:
-    """Images that cannot be decoded, and whether a run would put up with as many as there must be (`limit`)."""
+    """Find images that cannot be decoded, and whether a run would stop because of them.
+
+    Args:
+        survey: the images that were examined.
+        name: what to call an image.
+        single_files: whether each is a file of its own.
+        limit: damaged images at which a run stops.
+    """
     n, bad = len(survey.indices), np.flatnonzero(~survey.good)
     if not len(bad):
         return [Finding(OK, "none is damaged")]
@@ -114,32 +124,32 @@ def damaged(survey: Survey, name: Name, single_files: bool, limit: int) -> list[
     if len(bad) == n:
         return [Finding(FAULT, f"none of {n:,} images can be decoded", details)]
     expected = round(len(bad) / n * survey.total)
-    said = f"{len(bad):,} of {n:,} cannot be decoded"
+    text = f"{len(bad):,} of {n:,} cannot be decoded"
     if n < survey.total:
-        said += f", so about {expected:,} of all"
+        text += f", so about {expected:,} of all"
     if expected > limit:
         return [
             Finding(
                 FAULT,
-                f"{said}; a run stops at more than max_bad_images={limit}: mend or remove them",
+                f"{text}; a run stops at more than max_bad_images={limit}: mend or remove them",
                 details,
             )
         ]
     return [
         Finding(
-            WARNING, f"{said}; a run takes the next image instead: mend or remove them", details
+            WARNING, f"{text}; a run takes the next image instead: mend or remove them", details
         )
     ]
 
 
 def common_sides(survey: Survey) -> tuple[int, int] | None:
-    """Height and width of all images that were looked at and could be decoded; None where they differ."""
+    """Return height and width of all images that could be decoded; None where they differ."""
     found = np.unique(survey.sides[survey.good], axis=0)
     return (int(found[0, 0]), int(found[0, 1])) if len(found) == 1 else None
 
 
 def one_size(survey: Survey, name: Name) -> list[Finding]:
-    """Whether all images have one size, as those must that live on the devices."""
+    """Find whether all images have one size, as resident ones must."""
     sides, rows = survey.sides, np.flatnonzero(survey.good)
     if not len(rows):
         return []
@@ -153,14 +163,17 @@ def one_size(survey: Survey, name: Name) -> list[Finding]:
     return [
         Finding(
             FAULT,
-            "images differ in size, and augment_on='resident' needs one size: --config.augment_on=device",
+            (
+                "images differ in size, and augment_on='resident' needs one size: "
+                "--config.augment_on=device"
+            ),
             _named(survey, name, np.asarray([rows[0], *other]), dimensions),
         )
     ]
 
 
 def tiny(survey: Survey, name: Name, image_size: int) -> list[Finding]:
-    """Images whose shorter side is below half of `image_size`."""
+    """Find images whose shorter side is below half of `image_size`."""
     least = image_size / 2
     small = np.flatnonzero(survey.good & (survey.sides.min(axis=1) < least))
     if not len(small):
@@ -175,34 +188,35 @@ def tiny(survey: Survey, name: Name, image_size: int) -> list[Finding]:
     return [
         Finding(
             WARNING if share >= FREQUENT else NOTE,
-            f"{len(small):,} of {len(survey.indices):,} are tiny (shorter side below {least:g} pixels, image_size / 2) "
-            "and their views mostly interpolation: remove them, or lower image_size",
+            f"{len(small):,} of {len(survey.indices):,} are tiny (shorter side below {least:g} "
+            "pixels, image_size / 2) and their views mostly interpolation: remove them, or lower "
+            "image_size",
             _named(survey, name, small, dimensions),
         )
     ]
 
 
 def see_through(survey: Survey, name: Name, background: int) -> list[Finding]:
-    """Images with transparent pixels, where those are not a channel of their own."""
+    """Find images with transparent pixels, where transparency is not a channel of its own."""
     rows = np.flatnonzero(survey.good & survey.transparent)
     if not len(rows) or len(survey.mean) not in (1, 3):
         return []
     share = len(rows) / len(survey.indices)
-    said = f"{len(rows):,} of {len(survey.indices):,} have transparent parts"
+    text = f"{len(rows):,} of {len(survey.indices):,} have transparent parts"
     if background >= 0:
-        return [Finding(OK, f"{said}, which are blended with background={background}")]
+        return [Finding(OK, f"{text}, which are blended with background={background}")]
     return [
         Finding(
             WARNING if share >= FREQUENT else NOTE,
-            f"{said}. Transparency is dropped: the colours hidden there, often black, are what the network sees; "
-            "--config.background=255 puts them on white",
+            f"{text}. Transparency is dropped: the colours hidden there, often black, are what the "
+            "network sees; --config.background=255 puts them on white",
             _named(survey, name, rows, lambda _: ""),
         )
     ]
 
 
 def copies(survey: Survey, name: Name) -> list[Finding]:
-    """Images with the same pixels as an earlier one."""
+    """Find images with the same pixels as an earlier one."""
     rows = np.flatnonzero(survey.good)
     order = rows[np.argsort(survey.pixels[rows], kind="stable")]
     ends = np.flatnonzero(survey.pixels[order][1:] != survey.pixels[order][:-1]) + 1
@@ -225,15 +239,15 @@ def copies(survey: Survey, name: Name) -> list[Finding]:
     return [
         Finding(
             WARNING if share >= FREQUENT else NOTE,
-            f"{surplus:,} of {len(survey.indices):,} are copies of others, and a copy counts as a negative of its "
-            "original: remove them",
+            f"{surplus:,} of {len(survey.indices):,} are copies of others, and a copy counts as a "
+            "negative of its original: remove them",
             tuple(map(described, groups)),
         )
     ]
 
 
 def misnamed(survey: Survey, name: Name, files: Sequence[str]) -> list[Finding]:
-    """Files whose ending is not that of their content; they are decoded by content all the same."""
+    """Find files whose ending is not that of their content, by which they are decoded."""
 
     def misleads(row: int) -> bool:
         found = survey.format[row]
@@ -245,11 +259,11 @@ def misnamed(survey: Survey, name: Name, files: Sequence[str]) -> list[Finding]:
     if not len(rows):
         return [Finding(OK, "every ending is that of the content")]
     details = _named(survey, name, rows, lambda row: f": {FORMATS[survey.format[row]][1]}")
-    said = f"{len(rows):,} of {len(survey.indices):,} have an ending that is not their content's"
+    text = f"{len(rows):,} of {len(survey.indices):,} have an ending that is not their content's"
     return [
         Finding(
             WARNING,
-            f"{said} (training reads the content, other programs may not): rename them",
+            f"{text} (training reads the content, other programs may not): rename them",
             details,
         )
     ]

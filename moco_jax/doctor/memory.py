@@ -1,4 +1,4 @@
-"""What the doctor says of memory: what the compiled step takes on each device, and what the host holds."""
+"""Findings on memory: of the compiled step on each device, and of the host."""
 
 import math
 from pathlib import Path
@@ -15,24 +15,33 @@ TIGHT = 0.9
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays in `tree`, which may be abstract; of a train state, those of a checkpoint."""
+    """Count the bytes of all arrays in `tree`, which may be abstract.
+
+    Of a train state they are the bytes of a checkpoint.
+    """
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def compiled_bytes(compiled) -> tuple[int, int]:
-    """Bytes on one device that the step `compiled` needs throughout (arguments, results, code) and for a moment.
+    """Return the bytes that a compiled step needs on one device, throughout and for a moment.
+
+    Throughout: arguments, results and code.
 
     (0, 0) where the compiler does not say.
     """
-    said = compiled.memory_analysis()
-    if said is None:
+    analysis = compiled.memory_analysis()
+    if analysis is None:
         return 0, 0
-    kept = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
-    return kept + said.generated_code_size_in_bytes, said.temp_size_in_bytes
+    kept = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+    return kept + analysis.generated_code_size_in_bytes, analysis.temp_size_in_bytes
 
 
 def host_available() -> int:
-    """Bytes of memory that the host, or the container this runs in, still has; 0 where it does not say."""
+    """Return the bytes of memory that the host, or the container, still has; 0 if unknown."""
     found = []
     information = Path("/proc/meminfo")
     if information.exists():
@@ -45,7 +54,7 @@ def host_available() -> int:
 
 
 def device_limit() -> tuple[int, str]:
-    """Bytes that one device may use, and whose they are; 0 where that is not known."""
+    """Return the bytes that one device may use (0 if unknown), and words on whose they are."""
     devices = jax.local_devices()
     limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
     if limit or devices[0].platform != "cpu":
@@ -54,9 +63,16 @@ def device_limit() -> tuple[int, str]:
 
 
 def step(
-    kept: int, moment: int, ahead: int, queue: int, limit: int, whose: str, batch_size: int, queue_size: int
-) -> list[Finding]:  # fmt: skip
-    """Whether the train step fits on a device.
+    kept: int,
+    moment: int,
+    ahead: int,
+    queue: int,
+    limit: int,
+    whose: str,
+    batch_size: int,
+    queue_size: int,
+) -> list[Finding]:
+    """Find whether the train step fits on a device.
 
     Args:
         kept, moment: bytes, as of `compiled_bytes`.
@@ -69,28 +85,28 @@ def step(
     if not kept + moment:
         return [Finding(NOTE, "the compiler does not say how much memory the step takes")]
     total = kept + moment + ahead
-    said = (
-        f"the step takes {size(total)} a device: {size(kept)} state and results, {size(moment)} for a moment, "
-        f"{size(ahead)} batches ahead"
+    text = (
+        f"the step takes {size(total)} a device: {size(kept)} state and results, {size(moment)} "
+        f"for a moment, {size(ahead)} batches ahead"
     )
     share = Finding(
         OK,
         f"K={queue_size:,} keys take {size(queue)} of it ({queue / total:.1%})",
     )
     if not limit:
-        return [Finding(NOTE, f"{said}; how much a device has is not known"), share]
-    said += f"; {whose} {size(limit)}"
+        return [Finding(NOTE, f"{text}; how much a device has is not known"), share]
+    text += f"; {whose} {size(limit)}"
     if total <= TIGHT * limit:
-        return [Finding(OK, said), share]
+        return [Finding(OK, text), share]
     fits = max(int(batch_size * (TIGHT * limit - kept) / (moment + ahead)), 0)
     remedy = f"a batch_size of about {fits} fits" if fits else "take a smaller arch"
     if total <= limit:
-        return [Finding(WARNING, f"{said}, which is tight: {remedy}, or take more devices"), share]
-    return [Finding(FAULT, f"{said}, which is too little: {remedy}, or take more devices"), share]
+        return [Finding(WARNING, f"{text}, which is tight: {remedy}, or take more devices"), share]
+    return [Finding(FAULT, f"{text}, which is too little: {remedy}, or take more devices"), share]
 
 
 def host(examples: int, per_example: int, bank: int, dim: int, available: int) -> list[Finding]:
-    """What the host holds for the whole run.
+    """Find what the host holds for the whole run.
 
     Args:
         examples: in the dataset.
@@ -102,22 +118,28 @@ def host(examples: int, per_example: int, bank: int, dim: int, available: int) -
     index = examples * per_example
     # Features as they come, joined, and scaled to unit length: three copies at the peak.
     features = 3 * bank * dim * 4
-    said = f"the host holds an index of {size(index)} ({per_example} bytes an image)"
+    text = f"the host holds an index of {size(index)} ({per_example} bytes an image)"
     if bank:
-        said += f" and up to {size(features)} of features while the run scores itself"
+        text += f" and up to {size(features)} of features while the run scores itself"
     if available and index + features > TIGHT * available:
         fewer = max(int(available / 2 / (3 * dim * 4)), 1)
         return [
             Finding(
                 WARNING,
-                f"{said}, of {size(available)} that are free: --config.knn_examples={fewer} takes half of it",
+                (
+                    f"{text}, of {size(available)} that are free: --config.knn_examples={fewer} "
+                    "takes half of it"
+                ),
             )
         ]
-    return [Finding(OK, said)]
+    return [Finding(OK, text)]
 
 
 def bytes_per_example(source: Source) -> int:
-    """Bytes that the host holds for each example of `source`: its pixels, its file's name, or its place in a file."""
+    """Return the bytes that the host holds for each example of `source`.
+
+    They are its pixels, the name of its file, or its place in a file.
+    """
     if source.record_spec.dtype != tf.string:
         return math.prod(source.record_spec.shape)
     files = getattr(source, "files", None)

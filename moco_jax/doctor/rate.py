@@ -1,4 +1,4 @@
-"""How fast this host makes view pairs, how long a step takes, and whether the one feeds the other."""
+"""Rates: view pairs that this host makes, steps that devices take, and whether they match."""
 
 import dataclasses
 import math
@@ -32,16 +32,19 @@ MARGIN = 1.1  # a host has more to do than views
 
 
 def some_epoch(examples: int, batch_size: int) -> int:
-    """Examples seen at the start of an epoch far off, another at each call: its first images are in no disk cache."""
+    """Return the examples seen at the start of an epoch far off, another at each call.
+
+    Its first images are in no disk cache.
+    """
     return time.time_ns() % 10_000 * order.steps_per_epoch(examples, batch_size) * batch_size
 
 
 def pairs_per_second(batches: Iterator[pipeline.Rows], seconds: float) -> float:
-    """View pairs a second that `batches` yield, once they do so steadily.
+    """Measure how many view pairs a second `batches` yield, once they do so steadily.
 
-    Of windows of at least `seconds` the first is left out, and the last counts: a window that is no faster than the
-    one before by more than a tenth. While it is, programs are still compiled for the shapes of the images; after
-    `WINDOWS` the measure ends in any case.
+    Of windows of at least `seconds` the first is left out, and the last counts: a window that is no
+    faster than the one before by more than a tenth. While it is, programs are still compiled for
+    the shapes of the images; after `WINDOWS` the measure ends in any case.
     """
     next(batches)
     rates: list[float] = []
@@ -56,16 +59,22 @@ def pairs_per_second(batches: Iterator[pipeline.Rows], seconds: float) -> float:
 
 
 def numbers_per_second(examples: int, batch_size: int, seed: int) -> float:
-    """Numbers of images a second: all that a host makes where the devices make views of the images they hold."""
+    """Measure how many numbers of images a second this host gives.
+
+    Nothing else is made on the host where devices make views of the images that they hold.
+    """
     batches = resident.train_batches(
-        np.arange(examples), seed=seed, batch_size=batch_size, rows=np.arange(batch_size),
+        np.arange(examples),
+        seed=seed,
+        batch_size=batch_size,
+        rows=np.arange(batch_size),
         examples_seen=some_epoch(examples, batch_size),
-    )  # fmt: skip
+    )
     return pairs_per_second(batches, min(SECONDS, NUMBERS_SECONDS))
 
 
 def reads_per_second(source: Source, seconds: float, seed: int) -> float:
-    """Records a second that `source` reads at random places, without decoding."""
+    """Measure how many records a second `source` reads at random places, without decoding."""
     rng = np.random.default_rng(seed)
     count, began = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - began) < seconds or not count:
@@ -75,20 +84,26 @@ def reads_per_second(source: Source, seconds: float, seed: int) -> float:
 
 
 def step_seconds(program: Program, compiled: Callable[..., Any]) -> float:
-    """Seconds of one step on random images (black, where devices hold them); of the second to tenth, as many as are done in ten seconds."""
+    """Measure the seconds of one step on random images; resident images are black.
+
+    This is the median of the second to tenth step, or of as many as are done in ten seconds.
+    """
     rng, rows = np.random.default_rng(0), mesh.local_rows(program.mesh, len(program.batch.index))
 
     def some(x: Any) -> np.ndarray:
         return rng.integers(0, 2, (len(rows), *x.shape[1:])).astype(x.dtype)
 
-    held = program.batch.images
+    resident_images = program.batch.images
     batch = jax.tree.map(some, dataclasses.replace(program.batch, images=None))
-    if held is None:
+    if resident_images is None:
         noise = rng.integers(0, 256, batch.query.shape, np.uint8)
         batch = batch.replace(query=noise, key=noise[::-1])
     batch = mesh.to_devices(program.mesh, batch)
-    if held is not None:
-        black = jax.jit(lambda: jnp.zeros(held.shape, held.dtype), out_shardings=held.sharding)
+    if resident_images is not None:
+        black = jax.jit(
+            lambda: jnp.zeros(resident_images.shape, resident_images.dtype),
+            out_shardings=resident_images.sharding,
+        )
         batch = batch.replace(images=black())
     state = program.initial()
     durations: list[float] = []
@@ -100,45 +115,48 @@ def step_seconds(program: Program, compiled: Callable[..., Any]) -> float:
 
 
 def number(rate: float) -> str:
-    """`rate` with as many digits as mean something."""
+    """Format `rate` with as many digits as mean something."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def feeds(pairs: float, batch_size: int, step: float, shared: bool, remedies: list[str]) -> Finding:
-    """Whether `pairs` a second feed steps of `step` seconds with `batch_size` pairs each.
+    """Find whether `pairs` a second feed steps of `step` seconds with `batch_size` pairs each.
 
-    `shared`: the devices are this host's own cores; `remedies`: what would make it faster, in words.
+    `shared`: the devices are this host's own cores; `remedies`: what would make it faster, in
+    words.
     """
     needed, making = batch_size / step, batch_size / pairs
-    said = f"this host makes {number(pairs)} view pairs a second; steps of {step:.3g} s ask for {number(needed)}"
+    text = (
+        f"this host makes {number(pairs)} view pairs a second; steps of {step:.3g} s ask for "
+        f"{number(needed)}"
+    )
     if shared:
         return Finding(
             NOTE,
-            f"{said}, but both share the same cores: a step takes up to {making:.2g} s longer in a run",
+            (
+                f"{text}, but both share the same cores: a step takes up to {making:.2g} s longer "
+                "in a run"
+            ),
         )
     waiting = max(1 - step / making, 0)
     if pairs >= MARGIN * needed:
-        return Finding(OK, f"{said}: the devices do not wait")
+        return Finding(OK, f"{text}: the devices do not wait")
     if waiting <= MUCH_WAITING:
         return Finding(
-            NOTE, f"{said}: hardly enough, the devices would wait {waiting:.0%} of the time"
+            NOTE, f"{text}: hardly enough, the devices would wait {waiting:.0%} of the time"
         )
     return Finding(
         WARNING,
-        f"{said}: the devices would wait {waiting:.0%} of the time; what helps:",
+        f"{text}: the devices would wait {waiting:.0%} of the time; what helps:",
         tuple(remedies),
     )
 
 
-def remedies(
-    pairs: float, needed: float, reads: float, *, workers: int, cores: int, folder: bool, side: float,
-    image_size: int, on_device: bool, blurs: bool, scaled: bool, could_reside: bool,
-) -> list[str]:  # fmt: skip
-    """What to change so that this host makes `needed` pairs a second instead of `pairs`, most useful first.
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Properties of a host, its images and settings that decide how fast views are made.
 
-    Args:
-        pairs, needed: view pairs a second.
-        reads: records a second that are read without decoding.
+    Attributes:
         workers: the setting.
         cores: of this host.
         folder: whether images are single files.
@@ -149,52 +167,76 @@ def remedies(
         scaled: whether large JPEGs are shrunk in decoding.
         could_reside: whether the images seem to be of one size, and fit on a device.
     """
+
+    workers: int
+    cores: int
+    folder: bool
+    side: float
+    image_size: int
+    on_device: bool
+    blurs: bool
+    scaled: bool
+    could_reside: bool
+
+
+def remedies(pairs: float, needed: float, reads: float, made: Input) -> list[str]:
+    """List what makes this host faster, most useful first.
+
+    Args:
+        pairs: view pairs a second that it makes.
+        needed: view pairs a second that the devices take.
+        reads: records a second that are read without decoding.
+        made: how the pairs are made.
+    """
     found = []
     if reads < 1.5 * needed:
-        found.append(
-            f"reading alone gives {reads:,.0f} images a second: put the images on a local disk"
-            + (
+        text = f"reading alone gives {reads:,.0f} images a second: put the images on a local disk"
+        if made.folder:
+            text += (
                 ", or pack the folder (python -m moco_jax.pack): a few large files are read faster"
-                if folder
-                else ""
             )
-        )
-    if could_reside:
+        found.append(text)
+    if made.could_reside:
         found.append(
             "--config.augment_on=resident: the images fit on the devices, and views are made there"
         )
-    if 0 < workers < cores:
+    if 0 < made.workers < made.cores:
         found.append(
-            f"--config.workers=0: {workers} threads make views, and the host has {cores} cores"
+            f"--config.workers=0: {made.workers} threads make views, and the host has {made.cores} "
+            "cores"
         )
-    if side > 6 * image_size and not scaled:
+    if made.side > 6 * made.image_size and not made.scaled:
         found.append("--config.scaled_decoding=True: JPEGs are shrunk as they are decoded")
-    if side > 2 * image_size:
+    if made.side > 2 * made.image_size:
+        shorter = round(made.image_size * 256 / 224)
         found.append(
-            f"images whose shorter side is {round(image_size * 256 / 224)} instead of {side:.0f} pixels (median): "
+            f"images whose shorter side is {shorter} instead of {made.side:.0f} pixels (median): "
             "shrink them once, beforehand"
         )
-    found.append(
-        f"about {math.ceil(cores * MARGIN * needed / pairs)} cores like these instead of {cores}"
-    )
-    if not on_device:
+    cores = math.ceil(made.cores * MARGIN * needed / pairs)
+    found.append(f"about {cores} cores like these instead of {made.cores}")
+    if not made.on_device:
         found.append("--config.augment_on=device: colours and blur are done within the step")
-    cheaper = "augment='v1' (no blur) or " if blurs else ""
+    cheaper = "augment='v1' (no blur) or " if made.blurs else ""
     found.append(
-        f"a cheaper recipe, where its effect is acceptable: {cheaper}a smaller image_size than {image_size}"
+        f"a cheaper recipe, where its effect is acceptable: {cheaper}a smaller image_size than "
+        f"{made.image_size}"
     )
     return found
 
 
 def pace(pairs: float, batch_size: int, step: float, shared: bool, total_steps: int) -> Finding:
-    """How long the whole run takes at the speed that was found; where that is very long on a CPU, what takes less."""
+    """Find how long the whole run takes at the speed that was measured.
+
+    Where that is very long on a CPU, the finding names what takes less.
+    """
     making = batch_size / pairs
     seconds = total_steps * (step + making if shared else max(step, making))
-    said = f"the run's {total_steps:,} steps take about {duration(seconds)} here"
+    text = f"the run's {total_steps:,} steps take about {duration(seconds)} here"
     if shared and seconds > LONG:
         return Finding(
             NOTE,
-            f"{said}: a smaller image_size, arch or epochs takes less; the recipes folder:cpu (images of your own) and "
-            "cifar10:cpu are made for this",
+            f"{text}: a smaller image_size, arch or epochs takes less; the recipes folder:cpu "
+            "(images of your own) and cifar10:cpu are made for this",
         )
-    return Finding(OK, said)
+    return Finding(OK, text)

@@ -1,4 +1,4 @@
-"""What the doctor says of settings and of the dataset's size: arithmetic on numbers, each opinion with its source."""
+"""Findings on settings and the size of the dataset, each opinion with its source."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ SLOW_MOMENTUM = 0.99
 
 
 def count_devices() -> tuple[int, str]:
-    """How many devices JAX finds, and what kind; UserError where it cannot start."""
+    """Return how many devices JAX finds, and their kind; UserError where it cannot start."""
     try:
         return jax.device_count(), jax.devices()[0].device_kind
     except RuntimeError as error:
@@ -24,7 +24,10 @@ def count_devices() -> tuple[int, str]:
 
 
 def advice(config: ConfigDict, recipe_batch: int) -> list[Finding]:
-    """What is unusual in settings that are sound; `recipe_batch`: the batch size that the recipe file itself has."""
+    """Find what is unusual in settings that are sound.
+
+    `recipe_batch`: the batch size that the recipe file itself has.
+    """
     return [
         *_colours(config),
         *_rate(config, recipe_batch),
@@ -34,8 +37,8 @@ def advice(config: ConfigDict, recipe_batch: int) -> list[Finding]:
 
 
 def _colours(config: ConfigDict) -> list[Finding]:
-    said = recipes.without_colours(config.augment, config.channels)
-    return [Finding(NOTE, said)] if said else []
+    text = recipes.without_colours(config.augment, config.channels)
+    return [Finding(NOTE, text)] if text else []
 
 
 def _rate(config: ConfigDict, recipe_batch: int) -> list[Finding]:
@@ -46,8 +49,9 @@ def _rate(config: ConfigDict, recipe_batch: int) -> list[Finding]:
     return [
         Finding(
             WARNING,
-            f"batch_size={batch} where the recipe has {recipe_batch}, and lr={config.lr:g} is not scaled with it: "
-            f"--config.lr_reference_batch={recipe_batch} makes it {scaled:.4g} (linear scaling, as in MoCo v3)",
+            f"batch_size={batch} where the recipe has {recipe_batch}, and lr={config.lr:g} is not "
+            f"scaled with it: --config.lr_reference_batch={recipe_batch} makes it {scaled:.4g} "
+            "(linear scaling, as in MoCo v3)",
         )
     ]
 
@@ -60,25 +64,25 @@ def _groups(config: ConfigDict) -> list[Finding]:
         found.append(
             Finding(
                 WARNING,
-                f"bn_groups={groups} leaves {each} images to a BatchNorm group, and statistics of so few are noisy "
-                f"(the papers' groups have 32): --config.bn_groups={better} makes them {config.batch_size // better}, "
-                "or take a larger batch_size",
+                f"bn_groups={groups} leaves {each} images to a BatchNorm group, and statistics of "
+                f"so few are noisy (the papers' groups have 32): --config.bn_groups={better} makes "
+                f"them {config.batch_size // better}, or take a larger batch_size",
             )
         )
     if min(groups, config.shuffle_groups) == 1:
         found.append(
             Finding(
                 WARNING,
-                f"bn_groups={groups} with shuffle_groups={config.shuffle_groups} does not shuffle BatchNorm: a query "
-                "and its key share statistics, which lets the network cheat (MoCo v1, section 3.3); "
-                "take 2 or more of both",
+                f"bn_groups={groups} with shuffle_groups={config.shuffle_groups} does not shuffle "
+                "BatchNorm: a query and its key share statistics, which lets the network cheat "
+                "(MoCo v1, section 3.3); take 2 or more of both",
             )
         )
     return found
 
 
 def _fewer_groups(config: ConfigDict) -> int:
-    """The most BN groups that are allowed and leave enough images to each."""
+    """Return the most BN groups that are allowed and leave enough images to each."""
     batch = config.batch_size
     for groups in range(config.bn_groups, 1, -1):
         span = min(groups, config.shuffle_groups)
@@ -94,14 +98,15 @@ def _momentum(config: ConfigDict) -> list[Finding]:
     return [
         Finding(
             WARNING,
-            f"momentum={config.momentum:g} renews the key encoder fast: in MoCo v1's table (ImageNet, linear top-1) 0 "
-            "fails, 0.9 gives 55.2, 0.99 57.8 and 0.999 59.0; --config.momentum=0.999",
+            f"momentum={config.momentum:g} renews the key encoder fast: in MoCo v1's table "
+            "(ImageNet, linear top-1) 0 fails, 0.9 gives 55.2, 0.99 57.8 and 0.999 59.0; "
+            "--config.momentum=0.999",
         )
     ]
 
 
 def length(config: ConfigDict, examples: int) -> list[Finding]:
-    """How long a run on `examples` images is; they are enough for a batch."""
+    """Find how long a run on `examples` images is; they are enough for a batch."""
     steps = examples // config.batch_size
     dropped = examples - steps * config.batch_size
     found = [
@@ -119,15 +124,16 @@ def length(config: ConfigDict, examples: int) -> list[Finding]:
         found.append(
             Finding(
                 NOTE,
-                f"queue_size={config.queue_size:,} is not below the {examples:,} images: older keys of an image are "
-                "among its own negatives; mask_same_example=True leaves them out",
+                f"queue_size={config.queue_size:,} is not below the {examples:,} images: older "
+                "keys of an image are among its own negatives; mask_same_example=True leaves them "
+                "out",
             )
         )
     return found
 
 
 def monitor(config: ConfigDict, matched: Matched | None, bank: int, queries: int) -> list[Finding]:
-    """What the run will know of itself.
+    """Find how the run will score itself.
 
     Args:
         config: the settings.
@@ -138,7 +144,10 @@ def monitor(config: ConfigDict, matched: Matched | None, bank: int, queries: int
         return [
             Finding(
                 NOTE,
-                "monitor_every=0: the run does not score itself, and a collapse shows in the loss only",
+                (
+                    "monitor_every=0: the run does not score itself, and a collapse shows in the "
+                    "loss only"
+                ),
             )
         ]
     every = f"every {config.monitor_every} epochs"
@@ -159,8 +168,8 @@ def monitor(config: ConfigDict, matched: Matched | None, bank: int, queries: int
         if config.eval_split
         else "of the training images themselves"
     )
-    said = f"labels: {every} {queries:,} images {where} are classified by kNN among {bank:,}"
-    return [Finding(OK, said), *_without_labels(matched)]
+    text = f"labels: {every} {queries:,} images {where} are classified by kNN among {bank:,}"
+    return [Finding(OK, text), *_without_labels(matched)]
 
 
 def _without_labels(matched: Matched) -> list[Finding]:

@@ -1,12 +1,11 @@
 """Looks at images of a dataset one by one: size, hashes, format, and whether each can be decoded.
 
-One pass reads and decodes with the code that training uses and keeps under a hundred bytes an image, so that a
-whole dataset can be looked at.
+One pass reads and decodes with the code that training uses and keeps under a hundred bytes an
+image, so that a whole dataset can be looked at.
 """
 
 import hashlib
 import math
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +19,6 @@ from moco_jax.data.sources.decode import decode_or_flag, refusal
 from moco_jax.data.sources.decoding import RGB, Decoding
 
 CHUNK = 64  # images that are read at once
-EVERY = 10.0  # seconds between progress lines
 PIXELS = 1 << 14  # at most of an image that its mean is taken over, a grid of them
 
 # By the first bytes: what a content is called and which endings a file of it has.
@@ -47,7 +45,7 @@ UNKNOWN = len(FORMATS)
 
 
 class Survey(NamedTuple):
-    """What was found on `n` images of a dataset.
+    """Properties of `n` images of a dataset.
 
     Attributes:
         total: images in the dataset.
@@ -57,9 +55,12 @@ class Survey(NamedTuple):
         bytes: int64 `[n]`, length of the record.
         content, pixels: uint64 `[n]`, hashes of the record and of the decoded image.
         format: uint8 `[n]`, place in `FORMATS`, or `UNKNOWN`.
-        transparent: bool `[n]`, whether pixels of it are transparent, so that the colours hidden there are seen.
-        refused: row -> why an image that is whole is refused, as one of other channels, or a file cannot be opened.
-        mean, std: float64 `[C]` of each channel scaled to 0..1, every image counted alike; NaN without images.
+        transparent: bool `[n]`, whether pixels of it are transparent, so that the colours hidden
+            there are seen.
+        refused: row -> why an image that is whole is refused, as one of other channels, or a file
+            cannot be opened.
+        mean, std: float64 `[C]` of each channel scaled to 0..1, every image counted alike; NaN
+            without images.
     """
 
     total: int
@@ -77,14 +78,17 @@ class Survey(NamedTuple):
 
 
 def spread(size: int, count: int, seed: int) -> np.ndarray:
-    """`count` different places int64 `[count]` in range(`size`), ascending: one at random in each equal part."""
+    """Draw `count` different places int64 `[count]` in range(`size`), ascending.
+
+    One is drawn in each of `count` equal parts.
+    """
     count = min(count, size)
     edges = np.arange(count + 1) * size // count
     return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
 
 
 def format_of(content: bytes) -> int:
-    """Place in `FORMATS` of what `content` begins as, or `UNKNOWN`."""
+    """Return the place in `FORMATS` of what `content` begins as, or `UNKNOWN`."""
     for number, (magic, _, _) in enumerate(FORMATS):
         if content.startswith(magic):
             return number
@@ -92,7 +96,10 @@ def format_of(content: bytes) -> int:
 
 
 def is_transparent(content: bytes, decoding: Decoding = RGB) -> bool:
-    """Whether a PNG, GIF or WebP has pixels that are not opaque, which decoding to gray or RGB makes so."""
+    """Return whether a PNG, GIF or WebP has pixels that are not opaque.
+
+    Decoding to gray or RGB shows the colours hidden there.
+    """
     return content.startswith((b"\x89PNG", b"GIF8", b"RIFF")) and pictures.is_transparent(
         content, decoding
     )
@@ -103,7 +110,7 @@ def _hash(*parts: bytes) -> np.uint64:
 
 
 def _moments(image: np.ndarray) -> np.ndarray:
-    """Mean and mean square of each channel, scaled to 0..1: float64 `[2, C]`."""
+    """Return mean and mean square of each channel, scaled to 0..1: float64 `[2, C]`."""
     every = max(math.ceil(math.sqrt(image.shape[0] * image.shape[1] / PIXELS)), 1)
     some = (
         image[::every, ::every].astype(np.float64).transpose(2, 0, 1).reshape(image.shape[-1], -1)
@@ -121,20 +128,8 @@ def _facts(record, image: np.ndarray, decoding: Decoding) -> tuple[np.ndarray, .
     )
 
 
-def survey(
-    source: Source, indices: np.ndarray, workers: int, progress: Callable[[int, float], None]
-) -> Survey:
-    """Look at the images `indices` int64 `[n]` of `source` with `workers` threads (0: as many as cores).
-
-    `progress` is told now and then how many were looked at, and how many seconds are left.
-    """
-    n, done = len(indices), 0
-    good, numbers = np.zeros(n, bool), np.zeros((n, 5), np.int64)
-    hashes = np.zeros((n, 2), np.uint64)
-    channels = source.decoding.channels
-    sums = np.zeros((2, channels))
-    refused: dict[int, str] = {}
-    began = last = time.perf_counter()
+def _looker(source: Source) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+    """Return the TensorFlow function that decodes and examines one record of `source`."""
 
     def look(record: tf.Tensor) -> tuple[tf.Tensor, ...]:
         image = decode_or_flag(source, record)
@@ -151,29 +146,55 @@ def survey(
             ),
         )
         return (
-            image.ok, tf.ensure_shape(facts, [5]), tf.ensure_shape(hashed, [2]),
-            tf.ensure_shape(moments, [2, channels]), tf.ensure_shape(reason, []),
-        )  # fmt: skip
+            image.ok,
+            tf.ensure_shape(facts, [5]),
+            tf.ensure_shape(hashed, [2]),
+            tf.ensure_shape(moments, [2, source.decoding.channels]),
+            tf.ensure_shape(reason, []),
+        )
+
+    return look
+
+
+def survey(
+    source: Source, indices: np.ndarray, workers: int, progress: Callable[[int], None]
+) -> Survey:
+    """Examine the images `indices` int64 `[n]` of `source` with `workers` threads (0: all cores).
+
+    `progress` is told again and again how many were examined.
+    """
+    n, done = len(indices), 0
+    good, numbers = np.zeros(n, bool), np.zeros((n, 5), np.int64)
+    hashes = np.zeros((n, 2), np.uint64)
+    sums = np.zeros((2, source.decoding.channels))
+    refused: dict[int, str] = {}
 
     reads = ((source.read(indices[k : k + CHUNK]),) for k in range(0, n, CHUNK))
     signature = tf.TensorSpec([None, *source.record_spec.shape], source.record_spec.dtype)
-    with running(reads, (signature,), look, workers) as batches:
+    with running(reads, (signature,), _looker(source), workers) as batches:
         for some in batches:
             place = slice(done, done + len(some[0]))
             good[place], numbers[place], hashes[place], moments, reasons = some
             sums += moments[some[0]].sum(0)
             refused |= {done + row: text.decode() for row, text in enumerate(reasons) if text}
             done = place.stop
-            now = time.perf_counter()
-            if now - last > EVERY:
-                last = now
-                progress(done, (now - began) / done * (n - done))
+            progress(done)
     for row in np.flatnonzero(~good & (numbers[:, 0] == 0)).tolist():
-        refused |= {row: said} if (said := why(source, int(indices[row]))) else {}
+        reason = why(source, int(indices[row]))
+        if reason:
+            refused[row] = reason
     mean, square = sums / (good.sum() or np.nan)
     return Survey(
-        total=len(source), indices=indices, good=good, sides=numbers[:, 1:3].astype(np.int32), bytes=numbers[:, 0],
-        content=hashes[:, 0], pixels=hashes[:, 1], format=numbers[:, 3].astype(np.uint8),
+        total=len(source),
+        indices=indices,
+        good=good,
+        sides=numbers[:, 1:3].astype(np.int32),
+        bytes=numbers[:, 0],
+        content=hashes[:, 0],
+        pixels=hashes[:, 1],
+        format=numbers[:, 3].astype(np.uint8),
         transparent=numbers[:, 4].astype(bool),
-        refused=refused, mean=mean, std=np.sqrt(np.maximum(square - mean**2, 0)),
-    )  # fmt: skip
+        refused=refused,
+        mean=mean,
+        std=np.sqrt(np.maximum(square - mean**2, 0)),
+    )

@@ -1,4 +1,4 @@
-"""What the doctor says of a workdir: whether it can be written, what is in it and where a run would go on.
+"""Findings on a workdir: whether it can be written, and where a run would go on.
 
 Nothing here writes.
 """
@@ -19,7 +19,7 @@ from moco_jax.workdir import integrity, recipe_check
 
 
 def writable(workdir: epath.Path) -> Finding:
-    """Whether a run could write there, as the file system's rights say."""
+    """Find whether the rights of the file system let a run write to `workdir`."""
     if files.is_remote(workdir):
         return Finding(NOTE, f"{workdir}: whether it can be written shows when the run begins")
     place = _existing(workdir)
@@ -33,7 +33,7 @@ def writable(workdir: epath.Path) -> Finding:
 
 
 def _existing(path: epath.Path) -> Path:
-    """`path`, or the nearest folder above it that is there."""
+    """Return `path`, or the nearest folder above it that is there."""
     place = Path(path)
     while not place.exists():
         place = place.parent
@@ -41,7 +41,7 @@ def _existing(path: epath.Path) -> Path:
 
 
 def checkpoints(workdir: epath.Path, total_steps: int) -> list[Finding]:
-    """Where a run would go on; `total_steps`: its length, 0 where it is not known."""
+    """Find where a run would go on; `total_steps`: its length, 0 where it is not known."""
     examined = integrity.examine(workdir)
     why = integrity.lost(workdir, examined)
     if why:
@@ -67,7 +67,11 @@ def checkpoints(workdir: epath.Path, total_steps: int) -> list[Finding]:
 
 
 def recipe(workdir: epath.Path, config: Mapping[str, Any], allow_change: set[str]) -> list[Finding]:
-    """What `config` changes in the recipe of the run that is there; UserError where that is not allowed."""
+    """Find what `config` changes in the recipe of the run in `workdir`.
+
+    Raises:
+        UserError: it changes more than `allow_change` names.
+    """
     step = integrity.sound(integrity.examine(workdir))
     changed = recipe_check.recipe_changes(workdir, config, allow_change, step)
     if not changed:
@@ -77,7 +81,7 @@ def recipe(workdir: epath.Path, config: Mapping[str, Any], allow_change: set[str
 
 
 def room(free: int, present: int, state: int, keep: int) -> Finding:
-    """Whether checkpoints fit.
+    """Find whether the disk has room for checkpoints.
 
     Args:
         free: bytes on the disk.
@@ -86,19 +90,22 @@ def room(free: int, present: int, state: int, keep: int) -> Finding:
         keep: of the latest; the best and the one that is being written come on top.
     """
     needed = state * (keep + 2)
-    said = f"{size(state)} a checkpoint, {size(needed)} for {keep} latest, the best and one being written"
+    text = (
+        f"{size(state)} a checkpoint, {size(needed)} for {keep} latest, the best and one being "
+        "written"
+    )
     if free < state * checkpoint.ROOM:
-        return Finding(FAULT, f"{said}; {size(free)} are free: not even one fits, make room")
+        return Finding(FAULT, f"{text}; {size(free)} are free: not even one fits, make room")
     if free + present < needed:
         return Finding(
             WARNING,
-            f"{said}; {size(free)} are free: make room, or the run stops when the disk is full",
+            f"{text}; {size(free)} are free: make room, or the run stops when the disk is full",
         )
-    return Finding(OK, f"{said}; {size(free)} are free")
+    return Finding(OK, f"{text}; {size(free)} are free")
 
 
 def measure_room(workdir: epath.Path, state: int, keep: int) -> list[Finding]:
-    """`room` on the disk where `workdir` is or will be; nothing for a bucket."""
+    """Find the `room` on the disk where `workdir` is or will be; nothing for a bucket."""
     if files.is_remote(workdir):
         return []
     kept = [p for p in (Path(workdir) / "checkpoints").rglob("*") if p.is_file()]

@@ -1,7 +1,6 @@
 """Encodes a source of images to rows of a features file, and describes the encoder."""
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moco_jax.base import files
+from moco_jax.base import digests, files
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import to_line
 from moco_jax.data.configured import recipe_of
@@ -24,16 +23,6 @@ from moco_jax.parallel import mesh as mesh_lib
 SHOWN: tuple[str, ...] = ("image_size", "augment", "mean", "std", "channels", "white")
 SHOWN += ("background", "exif_rotation", "max_pixels")
 KINDS = ("backbone", "output")
-
-
-def fingerprint(variables: Any) -> str:
-    """Compute the SHA-256 of a tree of arrays: names, shapes, types and bytes."""
-    sha256 = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        array = np.ascontiguousarray(leaf)
-        sha256.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
-        sha256.update(array.data)
-    return sha256.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +54,7 @@ class Embedder:
             "step": self.found.step,
             "features": self.kind,
             "arch": config.arch,
-            "weights_sha256": fingerprint(self.found.variables),
+            "weights_sha256": digests.of_tree(self.found.variables),
         }
         shown = {key: config[key] for key in SHOWN}
         return named | {k: list(v) if isinstance(v, tuple) else v for k, v in shown.items()}

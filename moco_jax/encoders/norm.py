@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moco_jax.base.errors import UserError
+from moco_jax.base.errors import UserError, nearest_multiples
 
 
 class BatchNorm(nn.Module):
@@ -78,10 +78,9 @@ class BatchNorm(nn.Module):
     def _in_groups(self, x: jax.Array) -> jax.Array:
         batch, groups = x.shape[0], self.groups
         if batch % groups:
-            works = max(batch - batch % groups, groups)
             raise UserError(
                 f"batch_size={batch} does not divide into bn_groups={groups}; "
-                f"use {works} or {works + groups}"
+                f"{nearest_multiples(batch, groups)}"
             )
         if math.prod(x.shape[:-1]) == groups:
             raise UserError(

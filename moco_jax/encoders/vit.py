@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from moco_jax.base.errors import UserError
+from moco_jax.base.errors import UserError, nearest_multiples
 from moco_jax.encoders.attention import ATTENTIONS
 from moco_jax.encoders.heads import linear
 from moco_jax.encoders.layers import Conv, Dense, affine
@@ -188,13 +188,13 @@ class ViT(nn.Module):
             if side < self.patch or side % self.patch:
                 raise UserError(
                     f"image_size={side} does not divide into patches of {self.patch}; "
-                    f"{_nearest(side, self.patch)}"
+                    f"{nearest_multiples(side, self.patch)}"
                 )
         unit = math.lcm(self.heads, 8 if self.conv_stem else 4)
         if self.width % unit:
             raise UserError(
                 f"width={self.width} does not divide into {self.heads} heads and the parts of"
-                f" positions and stem; {_nearest(self.width, unit)}"
+                f" positions and stem; {nearest_multiples(self.width, unit)}"
             )
 
     @nn.compact
@@ -222,8 +222,3 @@ class ViT(nn.Module):
             common = (self.heads, self.attention, self.dtype, self.reduce, rate)
             x = block(*common, name=f"blocks_{i}")(x)
         return layer_norm(exact, "norm")(x[:, 0])
-
-
-def _nearest(value: int, unit: int) -> str:
-    below = value // unit * unit
-    return f"use {below} or {below + unit}" if below else f"use {unit}"

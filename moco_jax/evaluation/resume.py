@@ -6,7 +6,6 @@ of the same settings, images and first weights.
 """
 
 import errno
-import hashlib
 import re
 import time
 from typing import Any
@@ -18,31 +17,15 @@ from flax import serialization
 from jax.sharding import Mesh
 
 from moco_jax import __version__
-from moco_jax.base import files
+from moco_jax.base import digests, files
 from moco_jax.base.console import Console
+from moco_jax.base.digests import of_tree as digest
 from moco_jax.base.errors import full_disk
 from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
 
 SECONDS = 300.0  # between two saves
 SHARE = 0.05  # of the time at most is spent on saving, which comes less often where it is slow
-
-
-def digest(facts: Any) -> str:
-    """Compute the SHA-256 of `facts`, in hexadecimal.
-
-    `facts` are nested containers of arrays and of what has a `repr` that tells all of it.
-    """
-    sha256 = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(facts, is_leaf=lambda x: x is None):
-        sha256.update(jax.tree_util.keystr(path).encode())
-        if isinstance(leaf, (np.ndarray, jax.Array)):
-            leaf = np.ascontiguousarray(leaf)
-            sha256.update(f"{leaf.dtype}{leaf.shape}".encode())
-            sha256.update(leaf.data.cast("B") if leaf.size else b"")
-        else:
-            sha256.update(repr(leaf).encode())
-    return sha256.hexdigest()
 
 
 class Kept:
@@ -93,8 +76,8 @@ class Kept:
         assert self._path is not None
         if not self._path.exists():
             return None
-        head, _, body = self._path.read_bytes().partition(b"\n")
-        if head != hashlib.sha256(body).hexdigest().encode():
+        body = digests.unseal(self._path.read_bytes())
+        if body is None:
             wrong = "is damaged"
         else:
             content = serialization.msgpack_restore(body)
@@ -132,7 +115,7 @@ class Kept:
             {"training": self._digest, "step": step, "state": leaves, "notes": notes}
         )
         try:
-            files.write(self._path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+            files.write(self._path, digests.seal(body))
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise full_disk(self._path.parent) from error

@@ -1,1 +1,1 @@
-"""What a run records of itself while it trains, the scores it gives itself, and what these say of it."""
+"""Records and scores of a run while it trains, and the rules that diagnose it by them."""

@@ -1,4 +1,7 @@
-"""How far the keys in a queue still agree with the key encoder: what the paper means by a consistent dictionary."""
+"""Drift of keys: how far those in a queue still agree with the key encoder of now.
+
+The paper calls a dictionary of little drift consistent.
+"""
 
 import dataclasses
 
@@ -14,11 +17,11 @@ IMAGES = 128  # that are encoded twice for a measurement
 
 
 def drift(before: np.ndarray, now: np.ndarray) -> float:
-    """How far keys of the same images have moved, in units of how far keys of different images lie apart.
+    """Return how far keys have moved, in units of the distance between keys of different images.
 
-    `mean_i(1 - before_i . now_i) / mean_{i != j}(1 - now_i . now_j)` of unit vectors `[n, C]`: 0 where the key encoder
-    has not moved; where it is 1, an old key is as far from its image's key of now as any other image's. 0 for keys that
-    are all the same, which nothing can tell apart anyway.
+    `mean_i(1 - before_i . now_i) / mean_{i != j}(1 - now_i . now_j)` of unit vectors `[n, C]`: 0
+    where the key encoder has not moved; where it is 1, an old key is as far from its image's key of
+    now as any other image's. 0 for keys that are all the same, which nothing can tell apart anyway.
     """
     number = len(now)
     if number < 2:
@@ -31,12 +34,15 @@ def drift(before: np.ndarray, now: np.ndarray) -> float:
 
 @dataclasses.dataclass
 class Consistency:
-    """Measures the drift of keys over the life of a queue (MoCo v1, section 3.2) within a run; every host must call it.
+    """Measures the drift of keys while they are in the queue (MoCo v1, section 3.2).
 
-    A key in the queue was made of a random view, with the BatchNorm statistics of its batch; to compare it with a fresh
-    one would measure those too. So the same few images in their evaluation view are encoded twice: as many steps before a
-    measurement as a key stays in the queue, and at the measurement. What lies between is the key encoder's own movement:
-    how far the oldest keys in the queue are from what they would be if they were made now.
+    Every host must call it.
+
+    A key in the queue was made of a random view, with the BatchNorm statistics of its batch; to
+    compare it with a fresh one would measure those too. So the same few images in their evaluation
+    view are encoded twice: as many steps before a measurement as a key stays in the queue, and at
+    the measurement. What lies between is the key encoder's own movement: how far the oldest keys in
+    the queue are from what they would be if they were made now.
 
     Attributes:
         source, indices: the images.
@@ -44,8 +50,8 @@ class Consistency:
         encode: from variables and uint8 images to what keys are, in evaluation mode.
         mesh, batch_size, workers: as in the config.
         life: steps that a key stays in the queue; 0 where there is no queue.
-        pending: the step of a measurement -> what was encoded for it. Lost when a run stops, so that a measurement less
-            than `life` after it went on is left out.
+        pending: the step of a measurement -> what was encoded for it. Lost when a run stops, so
+            that a measurement less than `life` after it went on is left out.
     """
 
     source: Source
@@ -61,17 +67,22 @@ class Consistency:
     def _keys(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
         variables = {"params": state.key_params, "batch_stats": state.key_batch_stats}
         found, kept = features.extract(
-            self.source, self.recipe, self.indices, self.batch_size, self.workers, self.mesh,
+            self.source,
+            self.recipe,
+            self.indices,
+            self.batch_size,
+            self.workers,
+            self.mesh,
             lambda images: self.encode(variables, images),
-        )  # fmt: skip
+        )
         return knn.unit(found), kept
 
     def prepare(self, step: int, state: TrainState) -> None:
-        """Encode with the key encoder of now, for a measurement `life` steps after `step`."""
+        """Encode images with the key encoder of now, to compare `life` steps after `step`."""
         self.pending[step + self.life] = self._keys(state)
 
     def measure(self, step: int, state: TrainState) -> dict[str, float]:
-        """`drift` at `step`; empty where nothing was prepared for it."""
+        """Measure the drift at `step`; empty where nothing was prepared for it."""
         if step not in self.pending:
             return {}
         (before, kept_before), (now, kept) = self.pending.pop(step), self._keys(state)

@@ -1,7 +1,7 @@
-"""The picture of nearest neighbours, `neighbours.png`: some images, and what is closest to them before training and now.
+"""The picture of nearest neighbours, `neighbours.png`: before training and now.
 
-It is drawn anew at each score. What was found before training is kept in `neighbours.json`, without any pixels, for a
-run that is stopped and goes on.
+It is drawn anew at each score. What was found before training is kept in `neighbours.json`, without
+any pixels, for a run that is stopped and goes on.
 """
 
 import json
@@ -26,7 +26,9 @@ Images = dict[int, np.ndarray]  # index -> uint8 `[S, S, C]`
 
 
 class Picture:
-    """`neighbours.png` of a run and the same on TensorBoard; the host that writes records draws, others know as much.
+    """Draws `neighbours.png` of a run, and shows it on TensorBoard.
+
+    The host that writes records draws; others know what was found as well.
 
     Attributes:
         path: the PNG.
@@ -34,9 +36,24 @@ class Picture:
     """
 
     def __init__(
-        self, place: epath.Path, monitor: Monitor, console: Console, log: Writers, start: int, last: int
-    ):  # fmt: skip
-        """In the workdir `place`, of a run that begins, or goes on, after step `start`; `last`: its last step."""
+        self,
+        place: epath.Path,
+        monitor: Monitor,
+        console: Console,
+        log: Writers,
+        start: int,
+        last: int,
+    ):
+        """Open the picture of a run, and read what an earlier part of the run found.
+
+        Args:
+            place: the workdir.
+            monitor: finds the neighbours.
+            console: told where the picture fails.
+            log: takes the picture to TensorBoard.
+            start: the step after which the run begins, or goes on.
+            last: the last step of the run.
+        """
         self.path, self._kept = place / "neighbours.png", place / "neighbours.json"
         self.monitor, self.console, self.log, self.last = monitor, console, log, last
         self._asked: Images = {}
@@ -45,12 +62,12 @@ class Picture:
         self.before = self._read() if start else None
 
     def begin(self, found: Found) -> None:
-        """Keep what was `found` before training."""
+        """Keep what was `found` before training, for the pictures that follow."""
         self.before = _nearest(found)
         self._try(self._keep, self.before)
 
     def renew(self, step: int, found: Found) -> None:
-        """Draw what was `found` after `step`; what was found at step 0 is kept for the pictures that follow."""
+        """Draw what was `found` after `step`; at step 0 it is kept as well."""
         if step == 0:
             self.begin(found)
         if len(found.queries):
@@ -66,9 +83,12 @@ class Picture:
             self.console.line(f"{self.path.name} fails and is left out from here on: {error!r}")
 
     def complete(
-        self, found: Found | None, now: Callable[[], Mapping[str, Any]], first: Callable[[], Mapping[str, Any]]
-    ) -> Found:  # fmt: skip
-        """Leave the picture at the end of a run with both its columns; every host must call it.
+        self,
+        found: Found | None,
+        now: Callable[[], Mapping[str, Any]],
+        first: Callable[[], Mapping[str, Any]],
+    ) -> Found:
+        """Draw the last picture of a run, with both its columns; every host must call this.
 
         Args:
             found: at the last step; None where there was no score.
@@ -78,7 +98,7 @@ class Picture:
         Returns:
             what was found at the last step.
         """
-        known = hosts.first_says(self.before is not None)
+        known = hosts.broadcast(self.before is not None)
         if not known:
             try:
                 self.begin(self.monitor.look(first()))
@@ -113,9 +133,12 @@ class Picture:
         figures.neighbours(
             self.path,
             np.stack([self._asked[q] for q in nearest]),
-            {t: np.stack([[self._found[i] for i in row] for row in f.tolist()]) for t, f in rows.items()},
+            {
+                t: np.stack([[self._found[i] for i in row] for row in f.tolist()])
+                for t, f in rows.items()
+            },
             right,
-        )  # fmt: skip
+        )
         self.log.picture(step, "neighbours", self.path)
 
     def _images(self, source: Source, indices: np.ndarray, known: Images) -> Images:
@@ -126,7 +149,7 @@ class Picture:
         return {i: known[i] for i in indices.tolist()}
 
     def _names(self, nearest: Nearest) -> list[list[str]]:
-        """For each query its name and those of what was found."""
+        """List for each query its name and those of its neighbours."""
         asked, found = np.asarray([*nearest], np.int64), np.asarray([*nearest.values()], np.int64)
         called = self.monitor.bank.names(found.ravel())
         width = found.shape[-1]
@@ -136,13 +159,18 @@ class Picture:
         ]
 
     def _read(self) -> Nearest | None:
-        """What an earlier part of the run kept; None where there is nothing, or it is of other images than today's."""
+        """Read what an earlier part of the run kept; None if nothing, or of other images."""
         if not self._kept.exists():
             return None
         try:
             kept = json.loads(self._kept.read_text())
-            nearest = {int(query): list(map(int, found)) for query, found in kept["nearest"].items()}  # fmt: skip
-            same = nearest.keys() <= set(self.monitor.few.tolist()) and self._names(nearest) == kept["names"]  # fmt: skip
+            nearest = {
+                int(query): list(map(int, found)) for query, found in kept["nearest"].items()
+            }
+            same = (
+                nearest.keys() <= set(self.monitor.few.tolist())
+                and self._names(nearest) == kept["names"]
+            )
         except (
             ValueError,
             LookupError,
@@ -156,7 +184,8 @@ class Picture:
         if same:
             return nearest
         self.console.line(
-            f"{self._kept} is damaged or of other images: until the run ends its picture has no column 'before training'"
+            f"{self._kept} is damaged or of other images: until the run ends its picture has no "
+            "column 'before training'"
         )
         return None
 
@@ -166,6 +195,6 @@ def _nearest(found: Found) -> Nearest:
 
 
 def views(source: Source, recipe: Recipe, indices: np.ndarray, workers: int) -> np.ndarray:
-    """The images `indices` int `[N]` of `source` as evaluation sees them: uint8 `[N, S, S, C]`."""
+    """Make the evaluation views uint8 `[N, S, S, C]` of the images `indices` int `[N]`."""
     batches = pipeline.evaluation_batches(source, recipe, indices[:, None], workers)
     return np.concatenate([batch["image"] for batch in batches])

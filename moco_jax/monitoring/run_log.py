@@ -1,4 +1,4 @@
-"""The numbers of a run for tools: JSON lines in `metrics.jsonl`, and the same scalars, settings and pictures for TensorBoard."""
+"""Records of a run: JSON lines in `metrics.jsonl`, and the same for TensorBoard."""
 
 import contextlib
 import dataclasses
@@ -16,40 +16,43 @@ from moco_jax.base.errors import UserError, full_disk
 from moco_jax.monitoring import tensorboard_files
 
 NAME = "metrics.jsonl"
-# What a run leaves beside its checkpoints, and a run that begins anew in its workdir would write over.
+# What a run leaves beside its checkpoints, and a run that begins anew in its workdir would write
+# over.
 LEFT = (NAME, "neighbours.png", "neighbours.json", "views.png", tensorboard_files.FOLDER)
 EARLIER = "earlier"  # holds it then, in folders numbered from 1
-HELD = 4000  # records of a run that are kept in memory, about 4 MB
+KEPT = 4000  # records of a run that are kept in memory, about 4 MB
 
 
 def thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`records` where they are no more than `HELD`; else without every other one of the older half's losses."""
-    if len(records) <= HELD:
+    """Drop every other loss of the older half of `records`, if there are more than `KEPT`."""
+    if len(records) <= KEPT:
         return records
-    older, newer = records[: HELD // 2], records[HELD // 2 :]
+    older, newer = records[: KEPT // 2], records[KEPT // 2 :]
     losses = [r for r in older if "loss" in r]
     left_out = {id(r) for r in losses[1::2]}
     return [r for r in older if id(r) not in left_out] + newer
 
 
 class Writers:
-    """Appends records of one run; a host that does not write keeps silent.
+    """Appends the records of one run; on hosts that do not write it does nothing.
 
     Attributes:
-        held: its records so far, in order, older ones thinned out.
-        said: a line on each thing that was set aside, and why.
+        records: those so far, in order, older ones thinned out.
+        remarks: a line on each thing that was set aside, and why.
     """
 
     def __init__(self, workdir: epath.Path, writes: bool, resumed_step: int):
-        """Open the files; records past `resumed_step`, of work that was lost, and damaged ones are set aside first.
+        """Open the files; first set aside damaged records and those past `resumed_step`.
+
+        Records past it are of work that was lost.
 
         Raises:
             UserError: they cannot be read or written.
         """
         self.path, self.workdir = workdir / NAME, workdir
         self.writes = writes
-        self.held: list[dict[str, Any]] = []
-        self.said: list[str] = []
+        self.records: list[dict[str, Any]] = []
+        self.remarks: list[str] = []
         if not writes:
             return
         with _told(self.path):
@@ -67,10 +70,12 @@ class Writers:
         place = _free(self.workdir)
         for path in left:
             path.rename(place / path.name)
-        self.said.append(f"this run begins at step 0: the records that were there are in {place}")
+        self.remarks.append(
+            f"this run begins at step 0: the records that were there are in {place}"
+        )
 
     def _take_out(self, step: int) -> list[dict[str, Any]]:
-        """Write metrics.jsonl anew with the records up to `step`, which are returned; all others are kept elsewhere."""
+        """Rewrite metrics.jsonl with records up to `step`, and return them; move others away."""
         found = read(self.workdir)
         kept = [r for r in found.records if r["step"] <= step]
         lost = [json.dumps(r).encode() for r in found.records if r["step"] > step]
@@ -78,13 +83,16 @@ class Writers:
         if taken:
             place = _free(self.workdir) / NAME
             files.write(place, b"".join(line + b"\n" for line in taken))
-            self.said += [f"{line}; it is in {place} now" for line in found.remarks]
+            self.remarks += [f"{line}; it is in {place} now" for line in found.remarks]
         files.write(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         return kept
 
     @functools.cached_property
-    def _board(self) -> metric_writers.SummaryWriter:
-        """One at a time: TensorBoard leaves a file, and what is added to it later, as soon as there is a younger one."""
+    def _tensorboard(self) -> metric_writers.SummaryWriter:
+        """The only writer for TensorBoard.
+
+        TensorBoard reads nothing more from a file once there is a younger one.
+        """
         return metric_writers.SummaryWriter(str(self.workdir / tensorboard_files.FOLDER))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -92,18 +100,18 @@ class Writers:
         if not self.writes:
             return
         self._append({"step": step, **numbers})
-        self._board.write_scalars(step, dict(numbers))
+        self._tensorboard.write_scalars(step, dict(numbers))
 
     def settings(self, config: Mapping[str, Any]) -> None:
         """Give TensorBoard the settings of the run."""
         if self.writes:
-            self._board.write_hparams(tensorboard_files.settings(config))
+            self._tensorboard.write_hparams(tensorboard_files.settings(config))
 
     def picture(self, step: int, name: str, path: epath.Path) -> None:
-        """Give TensorBoard the PNG at `path` as it is at `step`; at once, for whoever waits for it."""
+        """Give TensorBoard the PNG at `path` as it is at `step`, without delay."""
         if self.writes:
-            self._board.write_images(step, {name: tensorboard_files.picture(path)})
-            self._board.flush()
+            self._tensorboard.write_images(step, {name: tensorboard_files.picture(path)})
+            self._tensorboard.flush()
 
     def event(self, step: int, kind: str, facts: Mapping[str, Any]) -> None:
         """Record that something happened at `step`: `kind` names it."""
@@ -116,33 +124,34 @@ class Writers:
         self._hold(record)
 
     def _hold(self, record: dict[str, Any]) -> None:
-        self.held.append(record)
-        self.held = thinned(self.held)
+        self.records.append(record)
+        self.records = thinned(self.records)
 
     def close(self) -> None:
-        """Write what is buffered; what is written after this goes to another file of TensorBoard's."""
-        if "_board" in vars(self):
-            self._board.flush()
-            self._board.close()
-            del self._board
+        """Write what is buffered; later records go to another file of TensorBoard's."""
+        if "_tensorboard" in vars(self):
+            self._tensorboard.flush()
+            self._tensorboard.close()
+            del self._tensorboard
 
 
 @contextlib.contextmanager
 def _told(path: epath.Path) -> Iterator[None]:
-    """Turn what the file system refuses about `path` into a sentence."""
+    """Turn an error of the file system about `path` into a UserError."""
     try:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise full_disk(path.parent) from error
         raise UserError(
-            f"{path} cannot be read and written ({error.strerror or error}); see that workdir={path.parent} is there and "
-            "is yours, and give the same command: it goes on from the last whole checkpoint"
+            f"{path} cannot be read and written ({error.strerror or error}); see that "
+            f"workdir={path.parent} is there and is yours, and give the same command: it goes on "
+            "from the last whole checkpoint"
         ) from error
 
 
 def _free(workdir: epath.Path) -> epath.Path:
-    """A new folder for what is set aside."""
+    """Make a new folder for what is set aside."""
     folder = workdir / EARLIER
     taken = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
     place = folder / str(max(taken, default=0) + 1)
@@ -152,7 +161,7 @@ def _free(workdir: epath.Path) -> epath.Path:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """What a file of records holds.
+    """The content of a file of records.
 
     Attributes:
         records: oldest first.
@@ -168,7 +177,7 @@ class Read:
 
 
 def read(workdir: epath.Path) -> Read:
-    """The records of the run in `workdir`, and what is damaged in their file.
+    """Read the records of the run in `workdir`, and what is damaged in their file.
 
     Raises:
         UserError: the file cannot be read.
@@ -180,7 +189,8 @@ def read(workdir: epath.Path) -> Read:
         lines = files.read(path).split(b"\n")
     parsed = {n: record_of(line) for n, line in enumerate(lines, 1) if line}
     damaged = {n: lines[n - 1] for n, found in parsed.items() if found is None}
-    # The last line has no end where the run was killed, or while it writes: whole or not, it is not counted on.
+    # The last line has no end where the run was killed, or while it writes: whole or not, it is not
+    # counted on.
     if lines[-1]:
         parsed[len(lines)], damaged[len(lines)] = None, lines[-1]
     some = ", ".join(map(str, [*damaged][:5])) + (", ..." if len(damaged) > 5 else "")
@@ -190,7 +200,7 @@ def read(workdir: epath.Path) -> Read:
 
 
 def records(workdir: epath.Path) -> list[dict[str, Any]]:
-    """All records of the run in `workdir`, oldest first; damaged ones, and a last one cut short, are left out."""
+    """Read the sound records of the run in `workdir`, oldest first."""
     return read(workdir).records
 
 
@@ -202,7 +212,11 @@ EVENTS: dict[str, dict[str, type]] = {
 
 
 def record_of(line: bytes) -> dict[str, Any] | None:
-    """The record that `line` is, or None where it is none: an object with a step, of an event or of numbers alone."""
+    """Parse a record: an object with a step, of an event or of numbers alone.
+
+    Returns:
+        None where `line` is no record.
+    """
     try:
         found = json.loads(line.decode())
     except (ValueError, RecursionError):

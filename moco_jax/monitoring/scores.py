@@ -1,4 +1,4 @@
-"""The score a run gives itself while it trains: kNN where there are labels, the spread of features where not."""
+"""Scores that a run gives itself: kNN where there are labels, and the spread of features."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,7 +26,9 @@ SAMPLE = 1000  # searched images whose features are handed over
 
 
 def effective_rank(features: np.ndarray) -> float:
-    """In how many directions `features` `[N, D]` differ: exp of the entropy of their singular values (RankMe, Garrido 2023).
+    """Return in how many directions `features` `[N, D]` differ (RankMe, Garrido 2023).
+
+    That is exp of the entropy of their singular values.
 
     The singular values are scaled to sum 1. Between 1 (all on one line) and min(N, D).
     """
@@ -37,11 +39,13 @@ def effective_rank(features: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What an encoder makes of some of a monitor's images.
+    """Neighbours and features that an encoder gives to some of a monitor's images.
 
     Attributes:
-        queries: int64 `[Q]`, the few whose neighbours are looked for, indices; damaged ones are left out.
-        nearest: int64 `[Q, K]`, of each the nearest searched images by cosine, nearest first, indices.
+        queries: int64 `[Q]`, the few whose neighbours are looked for, indices; damaged ones are
+            left out.
+        nearest: int64 `[Q, K]`, of each the nearest searched images by cosine, nearest first,
+            indices.
         sample: int64 `[P]`, searched images, evenly spread, indices.
         features: float32 `[P, D]`, theirs.
     """
@@ -53,13 +57,13 @@ class Found:
 
 
 def evenly(count: int, most: int) -> np.ndarray:
-    """Places int64 `[min(count, most)]` in a row of `count`, evenly spread."""
+    """Spread places int64 `[min(count, most)]` evenly over a row of `count`."""
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
 @dataclasses.dataclass
 class Monitor:
-    """Two sets of images and how to compare them.
+    """Scores an encoder by the neighbours of some images among others.
 
     Attributes:
         bank, bank_indices: the images that are searched.
@@ -80,13 +84,13 @@ class Monitor:
     workers: int
     k: int
     temperature: float
-    _said: list[str] = dataclasses.field(default_factory=list)
+    _remarks: list[str] = dataclasses.field(default_factory=list)
     _told: int = 0
 
     def features(
         self, encode, query_indices: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Bank features `[N, D]` and indices `[N]`, query features `[M, D]` and indices `[M]`.
+        """Return bank features `[N, D]` and indices `[N]`, then the same of queries `[M]`.
 
         `query_indices`: which queries; all that are classified where None.
         """
@@ -96,11 +100,12 @@ class Monitor:
         return *bank, *features.extract(self.queries, self.recipe, chosen, *common)
 
     def score(self, encode) -> tuple[dict[str, float], Found]:
-        """Numbers, and what was found on the way.
+        """Score the features that `encode` makes.
 
-        The numbers are `knn` (share of queries classified rightly) if there are labels of two
-        classes or more, `feature_spread` (0..1), and `effective_rank` of features that are finite.
-        What has no label has no vote and is not classified; `news` says so.
+        Returns the numbers, and what was found on the way. The numbers are `knn` (share of queries
+        classified rightly) if there are labels of two classes or more, `feature_spread` (0..1), and
+        `effective_rank` of features that are finite. What has no label has no vote and is not
+        classified; `news` says so.
         """
         bank, bank_indices, queries, query_indices = self.features(encode)
         unit = knn.unit(queries)
@@ -124,7 +129,7 @@ class Monitor:
         return result, _found(bank, bank_indices, query_indices[few], rows)
 
     def matched(self, bank_indices: np.ndarray, query_indices: np.ndarray) -> Matched | None:
-        """The classes of some searched images and queries in one numbering; None without labels."""
+        """Number the classes of searched images and queries alike; None without labels."""
         return match_sources(self.bank, bank_indices, self.queries, query_indices)
 
     def _can_score(self, matched: Matched) -> bool:
@@ -159,30 +164,32 @@ class Monitor:
             )
 
     def _say(self, text: str) -> None:
-        if text not in self._said:
-            self._said.append(text)
+        if text not in self._remarks:
+            self._remarks.append(text)
 
     def news(self) -> list[str]:
-        """What is to be said of the labels that scores so far were made with, each line once."""
-        new, self._told = self._said[self._told :], len(self._said)
+        """Return new lines on the labels that scores were made with; each is returned once."""
+        new, self._told = self._remarks[self._told :], len(self._remarks)
         return new
 
     @property
     def few(self) -> np.ndarray:
-        """The queries int64 `[Q]` whose neighbours are handed over, always the same."""
+        """The queries int64 `[Q]` whose neighbours are handed over; they never change."""
         return self.query_indices[evenly(len(self.query_indices), FEW)]
 
     def look(self, variables: Mapping[str, Any]) -> Found:
-        """What the encoder with these variables finds, without a score."""
-        bank, bank_indices, queries, kept = self.features(lambda images: self.encode(variables, images), self.few)  # fmt: skip
+        """Find neighbours by the encoder with these variables, without a score."""
+        bank, bank_indices, queries, kept = self.features(
+            lambda images: self.encode(variables, images), self.few
+        )
         return _found(bank, bank_indices, kept, knn.nearest(bank, queries, NEAREST)[1])
 
     def measure(self, variables: Mapping[str, Any]) -> tuple[dict[str, float], Found]:
-        """The score of the encoder with these variables, and what it found on the way."""
+        """Score the encoder with these variables; also return what it found on the way."""
         return self.score(lambda images: self.encode(variables, images))
 
     def raw_pixels(self) -> dict[str, float]:
-        """The score of the pixels themselves, scaled to -1..1; empty for images too large for it to be cheap."""
+        """Score the pixels themselves, scaled to -1..1; empty for images too large to be cheap."""
         if self.recipe.image_size > RAW_PIXELS_SIDE:
             return {}
         flatten = jax.jit(

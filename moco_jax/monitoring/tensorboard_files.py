@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its scalars: settings and pictures as it takes them, the projector's embedding."""
+"""Settings, pictures and an embedding of a run in the forms that TensorBoard reads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +17,14 @@ FILES = ("features.tsv", "classes.tsv", "images.png")
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` as hyper-parameters: what is neither number, word nor truth value becomes text."""
+    """Return `config` as hyper-parameters: numbers, text and truth values."""
     plain = (bool, int, float)
     words = {k: v if isinstance(v, (*plain, str)) else str(tuple(v)) for k, v in config.items()}
     return {k: v if isinstance(v, plain) else printable(v) for k, v in words.items()}
 
 
 def picture(path: epath.Path) -> np.ndarray:
-    """The PNG at `path` as uint8 `[H, W, 3]`."""
+    """Read the PNG at `path` as uint8 `[H, W, 3]`."""
     with path.open("rb") as file:
         return np.asarray(Image.open(file).convert("RGB"))
 
@@ -32,7 +32,7 @@ def picture(path: epath.Path) -> np.ndarray:
 def project(
     workdir: epath.Path, features: np.ndarray, images: np.ndarray, labels: Sequence[Any] | None
 ) -> None:
-    """Put an embedding into the projector of the board of the run in `workdir`.
+    """Write an embedding for the projector in TensorBoard's folder of `workdir`.
 
     Args:
         workdir: of the run.
@@ -41,18 +41,18 @@ def project(
         labels: N of them, words on one line or numbers; None where there are none.
     """
     folder = workdir / FOLDER
-    tensors, metadata, sheet = (folder / name for name in FILES)
+    tensors, metadata, sprite = (folder / name for name in FILES)
     tensors.write_text("\n".join("\t".join(f"{x:.5g}" for x in row) for row in features) + "\n")
     columns = int(np.ceil(np.sqrt(len(images))))  # the projector wants a square
     whole = Image.new("RGB", (columns * SIDE, columns * SIDE))
     for number, image in enumerate(images):
         picture = Image.fromarray(shown(image)).convert("RGB").resize((SIDE, SIDE))
         whole.paste(picture, (number % columns * SIDE, number // columns * SIDE))
-    with sheet.open("wb") as file:
+    with sprite.open("wb") as file:
         whole.save(file, "PNG")
     config = projector.ProjectorConfig()
     embedding = config.embeddings.add(tensor_name="features", tensor_path=tensors.name)
-    embedding.sprite.image_path = sheet.name
+    embedding.sprite.image_path = sprite.name
     embedding.sprite.single_image_dim.extend([SIDE, SIDE])
     if labels is not None:
         metadata.write_text("".join(f"{label}\n" for label in labels))

@@ -1,6 +1,6 @@
-"""The contact sheet: a few images of the run's first batch beside the views that the run will draw of them.
+"""A picture of a run's first images beside the views that are drawn of them.
 
-And, where JPEGs are shrunk in decoding, how far these views are from the exact ones.
+Where JPEGs are shrunk in decoding, such views are also compared with the exact ones.
 """
 
 import numpy as np
@@ -27,31 +27,37 @@ def first_pairs(
     workers: int,
     scaled_decoding: bool = False,
 ) -> pipeline.Rows:
-    """The first view pairs of a run on `source` with these settings, as `train_batches` yields them.
+    """Make the first view pairs of a run on `source`, as `train_batches` yields them.
 
     Raises:
         UserError: none of the images can be decoded.
     """
     batches = pipeline.train_batches(
-        source, recipe, seed=seed, batch_size=batch_size, rows=np.arange(min(PAIRS, batch_size)),
-        examples_seen=0, workers=workers, damaged=pipeline.DamagedImages(len(source)),
+        source,
+        recipe,
+        seed=seed,
+        batch_size=batch_size,
+        rows=np.arange(min(PAIRS, batch_size)),
+        examples_seen=0,
+        workers=workers,
+        damaged=pipeline.DamagedImages(len(source)),
         scaled_decoding=scaled_decoding,
-    )  # fmt: skip
+    )
     return next(batches)
 
 
 def loss(scaled: pipeline.Rows, exact: pipeline.Rows) -> Finding:
-    """What scaled decoding changes: views made with it beside the same without."""
+    """Compare views made by scaled decoding with the exact ones."""
     apart = [np.abs(scaled[k].astype(np.int32) - exact[k]) for k in ("query", "key")]
     return Finding(
         NOTE,
-        f"scaled_decoding changes these views by {np.mean(apart):.2f} of 255 gray levels in the mean; "
-        f"{np.mean(np.asarray(apart) > 6):.1%} of their values by more than 6",
+        f"scaled_decoding changes these views by {np.mean(apart):.2f} of 255 gray levels in the "
+        f"mean; {np.mean(np.asarray(apart) > 6):.1%} of their values by more than 6",
     )
 
 
 def draw(path: epath.Path, source: Source, batch: pipeline.Rows) -> None:
-    """Write the sheet of the views in `batch` to `path`; UserError where it cannot be written."""
+    """Draw the views in `batch` to the file `path`; UserError where it cannot be written."""
     records = source.read(batch["index"])
     images = [
         decode_or_flag(source, tf.constant(record, source.record_spec.dtype)).pixels.numpy()

@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, joining and agreeing, and whether the compiler computes rightly."""
+"""Devices and processes: the mesh, joining and agreeing, and checks of the compiler."""

@@ -1,10 +1,10 @@
-"""Several processes as one run: joining them, and making sure that all of them run the same thing."""
+"""Several processes as one run: joining them, and making sure that they agree."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flax
 import jax
@@ -13,7 +13,10 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from moco_jax.base import digests
 from moco_jax.base.errors import UserError
+
+T = TypeVar("T")
 
 
 def start_hosts(
@@ -26,18 +29,20 @@ def start_hosts(
         coordinator: else HOST:PORT of process 0; empty for a run of one process.
         num_processes: how many there are.
         process_id: which of them this is, from 0.
-        asks_for_stops: whether SIGTERM is left to JAX's preemption service, because the program asks it after every step;
-            else SIGTERM ends the process.
+        asks_for_stops: whether SIGTERM is left to JAX's preemption service, because the program
+            asks it after every step; else SIGTERM ends the process.
     """
     jax.config.update("jax_enable_preemption_service", asks_for_stops)
     if num_processes > 1 and not coordinator:
         raise UserError(
-            f"--num_processes={num_processes} needs --coordinator=HOST:PORT, the address of process 0"
+            f"--num_processes={num_processes} needs --coordinator=HOST:PORT, the address of "
+            "process 0"
         )
     if coordinator:
         if not 0 <= process_id < num_processes:
             raise UserError(
-                f"--process_id={process_id} is not below --num_processes={num_processes}; ids count from 0"
+                f"--process_id={process_id} is not below --num_processes={num_processes}; ids "
+                "count from 0"
             )
         jax.distributed.initialize(coordinator, num_processes, process_id)
     elif distributed:
@@ -45,7 +50,11 @@ def start_hosts(
 
 
 def require_agreement(facts: Mapping[str, Any]) -> None:
-    """Refuse to go on unless every process of the run has the same `facts` (JSON values by name)."""
+    """Refuse to go on unless every process of the run has the same `facts`, JSON values by name.
+
+    Raises:
+        UserError: the facts that differ; on every process.
+    """
     if jax.process_count() == 1:
         return
     names = sorted(facts)
@@ -58,37 +67,27 @@ def require_agreement(facts: Mapping[str, Any]) -> None:
     if differing:
         here = ", ".join(f"{n}={facts[n]!r}" for n in differing)
         raise UserError(
-            f"the processes of this run differ in {', '.join(differing)} (process {jax.process_index()} has "
-            f"{here}); start all of them with one command and one version of the code"
+            f"the processes of this run differ in {', '.join(differing)} (process "
+            f"{jax.process_index()} has {here}); start all of them with one command and one "
+            "version of the code"
         )
 
 
-def first_says(yes: bool) -> bool:
-    """What process 0 says, on every host; all must ask."""
-    if jax.process_count() == 1:
-        return yes
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(yes)))
+def broadcast(value: T) -> T:
+    """Return process 0's `value`, made of JSON, on every process; every process must call this.
 
-
-def first_tells(text: str) -> str:
-    """The `text` of process 0, on every host; all must ask, and what the others give does not matter."""
+    What the other processes give does not matter. Tuples arrive as lists.
+    """
     if jax.process_count() == 1:
-        return text
-    own = np.frombuffer(text.encode(), np.uint8)
+        return value
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(own), np.int32)))
-    told = multihost_utils.broadcast_one_to_all(np.resize(own, length))
-    return np.asarray(told).astype(np.uint8).tobytes().decode()
-
-
-def first_gives(number: int) -> int:
-    """The `number` of process 0, below 2**31, on every host; all must ask."""
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.broadcast_one_to_all(np.asarray(number, np.int32)))
+    sent = multihost_utils.broadcast_one_to_all(np.resize(own, length))
+    return json.loads(np.asarray(sent).astype(np.uint8).tobytes())
 
 
 def facts_of(config: ConfigDict) -> dict[str, Any]:
-    """What must be the same on every host of a run, by name: settings, code and library versions."""
+    """Collect what every host of a run must have alike: settings, code and library versions."""
     own = ("data_dir", "workers", "compilation_cache")
     versions = {m.__name__: m.__version__ for m in (flax, jax, optax)}
     settings = {k: v for k, v in config.to_dict().items() if k not in own}
@@ -96,8 +95,6 @@ def facts_of(config: ConfigDict) -> dict[str, Any]:
 
 
 def code_digest() -> str:
-    """SHA-256 of this package's Python files, in hexadecimal."""
-    code = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        code.update(path.read_bytes())
-    return code.hexdigest()
+    """Return the SHA-256 of this package's Python files, in hexadecimal."""
+    package = Path(__file__).parents[1]
+    return digests.of_files(sorted(package.rglob("*.py")))

@@ -1,8 +1,10 @@
-"""A few questions with known answers, asked of JAX's compiler before anything is trusted to it.
+"""Computations with known results, by which a compiler that computes wrong values is refused.
 
-Compilers have had faults that are silent: jaxlib 0.10.2 gives wrong sums on CPUs (jax issue 39103). The questions are those
-that a train step asks: products, sums over few and many rows, a convolution and its gradients. All numbers are small whole
-numbers, so that the right answer is the same to the bit in every precision that a device may use.
+Compilers have had faults that are silent: jaxlib 0.10.2 gives wrong sums on CPUs (jax issue 39103).
+The questions are those
+that a train step asks: products, sums over few and many rows, a convolution and its gradients. All
+numbers are small whole numbers, so that the right answer is the same to the bit in every precision
+that a device may use.
 """
 
 from collections.abc import Callable
@@ -15,7 +17,8 @@ import numpy as np
 
 from moco_jax.base.errors import UserError
 
-# One more than a multiple of what a CPU's compiler gives to a thread: the last row is a block of its own.
+# One more than a multiple of what a CPU's compiler gives to a thread: the last row is a block of
+# its own.
 ROWS = 32_769
 LARGEST = 251  # below it, whole numbers are exact in bfloat16
 
@@ -23,7 +26,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def require_right() -> None:
-    """Refuse a compiler that answers wrongly on this process's first device.
+    """Refuse a compiler that computes wrong values on this process's first device.
 
     Raises:
         UserError: the answers that are wrong, the version, and what to install.
@@ -32,13 +35,14 @@ def require_right() -> None:
     if wrong:
         device = jax.local_devices()[0]
         raise UserError(
-            f"jaxlib {jaxlib.__version__} computes wrong values on {device.device_kind} ({'; '.join(wrong)}); install "
-            "another version: pip install --upgrade 'jax!=0.10.2,!=0.11.0'"
+            f"jaxlib {jaxlib.__version__} computes wrong values on {device.device_kind} "
+            f"({'; '.join(wrong)}); install another version: pip install --upgrade "
+            "'jax!=0.10.2,!=0.11.0'"
         )
 
 
 def wrong_answers(compiled: Callable[[Callable], Callable]) -> list[str]:
-    """Ask all questions, and say of each that is answered wrongly what came and what is right.
+    """Run all computations, and describe each wrong result beside the right one.
 
     Args:
         compiled: makes a program of a pure function; `jax.jit`.
@@ -61,7 +65,7 @@ def _first_difference(answer: np.ndarray, right: np.ndarray) -> str:
 
 
 def given() -> Arrays:
-    """The operands, float32, whole numbers each."""
+    """Make the operands: float32 arrays of whole numbers."""
     draw = np.random.default_rng(0).integers
     rows = np.zeros((ROWS, 3))
     rows[:, 0] = np.arange(ROWS) % LARGEST
@@ -79,7 +83,7 @@ def given() -> Arrays:
 
 
 def asked(x: dict[str, Any]) -> dict[str, jax.Array]:
-    """What JAX is asked, as one program; `x` as `given` makes it."""
+    """Compute all results with JAX, as one program, from operands that `given` makes."""
 
     def convolve(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         return jax.lax.conv_general_dilated(
@@ -111,7 +115,7 @@ def asked(x: dict[str, Any]) -> dict[str, jax.Array]:
 
 
 def known(x: Arrays) -> Arrays:
-    """The right answers, by NumPy in float64."""
+    """Compute the right results with NumPy in float64."""
     x = {name: array.astype(np.float64) for name, array in x.items()}
     answers = {
         "sums of products by row": ((x["rows"] @ x["square"].T) ** 2).sum(1),
@@ -133,7 +137,7 @@ def known(x: Arrays) -> Arrays:
 def _convolution(
     images: np.ndarray, kernel: np.ndarray, gradient: np.ndarray, stride: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A convolution padded by one pixel and its gradients, tap by tap; shapes as in `asked`."""
+    """Compute a convolution padded by one pixel and its gradients, tap by tap."""
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     height, width = gradient.shape[1:3]
     out, by_images, by_kernel = (

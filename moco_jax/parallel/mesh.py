@@ -1,7 +1,7 @@
 """Devices as one mesh with a single axis, `data`, and how arrays lie on it.
 
-All sharding of the project is decided here: images and queue by their batch axis, everything else whole on
-every device. A program on one device is the same program with a mesh of one.
+All sharding of the project is decided here: images and queue by their batch axis, everything else
+whole on every device. A program on one device is the same program with a mesh of one.
 """
 
 import functools
@@ -17,38 +17,38 @@ AXIS = "data"
 
 
 def create_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices of all hosts (or of `devices`), in JAX's order, on the axis `data`."""
+    """Make a mesh of all devices of all hosts (or of `devices`), in JAX's order, on one axis."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The layout of an array that every device holds whole."""
+    """Return the layout of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The layout of an array that is divided over the devices along `axis`."""
+    """Return the layout of an array that is divided over the devices along `axis`."""
     return NamedSharding(mesh, P(*[None] * axis, AXIS))
 
 
 def replicate(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Inside jit: require `x` whole on every device (nothing happens without a mesh)."""
+    """Require, inside jit, `x` whole on every device; without a mesh nothing happens."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, replicated(mesh))
 
 
 def divide(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Inside jit: require `x` divided over the devices along its first axis (nothing happens without a mesh)."""
+    """Require, inside jit, `x` divided over devices by its first axis; no mesh, no effect."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, sharded(mesh))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The places int64 `[n]` in the global batch, ascending, that this host's devices hold."""
+    """Return the rows of the global batch that this host holds, ascending, int64 `[n]`."""
     slices = sharded(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[s] for s in slices if s is not None]))
 
 
 def to_every_device(mesh: Mesh, arrays: Any) -> Any:
-    """Arrays that each host has whole -> global arrays that each device has whole."""
+    """Copy arrays that each host has whole to global arrays that each device has whole."""
     layout = replicated(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, layout, lambda _: x), arrays
@@ -56,7 +56,7 @@ def to_every_device(mesh: Mesh, arrays: Any) -> Any:
 
 
 def divided(mesh: Mesh, x: np.ndarray, axis: int = 0) -> jax.Array:
-    """An array that each host has whole -> a global array that is divided over the devices along `axis`."""
+    """Divide an array that each host has whole over all devices, along `axis`."""
     layout = sharded(mesh, axis)
     return jax.make_array_from_callback(x.shape, layout, lambda place: x[place])
 
@@ -67,11 +67,14 @@ def _gather(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 def to_hosts(mesh: Mesh, arrays: Any) -> Any:
-    """Global arrays, however they lie on the devices -> NumPy arrays that each host has whole; every host must call it."""
+    """Gather global arrays, however they are laid out, to NumPy arrays on each host.
+
+    Every host must call this.
+    """
     return jax.device_get(_gather(mesh)(arrays))
 
 
 def to_devices(mesh: Mesh, rows: Any) -> Any:
-    """Arrays `[n, ...]` of this host's rows -> global arrays `[B, ...]` divided over the batch axis."""
+    """Join each host's rows `[n, ...]` to global arrays `[B, ...]`, divided over the batch axis."""
     layout = sharded(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(layout, x), rows)

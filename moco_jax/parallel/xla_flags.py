@@ -1,8 +1,9 @@
 """XLA's flags that this project sets before JAX starts, beside those of the user.
 
-On CPUs XLA hands single convolutions to a fusion library (YNNPACK) that is many times slower at their gradients than
-XLA's own code: with jaxlib 0.10.1 about 1,000 ms beside 70 for a 3x3 kernel of 64 channels (32 px, 64 images, two cores).
-The same library is good at reductions, so it is switched off for single convolutions alone.
+On CPUs XLA hands single convolutions to a fusion library (YNNPACK) that is many times slower at
+their gradients than XLA's own code: with jaxlib 0.10.1 about 1,000 ms beside 70 for a 3x3 kernel of
+64 channels (32 px, 64 images, two cores). The same library is good at reductions, so it is switched
+off for single convolutions alone.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ _SMALLEST = 1 << 20  # bytes; jaxlib's other libraries are stubs of some kilobyt
 
 
 def jaxlib_knows() -> bool:
-    """Whether the installed jaxlib has the flag; one that it does not know would end the process.
+    """Return whether the installed jaxlib has the flag; an unknown one would end the process.
 
     The compiled library is searched for the flag's name, as no call of jaxlib lists its flags.
     """
@@ -40,10 +41,10 @@ def _contains_marks(path: Path) -> bool:
 
 
 def with_fast_convolutions(given: str) -> str:
-    """Return the value for XLA_FLAGS: the flags `given` there already, and the one for convolutions.
+    """Return the flags `given` in XLA_FLAGS with the one for fast convolutions added.
 
-    `given` comes back as it is where it has that flag itself, where it names a file of flags, and where jaxlib does
-    not know the flag.
+    `given` comes back as it is where it has that flag itself, where it names a file of flags, and
+    where jaxlib does not know the flag.
     """
     names_a_file = bool(given.strip()) and not given.lstrip().startswith("-")
     if names_a_file or _NAME in given or not jaxlib_knows():
@@ -52,7 +53,10 @@ def with_fast_convolutions(given: str) -> str:
 
 
 def set_up() -> None:
-    """Set XLA_FLAGS for this process and those that it starts; JAX reads them when it first looks for devices."""
+    """Set XLA_FLAGS for this process and those that it starts.
+
+    JAX reads the variable when it first looks for devices, so this comes before.
+    """
     flags = with_fast_convolutions(os.environ.get("XLA_FLAGS", ""))
     if flags:
         os.environ["XLA_FLAGS"] = flags
@@ -62,8 +66,9 @@ def set_up() -> None:
 def while_jax_starts() -> Iterator[None]:
     """Set XLA_FLAGS within the block alone, in which JAX is made to look for its devices.
 
-    For a program that is not ours: another library in it (TensorFlow, torch_xla) may read XLA_FLAGS later, and ends
-    the process where it does not know one of them. Where JAX has started before, nothing changes.
+    For a program that is not ours: another library in it (TensorFlow, torch_xla) may read XLA_FLAGS
+    later, and ends the process where it does not know one of them. Where JAX has started before,
+    nothing changes.
     """
     before = os.environ.get("XLA_FLAGS")
     set_up()

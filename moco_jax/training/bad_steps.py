@@ -1,6 +1,7 @@
-"""Watches the steps of a run: updates that were not applied, and gradients far above their usual size.
+"""Guard over the steps of a run: updates not applied, and gradients far above their usual size.
 
-It looks at a step two steps later, when its numbers are there, so that the devices never wait for it.
+It looks at a step two steps later, when its numbers are there, so that the devices never wait for
+it.
 """
 
 import math
@@ -22,7 +23,7 @@ NEEDED = ("finite", "loss", "grad_norm")  # of a step's metrics
 
 
 class Guard:
-    """Counts and names what goes wrong, and ends a run that only goes wrong."""
+    """Reports steps that went wrong, and ends a run in which too many in a row do."""
 
     def __init__(
         self,
@@ -32,10 +33,11 @@ class Guard:
         report: Callable[[int, str, str, Mapping[str, Any]], None],
         saved: Callable[[], str],
     ):
-        """Begin to watch.
+        """Create a guard before the first step.
 
         Args:
-            max_bad_steps: steps in a row that were not applied, as something was not finite, that end the run.
+            max_bad_steps: steps in a row that were not applied, as something was not finite, that
+                end the run.
             spike_factor: a gradient norm this many times its running mean is reported.
             name: what to call an example of the dataset.
             report: takes a step, the kind of event, a sentence on it and its facts.
@@ -48,7 +50,12 @@ class Guard:
         self.mean, self.count = 0.0, 0
 
     def observe(self, step: int, metrics: Mapping[str, jax.Array], index: jax.Array) -> None:
-        """Take in a step's metrics (`finite`, `loss`, `grad_norm`) and the example indices int32 `[B]` of its batch.
+        """Take in a step's metrics, and judge the step `LAG` before it.
+
+        Args:
+            step: its number.
+            metrics: at least `finite`, `loss` and `grad_norm`.
+            index: the example indices int32 `[B]` of its batch.
 
         Raises:
             UserError: `max_bad_steps` in a row were not applied.
@@ -67,7 +74,8 @@ class Guard:
         finite, norm = bool(values["finite"]), float(values["grad_norm"])
         if not finite:
             self.bad.append(step)
-            # A finite gradient and an update that is not: the rate, or what the optimizer adds, is too large.
+            # A finite gradient and an update that is not: the rate, or what the optimizer adds, is
+            # too large.
             overflow = math.isfinite(norm) and math.isfinite(float(values["loss"]))
             what = (
                 "what the update would make of the weights is" if overflow else "loss or gradient"
@@ -75,9 +83,10 @@ class Guard:
             self._tell(step, "skipped_step", f"{what} not finite, step not applied", norm, index)
             if len(self.bad) >= self.max_bad_steps:
                 raise UserError(
-                    f"max_bad_steps={self.max_bad_steps} steps in a row ({self.bad[0]} to {step}) had a loss, "
-                    f"gradient or update that is not finite; none was applied. {self.saved()}. Look at the examples "
-                    "named above, or go on with a lower lr: --config.lr=... --allow_change=lr"
+                    f"max_bad_steps={self.max_bad_steps} steps in a row ({self.bad[0]} to {step}) "
+                    "had a loss, gradient or update that is not finite; none was applied. "
+                    f"{self.saved()}. Look at the examples named above, or go on with a lower lr: "
+                    "--config.lr=... --allow_change=lr"
                 )
             return
         self.bad = []

@@ -1,7 +1,7 @@
 """Saving and restoring whole train states, asynchronously, with the config beside them (Orbax).
 
-What is saved was found finite first, and counts once the digests of all its files are written (`integrity.py`); until
-then nothing that was saved before is dropped.
+What is saved was found finite first, and counts once the digests of all its files are written
+(`integrity.py`); until then nothing that was saved before is dropped.
 """
 
 import dataclasses
@@ -27,25 +27,28 @@ from moco_jax.method.state import FORMAT_VERSION, TrainState, all_finite, for_ba
 from moco_jax.training import saving_lines
 from moco_jax.workdir import integrity
 
-STEPS = 100  # at least between checkpoints that nobody asked for: after fewer, saving takes a part of the time
+STEPS = 100  # minimum between automatic checkpoints: after fewer, saving takes a part of the time
 ROOM = 1.2  # free space asked for, in sizes of the state
 
 
 def interval(every: int, steps_per_epoch: int) -> int:
-    """Steps between checkpoints: `every`; where that is 0 an epoch, or as many as have `STEPS`."""
+    """Return the steps between checkpoints: `every`, or where it is 0 whole epochs.
+
+    As many epochs as it takes to have `STEPS` steps.
+    """
     return every or -(-STEPS // steps_per_epoch) * steps_per_epoch
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: the latest few, and the best by kNN.
+    """Saves and restores the checkpoints of a workdir: the latest few, and the best by kNN.
 
     Attributes:
         seconds: how long the run waited for saving.
     """
 
     def __init__(self, workdir: epath.Path, keep: int):
-        """`keep`: how many of the latest are kept beside the best, at least 2."""
-        saving_lines.quiet()
+        """Open those in `workdir`; `keep`: how many latest ones stay beside the best, 2 or more."""
+        saving_lines.silence()
         best = BestN(get_metric_fn=lambda m: m["knn"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
@@ -62,7 +65,7 @@ class Checkpoints:
         self._error: BaseException | None = None
 
     def good(self) -> str:
-        """A sentence on the last checkpoint that is known to be whole and finite, for a person."""
+        """Say for a person which checkpoint is the last that is whole and finite."""
         self._settle()
         if self._good is None:
             return "There is no checkpoint yet"
@@ -71,10 +74,11 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, float]
     ):
-        """Begin to save `state`; the run goes on while it is written. A step that is there is left alone.
+        """Begin to save `state`, unless `step` is saved; the run goes on while it is written.
 
         Raises:
-            UserError: `state` is not finite, or cannot be written; what was saved before is untouched.
+            UserError: `state` is not finite, or cannot be written; what was saved before is
+                untouched.
         """
         if step == self.manager.latest_step():
             return
@@ -83,8 +87,9 @@ class Checkpoints:
         # Before the save begins, because the end of one drops what is older.
         if not is_finite(state):
             raise UserError(
-                f"step {step}: the state holds numbers that are not finite and is not saved. {self.good()}; go on from "
-                "there with a lower lr: --config.lr=... --allow_change=lr"
+                f"step {step}: the state holds numbers that are not finite and is not saved. "
+                f"{self.good()}; go on from there with a lower lr: --config.lr=... "
+                "--allow_change=lr"
             )
         self._require_room(state)
         about = {"format_version": FORMAT_VERSION, "step": step, "config": dict(config)}
@@ -105,18 +110,20 @@ class Checkpoints:
         workdir = self._records.parent
         if files.is_remote(workdir):
             return
-        # Orbax would make the folders anew and the run go on into a workdir that has nothing but its last checkpoints.
+        # Orbax would make the folders anew and the run go on into a workdir that has nothing but
+        # its last checkpoints.
         if _identity(workdir) != self._place:
             raise UserError(
-                f"workdir={workdir} is not the folder any more that the run began in: it was moved, removed or replaced. "
-                "Put it back and give the same command: it goes on from the last checkpoint there"
+                f"workdir={workdir} is not the folder any more that the run began in: it was "
+                "moved, removed or replaced. Put it back and give the same command: it goes on "
+                "from the last checkpoint there"
             )
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         if shutil.disk_usage(workdir).free < needed * ROOM:
             raise full_disk(workdir)
 
     def _finish(self, step: int) -> None:
-        """In a thread of its own: wait for the files, then write their digests and drop those without files."""
+        """Wait, in a thread, for the files; then write their digests and drop old ones."""
         try:
             self.manager.wait_until_finished()
             if jax.process_index() == 0:
@@ -138,7 +145,7 @@ class Checkpoints:
             raise self._explained(error) from error
 
     def _explained(self, error: BaseException) -> UserError:
-        """What to say of an `error` while saving."""
+        """Turn an `error` while saving into one that names its remedy."""
         if isinstance(error, UserError):
             return error
         workdir = self._records.parent
@@ -146,17 +153,19 @@ class Checkpoints:
             return full_disk(workdir)
         reason = printable((str(error).strip() or repr(error)).splitlines()[0])
         return UserError(
-            f"workdir={workdir}: a checkpoint could not be saved ({reason}). See that the folder is there and can be "
-            "written, and give the same command: it goes on from the last whole checkpoint, which is untouched"
+            f"workdir={workdir}: a checkpoint could not be saved ({reason}). See that the folder "
+            "is there and can be written, and give the same command: it goes on from the last "
+            "whole checkpoint, which is untouched"
         )
 
     def go_on(
         self, step: int, examined: list[integrity.Examined], like: TrainState, batch_size: int
     ) -> tuple[int, TrainState, list[str]]:
-        """The state of the newest checkpoint that is finite; those that no run goes on from are set aside then.
+        """Restore the newest checkpoint that is finite, and set aside those that are damaged.
 
         Args:
-            step: of the newest sound one; where its numbers are not finite, an earlier one is taken.
+            step: of the newest sound one; where its numbers are not finite, an earlier one is
+                taken.
             examined: what `integrity.find` found on the way to it.
             like, batch_size: as of `restore`.
 
@@ -181,12 +190,12 @@ class Checkpoints:
                 raise UserError(integrity.lost(workdir, passed))
             step = before
         self._good = step
-        said = integrity.set_aside(workdir, passed if jax.process_index() == 0 else ())
+        remarks = integrity.set_aside(workdir, passed if jax.process_index() == 0 else ())
         self.manager.reload()
-        return step, state, said
+        return step, state, remarks
 
     def restore(self, step: int, like: TrainState, batch_size: int) -> TrainState:
-        """The state saved at `step`, laid over devices as the abstract state `like` says.
+        """Restore the state saved at `step`, laid over devices as the abstract state `like` says.
 
         It was saved with this `batch_size` or another; `like` is for this one.
         """
@@ -194,7 +203,8 @@ class Checkpoints:
         if about.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"checkpoint {self.manager.directory / str(step)} has format_version="
-                f"{about.get('format_version')}, this program reads {FORMAT_VERSION}; use the version that wrote it"
+                f"{about.get('format_version')}, this program reads {FORMAT_VERSION}; use the "
+                "version that wrote it"
             )
         if about["config"]["batch_size"] == batch_size:
             return self._restore(step, like)
@@ -220,7 +230,10 @@ class Checkpoints:
 
 
 def _as_saved(like: TrainState, batch_size: int) -> TrainState:
-    """`like` as it was with `batch_size`, its dictionary whole on every device: slots may not divide over them."""
+    """Return `like` as it was with another `batch_size`.
+
+    Its dictionary is whole on every device, because the slots may not divide over them.
+    """
     if not isinstance(like.dictionary, Queue):
         return like
     everywhere = like.step.sharding
@@ -234,7 +247,7 @@ def _as_saved(like: TrainState, batch_size: int) -> TrainState:
 
 
 def is_finite(state: TrainState) -> bool:
-    """Whether every number of `state` is finite; every host must ask."""
+    """Return whether every number of `state` is finite; every host must call this."""
     return bool(_finite_on(state.step.sharding)(state))
 
 
@@ -245,7 +258,7 @@ def _finite_on(everywhere: jax.sharding.Sharding) -> Any:
 
 
 def _identity(workdir: epath.Path) -> tuple[int, int] | None:
-    """What tells a folder of this machine from another in its place; None where it is not there, and of buckets."""
+    """Return what tells a folder here from another in its place; None for buckets."""
     if files.is_remote(workdir) or not workdir.exists():
         return None
     found = os.stat(workdir)

@@ -8,18 +8,13 @@ import math
 from ml_collections import ConfigDict
 
 from moco_jax import encoders
-from moco_jax.base.errors import UserError
+from moco_jax.base.errors import UserError, nearest_multiples
 from moco_jax.config import check_background, check_each
 from moco_jax.config.settings.kinds import LARGEST, SMALLEST, plain
 from moco_jax.data import sources
 from moco_jax.encoders.configured import check_views
 from moco_jax.method.choice import dictionary_class
 from moco_jax.method.configured import method_of, peak_learning_rate
-
-
-def _multiples(value: int, unit: int) -> str:
-    below, above = value // unit * unit, -(-value // unit) * unit
-    return f"use {below} or {above}" if below else f"use {above}"
 
 
 def check(config: ConfigDict, device_count: int) -> None:
@@ -79,7 +74,7 @@ def check_batch(config: ConfigDict, device_count: int) -> None:
     span = min(config.shuffle_groups, groups)
     if batch % groups:
         raise UserError(
-            f"batch_size={batch} does not divide into bn_groups={groups}; {_multiples(batch, groups)}"
+            f"batch_size={batch} does not divide into bn_groups={groups}; {nearest_multiples(batch, groups)}"
         )
     if groups % span:
         raise UserError(
@@ -89,13 +84,13 @@ def check_batch(config: ConfigDict, device_count: int) -> None:
     if (batch // groups) % span:
         raise UserError(
             f"batch_size={batch} makes BN groups of {batch // groups}, no multiple of shuffle_groups={span}; "
-            f"take a multiple of {groups * span}: {_multiples(batch, groups * span)}"
+            f"take a multiple of {groups * span}: {nearest_multiples(batch, groups * span)}"
         )
     for key in ("batch_size", "eval_batch_size"):
         if config[key] % device_count:
             raise UserError(
                 f"{key}={config[key]} does not divide over {device_count} devices; "
-                f"{_multiples(config[key], math.lcm(device_count, groups * span))}"
+                f"{nearest_multiples(config[key], math.lcm(device_count, groups * span))}"
             )
     parts = config.accumulate
     if groups % parts and encoders.has_batch_norm(config.arch):
@@ -107,6 +102,6 @@ def check_batch(config: ConfigDict, device_count: int) -> None:
     if batch % (parts * device_count):
         raise UserError(
             f"batch_size={batch} does not divide into accumulate={parts} parts on {device_count} devices; "
-            f"{_multiples(batch, parts * device_count)}"
+            f"{nearest_multiples(batch, parts * device_count)}"
         )
     dictionary_class(config.dictionary).require(method_of(config).negatives, device_count)

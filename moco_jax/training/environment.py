@@ -1,4 +1,4 @@
-"""Where a run takes place: command, versions, devices. A run records it at each start, its page tells it."""
+"""The environment of a run, recorded at each start: command, versions, devices."""
 
 import datetime
 import importlib.metadata
@@ -14,12 +14,23 @@ import moco_jax
 from moco_jax.parallel import hosts
 
 # Distributions, by the names that pip knows; TensorFlow is one of two.
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu",
-             "tensorflow-datasets", "clu", "libtpu")  # fmt: skip
+LIBRARIES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "tensorflow",
+    "tensorflow-cpu",
+    "tensorflow-datasets",
+    "clu",
+    "libtpu",
+)
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of this package and of the libraries that are installed."""
+    """Collect the versions of Python, of this package and of the libraries that are installed."""
     found = {"python": platform.python_version(), "moco_jax": moco_jax.__version__}
     for name in LIBRARIES:
         try:
@@ -30,12 +41,12 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line of this process, for a shell; the interpreter without its path."""
+    """Return the command line of this process for a shell; the interpreter without its path."""
     return shlex.join([os.path.basename(sys.orig_argv[0]), *sys.orig_argv[1:]])
 
 
 def facts() -> dict[str, Any]:
-    """What this process runs on, as JSON values; asks JAX for its devices."""
+    """Collect what this process runs on, as JSON values; JAX is asked for its devices."""
     devices = jax.devices()
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

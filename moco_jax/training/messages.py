@@ -1,4 +1,4 @@
-"""The sentences of a run: facts at its start, the line that renews itself, a score."""
+"""Lines of a run for a person: facts at its start, the progress line, scores."""
 
 import math
 
@@ -14,35 +14,38 @@ from moco_jax.training.assembly import Parts
 
 
 def facts(config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState) -> dict[str, str]:
-    """What will run, on what, and where it is written."""
+    """Describe what will run, on what, and where it is written."""
     count = sum(x.size for x in jax.tree.leaves(state.params))
     devices = jax.devices()
+    hardware = f"{len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s)"
+    steps = f"{parts.total_steps:,} = {config.epochs} epochs x {parts.steps_per_epoch:,}"
     rate = f"{config.lr:g}"
     if config.lr_reference_batch:
-        rate = f"{peak_learning_rate(config):g} = {config.lr:g} x {config.batch_size} / {config.lr_reference_batch}"
-    found = {
-        "devices": f"{len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s), {parts.program.dtype}",
-        "images": f"{len(parts.source):,} of {config.dataset} ({config.split}){_held(parts)}",
+        scaling = f"{config.lr:g} x {config.batch_size} / {config.lr_reference_batch}"
+        rate = f"{peak_learning_rate(config):g} = {scaling}"
+    lines = {
+        "devices": f"{hardware}, {parts.program.dtype}",
+        "images": f"{len(parts.source):,} of {config.dataset} ({config.split}){_resident(parts)}",
         "encoder": f"{config.arch}, {count:,} parameters",
         "batch": f"{config.batch_size} in {config.bn_groups} BN groups",
         "dictionary": dictionary(config, len(parts.source)),
-        "steps": f"{parts.total_steps:,} = {config.epochs} epochs x {parts.steps_per_epoch:,}; lr {rate}",
+        "steps": f"{steps}; lr {rate}",
         "workdir": str(place),
     }
-    said = recipes.without_colours(config.augment, config.channels)
-    if said:
-        found["views"] = said
+    remark = recipes.without_colours(config.augment, config.channels)
+    if remark:
+        lines["views"] = remark
     if int(state.step):
-        found["resumed"] = f"at step {int(state.step)}"
-    return found
+        lines["resumed"] = f"at step {int(state.step)}"
+    return lines
 
 
-def _held(parts: Parts) -> str:
+def _resident(parts: Parts) -> str:
     return f", {size(math.prod(parts.held))} on every device" if parts.held else ""
 
 
 def dictionary(config: ConfigDict, examples: int) -> str:
-    """Where negatives come from; a word where keys of a query's own example are among them."""
+    """Describe where negatives come from, and a query's own older keys among them."""
     text = method_of(config).describe()
     if config.key_encoder == "momentum":
         text += f", momentum {config.momentum}"
@@ -52,8 +55,8 @@ def dictionary(config: ConfigDict, examples: int) -> str:
         and not config.mask_same_example
     ):
         text += (
-            f"; older keys of a query's own image are among them, as {examples:,} images are no more "
-            "(mask_same_example=True leaves them out)"
+            f"; older keys of a query's own image are among them, as {examples:,} images are no "
+            "more (mask_same_example=True leaves them out)"
         )
     return text
 
@@ -61,24 +64,24 @@ def dictionary(config: ConfigDict, examples: int) -> str:
 def progress(
     step: int, n: dict[str, float], config: ConfigDict, parts: Parts, seconds_left: float
 ) -> str:
-    """The line that renews itself."""
+    """Return the progress line after `step`; `n`: the numbers of the clock."""
     chance = method_of(config).chance_level(config.batch_size)
     beside = "" if chance is None else f" (chance {chance:.2f})"
     utilised = f"MFU {n['mfu']:.1%}  " if "mfu" in n else ""
     return (
         f"epoch {step / parts.steps_per_epoch:6.2f}/{config.epochs}  loss {n['loss']:.3f}{beside}  "
-        f"top-1 {n['top1']:.1%}  {n['images_per_second']:,.0f} images/s  waiting {n['waiting_share']:.0%}  "
-        f"{utilised}left {duration(seconds_left)}"
+        f"top-1 {n['top1']:.1%}  {n['images_per_second']:,.0f} images/s  waiting "
+        f"{n['waiting_share']:.0%}  {utilised}left {duration(seconds_left)}"
     )
 
 
 def score(when: str, numbers: dict[str, float]) -> str:
-    """One line on a monitor's result."""
+    """Describe a monitor's score in one line."""
     names = {
         "feature_spread": "feature spread",
         "effective_rank": "effective rank",
         "drift": "drift of keys",
     }
     parts = [f"kNN {numbers['knn']:.2%}"] if "knn" in numbers else []
-    parts += [f"{said} {numbers[name]:.2f}" for name, said in names.items() if name in numbers]
+    parts += [f"{word} {numbers[name]:.2f}" for name, word in names.items() if name in numbers]
     return f"{when}: {', '.join(parts)}"

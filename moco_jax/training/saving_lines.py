@@ -1,4 +1,4 @@
-"""Keeps off the console what Orbax's threads print when a save fails: the run raises the same itself, as one line."""
+"""Silence for Orbax's threads, whose tracebacks of a failed save the run raises as one line."""
 
 import logging
 import os
@@ -9,31 +9,35 @@ from typing import Any
 
 
 class _Filter(logging.Filter):
-    """Drops the tracebacks that Orbax logs, as `checkpoint.Checkpoints` hands errors on to the run, and its warnings."""
+    """Drops tracebacks and warnings that Orbax logs.
+
+    `checkpoint.Checkpoints` hands the errors on to the run.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line is shown."""
+        """Return whether a line is shown."""
         told = record.exc_info is not None or record.levelno <= logging.WARNING
         return not (told and f"{os.sep}orbax{os.sep}" in record.pathname)
 
 
 class _Hook:
-    """Passes over callbacks of file operations whose save had failed before they ended; all else goes on as before."""
+    """Ignores errors in callbacks of file operations whose save has failed already."""
 
     def __init__(self, before: Callable[[Any], Any]):
-        """`before`: the hook that was in place."""
+        """Wrap the hook that was in place `before`."""
         self.before = before
 
-    def __call__(self, found: Any) -> None:
-        """Take in what Python could raise nowhere."""
+    def __call__(self, unraisable: Any) -> None:
+        """Handle an error that Python could raise nowhere."""
         if not (
-            isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(found.exc_value)
+            isinstance(unraisable.exc_value, RuntimeError)
+            and "loop is closed" in str(unraisable.exc_value)
         ):
-            self.before(found)
+            self.before(unraisable)
 
 
-def quiet() -> None:
-    """From now on nothing of a failed save is printed but by the run; a second call changes nothing."""
+def silence() -> None:
+    """Keep Orbax from printing that a save failed; a second call changes nothing."""
     log = logging.getLogger("absl")
     if not any(isinstance(known, _Filter) for known in log.filters):
         log.addFilter(_Filter())

@@ -1,4 +1,4 @@
-"""How fast a run is and what it waits for: the clock of its steps, and profiler traces."""
+"""Speed of a run, what it waits for, and profiler traces of its steps."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from etils import epath
 
-# Dense bfloat16 operations a second of one device, from the makers' data sheets, by what JAX's name for it begins with.
+# Dense bfloat16 operations a second of one device, from the makers' data sheets, by what JAX's name
+# for it begins with.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v4 lite": 138e12,
@@ -27,16 +28,23 @@ PEAK_FLOPS = {
 
 
 def peak_flops(kind: str) -> float | None:
-    """Peak operations a second of a device of this `kind` (JAX's `device_kind`), None where it is not known."""
+    """Return the peak operations a second of a `device_kind`; None where it is not known."""
     known = [name for name in PEAK_FLOPS if kind.startswith(name)]
     return PEAK_FLOPS[max(known, key=len)] if known else None
 
 
 class Clock:
-    """Averages of the metrics since the last reading, with throughput and the share of time spent waiting."""
+    """Averages metrics between two readings, and measures throughput and waiting."""
 
     def __init__(self, batch_size: int, last: int, start: int, flops: float | None):
-        """Begin to measure at step `start` of `last`; `flops`: of one step on one device, where the compiler says so."""
+        """Begin to measure.
+
+        Args:
+            batch_size: images in a step, on all devices.
+            last: the last step of the run.
+            start: the step after which it begins.
+            flops: operations of one step on one device; None where the compiler does not say.
+        """
         self.flops, self.peak = flops, peak_flops(jax.devices()[0].device_kind)
         self.born = time.perf_counter()
         self.batch_size, self.total = batch_size, last
@@ -47,11 +55,11 @@ class Clock:
         self.seconds_per_step = 0.0
 
     def waiting(self):
-        """Time in this context counts as waiting for data."""
+        """Return a context whose time counts as waiting for data."""
         return _Timed(lambda seconds: setattr(self, "waited", self.waited + seconds))
 
     def pause(self):
-        """Time in this context does not count."""
+        """Return a context whose time does not count."""
         return _Timed(lambda seconds: setattr(self, "began", self.began + seconds))
 
     def count(self, metrics: dict[str, jax.Array]) -> None:
@@ -60,7 +68,7 @@ class Clock:
         self.window.append(metrics)
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading; waits for the device."""
+        """Return means since the last reading; this waits for the device."""
         values = jax.device_get(self.window)
         elapsed = time.perf_counter() - self.began
         self.seconds_per_step = elapsed / len(values)
@@ -79,7 +87,7 @@ class Clock:
 
     @property
     def age(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the clock was made."""
         return time.perf_counter() - self.born
 
     @property
@@ -92,18 +100,21 @@ class Profile:
     """Writes a profiler trace of some steps, for TensorBoard or Perfetto."""
 
     def __init__(self, steps: Sequence[int], place: epath.Path):
-        """`steps`: first and last step, counted from 1; (0, 0) for none."""
+        """Make ready to trace `steps` into the folder `place`.
+
+        `steps`: the first and the last one, counted from 1; (0, 0) for none.
+        """
         self.first, self.last = steps
         self.place, self.running = place, False
 
     def before(self, step: int) -> None:
-        """Begin where the first step begins, or the run where it was resumed between the two."""
+        """Begin the trace before its first step, or where a run goes on within it."""
         if self.first <= step <= self.last and not self.running:
             jax.profiler.start_trace(str(self.place))
             self.running = True
 
     def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """End when the last step has run."""
+        """End the trace when its last step has run."""
         if step == self.last:
             jax.block_until_ready(metrics)
             self.close()

@@ -1,11 +1,11 @@
-"""A new run that starts from weights of an earlier one (`init_from`): what is taken from them, and what starts fresh.
+"""First state of a run that starts from weights of an earlier one (`init_from`).
 
-The backbone is always taken, or the run is refused; head and predictor where their shapes are those of this run; the
-momentum encoder's own weights where there are any. Optimizer, schedules and counters are those of a new run.
+The backbone is always taken, or the run is refused; head and predictor where their shapes are those
+of this run; the momentum encoder's own weights where there are any. Optimizer, schedules and
+counters are those of a new run.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from moco_jax.base import digests
 from moco_jax.base.errors import UserError
 from moco_jax.method import optimizers
 from moco_jax.method.dictionary import Queue
@@ -29,31 +30,28 @@ ON_TOP = ("head", "predictor")
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Those that fit the run.
+    """Weights that fit a run.
 
     Attributes:
         query: `{'params', 'batch_stats'}` of the parts that are taken, NumPy arrays.
         key: the same of the momentum encoder; empty where it becomes a copy of the query encoder.
         queue: keys `[K, dim]`, the oldest first; None: the queue starts fresh, or there is none.
-        said: a sentence on what is taken and one on each thing that is not.
+        remarks: a sentence on what is taken and one on each thing that is not.
     """
 
     query: Variables
     key: Variables
     queue: np.ndarray | None
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
 
     @property
     def digest(self) -> str:
-        """Of all arrays: the same on every host of a run."""
-        found = hashlib.sha256()
-        for array in jax.tree.leaves((self.query, self.key, self.queue)):
-            found.update(np.asarray(array).tobytes())
-        return found.hexdigest()
+        """The SHA-256 of all arrays, by which the hosts of a run compare them."""
+        return digests.of_tree((self.query, self.key, self.queue))
 
 
 def read(config: ConfigDict, like: TrainState) -> Weights:
-    """The weights in the workdir, file or folder `config.init_from`, as far as they fit.
+    """Read the weights in the workdir, file or folder `config.init_from`, as far as they fit.
 
     Args:
         config: of the run.
@@ -74,34 +72,43 @@ def read(config: ConfigDict, like: TrainState) -> Weights:
         raise UserError(
             f"init_from={place}: {bridge.describe(pretrained)} does not fit this run: {fault}"
         )
-    taken, said = ["backbone"], []
-    for name in ON_TOP:
-        offered, wanted = part(pretrained.query, name), part(shapes, name)
-        fault = _fault(offered, wanted)
-        if offered and not wanted:
-            said.append(f"the {name} is left out: this run has none")
-        elif wanted and not offered:
-            said.append(f"the {name} starts fresh: there are no weights of one")
-        elif wanted and fault:
-            said.append(f"the {name} starts fresh: {fault}")
-        elif wanted:
-            taken.append(name)
+    on_top, remarks = _on_top(pretrained.query, shapes)
+    taken = ["backbone", *on_top]
     key, queue = {}, None
     if config.key_encoder == "momentum":
         own = [name for name in taken if part(pretrained.key or {}, name)]
         key = _only(pretrained.key or {}, own)
-        said.append(
-            f"the momentum encoder has its own {' and '.join(own)}, averaged once with the query encoder's"
+        parts = " and ".join(own)
+        remarks.append(
+            f"the momentum encoder has its own {parts}, averaged once with the query encoder's"
             if own
             else "the momentum encoder starts as a copy of the query encoder"
         )
     if config.dictionary == "queue":
-        queue = pretrained.queue
-        why = _unfit_queue(queue, config, "head" in taken and bool(part(key, "head")))
-        said.append(f"the queue starts fresh: {why}" if why else "the queue is taken along")
-        queue = None if why else queue
+        same_head = "head" in taken and bool(part(key, "head"))
+        why = _unfit_queue(pretrained.queue, config, same_head)
+        remarks.append(f"the queue starts fresh: {why}" if why else "the queue is taken along")
+        queue = None if why else pretrained.queue
     first = f"weights from {place}: {', '.join(taken)} of {bridge.describe(pretrained)}"
-    return Weights(_only(pretrained.query, taken), key, queue, (first, *said, *pretrained.remarks))
+    remarks = [first, *remarks, *pretrained.remarks]
+    return Weights(_only(pretrained.query, taken), key, queue, tuple(remarks))
+
+
+def _on_top(offered: Variables, wanted: Variables) -> tuple[list[str], list[str]]:
+    """Which parts after the backbone are taken from those `offered`, and a line on each other."""
+    taken, remarks = [], []
+    for name in ON_TOP:
+        ours, theirs = part(wanted, name), part(offered, name)
+        fault = _fault(theirs, ours)
+        if theirs and not ours:
+            remarks.append(f"the {name} is left out: this run has none")
+        elif ours and not theirs:
+            remarks.append(f"the {name} starts fresh: there are no weights of one")
+        elif ours and fault:
+            remarks.append(f"the {name} starts fresh: {fault}")
+        elif ours:
+            taken.append(name)
+    return taken, remarks
 
 
 def _only(variables: Variables, names: list[str]) -> Variables:
@@ -109,7 +116,7 @@ def _only(variables: Variables, names: list[str]) -> Variables:
 
 
 def _fault(offered: Variables, wanted: Variables) -> str:
-    """The first thing in which the shapes of two trees of variables differ; '' where they agree."""
+    """Name the first difference between the shapes of two trees of variables; '' without one."""
     ours, theirs = (traverse_util.flatten_dict(dict(tree)) for tree in (wanted, offered))
     for path in (*ours, *theirs):
         name = "/".join(path)
@@ -123,7 +130,7 @@ def _fault(offered: Variables, wanted: Variables) -> str:
 
 
 def _unfit_queue(queue: np.ndarray | None, config: ConfigDict, same_head: bool) -> str:
-    """Why the queue of the file is none for this run; '' where it is."""
+    """Say why the queue of the weights does not fit this run; '' where it does."""
     size = (config.queue_size, config.dim)
     if queue is None:
         return "there is none among the weights"
@@ -141,10 +148,11 @@ def _unfit_queue(queue: np.ndarray | None, config: ConfigDict, same_head: bool) 
 
 
 def begin(program: Program, weights: Weights, momentum: float) -> TrainState:
-    """The state before the first step of a run that starts from `weights`, laid over the devices.
+    """Make the first state of a run that starts from `weights`, laid over the devices.
 
-    The momentum encoder arrives at a step averaged for it already (`step.make_train_step`); weights of its own are
-    averaged once here, as Algorithm 1 does before the first keys. A copy of the query encoder would not change by it.
+    The momentum encoder arrives at a step averaged for it already (`step.make_train_step`); weights
+    of its own are averaged once here, as Algorithm 1 does before the first keys. A copy of the
+    query encoder would not change by it.
 
     Args:
         program: of the run.
@@ -178,12 +186,17 @@ def begin(program: Program, weights: Weights, momentum: float) -> TrainState:
 
 
 def _as(tree: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` in the dtypes of the parts of `like` that it has."""
-    return {name: jax.tree.map(lambda x, y: x.astype(y.dtype), tree[name], like[name]) for name in tree}  # fmt: skip
+    """Cast `tree` to the dtypes of the parts of `like` that it has."""
+    return {
+        name: jax.tree.map(lambda x, y: x.astype(y.dtype), tree[name], like[name]) for name in tree
+    }
 
 
 def _filled(fresh: Queue, keys: jax.Array) -> Queue:
-    """The queue with these `keys` `[K, dim]`, the oldest first, which are of no image of this run."""
+    """Fill the queue with these `keys` `[K, dim]`, the oldest first.
+
+    They are of no image of this run, so their index is -1.
+    """
     index = jnp.full((1, len(keys)), -1, jnp.int32)
     whole = dataclasses.replace(fresh, keys=keys[None].astype(fresh.keys.dtype), index=index)
     return whole.for_batch_size(fresh.keys.shape[1])

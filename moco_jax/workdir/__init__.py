@@ -1,1 +1,1 @@
-"""A run's folder: which recipe it holds, which checkpoints are sound, and the lock that keeps others out."""
+"""The folder of a run: its recipe, its sound checkpoints, and the lock that keeps others out."""

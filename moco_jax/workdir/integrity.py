@@ -1,8 +1,9 @@
-"""Which checkpoints of a workdir can be trusted: they are examined newest first, and nothing is moved before it is known
-that one of them is sound.
+"""Checkpoints of a workdir that can be trusted.
 
-A checkpoint counts once the digests of all its files are written (`digests/STEP`). It also says of which step it is and
-by which settings it was made (`about`).
+They are examined newest first, and nothing is moved before it is known that one of them is sound.
+
+A checkpoint counts once the digests of all its files are written (`digests/STEP`). It also says of
+which step it is and by which settings it was made (`about`).
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ NONE, LOST = -1, -2  # what process 0 says in place of a step
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """A checkpoint that was looked at.
+    """A checkpoint that was examined, and what is wrong with it.
 
     Attributes:
         step: the step that it is called by.
@@ -39,19 +40,19 @@ class Examined:
     finished: bool
 
     def __str__(self) -> str:
-        """One line on a damaged one."""
+        """Describe a damaged checkpoint in one line."""
         more = "; ..." if len(self.wrong) > 3 else ""
         return f"checkpoint {self.step} is damaged ({'; '.join(self.wrong[:3])}{more})"
 
 
 def step_of(name: str) -> int | None:
-    """The step that a checkpoint called `name` is of; None for a name that a run gives to none, as '040' or '²'."""
+    """Read the step from a checkpoint's `name`; None for names that no run gives, as '040'."""
     is_number = name.isascii() and name.isdigit() and len(name) < 20
     return int(name) if is_number and str(int(name)) == name else None
 
 
 def steps(workdir: epath.Path) -> list[int]:
-    """Of which steps there are checkpoints, finished or not, newest first."""
+    """List the steps of all checkpoints, finished or not, newest first."""
     folder = workdir / FOLDER
     if not folder.is_dir():
         return []
@@ -60,7 +61,7 @@ def steps(workdir: epath.Path) -> list[int]:
 
 
 def examine(workdir: epath.Path, before: int | None = None) -> list[Examined]:
-    """The checkpoints of `workdir`, newest first, down to the first sound one; nothing is changed.
+    """Examine checkpoints of `workdir`, newest first, down to a sound one; nothing is changed.
 
     `before`: only those of earlier steps; None: all.
     """
@@ -89,7 +90,7 @@ def _wrong_with(workdir: epath.Path, step: int) -> list[str]:
 
 
 def about(workdir: epath.Path, step: int) -> dict[str, Any]:
-    """What the checkpoint of `step` says of itself: `format_version`, `config` and, but in old ones, `step`.
+    """Read `format_version`, `config` and (not in old ones) `step` of the checkpoint of `step`.
 
     Raises:
         UserError: that cannot be read.
@@ -105,48 +106,53 @@ def about(workdir: epath.Path, step: int) -> dict[str, Any]:
 
 
 def is_begun(workdir: epath.Path) -> bool:
-    """Whether `workdir` has a checkpoint that was once whole, so that no run starts there from the beginning."""
+    """Return whether `workdir` has a checkpoint that was once whole: no run begins anew there."""
     return any((workdir / RECORDS / str(step)).exists() for step in steps(workdir))
 
 
-def sound(found: Iterable[Examined]) -> int | None:
-    """The step of the sound one among those `found`, or None."""
-    return next((checkpoint.step for checkpoint in found if not checkpoint.wrong), None)
+def sound(examined: Iterable[Examined]) -> int | None:
+    """Return the step of the sound one among the checkpoints `examined`, or None."""
+    return next((checkpoint.step for checkpoint in examined if not checkpoint.wrong), None)
 
 
-def lost(workdir: epath.Path, found: list[Examined]) -> str:
-    """Why a run neither goes on in `workdir` nor begins anew; empty where it may.
+def lost(workdir: epath.Path, examined: list[Examined]) -> str:
+    """Say why a run can neither go on in `workdir` nor begin anew; empty where it can.
 
-    One checkpoint without digests is what a run leaves that was ended while it saved its first: it begins anew. More of
-    them, or a folder of digests that is gone, are a run's that must not be taken for a new one.
+    One checkpoint without digests is what a run leaves that was ended while it saved its first: it
+    begins anew. More of them, or a folder of digests that is gone, are a run's that must not be
+    taken for a new one.
     """
-    if sound(found) is not None or not found:
+    if sound(examined) is not None or not examined:
         return ""
-    finished = any(checkpoint.finished for checkpoint in found)
+    finished = any(checkpoint.finished for checkpoint in examined)
     # A bucket has no empty folders: there a run that has saved nothing yet has none.
     taken = not files.is_remote(workdir) and not (workdir / RECORDS).exists()
-    listed = ", ".join(str(checkpoint.step) for checkpoint in found)
+    listed = ", ".join(str(checkpoint.step) for checkpoint in examined)
     anew = f"give another workdir, or move {workdir / FOLDER} elsewhere to begin at step 0"
-    if not finished and (taken or len(found) > 1):
+    if not finished and (taken or len(examined) > 1):
         return (
-            f"{workdir / RECORDS} has no digests of checkpoint {listed}, so that nothing tells whether they are whole; "
-            f"put that folder back, {anew}. Nothing was changed"
+            f"{workdir / RECORDS} has no digests of checkpoint {listed}, so that nothing tells "
+            f"whether they are whole; put that folder back, {anew}. Nothing was changed"
         )
     if finished:
-        said = "; ".join(map(str, found))
-        return f"workdir={workdir} has no sound checkpoint left; {said}. Restore one, {anew}. Nothing was changed"  # fmt: skip
+        damages = "; ".join(map(str, examined))
+        return (
+            f"workdir={workdir} has no sound checkpoint left; {damages}. Restore one, {anew}. "
+            "Nothing was changed"
+        )
     return ""
 
 
 def find(workdir: epath.Path, before: int | None = None) -> tuple[int | None, list[Examined]]:
-    """Where a run goes on; every host must ask, and process 0 looks.
+    """Find the checkpoint that a run goes on from; every host must call this, process 0 looks.
 
     Args:
         workdir: of the run; nothing in it is changed.
         before: only checkpoints of earlier steps.
 
     Returns:
-        the step of the newest sound checkpoint, None where there is none, and on process 0 those that were examined.
+        the step of the newest sound checkpoint, None where there is none, and on process 0 those
+        that were examined.
 
     Raises:
         UserError: there were checkpoints that a run can go on from, and none is sound any more.
@@ -161,32 +167,32 @@ def find(workdir: epath.Path, before: int | None = None) -> tuple[int | None, li
             why = f"workdir={workdir} cannot be read ({error.strerror or error})"
         step = sound(examined)
         answer = LOST if why else NONE if step is None else step
-    answer = hosts.first_gives(answer)
+    answer = hosts.broadcast(answer)
     if answer == LOST:
         raise UserError(why)
     return (None if answer == NONE else answer), examined
 
 
-def set_aside(workdir: epath.Path, found: Iterable[Examined]) -> list[str]:
-    """Move the damaged ones among those `found` to `workdir`/damaged; every host must call it.
+def set_aside(workdir: epath.Path, examined: Iterable[Examined]) -> list[str]:
+    """Move damaged ones among the checkpoints `examined` to `damaged`; every host must call this.
 
     Returns:
         A line on each.
     """
-    said = []
-    for checkpoint in found:
+    remarks = []
+    for checkpoint in examined:
         if checkpoint.wrong:
             place = workdir / ASIDE / f"{checkpoint.step}_{time.time_ns()}"
             place.parent.mkdir(exist_ok=True)
             (workdir / FOLDER / str(checkpoint.step)).rename(place)
-            said.append(f"{checkpoint}; moved to {place}")
+            remarks.append(f"{checkpoint}; moved to {place}")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("checkpoints examined")
-    return said
+    return remarks
 
 
 def set_damaged_aside(workdir: epath.Path) -> list[str]:
-    """Move checkpoints that are unfinished or altered, newest first, to `workdir`/damaged, up to a sound one.
+    """Move unfinished and altered checkpoints aside, newest first, up to a sound one.
 
     Returns:
         A line on each.

@@ -1,6 +1,7 @@
-"""Small files by which processes of many machines agree on an owner: on disks exactly, in buckets by waiting.
+"""Small files by which processes of many machines agree on an owner.
 
-A store holds named files of one folder. `replace` puts one there only if what is there is what the caller has seen.
+On disks they agree exactly, in buckets by waiting. A store holds named files of one folder.
+`replace` puts one there only if what is there is what the caller has seen.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ MOST = 4096  # bytes that are read of a file
 
 
 class Store(Protocol):
-    """Where such files lie.
+    """Holds small named files of one folder, and replaces one only if it is as expected.
 
     Attributes:
         settle: seconds after which a `replace` that was successful is known to have lasted.
@@ -26,32 +27,40 @@ class Store(Protocol):
     settle: float
 
     def read(self, name: str) -> bytes | None:
-        """The first `MOST` bytes of a file; None where there is none. OSError where it cannot be read, or the folder is gone."""
+        """Read the first `MOST` bytes of a file; None where there is none.
+
+        Raises:
+            OSError: it cannot be read, or the folder is gone.
+        """
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a file there, whatever there was; the folder is not made."""
+        """Write a file over whatever there was; the folder is not made."""
 
     def replace(self, name: str, seen: bytes | None, content: bytes) -> bool:
-        """Put a file there if it is as `seen` (None: not there); whether it was."""
+        """Write a file if it is as `seen` (None: not there), and return whether it was."""
 
     def unblock(self, name: str, seen: bytes) -> None:
-        """Undo what is left of a `replace` of `seen` that was killed half-way and makes all others fail."""
+        """Remove what a `replace` of `seen` left that was killed half-way.
+
+        It makes all other replacements fail.
+        """
 
     def remove(self, name: str) -> None:
         """Remove a file that may be there."""
 
 
 class Folder:
-    """A store on a disk, which several machines may share; of many that replace one file at once one succeeds.
+    """A store on a disk that machines may share; of many replacements at once one succeeds.
 
-    A file is made exclusively (O_EXCL, which NFS has too). What is there is replaced by whoever has made, exclusively, a
-    second file that is named after its content: only one at a time can have it, and has looked again since.
+    A file is made exclusively (O_EXCL, which NFS has too). What is there is replaced by whoever has
+    made, exclusively, a second file that is named after its content: only one at a time can have
+    it, and has looked again since.
     """
 
     settle = 0.0
 
     def __init__(self, folder: str):
-        """`folder` is there."""
+        """Open the store in `folder`, which is there."""
         self._folder = folder
 
     def _path(self, name: str) -> str:
@@ -109,17 +118,18 @@ class Folder:
 
 
 class Bucket:
-    """A store in a bucket, through TensorFlow, which can neither make an object exclusively nor rename one.
+    """A store in a bucket, on which writers agree by waiting.
 
-    The last of several writers is the one whose object stays, and each of them finds out by reading it after `settle`
-    seconds (Fischer's algorithm; Lamport 1987, "A fast mutual exclusion algorithm"). That holds where reading and
-    writing a small object takes less than that.
+    TensorFlow can neither make an object exclusively nor rename one, so the last of several writers
+    is the one whose object stays, and each of them finds out by reading it after `settle` seconds
+    (Fischer's algorithm; Lamport 1987, "A fast mutual exclusion algorithm"). That holds where
+    reading and writing a small object takes less than that.
     """
 
     settle = 5.0
 
     def __init__(self, folder: str):
-        """`folder`: with a scheme, as gs://bucket/run."""
+        """Open the store in `folder`, which has a scheme, as gs://bucket/run."""
         self._folder = folder.rstrip("/")
 
     def _path(self, name: str) -> str:
@@ -143,7 +153,7 @@ class Bucket:
         return True
 
     def unblock(self, name: str, seen: bytes) -> None:
-        """Nothing is left of a write that did not come to its end."""
+        """Do nothing: a write that did not come to its end leaves nothing."""
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError), _os_errors():
@@ -151,7 +161,7 @@ class Bucket:
 
 
 def store_in(folder: epath.Path | str) -> Store:
-    """The store in `folder`, here or in a bucket."""
+    """Return the store in `folder`, here or in a bucket."""
     return Bucket(str(folder)) if files.is_remote(folder) else Folder(str(folder))
 
 

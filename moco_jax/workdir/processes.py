@@ -1,4 +1,4 @@
-"""Which process this is, and whether another one of the same machine has ended, also where its number was given anew."""
+"""Names for processes, and whether one has ended, also where its number was given anew."""
 
 import contextlib
 import os
@@ -16,7 +16,8 @@ class Process:
     Attributes:
         host: the machine's name; containers have one of their own.
         boot: Linux' name for the time since the machine was started; empty where there is none.
-        namespace: the process numbers that hold here (containers have their own); empty where it is not known.
+        namespace: the process numbers that hold here (containers have their own); empty where it is
+            not known.
         pid: the number of the process.
         started: when it was started, in clock ticks since the boot; 0 where it is not known.
     """
@@ -29,7 +30,7 @@ class Process:
 
 
 def this() -> Process:
-    """Describe the process that asks."""
+    """Describe the calling process."""
     pid = os.getpid()
     _, _, started = _state(pid) or ("", 1, 0)
     boot, namespace = "", ""
@@ -40,11 +41,11 @@ def this() -> Process:
 
 
 def is_gone(process: Process, here: Process) -> bool:
-    """Tell whether `process` ran where `here` runs, and has ended; False also where that cannot be known.
+    """Return whether `process` ran where `here` runs and has ended; False if nobody can know.
 
-    The same place is the same host name, boot and process numbers: a container may have the host name of another, or
-    restart within one boot. A process of that number that was started at another time is another one. What was
-    killed and is not yet collected by its parent has ended.
+    The same place is the same host name, boot and process numbers: a container may have the host
+    name of another, or restart within one boot. A process of that number that was started at
+    another time is another one. What was killed and is not yet collected by its parent has ended.
     """
     place = (here.host, here.boot, here.namespace)
     if not all(place) or place != (process.host, process.boot, process.namespace):
@@ -65,7 +66,7 @@ def is_gone(process: Process, here: Process) -> bool:
 
 
 def _state(pid: int) -> tuple[str, int, int] | None:
-    """State, number of threads and start of process `pid` as Linux has them; None where it does not say."""
+    """Read state, number of threads and start of process `pid` from Linux; None elsewhere."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         words = text.rpartition(")")[2].split()  # the name before it may hold anything

@@ -1,7 +1,7 @@
-"""A workdir made a run's own: whether the run there has the recipe of this one, and which settings it has.
+"""Settings of the run in a workdir, and the check that another run has the same recipe.
 
-Every checkpoint holds the settings that it was made by, and config.json those of the last start; a run that goes on has to
-agree with both.
+Every checkpoint holds the settings that it was made by, and config.json those of the last start; a
+run that goes on has to agree with both.
 """
 
 import json
@@ -31,7 +31,8 @@ def claim_workdir(
         workdir: made if missing.
         config: the settings of this run.
         allow_change: recipe settings that may differ from the run that is there.
-        step: of the sound checkpoint that the run goes on from, which knows its recipe too; None without one.
+        step: of the sound checkpoint that the run goes on from, which knows its recipe too; None
+            without one.
 
     Returns:
         The changes that were allowed: name -> (old, new).
@@ -59,13 +60,16 @@ def recipe_changes(
     allow_change: set[str],
     step: int | None = None,
 ) -> dict[str, Any]:
-    """What `config` changes in the recipe of the run in `workdir`: name -> (old, new); nothing is written.
+    """Find what `config` changes in the recipe of the run in `workdir`: name -> (old, new).
 
-    A recipe is what the checkpoint of `step` (None: there is none) was made by, and what config.json says. A damaged
-    config.json is passed over where there is that checkpoint.
+    Nothing is written.
+
+    A recipe is what the checkpoint of `step` (None: there is none) was made by, and what
+    config.json says. A damaged config.json is passed over where there is that checkpoint.
 
     Raises:
-        UserError: a recipe setting differs and is not in `allow_change`, or config.json is all there is and damaged.
+        UserError: a recipe setting differs and is not in `allow_change`, or config.json is all
+            there is and damaged.
     """
     unknown = sorted(allow_change - config_lib.RECIPE.keys())
     if unknown:
@@ -83,7 +87,7 @@ def recipe_changes(
     changed = {name: pair for found in sources.values() for name, pair in found.items()}
     refused = [name for name in changed if name not in allow_change]
     if refused:
-        listed = "; ".join(_said(name, changed[name][1], sources) for name in refused)
+        listed = "; ".join(_difference(name, changed[name][1], sources) for name in refused)
         raise UserError(
             f"workdir={workdir} holds a run of another recipe ({listed}); take another workdir, or "
             f"--allow_change={','.join(refused)}"
@@ -91,8 +95,8 @@ def recipe_changes(
     return changed
 
 
-def _said(name: str, new: Any, sources: Mapping[str, Mapping[str, Any]]) -> str:
-    """What `sources`, from where to their differences, have of the setting `name`, beside its `new` value."""
+def _difference(name: str, new: Any, sources: Mapping[str, Mapping[str, Any]]) -> str:
+    """Describe what `sources` (where -> differences) have of `name`, beside its `new` value."""
     old = {
         where: repr(found[name][0]) if name in found else repr(new)
         for where, found in sources.items()
@@ -103,7 +107,7 @@ def _said(name: str, new: Any, sources: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def read_config(path: epath.Path) -> dict[str, Any]:
-    """The settings in a workdir's config.json; UserError where it is damaged."""
+    """Read the settings in a workdir's config.json; UserError where it is damaged."""
     reason = ""
     try:
         found = json.loads(files.read(path).decode())
@@ -118,7 +122,7 @@ def read_config(path: epath.Path) -> dict[str, Any]:
 
 
 def damage_of(path: epath.Path) -> str:
-    """What is wrong with the config.json at `path`, a sentence; empty where it holds settings."""
+    """Say what is wrong with the config.json at `path`; empty where it holds settings."""
     try:
         read_config(path)
     except UserError as error:
@@ -127,19 +131,27 @@ def damage_of(path: epath.Path) -> str:
 
 
 def mended(workdir: epath.Path, step: int | None) -> list[str]:
-    """A line where config.json is gone or damaged and the checkpoint of `step` says what it said; nothing is written."""
+    """Say that config.json is gone or damaged, and will be written from the checkpoint of `step`.
+
+    Returns:
+        one line; none where it is sound or there is no checkpoint. Nothing is written here.
+    """
     path = workdir / "config.json"
     if step is None or (path.exists() and not damage_of(path)):
         return []
     why = damage_of(path) if path.exists() else f"{path} is missing"
-    return [f"{why.partition(';')[0]}: checkpoint {step} has the settings of this run, and it is written again"]  # fmt: skip
+    return [
+        f"{why.partition(';')[0]}: checkpoint {step} has the settings of this run, and it is "
+        "written again"
+    ]
 
 
 def settings(workdir: epath.Path) -> ConfigDict:
-    """The settings of the run in `workdir`: those of config.json, or where it is gone or damaged of the last checkpoint.
+    """Read the settings of the run in `workdir`: of config.json, or else of the last checkpoint.
 
     Raises:
-        UserError: no run is there, or neither of the two can be read, or a value is of another type.
+        UserError: no run is there, or neither of the two can be read, or a value is of another
+            type.
     """
     path = workdir / "config.json"
     step = None

@@ -1,7 +1,8 @@
-"""One run to a workdir: a lock that also holds in buckets and between machines.
+"""A lock that keeps a workdir to one run, also in buckets and between machines.
 
-`lock.json` in the workdir says which process is the owner, `lock.beat` beside it changes every `BEAT` seconds as long as that
-process lives. Process 0 of a run takes the lock for all of them; readers (reports, evaluations, features) take none.
+`lock.json` in the workdir says which process is the owner, `lock.beat` beside it changes every
+`BEAT` seconds as long as that process lives. Process 0 of a run takes the lock for all of them;
+readers (reports, evaluations, features) take none.
 """
 
 import contextlib
@@ -37,13 +38,13 @@ GAP = 5.0  # the most that the time between two looks counts: who was suspended 
 
 
 def _clock() -> float:
-    """Seconds that also pass while the machine sleeps, where the system counts them."""
+    """Return seconds that also pass while the machine sleeps, where the system counts them."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """What `lock.json` says.
+    """The owner of a workdir, as `lock.json` names it.
 
     Attributes:
         token: a random name for this claim.
@@ -56,18 +57,23 @@ class Owner:
     process: processes.Process
 
     def to_bytes(self) -> bytes:
-        """One line of JSON."""
+        """Return the owner as one line of JSON, the content of `lock.json`."""
         facts = {"lock": FORMAT, "token": self.token, "since": self.since}
         return (json.dumps(facts | dataclasses.asdict(self.process)) + "\n").encode()
 
     def __str__(self) -> str:
-        """Whom to look for, as part of a sentence."""
+        """Describe the owner as part of a sentence: whom to look for."""
         host, since = printable(self.process.host), printable(self.since)
         return f"process {self.process.pid} on {host} since {since}"
 
 
 def parse(content: bytes) -> tuple[str, Owner | None]:
-    """The token in `content`, '' where it has none, and the owner; None where it is damaged or of another version."""
+    """Read the token and the owner from the content of `lock.json`.
+
+    Returns:
+        the token, '' where there is none, and the owner, None where `content` is damaged or of
+        another version.
+    """
     try:
         facts = json.loads(content)
     except (ValueError, RecursionError):
@@ -86,19 +92,24 @@ def parse(content: bytes) -> tuple[str, Owner | None]:
 class Lock:
     """The claim of one process on one workdir.
 
-    What it guarantees: while `check` returns, no other run has taken the workdir, as others take it only after they have
-    seen no sign of life for `STALE` seconds, or have found that this process has ended. What is written within `STALE - SAFE`
-    seconds after a `check` is so written before anybody else begins. Of several that start at once exactly one gets the
-    lock, on disks and in buckets, however slow these are: who took long to write its claim waits until an owner that it
-    may have written over has noticed. Clocks of machines are never compared: who waits counts seconds of its own in which
-    it saw no change.
+    What it guarantees: while `check` returns, no other run has taken the workdir, as others take it
+    only after they have seen no sign of life for `STALE` seconds, or have found that this process
+    has ended. What is written within `STALE - SAFE` seconds after a `check` is so written before
+    anybody else begins. Of several that start at once exactly one gets the
+    lock, on disks and in buckets, however slow these are: who took long to write its claim waits
+    until an owner that it may have written over has noticed. Clocks of machines are never compared:
+    who waits counts seconds of its own in which it saw no change.
     """
 
     def __init__(
-        self, workdir: object, store: lock_files.Store, process: processes.Process,
-        clock: Callable[[], float] = _clock, sleep: Callable[[float], None] = time.sleep,
+        self,
+        workdir: object,
+        store: lock_files.Store,
+        process: processes.Process,
+        clock: Callable[[], float] = _clock,
+        sleep: Callable[[float], None] = time.sleep,
         is_gone: Callable[[processes.Process, processes.Process], bool] = processes.is_gone,
-    ):  # fmt: skip
+    ):
         """`workdir`: for messages; `clock` and what follows: the world, which tests replace."""
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         self._workdir = f"workdir={printable(str(workdir))}"
@@ -115,10 +126,11 @@ class Lock:
         self.lost = ""
 
     def attempt(self) -> tuple[bool, str]:
-        """Look once whether the lock can be taken, and take it.
+        """Take the lock if it is free, or its owner has ended.
 
         Returns:
-            whether it is taken; else a line that is worth telling, or nothing, and one has to try again after `POLL`.
+            whether it is taken; else a line that is worth telling, or nothing, and one has to try
+            again after `POLL`.
 
         Raises:
             Busy: another run is at work in the workdir.
@@ -138,7 +150,8 @@ class Lock:
                 self._store.unblock(LOCK, seen)
                 self._watched = STALE
             return False, ""
-        # Who took long may have written over an owner, which has noticed, or cannot write any more, when it is stale.
+        # Who took long may have written over an owner, which has noticed, or cannot write any more,
+        # when it is stale.
         slow = self._clock() - began > max(self._store.settle / 2, SLOW)
         if slow or self._store.settle:
             self._sleep(STALE if slow else self._store.settle)
@@ -153,7 +166,7 @@ class Lock:
         return True, ""
 
     def _may_replace(self, seen: bytes, sign: bytes | None) -> bool:
-        """Whether the owner that `seen` names has ended, or shows no life for so long that it counts as ended."""
+        """Return whether the owner that `seen` names has ended, or was silent for too long."""
         _, owner = parse(seen)
         if owner is not None and self._is_gone(owner.process, self._own.process):
             return True
@@ -165,8 +178,8 @@ class Lock:
         self._looked = now
         if sign != self._seen[1]:
             raise Busy(
-                f"{self._workdir} is in use by {owner or self._stranger()}; wait until that run ends, stop it, or "
-                "give another workdir"
+                f"{self._workdir} is in use by {owner or self._stranger()}; wait until that run "
+                "ends, stop it, or give another workdir"
             )
         return self._watched >= STALE
 
@@ -175,13 +188,16 @@ class Lock:
 
     def _waiting(self, seen: bytes) -> str:
         _, owner = parse(seen)
-        held = f"{self._workdir} is held by {owner}"
+        claim = f"{self._workdir} is held by {owner}"
         if owner is None:
-            held = f"{self._workdir} has a {LOCK} that is damaged or of another version"
-        return f"{held}; this run waits for a sign of life there, and begins after {STALE:g} s without one"
+            claim = f"{self._workdir} has a {LOCK} that is damaged or of another version"
+        return (
+            f"{claim}; this run waits for a sign of life there, and begins after {STALE:g} s "
+            "without one"
+        )
 
     def beat_in_background(self) -> None:
-        """Give signs of life from now on, in a thread, until `release`."""
+        """Start a thread that gives signs of life until `release`."""
         self._heart = threading.Thread(
             target=self._beat_on, name="lock of the workdir", daemon=True
         )
@@ -189,18 +205,24 @@ class Lock:
 
     def _beat_on(self) -> None:
         while not self._ended.wait(BEAT) and not self.lost:
-            # A disk or network that fails for a while is no reason to stop: `check` knows how long it was.
+            # A disk or network that fails for a while is no reason to stop: `check` knows how long
+            # it was.
             with contextlib.suppress(OSError):
                 self.renew()
 
     def renew(self) -> None:
-        """See that the lock is this run's still, and give a sign of life; OSError where that cannot be done."""
+        """Give a sign of life, if the lock is this run's still.
+
+        Raises:
+            OSError: the workdir cannot be read or written.
+        """
         with self._guard:
             began = self._clock()
             seen = self._store.read(LOCK)
             if seen != self._mine:
-                # Somebody removed or damaged it: it is put back. A name in it means that another run has it, and after a
-                # time without a sign of life another one may have come and gone.
+                # Somebody removed or damaged it: it is put back. A name in it means that another
+                # run has it, and after a time without a sign of life another one may have come and
+                # gone.
                 token, owner = parse(seen or b"")
                 kept = not token and self._is_safe() and self._store.replace(LOCK, seen, self._mine)
                 if kept and not self._is_safe():
@@ -208,8 +230,9 @@ class Lock:
                     kept = False
                 if not kept:
                     self.lost = (
-                        f"{self._workdir} was taken over by {owner or self._stranger()}, as this run gave no sign of "
-                        "life (was it suspended?); it stops and writes nothing more"
+                        f"{self._workdir} was taken over by {owner or self._stranger()}, as this "
+                        "run gave no sign of life (was it suspended?); it stops and writes nothing "
+                        "more"
                     )
                     return
             self._beats += 1
@@ -220,7 +243,7 @@ class Lock:
         return self._clock() - self._safe_from <= SAFE
 
     def check(self) -> None:
-        """Return where this run may write to its workdir now; call it before it does.
+        """Make sure that this run may write to its workdir; call this before every write.
 
         Raises:
             LockLost: another run has taken the workdir.
@@ -234,16 +257,18 @@ class Lock:
                 self.renew()
             except FileNotFoundError as error:
                 raise UserError(
-                    f"{self._workdir} is gone; was it moved away while the run went on? Give its new place"
+                    f"{self._workdir} is gone; was it moved away while the run went on? Give its "
+                    "new place"
                 ) from error
             except OSError as error:
                 raise Busy(
-                    f"{self._workdir} cannot be reached ({error.strerror or error}); the same command goes on there "
-                    "when it can"
+                    f"{self._workdir} cannot be reached ({error.strerror or error}); the same "
+                    "command goes on there when it can"
                 ) from error
         else:
             raise Busy(
-                f"{self._workdir} answers too slowly; the same command goes on there when it does not"
+                f"{self._workdir} answers too slowly; the same command goes on there when it does "
+                "not"
             )
         if self.lost:
             raise LockLost(self.lost)
@@ -266,10 +291,10 @@ class Lock:
 
 @contextlib.contextmanager
 def hold(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Lock]:
-    """Hold the lock of `workdir` within the context, for all processes of this run; every one of them must call it.
+    """Hold the lock of `workdir` within the context; every process of the run must call this.
 
-    A workdir that is not there is made, and taken away again where nothing came into it. Where another run may be at
-    work in it this waits until that is known; `say` gets a line about it.
+    A workdir that is not there is made, and taken away again where nothing came into it. Where
+    another run may be at work in it this waits until that is known; `say` gets a line about it.
 
     Raises:
         Busy: another run is at work there; on every process, with the same line.
@@ -282,9 +307,7 @@ def hold(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[Lock]:
         if first and not files.is_remote(workdir):
             made = _missing(os.fspath(workdir))
         while True:
-            kind, line = json.loads(
-                hosts.first_tells(json.dumps(_outcome(lock, workdir) if first else ""))
-            )
+            kind, line = hosts.broadcast(_outcome(lock, workdir) if first else ("", ""))
             if kind in ERRORS:
                 raise ERRORS[kind](line)
             if kind == "held":
@@ -307,7 +330,10 @@ ERRORS: dict[str, type[Exception]] = {"busy": Busy, "refused": UserError}
 
 
 def _outcome(lock: Lock, workdir: epath.Path) -> tuple[str, str]:
-    """What came of one attempt, for all processes: a kind and a line."""
+    """Try to take the lock once, and describe for all processes what came of it.
+
+    Returns: 'held', 'waiting' or a kind of `ERRORS`, and a line.
+    """
     try:
         if not files.is_remote(workdir):
             os.makedirs(workdir, exist_ok=True)
@@ -319,12 +345,13 @@ def _outcome(lock: Lock, workdir: epath.Path) -> tuple[str, str]:
         if error.errno == errno.ENOSPC:
             return "refused", str(full_disk(workdir))
         return "refused", (
-            f"workdir={printable(str(workdir))} cannot be written ({error.strerror or error}); give a folder of yours"
+            f"workdir={printable(str(workdir))} cannot be written ({error.strerror or error}); "
+            "give a folder of yours"
         )
 
 
 def _missing(folder: str) -> list[str]:
-    """Of `folder` and those above it the ones that are not there, the innermost first."""
+    """List `folder` and the folders above it that are not there, the innermost first."""
     found: list[str] = []
     while folder and not os.path.lexists(folder):
         found.append(folder)

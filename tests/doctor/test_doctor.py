@@ -187,12 +187,12 @@ def test_too_few_images_for_a_batch_are_looked_at_all_the_same(good, tmp_path, m
 def test_a_sample_speaks_for_the_whole(bad):
     source = FolderSource(str(bad))
     wrong = [i for i, name in enumerate(source.files) if name == "cut.jpg"]
-    some = survey.survey(source, np.asarray([*wrong, 0, 1, 2]), 1, lambda done, left: None)
+    some = survey.survey(source, np.asarray([*wrong, 0, 1, 2]), 1, lambda done: None)
     (said,) = images.damaged(some, source.name, True, 100)
-    assert said.mark == "warning"
+    assert said.severity == "warning"
     assert "1 of 4 cannot be decoded, so about 12 of all" in said.text
-    assert images.damaged(some, source.name, True, 11)[0].mark == "fault"
-    none = survey.survey(source, np.asarray(wrong), 1, lambda done, left: None)
+    assert images.damaged(some, source.name, True, 11)[0].severity == "fault"
+    none = survey.survey(source, np.asarray(wrong), 1, lambda done: None)
     assert images.damaged(none, source.name, True, 100)[0].text == "none of 1 images can be decoded"
 
 

@@ -28,5 +28,5 @@ def test_unusual_settings_get_one_advice_with_a_remedy_that_works(changes, words
     config = load("imagenet")
     config.update(changes)
     (said,) = settings.advice(config, 256)
-    assert said.mark == "warning"
+    assert said.severity == "warning"
     assert words in said.text

@@ -47,8 +47,8 @@ def test_a_background_is_advised_and_then_said_to_be_used(tmp_path):
         (255, OK, "have transparent parts, which are blended with background=255", 1),
     ):
         source = FolderSource(str(tmp_path), Decoding(background=background))
-        found = survey.survey(source, np.arange(1), 1, lambda done, left: None)
+        found = survey.survey(source, np.arange(1), 1, lambda done: None)
         (finding,) = images.see_through(found, source.name, background)
-        assert finding.mark == mark
+        assert finding.severity == mark
         assert words in finding.text
         np.testing.assert_array_equal(found.mean, [mean] * 3)

@@ -65,7 +65,7 @@ def test_a_finished_run_and_one_without_a_sound_checkpoint_are_told(place):
 
 def test_room_for_checkpoints():
     mega = 10**6
-    assert workdir.room(1000 * mega, 0, 100 * mega, 2).mark == "ok"
-    assert workdir.room(300 * mega, 0, 100 * mega, 2).mark == "warning"
-    assert workdir.room(300 * mega, 200 * mega, 100 * mega, 2).mark == "ok"
-    assert workdir.room(110 * mega, 300 * mega, 100 * mega, 2).mark == "fault"
+    assert workdir.room(1000 * mega, 0, 100 * mega, 2).severity == "ok"
+    assert workdir.room(300 * mega, 0, 100 * mega, 2).severity == "warning"
+    assert workdir.room(300 * mega, 200 * mega, 100 * mega, 2).severity == "ok"
+    assert workdir.room(110 * mega, 300 * mega, 100 * mega, 2).severity == "fault"

@@ -63,7 +63,7 @@ def test_a_collapse_names_its_cause():
     assert "lower lr" in recorded("memory_bank_collapsed")["collapsed", "fault"].change
     decayed = told(course(spread=0.01), facts(epochs=91, weight_decay=2.0))
     assert "weight_decay=2 shrinks" in decayed["collapsed", "fault"].change
-    assert found.text.startswith("fault: Nearly all images have the same queries (spread 0.002")
+    assert found.line.startswith("fault: Nearly all images have the same queries (spread 0.002")
 
 
 def course(steps=2000, every=20, **numbers):
@@ -189,10 +189,10 @@ class Log:
     """Writers without files."""
 
     def __init__(self, held):
-        self.held = list(held)
+        self.records = list(held)
 
     def event(self, step, kind, facts):
-        self.held.append({"step": step, "event": kind, **facts})
+        self.records.append({"step": step, "event": kind, **facts})
 
 
 class Said(list):
@@ -205,34 +205,34 @@ def test_a_finding_is_told_once_also_after_a_restart_and_again_where_it_gets_wor
     records = course(top1=0.99, knn=0.55)
     known, said = facts(shuffle="none", epochs=91), Said()
     log = Log([])
-    teller = announce.Teller(said, log, known)
+    teller = announce.Announcer(said, log, known)
     for number, record in enumerate(records[: len(records) // 2]):
-        log.held.append(record)
+        log.records.append(record)
         teller.consider(record["step"], at_once=number == 0)
-    events = [r for r in log.held if r.get("event") == "finding"]
+    events = [r for r in log.records if r.get("event") == "finding"]
     assert [(e["name"], e["severity"]) for e in events][:2] == [("batch_norm_leak", "warning"), ("batch_norm_leak", "fault")]  # fmt: skip
     assert len(said) == len(events)
-    again, once_more = Said(), Log(log.held)
-    announce.Teller(again, once_more, known).consider(1000, at_once=True)
+    again, once_more = Said(), Log(log.records)
+    announce.Announcer(again, once_more, known).consider(1000, at_once=True)
     assert again == []
-    assert once_more.held == log.held
+    assert once_more.records == log.records
 
 
 def test_a_rule_that_fails_ends_the_diagnosis_and_not_the_run(monkeypatch):
     monkeypatch.setattr(rules, "examine", lambda *_: 1 / 0)
     said = Said()
-    teller = announce.Teller(said, Log(course()), facts())
+    teller = announce.Announcer(said, Log(course()), facts())
     for step in (20, 40):
         teller.consider(step, at_once=True)
     assert said == ["the diagnosis failed and is left out from here on: ZeroDivisionError('division by zero')"]  # fmt: skip
 
 
 def test_long_runs_keep_scores_and_events_and_thin_out_old_losses():
-    records = course(steps=20 * 3 * run_log.HELD)
+    records = course(steps=20 * 3 * run_log.KEPT)
     kept: list = []
     for record in records:
         kept = run_log.thinned([*kept, record])
-    assert len(kept) <= run_log.HELD
+    assert len(kept) <= run_log.KEPT
     scores = [r for r in records if "loss" not in r]
     assert [r for r in kept if "loss" not in r] == scores
     assert kept[-1000:] == records[-1000:]

@@ -52,13 +52,13 @@ def test_a_damaged_line_is_left_out_and_the_others_are_read(tmp_path, number):
     assert found.remarks == [f"{place}/metrics.jsonl: line {at + 1} is damaged and left out"]
     rules.examine(found.records, rules.facts_of({}, rules.images_of(found.records)))
     log = run_log.Writers(place, True, 8)
-    (line,) = log.said
+    (line,) = log.remarks
     assert "earlier/1/metrics.jsonl" in line
     assert (place / "earlier/1/metrics.jsonl").read_bytes() == DAMAGE[number] + b"\n"
-    assert same(log.held, WHOLE)
+    assert same(log.records, WHOLE)
     again = run_log.Writers(place, True, 8)
-    assert again.said == []
-    assert same(again.held, WHOLE)
+    assert again.remarks == []
+    assert same(again.records, WHOLE)
 
 
 @pytest.mark.parametrize("cut", range(1, 25))
@@ -69,24 +69,24 @@ def test_a_last_line_that_is_cut_off_is_left_out(tmp_path, cut):
     assert same(found.records, WHOLE[:-1])
     assert found.only_cut
     assert same(run_log.records(place), WHOLE[:-1])
-    assert len(run_log.Writers(place, True, 8).said) == 1
+    assert len(run_log.Writers(place, True, 8).remarks) == 1
 
 
 def test_records_of_lost_steps_and_of_earlier_runs_are_kept_elsewhere(tmp_path):
     place = write(tmp_path, lines_of(WHOLE))
     (place / "neighbours.json").write_text("{}")
     log = run_log.Writers(place, True, 6)
-    assert log.said == []  # a run that goes on makes them again
-    assert [r["step"] for r in log.held][-1] == 6
+    assert log.remarks == []  # a run that goes on makes them again
+    assert [r["step"] for r in log.records][-1] == 6
     assert same(run_log.records(place / "earlier/1"), [*LOGS[6:], SCORE])
     assert (place / "neighbours.json").exists()
     anew = run_log.Writers(place, True, 0)
-    assert len(anew.said) == 1
-    assert anew.held == run_log.records(place) == []
+    assert len(anew.remarks) == 1
+    assert anew.records == run_log.records(place) == []
     assert len(run_log.records(place / "earlier/2")) == 8
     assert not (place / "neighbours.json").exists()
     assert (place / "earlier/2/neighbours.json").exists()
-    assert not run_log.Writers(tmp_path / "new", False, 0).said
+    assert not run_log.Writers(tmp_path / "new", False, 0).remarks
 
 
 def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from moco_jax.base.errors import UserError
 from moco_jax.method import encoding
 from moco_jax.monitoring import run_log
-from moco_jax.training import bad_steps, loop
+from moco_jax.training import bad_steps, feed, loop
 from tests import states
 from tests.training.test_loop import tiny
 
@@ -23,7 +23,7 @@ def records(workdir, event):
 @pytest.fixture
 def poison(monkeypatch):
     """Steps whose batch is marked, and a normalisation that turns a marked image into NaN."""
-    real_input, real_batches, steps = encoding.to_network_input, loop.device_batches, set()
+    real_input, real_batches, steps = encoding.to_network_input, feed.device_batches, set()
 
     def to_network_input(images, mean, std, dtype):
         found = real_input(images, mean, std, dtype)
@@ -41,7 +41,7 @@ def poison(monkeypatch):
         return real_batches(marked(), program, held)
 
     monkeypatch.setattr(encoding, "to_network_input", to_network_input)
-    monkeypatch.setattr(loop, "device_batches", device_batches)
+    monkeypatch.setattr(feed, "device_batches", device_batches)
     return steps
 
 

@@ -14,8 +14,9 @@ from sklearn.datasets import load_sample_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moco_jax.base.errors import UserError
+from moco_jax.data import pipeline
 from moco_jax.monitoring import run_log
-from moco_jax.training import loop
+from moco_jax.training import loop, messages
 from tests.config.test_config import load
 
 
@@ -84,14 +85,14 @@ def test_a_run_on_images_that_the_devices_hold_is_the_hosts_run(
 
 
 def test_a_run_whose_devices_wait_for_images_says_so_once(tmp_path, capsys, monkeypatch):
-    made = loop.pipeline.train_batches
+    made = pipeline.train_batches
 
     def slow(*arguments, **named):
         for batch in made(*arguments, **named):
             time.sleep(0.4)
             yield batch
 
-    monkeypatch.setattr(loop.pipeline, "train_batches", slow)
+    monkeypatch.setattr(pipeline, "train_batches", slow)
     loop.train(tiny(stop_at_step=26, monitor_every=0, log_every=2), str(tmp_path), set())
     assert capsys.readouterr().out.count("The devices wait for images") == 1
     loop.train(tiny(stop_at_step=28, monitor_every=0, log_every=1), str(tmp_path), set())
@@ -225,14 +226,14 @@ def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
 
 
 def test_a_signal_saves_and_the_run_goes_on_there(tmp_path, monkeypatch):
-    progress = loop.lines.progress
+    progress = messages.progress
 
     def interrupt(step, *arguments):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return progress(step, *arguments)
 
-    monkeypatch.setattr(loop.lines, "progress", interrupt)
+    monkeypatch.setattr(messages, "progress", interrupt)
     config = tiny(stop_at_step=6, monitor_every=0)
     assert loop.train(config, str(tmp_path), set()) == signal.SIGTERM
     saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())

@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from moco_jax.base.errors import UserError
+from moco_jax.method.step import Batch
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, loop, warm_start
 from moco_jax.weights import bridge, files
@@ -90,7 +91,7 @@ def test_the_first_step_is_the_sources_after_one_average(source, program):
     old = jax.device_put(jax.device_get(old), jax.tree.map(lambda x: x.sharding, program.abstract))
     rng = np.random.default_rng(0)
     rows = {name: rng.integers(0, 256, (64, 32, 32, 3), np.uint8) for name in ("query", "key")}
-    batch = loop.Batch(**mesh.to_devices(program.mesh, rows | {"index": np.arange(64, dtype=np.int32)}))  # fmt: skip
+    batch = Batch(**mesh.to_devices(program.mesh, rows | {"index": np.arange(64, dtype=np.int32)}))  # fmt: skip
     step = program.compile_step()
     expected, ours = step(old, batch)[1], step(begun, batch)[1]
     assert float(expected["finite"])
@@ -108,7 +109,7 @@ def test_what_is_not_there_or_does_not_fit_starts_fresh_and_is_said(source, prog
     same(begun.params["head"], fresh.params["head"])
     same(begun.key_params, begun.params)
     same(begun.dictionary, fresh.dictionary)
-    text = "; ".join(weights.said)
+    text = "; ".join(weights.remarks)
     for words in (
         "backbone of resnet10, width 8, stem cifar_stride2",
         "the head starts fresh: there are no weights of one",
@@ -120,7 +121,7 @@ def test_what_is_not_there_or_does_not_fit_starts_fresh_and_is_said(source, prog
     def said(**changes):
         changed = config_of(init_from=path, **changes)
         like = assembly.program(changed, program.mesh, 1437).abstract
-        return "; ".join(warm_start.read(changed, like).said)
+        return "; ".join(warm_start.read(changed, like).remarks)
 
     assert "the queue is taken along" in said()
     text = said(dim=32)
@@ -148,7 +149,7 @@ def test_a_run_takes_head_and_queue_of_solo_learns_file(source, program, tmp_pat
     expected = warm_start.read(config_of(init_from=source[2]), program.abstract)
     same((weights.query, weights.key, weights.queue), (expected.query, expected.key, expected.queue))  # fmt: skip
     assert weights.queue is not None
-    assert "the queue is taken along" in weights.said
+    assert "the queue is taken along" in weights.remarks
     with pytest.raises(UserError, match=r"init_from=.*solo-learn's network has stem='cifar_pad2'"):
         warm_start.read(config_of(init_from=path), program.abstract)
 

@@ -13,7 +13,7 @@ from etils import epath
 
 from moco_jax.base.errors import Busy, LockLost, UserError
 from moco_jax.cli import command_line
-from moco_jax.training import loop
+from moco_jax.training import loop, messages
 from moco_jax.workdir import lock_files, processes, run_lock
 from moco_jax.workdir.run_lock import BEAT, LOCK, POLL, SIGN, STALE, Lock
 from tests.training.test_loop import tiny
@@ -529,7 +529,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
 def test_other_processes_of_a_run_end_with_the_line_of_the_first(kind, error, tmp_path, monkeypatch):  # fmt: skip
     monkeypatch.setattr(run_lock.jax, "process_index", lambda: 1)
     told = iter([["waiting", "wait"], ["waiting", ""], [kind, "the line"]])
-    monkeypatch.setattr(run_lock.hosts, "first_tells", lambda text: json.dumps(next(told)))
+    monkeypatch.setattr(run_lock.hosts, "broadcast", lambda value: next(told))
     said = []
     with pytest.raises(error, match=r"^the line$"), run_lock.hold(epath.Path(tmp_path), said.append):  # fmt: skip
         raise AssertionError
@@ -560,7 +560,7 @@ def contents(folder):
 
 
 def test_a_run_whose_lock_was_taken_writes_nothing_more(tmp_path, monkeypatch):
-    progress, found, locks = loop.lines.progress, [], []
+    progress, found, locks = messages.progress, [], []
     monkeypatch.setattr(Lock, "beat_in_background", lambda lock: locks.append(lock))
 
     def take(step, *arguments):
@@ -571,7 +571,7 @@ def test_a_run_whose_lock_was_taken_writes_nothing_more(tmp_path, monkeypatch):
             found.append(contents(tmp_path))
         return text
 
-    monkeypatch.setattr(loop.lines, "progress", take)
+    monkeypatch.setattr(messages, "progress", take)
     with pytest.raises(LockLost, match="was taken over by process 5 on b since now"):
         loop.train(tiny(stop_at_step=6, monitor_every=0), str(tmp_path), set())
     assert contents(tmp_path) == found[0]

@@ -1,1 +1,1 @@
-"""Rules that read a run's records and say what goes wrong."""
+"""Diagnosis of a run: rules that read its records and find what goes wrong."""

@@ -1,4 +1,4 @@
-"""A run as `diagnosis` reads it: what must be known of its settings, and its records sorted by kind."""
+"""A run as its diagnosis reads it: facts that follow from its settings, and sorted records."""
 
 import dataclasses
 import math
@@ -18,13 +18,14 @@ BEGIN = 0.1  # share of a run in which nothing is concluded from its loss
 RECENT = 0.05  # share of the steps so far over which a present state must have held
 LOGS = 3  # records at least over which it must have held
 QUEUES = 4  # times that a queue is renewed before its beginning is over
-BANKS = 0.3  # share of a run: a memory bank's entries come from random vectors by halves, an epoch each; spread was
-# below COLLAPSED in the first tenth of a run that learnt
+# Share of a run with a memory bank, whose entries leave random vectors by halves, an epoch each.
+# Spread was below COLLAPSED in the first tenth of a run that learnt.
+BANKS = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What must be known of a run to read its records.
+    """Facts of a run that its records are read with.
 
     Attributes:
         method: who encodes keys, where negatives come from, which loss.
@@ -33,7 +34,8 @@ class Facts:
         images: in the dataset; 0 where it is not known.
         total_steps: of the whole run; 0 where it is not known.
         warmup_steps: in which the learning rate rises.
-        renewed_steps: in which every key of the queue, or entry of the memory bank, is renewed; 0 without either.
+        renewed_steps: in which every key of the queue, or entry of the memory bank, is renewed; 0
+            without either.
         momentum: m of the momentum encoder.
         lr: the learning rate at the start of the schedule.
         optimizer: its name.
@@ -60,25 +62,37 @@ class Facts:
 
     @property
     def begun(self) -> int:
-        """The step after which the loss says something: queue renewed, learning rate up, part of the run gone."""
+        """The step after which the loss says something.
+
+        By then the queue is renewed, the learning rate is up and a part of the run is over.
+        """
         share = BANKS if self.method.dictionary == "memory_bank" else BEGIN
         renewed = QUEUES * self.renewed_steps
         return max(renewed, self.warmup_steps + round(share * self.total_steps))
 
     @property
     def leaks(self) -> bool:
-        """Whether BatchNorm's statistics can tell a query's own key from its negatives (MoCo v1, section 3.3)."""
+        """Whether BatchNorm can tell a query's own key from its negatives.
+
+        See MoCo v1, section 3.3.
+        """
         method = self.method
         if not self.batch_norm or method.key_encoder == "none":
             return False
         groups = method.bn_groups
         open_ = method.shuffle == "none" or min(groups, method.shuffle_groups) == 1
-        # In one group that holds all queries, keys and negatives (MoCo v3) the statistics are everyone's.
+        # In one group that holds all queries, keys and negatives (MoCo v3) the statistics are
+        # everyone's.
         return open_ and not (method.dictionary == "batch" and groups == 1)
 
 
 def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
-    """The facts of a run from its settings (as in `config.json`, or a config) and its number of images, if known."""
+    """Derive the facts of a run.
+
+    Args:
+        config: its settings, as in `config.json`; those that are not there have their defaults.
+        images: in its dataset; None where it is not known.
+    """
     settings = config_lib.default_config()
     settings.update({k: v for k, v in dict(config).items() if k in settings})
     method, batch = method_of(settings), settings.batch_size
@@ -104,18 +118,19 @@ def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
 
 
 def images_of(records: Iterable[Record]) -> int | None:
-    """The number of images that the records' last event `start` has; None without one."""
+    """Return the number of images in the last event `start`; None without one."""
     found = [r["examples"] for r in records if r.get("event") == "start"]
     return found[-1] if found else None
 
 
-class Course:
+class RunHistory:
     """The records of a run sorted by kind, oldest first.
 
     Attributes:
         logs: those with a finite loss.
         scores: the monitor's, after step 0.
-        untrained, raw: kNN accuracy of the encoder before training and of raw pixels; None where not known.
+        untrained, raw: kNN accuracy of the encoder before training and of raw pixels; None where
+            not known.
         events: what happened.
         last: the step of the last record.
         starts: the steps at which the run began or went on.
@@ -123,7 +138,7 @@ class Course:
     """
 
     def __init__(self, records: Sequence[Record]):
-        """Sort them."""
+        """Sort `records`, which are in order."""
         self.events = [r for r in records if "event" in r]
         self.logs = [r for r in records if math.isfinite(r.get("loss", math.nan))]
         scores = [r for r in records if "feature_spread" in r]
@@ -137,12 +152,12 @@ class Course:
         self.on_cpu = bool(starts) and starts[-1].get("device_kind") == "cpu"
 
     def recent(self, begin: int) -> list[Record]:
-        """The last logs after step `begin` that speak of the present; empty where they are too few."""
+        """Return the logs after step `begin` that show the present; none if too few."""
         since = min(self.last * (1 - RECENT), *(r["step"] for r in self.logs[-LOGS:]), math.inf)
         found = [r for r in self.logs if r["step"] >= since and r["step"] > begin]
         return found if len(found) >= LOGS else []
 
     @property
     def knn(self) -> list[tuple[int, float]]:
-        """Step and kNN accuracy of each score that has one, after step 0."""
+        """The step and kNN accuracy of each score that has one, after step 0."""
         return [(r["step"], r["knn"]) for r in self.scores if "knn" in r]

@@ -1,0 +1,87 @@
+"""The end of a run: its last pictures, TensorBoard's pages of images, the table of scores."""
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from moco_jax.base.console import table
+from moco_jax.data.sources import labels
+from moco_jax.method.state import TrainState
+from moco_jax.monitoring import neighbours, run_log, tensorboard_files, view_pairs
+from moco_jax.monitoring.scores import Found
+from moco_jax.training.assembly import Parts
+from moco_jax.training.journal import Journal, Scores
+from moco_jax.training.start import first_variables, query_variables
+
+# Rows of the table: what was scored, its name in the records, and which of them counts.
+SCORED = (
+    ("raw pixels", "raw_knn", 0),
+    ("encoder before training", "knn", 0),
+    ("encoder after", "knn", -1),
+)
+
+
+def conclude(config: ConfigDict, journal: Journal, scores: Scores, state: TrainState) -> None:
+    """Complete the picture of neighbours, fill TensorBoard and print the scores; every host calls.
+
+    Args:
+        config: the settings.
+        journal: of the run.
+        scores: of the run.
+        state: after its last step.
+    """
+    parts, plan, log = journal.parts, journal.plan, journal.log
+    found = scores.picture.complete(
+        scores.latest,
+        lambda: query_variables(state),
+        lambda: first_variables(config, parts.program),
+    )
+    journal.lock.check()
+    if log.writes:
+        show_images(config, journal.workdir, parts, log, plan.last, found)
+    # Before the records are read again: what is buffered would be missing.
+    log.close()
+    console, records = journal.console, run_log.records(journal.workdir)
+    rows = []
+    for what, name, which in SCORED:
+        known = [record[name] for record in records if name in record]
+        if known:
+            rows.append([what, f"{100 * known[which]:.2f} %"])
+    if rows:
+        console.line(table(["features", "kNN accuracy"], rows))
+    console.line(f"picture of nearest neighbours: {journal.workdir / 'neighbours.png'}")
+
+
+def show_images(
+    config: ConfigDict,
+    workdir: epath.Path,
+    parts: Parts,
+    log: run_log.Writers,
+    last: int,
+    found: Found,
+) -> None:
+    """Give TensorBoard the first view pairs, and the features of some training images.
+
+    Args:
+        config: the settings.
+        workdir: of the run.
+        parts: of the run.
+        log: takes the picture of view pairs, at the step `last`.
+        last: the last step.
+        found: images and their features, by the encoder after training.
+    """
+    pairs = view_pairs.first_pairs(
+        parts.source,
+        parts.recipe,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        scaled_decoding=config.scaled_decoding,
+    )
+    view_pairs.draw(workdir / "views.png", parts.source, pairs)
+    log.picture(last, "view pairs", workdir / "views.png")
+    images = neighbours.views(parts.source, parts.recipe, found.sample, config.workers)
+    numbers = labels.known(parts.source, found.sample)
+    names = None
+    if numbers is not None:
+        names = [labels.called(parts.source.classes, number) for number in numbers.tolist()]
+    tensorboard_files.project(workdir, found.features, images, names)

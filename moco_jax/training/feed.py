@@ -1,0 +1,71 @@
+"""Batches for the train step: made on the host, and brought to the devices ahead of the step."""
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from moco_jax.base.console import Console, Counter
+from moco_jax.data import pipeline, resident
+from moco_jax.method.step import Batch
+from moco_jax.parallel import mesh
+from moco_jax.training.assembly import Parts, Program
+
+AHEAD = 2  # batches under way to the devices while a step runs
+
+
+def open_batches(
+    config: ConfigDict,
+    parts: Parts,
+    examples_seen: int,
+    damaged: pipeline.DamagedImages,
+    console: Console,
+) -> tuple[Generator[pipeline.Rows, None, None], jax.Array | None]:
+    """Open the stream of batches on this host, and load the images that devices hold, if any.
+
+    Args:
+        config: the settings.
+        parts: of the run.
+        examples_seen: examples drawn before the first batch.
+        damaged: told of each image that cannot be decoded.
+        console: shows how far loading is.
+
+    Returns:
+        this host's rows of each batch, without end, and the resident images of all devices, uint8
+        `[N, H * W * C]`; None where the host makes the views.
+    """
+    program = parts.program
+    common: dict[str, Any] = {
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "rows": mesh.local_rows(program.mesh, config.batch_size),
+        "examples_seen": examples_seen,
+    }
+    if parts.held is None:
+        batches = pipeline.train_batches(
+            parts.source,
+            parts.recipe,
+            workers=config.workers,
+            damaged=damaged,
+            crop_only=config.augment_on == "device",
+            scaled_decoding=config.scaled_decoding,
+            **common,
+        )
+        return batches, None
+    progress = Counter(console, "loading images: {done} of {total}", len(parts.source))
+    images, stand_in = resident.load(parts.source, parts.held, config.workers, damaged, progress)
+    rows = mesh.to_every_device(program.mesh, images.reshape(len(images), -1))
+    return resident.train_batches(stand_in, **common), rows
+
+
+def device_batches(
+    host_batches: Iterator[pipeline.Rows], program: Program, images: jax.Array | None = None
+) -> Iterator[Batch]:
+    """Yield the batches on the devices, `AHEAD` of them under way; `images`: resident ones."""
+    queue: deque[Batch] = deque()
+    for rows in host_batches:
+        queue.append(Batch(**mesh.to_devices(program.mesh, rows), images=images))
+        if len(queue) > AHEAD:
+            yield queue.popleft()

@@ -1,0 +1,154 @@
+"""What a run writes while it trains: records for tools, lines for a person, its own scores."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from moco_jax.base.console import Console
+from moco_jax.data.sources import remarks_of
+from moco_jax.method.state import TrainState
+from moco_jax.monitoring import neighbours, run_log
+from moco_jax.monitoring.diagnosis import announce, rules
+from moco_jax.monitoring.scores import Found
+from moco_jax.training import environment, messages
+from moco_jax.training.assembly import Parts
+from moco_jax.training.start import Start, query_variables
+from moco_jax.training.step_plan import StepPlan
+from moco_jax.training.throughput import Clock
+from moco_jax.workdir import run_lock
+
+
+class Journal:
+    """The records and the console of one run; every line and record of the loop goes through it.
+
+    Each record is written after a look at the lock: a run that was suspended while another one
+    took its workdir must not write there.
+
+    Attributes:
+        log: the records, in `metrics.jsonl` and for TensorBoard.
+        console: for a person.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        parts: Parts,
+        workdir: epath.Path,
+        console: Console,
+        lock: run_lock.Lock,
+        plan: StepPlan,
+    ):
+        """Open the records of the run with these settings and `parts` in `workdir`."""
+        self.config, self.parts, self.plan = config, parts, plan
+        self.workdir, self.console, self.lock = workdir, console, lock
+        lock.check()
+        self.log = run_log.Writers(workdir, jax.process_index() == 0, plan.start)
+        self._facts = rules.facts_of(config.to_dict(), len(parts.source))
+
+    def begin(self, start: Start) -> None:
+        """Record and print with what the run begins, or goes on."""
+        # First what a start has moved or changed, which a person may want to undo.
+        for line in (*start.remarks, *self.log.remarks):
+            self.console.line(line)
+        facts = {
+            "examples": len(self.parts.source),
+            "steps_per_epoch": self.parts.steps_per_epoch,
+            "schedule_shift": self.plan.shift,
+            "chance": self._facts.chance,
+        }
+        self.log.event(self.plan.start, "start", environment.facts() | facts)
+        if not self.plan.start:
+            self.log.settings(self.config.to_dict())
+        # It reads from the records what was announced before the run was stopped.
+        self._announcer = announce.Announcer(self.console, self.log, self._facts)
+        self.console.facts(messages.facts(self.config, self.parts, self.workdir, start.state))
+        for line in (*remarks_of(self.parts.source), *start.weights):
+            self.console.line(line)
+
+    def event(self, step: int, kind: str, text: str, facts: Mapping[str, Any]) -> None:
+        """Print and record that something happened at `step`: `kind` names it, `text` tells it."""
+        self.console.line(text)
+        self.lock.check()
+        self.log.event(step, kind, facts)
+
+    def progress(self, step: int, clock: Clock) -> None:
+        """Record the numbers since the last reading of `clock`, and renew the progress line."""
+        numbers = clock.read()
+        self.lock.check()
+        self.log.write(step, numbers)
+        self.console.progress(
+            messages.progress(step + self.plan.shift, numbers, self.config, self.parts, clock.left)
+        )
+
+    def score(self, step: int, when: str, score: dict[str, float]) -> None:
+        """Record and print a score of the encoder, and what it leaves out for want of a label."""
+        self.log.write(step, score)
+        self.console.line(messages.score(when, score))
+        for remark in self.parts.monitor.news():
+            self.console.line(remark)
+
+    def diagnose(self, step: int, at_once: bool) -> None:
+        """Print and record what rules find in the records, if there are new ones or `at_once`."""
+        self._announcer.consider(step, at_once)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self.log.close()
+
+
+class Scores:
+    """The scores that a run gives itself, and the picture of neighbours that is drawn of each.
+
+    Attributes:
+        latest: what the monitor found after the latest step; None where it was not scored.
+    """
+
+    def __init__(self, parts: Parts, journal: Journal):
+        """Score with the monitor of `parts`; results go to `journal`."""
+        self.parts, self.journal, self.plan = parts, journal, journal.plan
+        self.picture = neighbours.Picture(
+            journal.workdir,
+            parts.monitor,
+            journal.console,
+            journal.log,
+            self.plan.start,
+            self.plan.last,
+        )
+        self.latest: Found | None = None
+
+    def before_training(self, state: TrainState) -> None:
+        """Score raw pixels and the encoder before the first step, to compare later scores with."""
+        monitor, log = self.parts.monitor, self.journal.log
+        raw = monitor.raw_pixels()
+        if raw:
+            log.write(0, {f"raw_{name}": value for name, value in raw.items()})
+        score, found = monitor.measure(query_variables(state))
+        self.picture.renew(0, found)
+        self.journal.score(0, "before training", score)
+
+    def after(self, step: int, state: TrainState, clock: Clock) -> dict[str, float]:
+        """Score the encoder after `step` if its time has come; every host must call this.
+
+        Returns:
+            the score by name; empty where there is none after this step.
+        """
+        self.latest = None
+        consistency = self.parts.consistency
+        # Of the keys that are in the queue at a later score, the oldest are made now: the images
+        # whose keys are compared then are encoded for the first time.
+        if consistency.life and self.plan.scores(step + consistency.life):
+            with clock.pause():
+                consistency.prepare(step, state)
+        if not self.plan.scores(step):
+            return {}
+        with clock.pause():
+            score, self.latest = self.parts.monitor.measure(query_variables(state))
+            score |= consistency.measure(step, state)
+            # Scoring takes minutes with many images; the picture is the first thing written after.
+            self.journal.lock.check()
+            self.picture.renew(step, self.latest)
+        self.journal.score(step, f"epoch {self.plan.epoch(step):g}", score)
+        return score

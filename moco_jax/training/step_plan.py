@@ -1,0 +1,66 @@
+"""Which steps of a run are logged, scored and saved."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from moco_jax.training import checkpoint
+from moco_jax.training.assembly import Parts
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """Steps of a run at which something besides training happens, counted from 1.
+
+    Attributes:
+        start: the step after which the run begins, or goes on.
+        end: the step at which this command ends.
+        last: the step at which the run ends.
+        shift: steps that a run with this batch size would be further on; other than 0 where the
+            batch size was changed on the way.
+        steps_per_epoch: steps of an epoch with this batch size.
+        log_every, score_every, save_every: steps between logs, scores (0: none) and checkpoints.
+    """
+
+    start: int
+    end: int
+    last: int
+    shift: int
+    steps_per_epoch: int
+    log_every: int
+    score_every: int
+    save_every: int
+
+    @classmethod
+    def of(cls, config: ConfigDict, parts: Parts, start: int, schedule_step: int) -> "StepPlan":
+        """Make the plan of a run that goes on after `start`; schedules are at `schedule_step`."""
+        # Epochs and schedules count the steps of a run that had this batch size from its beginning.
+        shift = schedule_step - start
+        last = parts.total_steps - shift
+        return cls(
+            start=start,
+            end=min(config.stop_at_step or last, last),
+            last=last,
+            shift=shift,
+            steps_per_epoch=parts.steps_per_epoch,
+            log_every=config.log_every,
+            score_every=config.monitor_every * parts.steps_per_epoch,
+            save_every=checkpoint.interval(config.checkpoint_every, parts.steps_per_epoch),
+        )
+
+    def epoch(self, step: int) -> float:
+        """Return how many epochs are over after `step`."""
+        return (step + self.shift) / self.steps_per_epoch
+
+    def logs(self, step: int) -> bool:
+        """Return whether the numbers of the steps up to `step` are logged after it."""
+        return step % self.log_every == 0 or step == self.end
+
+    def scores(self, step: int) -> bool:
+        """Return whether the encoder is scored after `step`."""
+        whole = self.score_every > 0 and (step + self.shift) % self.score_every == 0
+        return whole or (self.score_every > 0 and step == self.last)
+
+    def saves(self, step: int) -> bool:
+        """Return whether a checkpoint is written after `step` in any case."""
+        return step % self.save_every == 0 or step == self.end

@@ -1,0 +1,58 @@
+"""Digests tell trees of arrays apart, and a sealed file that has changed is not read."""
+
+import hashlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moco_jax.base import digests
+
+TREE = {"a": {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, "n": None, "rate": 0.1}
+
+
+def test_a_tree_has_one_digest_wherever_its_arrays_are():
+    moved = {**TREE, "a": {"w": jnp.asarray(TREE["a"]["w"])}}
+    assert digests.of_tree(moved) == digests.of_tree(TREE)
+    strided = {**TREE, "a": {"w": np.repeat(TREE["a"]["w"], 2, axis=1)[:, ::2]}}
+    assert digests.of_tree(strided) == digests.of_tree(TREE)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**TREE, "a": {"v": TREE["a"]["w"]}},
+        {**TREE, "a": {"w": TREE["a"]["w"].reshape(3, 2)}},
+        {**TREE, "a": {"w": TREE["a"]["w"].view(np.int32)}},
+        {**TREE, "a": {"w": np.nextafter(TREE["a"]["w"], 9)}},
+        {**TREE, "rate": 0.2},
+        {**TREE, "n": np.zeros((0, 3))},
+    ],
+)
+def test_names_shapes_types_and_values_count(other):
+    assert digests.of_tree(other) != digests.of_tree(TREE)
+
+
+def test_the_digest_of_weights_is_the_one_that_features_files_hold():
+    """SHA-256 of `name type shape;` and the bytes of each array, as in files written before."""
+    weights = {"b": np.float32([1, 2]), "a": {"k": np.ones((2, 1), np.float32)}}
+    expected = hashlib.sha256()
+    for name, array in (("['a']['k']", weights["a"]["k"]), ("['b']", weights["b"])):
+        expected.update(f"{name} {array.dtype} {array.shape};".encode() + array.tobytes())
+    assert digests.of_tree(weights) == expected.hexdigest()
+
+
+def test_a_sealed_body_is_read_and_any_change_is_noticed():
+    for body in (b"", b"one line", b"\n\nmore\n"):
+        content = digests.seal(body)
+        assert digests.unseal(content) == body
+        assert digests.unseal(content + b"x") is None
+        assert digests.unseal(bytes([content[0] ^ 1]) + content[1:]) is None
+    assert digests.unseal(b"") is None
+
+
+def test_files_have_the_digest_of_their_contents(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"23")):
+        (tmp_path / name).write_bytes(content)
+    expected = hashlib.sha256(b"123").hexdigest()
+    assert digests.of_files([tmp_path / "a", tmp_path / "b"]) == expected
