@@ -17,10 +17,12 @@ from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.views import recipes
 from moco_jax.encoders.configured import encoder_options
 from moco_jax.inference import trained_encoder
-from moco_jax.method import step
+from moco_jax.method import state, step
+from moco_jax.method.choice import dictionary_class
 from moco_jax.method.configured import method_of
+from moco_jax.method.dictionary import DICTIONARIES
 from moco_jax.parallel import mesh
-from moco_jax.training import assembly, checks
+from moco_jax.training import assembly, checks, messages
 from tests.config.test_config import load
 from tests.data.pictures import encoded
 from tests.markdown import ROOT, blocks
@@ -61,8 +63,11 @@ def plain(examples, monkeypatch):
 
 
 @pytest.fixture
-def young(examples):
-    return names_of(examples["moco_jax/method/dictionary.py"], "young")["YoungQueue"]
+def young(examples, monkeypatch):
+    monkeypatch.setitem(DICTIONARIES, "young_queue", None)  # forgotten after the test
+    names = names_of(examples["moco_jax/method/dictionary/young_queue.py"], "young")
+    assert DICTIONARIES["young_queue"] is names["YoungQueue"]
+    return names["YoungQueue"]
 
 
 @pytest.fixture
@@ -122,9 +127,37 @@ def quickly(lowered):
     return lowered.compile({"xla_backend_optimization_level": 0})
 
 
-def test_they_make_a_step_together(method, plain, young, images, one_device, monkeypatch):
-    monkeypatch.setattr(assembly, "Queue", young)
+def test_a_name_is_all_that_a_dictionary_needs(method, plain, young):
+    """A run's checks, program and words know it; without the name, the error says which there are."""
+    config = tiny(method)
+    config.dictionary = "young_queue"
+    checks.check(config, 8)
+    assert messages.dictionary(config, IMAGES).startswith(
+        "queue of 64 keys, of which the last 2 batches count, momentum"
+    )
+    assert method_of(config).chance_level(BATCH) == 2 * np.log(65)
+    program = assembly.program(config, mesh.create_mesh(jax.devices()), IMAGES)
+    queue = program.abstract.dictionary
+    assert isinstance(queue, young)
+    assert queue.keys.sharding.spec == mesh.sharded(program.mesh, axis=1).spec
+    text = program.train_step.lower(program.abstract, program.batch).as_text()
+    assert "func.func public @main" in text
+    moved = state.for_batch_size(_zeros(program.abstract), BATCH // 2).dictionary
+    assert (type(moved), moved.keys.shape) == (young, (8, BATCH // 2, 8))
+    config.key_encoder = "query"
+    with pytest.raises(UserError, match="key_encoder='query' does not go with"):
+        checks.check(config, 1)
+    with pytest.raises(UserError, match="known are queue, batch, memory_bank, young_queue"):
+        dictionary_class("old_queue")
+
+
+def _zeros(shapes):
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
+def test_they_make_a_step_together(method, plain, young, images, one_device):
     config, (source, _) = tiny(method), images
+    config.dictionary = "young_queue"
     checks.check(config, 1)
     batches = pipeline.train_batches(
         source, recipes.create("linear", SIDE), seed=0, batch_size=BATCH, rows=np.arange(BATCH), examples_seen=0,
@@ -133,16 +166,16 @@ def test_they_make_a_step_together(method, plain, young, images, one_device, mon
     made = next(batches)
     batches.close()
     program = assembly.program(config, one_device, IMAGES)
-    state = quickly(program.initial.lower())()
-    assert isinstance(state.dictionary, young)
-    before = jax.device_get(state.params)
+    now = quickly(program.initial.lower())()
+    assert isinstance(now.dictionary, young)
+    before = jax.device_get(now.params)
     assert before["backbone"]["conv3"]["kernel"].shape == (3, 3, 16, 32)
     batch = step.Batch(made["query"], made["key"], made["index"])
     train_step = quickly(program.train_step.lower(program.abstract, program.batch))
-    state, metrics = jax.device_get(train_step(state, mesh.to_devices(one_device, batch)))
+    now, metrics = jax.device_get(train_step(now, mesh.to_devices(one_device, batch)))
     assert metrics["finite"]
-    assert state.dictionary.count == 2 * BATCH  # the keys of both views
-    assert (state.params["backbone"]["conv0"]["kernel"] != before["backbone"]["conv0"]["kernel"]).all()  # fmt: skip
+    assert now.dictionary.count == 2 * BATCH  # the keys of both views
+    assert (now.params["backbone"]["conv0"]["kernel"] != before["backbone"]["conv0"]["kernel"]).all()  # fmt: skip
 
 
 @pytest.fixture

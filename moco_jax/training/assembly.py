@@ -1,8 +1,10 @@
-"""From a config to the parts of a run, each checked before use: the program (mesh, encoder, step), which knows no
-dataset, and the images and the monitor around it.
+"""Makes the parts of a run of its config, each checked before use.
+
+The program (mesh, encoder, step) knows no dataset; images and monitor come around it.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -30,13 +32,13 @@ from moco_jax.method.dictionary import Sizes
 from moco_jax.method.setup import Schedule
 from moco_jax.monitoring.drift import IMAGES, Consistency
 from moco_jax.monitoring.scores import Monitor
-from moco_jax.parallel import mesh
+from moco_jax.parallel import mesh as mesh_lib
 from moco_jax.training import checks
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What devices compute, whatever the images are.
+    """What the devices compute, whatever the images are.
 
     Attributes:
         mesh: the devices.
@@ -57,13 +59,13 @@ class Program:
     dtype: Any
 
     def compile_step(self) -> Any:
-        """The step compiled for these devices."""
+        """Compile the step for these devices."""
         return self.train_step.lower(self.abstract, self.batch).compile()
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What `loop.py` puts to work.
+    """The parts that the training loop puts to work.
 
     Attributes:
         program: what the devices compute.
@@ -86,7 +88,7 @@ class Parts:
 
 
 def resident_shape(config: ConfigDict, source: Source) -> resident.Shape | None:
-    """Shape of the images that the devices hold throughout a run; None where they hold none.
+    """Return the shape of the images that devices hold throughout a run; None: they hold none.
 
     Raises:
         UserError: they would not fit.
@@ -98,16 +100,19 @@ def resident_shape(config: ConfigDict, source: Source) -> resident.Shape | None:
     return shape
 
 
-def batch_of(config: ConfigDict, the_mesh: Mesh, held: resident.Shape | None) -> step.Batch:
-    """What the step is fed with, as shapes, dtypes and shardings; `held`: shape of the images that devices hold."""
+def batch_of(config: ConfigDict, mesh: Mesh, held: resident.Shape | None) -> step.Batch:
+    """Describe what the step is fed with, as shapes, dtypes and shardings.
+
+    `held`: shape of the images that devices hold.
+    """
     rows, side = config.batch_size, config.image_size
-    layout = mesh.sharded(the_mesh)
+    layout = mesh_lib.sharded(mesh)
 
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=layout)
 
     if held is not None:
-        pixels, everywhere = math.prod(held[1:]), mesh.replicated(the_mesh)
+        pixels, everywhere = math.prod(held[1:]), mesh_lib.replicated(mesh)
         everything = jax.ShapeDtypeStruct((held[0], pixels), jnp.uint8, sharding=everywhere)
         numbers = array(jnp.int32)
         return step.Batch(None, None, numbers, images=everything, epoch=numbers)
@@ -121,7 +126,9 @@ def batch_of(config: ConfigDict, the_mesh: Mesh, held: resident.Shape | None) ->
 def views_of(
     config: ConfigDict, held: resident.Shape | None
 ) -> Callable[[step.Batch], tuple[jax.Array, jax.Array]]:
-    """How the step makes query and key views of a batch: the part of the work that `augment_on` leaves to it.
+    """Make the function from a batch to query and key views, which the step begins with.
+
+    It does the part of the work on views that `augment_on` leaves to the devices.
 
     `held`: shape of the images that devices hold.
     """
@@ -178,9 +185,9 @@ def _initial(
 
 
 def program(
-    config: ConfigDict, the_mesh: Mesh, examples: int, held: resident.Shape | None = None
+    config: ConfigDict, mesh: Mesh, examples: int, held: resident.Shape | None = None
 ) -> Program:
-    """Make what `config` has the devices of `the_mesh` compute, for a dataset of so many `examples`.
+    """Build what the devices of `mesh` compute for `config` and a dataset of so many `examples`.
 
     `held`: shape of the images that devices hold, as `resident_shape` says.
     """
@@ -194,7 +201,7 @@ def program(
     sizes = Sizes(method.negatives, config.batch_size, examples, config.dim, exact)
     create = _initial(config, encoder, optimizer, sizes)
     shapes = jax.eval_shape(create)
-    layout = state.shardings(shapes, the_mesh)
+    layout = state.shardings(shapes, mesh)
     pure_step = step.make_train_step(
         encoder,
         optimizer,
@@ -206,12 +213,12 @@ def program(
         accumulate=config.accumulate,
         backbone_groups=config.bn_groups if encoders.has_batch_norm(config.arch) else None,
         dtype=dtype,
-        mesh=the_mesh,
+        mesh=mesh,
         views=views_of(config, held),
     )
-    everywhere, batch = mesh.replicated(the_mesh), batch_of(config, the_mesh, held)
+    everywhere, batch = mesh_lib.replicated(mesh), batch_of(config, mesh, held)
     return Program(
-        mesh=the_mesh,
+        mesh=mesh,
         encoder=encoder,
         initial=jax.jit(create, out_shardings=layout),
         abstract=jax.tree.map(
@@ -229,7 +236,7 @@ def program(
 
 
 def require_a_batch(config: ConfigDict, source: Source) -> None:
-    """UserError where `source` has too few images for one batch."""
+    """Refuse, by a UserError, a `source` with too few images for one batch."""
     if len(source) < config.batch_size:
         raise UserError(
             f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "
@@ -238,7 +245,11 @@ def require_a_batch(config: ConfigDict, source: Source) -> None:
 
 
 def build(config: ConfigDict, index_dir: str) -> Parts:
-    """All parts of the run that `config` describes; `index_dir`: where an index of records may be kept.
+    """Build all parts of the run that `config` describes.
+
+    Args:
+        config: checked first.
+        index_dir: where an index of records may be kept.
 
     Raises:
         UserError: a setting or the dataset cannot work; nothing has run on a device by then.
@@ -250,28 +261,44 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
     recipe = recipe_of(config)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size)
     held = resident_shape(config, source)
-    computed = program(config, mesh.create_mesh(), len(source), held)
+    computed = program(config, mesh_lib.create_mesh(), len(source), held)
     bank, chosen = choose(source, queries, config.knn_examples, config.seed)
-
-    def encode_as(kind: str) -> features.Encode:
-        return features.make_encode(computed.encoder, kind, config.mean, config.std, computed.dtype, computed.mesh)  # fmt: skip
-
+    encode_as = functools.partial(_encode, config, computed)
     return Parts(
         program=computed,
         source=source,
         recipe=recipe,
         held=held,
         monitor=Monitor(
-            bank=source, bank_indices=bank, queries=source if queries is None else queries,
-            query_indices=chosen, recipe=recipe,
+            bank=source,
+            bank_indices=bank,
+            queries=source if queries is None else queries,
+            query_indices=chosen,
+            recipe=recipe,
             encode=encode_as(config.knn_features),
-            mesh=computed.mesh, batch_size=config.eval_batch_size, workers=config.workers,
-            k=config.knn_k, temperature=config.knn_temperature,
+            mesh=computed.mesh,
+            batch_size=config.eval_batch_size,
+            workers=config.workers,
+            k=config.knn_k,
+            temperature=config.knn_temperature,
         ),
         consistency=Consistency(
-            source, bank[:: -(-len(bank) // IMAGES)], recipe, encode_as("output"), computed.mesh,
-            config.eval_batch_size, config.workers, queue_life(config),
+            source,
+            bank[:: -(-len(bank) // IMAGES)],
+            recipe,
+            encode_as("output"),
+            computed.mesh,
+            config.eval_batch_size,
+            config.workers,
+            queue_life(config),
         ),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.epochs * steps_per_epoch,
-    )  # fmt: skip
+    )
+
+
+def _encode(config: ConfigDict, computed: Program, kind: str) -> features.Encode:
+    """Make the function from images to features of a `kind`, 'backbone' or 'output'."""
+    return features.make_encode(
+        computed.encoder, kind, config.mean, config.std, computed.dtype, computed.mesh
+    )

@@ -22,7 +22,6 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from moco_jax.base import digests, files
 from moco_jax.base.errors import UserError, full_disk
 from moco_jax.base.text import printable
-from moco_jax.method.dictionary import Queue
 from moco_jax.method.state import FORMAT_VERSION, TrainState, all_finite, for_batch_size
 from moco_jax.training import saving_lines
 from moco_jax.workdir import integrity
@@ -234,10 +233,13 @@ def _as_saved(like: TrainState, batch_size: int) -> TrainState:
 
     Its dictionary is whole on every device, because the slots may not divide over them.
     """
-    if not isinstance(like.dictionary, Queue):
+    kept = like.dictionary
+    if kept is None:
         return like
     everywhere = like.step.sharding
-    shapes = jax.eval_shape(lambda queue: queue.for_batch_size(batch_size), like.dictionary)
+    shapes = jax.eval_shape(lambda kept: kept.for_batch_size(batch_size), kept)
+    if [x.shape for x in jax.tree.leaves(shapes)] == [x.shape for x in jax.tree.leaves(kept)]:
+        return like
     return dataclasses.replace(
         like,
         dictionary=jax.tree.map(

@@ -9,10 +9,10 @@ from etils import epath
 from moco_jax import __version__
 from moco_jax.base import console as console_lib
 from moco_jax.base import files
-from moco_jax.base.console import Console
+from moco_jax.base.console import Console, Counter
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
-from moco_jax.cli.features.common import Counter, prepare
+from moco_jax.cli.features.common import prepare
 from moco_jax.data.configured import open_images
 from moco_jax.data.sources import Source, remarks_of, require_no_place
 from moco_jax.data.sources.folder import FolderSource
@@ -92,7 +92,7 @@ def embed(given: flags.FlagValues, console: Console) -> None:
     for said in remarks_of(source):
         console.line(said)
     damaged, count, width, odd = Damaged(source), 0, 0, 0
-    progress = Counter(console, "images", len(source))
+    progress = Counter(console, "{done} of {total} images", len(source))
     with table.writing(out, facts) as write:
         for some in rows(embedder, source, damaged):
             if not count:

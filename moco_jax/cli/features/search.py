@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from moco_jax.base.console import Console
+from moco_jax.base.console import Console, Counter
 from moco_jax.base.errors import UserError
-from moco_jax.cli.features.common import Counter, prepare
+from moco_jax.cli.features.common import prepare
 from moco_jax.embedding import results, search, table
 from moco_jax.parallel import mesh as mesh_lib
 
@@ -75,7 +75,7 @@ def run(
     features = table.opened(path)
     own = search.find(features, words)
     queries = queries_of(path, features, words, own, workdir)
-    progress = Counter(console, "images compared", features.number)
+    progress = Counter(console, "{done} of {total} images compared", features.number)
     nearest = search.nearest(features, queries, own, k, progress)
     found = results.named(features, words, own, nearest.cosines, nearest.rows)
     console.line(f"\n{results.tables(features, found)}\n")
