@@ -56,13 +56,13 @@ def run():
     """What goes on in a workdir to a step; all runs of this file share one compiled program."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(encoders.BACKBONES, "tiny", partial(Small))
-        real = assembly.optim.learning_rate
+        real = assembly.optimizers.learning_rate
 
         def learning_rate(*arguments, **named):
             rate = real(*arguments, **named)
             return lambda s: jnp.where(s < BREAKS, rate(s), 3e38)
 
-        patch.setattr(assembly.optim, "learning_rate", learning_rate)
+        patch.setattr(assembly.optimizers, "learning_rate", learning_rate)
         built = train.build(settings(), "")
         compiled = built.program.compile_step()
         patch.setattr(train, "build", lambda config, index: built)
