@@ -14,6 +14,7 @@ from functools import cache
 import pytest
 
 from moco_jax import config as config_lib
+from moco_jax.cli.commands import ALIASES, COMMANDS, command_of
 from tests.config.test_config import load
 from tests.markdown import PAGES, ROOT, blocks, name, spans
 
@@ -58,9 +59,21 @@ def defined(module):
     return names
 
 
+def flags_of(module, words):
+    """All flags that `python -m module` knows where `words` follow, which may name a subcommand."""
+    name = module.removeprefix("moco_jax.").removesuffix(".__main__")
+    if module == "moco_jax":
+        return flags_of(f"moco_jax.{words[0]}", words[1:]) if words else {"help"}
+    name = ALIASES.get(name, name).removeprefix("cli.")  # as console scripts name it
+    if name not in COMMANDS:
+        return read_flags_of(module)
+    command, _ = command_of(name).chosen([module, *words])
+    return {"help"} | (set(command.own_flags()) if command.main else set())
+
+
 @cache
-def flags_of(module):
-    """All flags that `python -m module` knows."""
+def read_flags_of(module):
+    """All flags of a program of `benchmarks`, by its code."""
     package = f"{module}.__main__"
     seen, left, names = set(), [package if file_of(package) else module], {"help"}
     while left:
@@ -146,7 +159,7 @@ def check(line, module, words, text):
             if not key.isupper():
                 require_setting(config, key)
         elif re.match(r"--\w", word):
-            known, given = flags_of(module), flag.removeprefix("--")
+            known, given = flags_of(module, words), flag.removeprefix("--")
             assert given in known or given.removeprefix("no") in known, f"{flag} is no flag: {line}"
 
 
@@ -171,6 +184,9 @@ def test_what_is_wrong_is_found():
     for line, message in (
         ("python -m moco_jax.train_it --workdir=x", "no module"),
         ("python -m moco_jax.main --work_dir=x", "--work_dir is no flag"),
+        ("python -m moco_jax.evaluate knn --labels=1", "--labels is no flag"),
+        ("python -m moco_jax evaluate knn --labels=1", "--labels is no flag"),
+        ("moco-embed search f.npz x --which=key", "--which is no flag"),
         ("moco-pretrain --config=imagenets", "imagenets is no recipe"),
         ("moco-pretrain --config=digits --config.rate=1 && ls", "rate is no setting"),
         ("python -m benchmarks.machine --fast", "--fast is no flag"),

@@ -1,18 +1,17 @@
 """The examples of docs/extending.md, taken from the page and put to work: alone, and together in one step."""
 
-import sys
 import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from etils import epath
 
 from moco_jax import encoders
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
+from moco_jax.cli import evaluate, evaluation_flags
 from moco_jax.data import pipeline
 from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.views import recipes
@@ -147,20 +146,15 @@ def test_they_make_a_step_together(method, plain, young, images, one_device, mon
 
 
 @pytest.fixture
-def rank(examples):
-    """The example of an evaluation; flags that its imports define are forgotten after the test."""
-    known, modules = set(flags.FLAGS), set(sys.modules)
-    was_parsed = flags.FLAGS.is_parsed()
-    names = names_of(examples["moco_jax/cli/evaluations/rank.py"], "rank")
-    flags.FLAGS.mark_as_parsed()
-    yield names
-    for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
-    for name in set(sys.modules) - modules:
-        if name.startswith("moco_jax.evaluation.commands"):
-            del sys.modules[name]
-    if not was_parsed:
-        flags.FLAGS.unparse_flags()
+def rank(examples, monkeypatch):
+    """The example of an evaluation, its flags at their defaults as `given`."""
+    monkeypatch.setitem(evaluation_flags.EVALUATIONS, "rank", None)  # forgotten after the test
+    names_of(examples["moco_jax/cli/evaluation_flags.py"], "evaluation_flags")
+    command = evaluate.command_of("rank")
+    assert command.line == "Measure in how many directions features spread."
+    given, words = command.parse(["evaluate", "--untrained"])
+    assert (given.untrained, words) == (True, [])
+    return names_of(examples["moco_jax/cli/evaluations/rank.py"], "rank") | {"given": given}
 
 
 def test_the_evaluation_measures_a_rank(rank, plain, one_device, tmp_path, capsys, monkeypatch):
@@ -179,7 +173,9 @@ def test_the_evaluation_measures_a_rank(rank, plain, one_device, tmp_path, capsy
     found = trained_encoder.Trained(encoder, weights, config, 0)
     place, console = epath.Path(tmp_path), Console()
     trainings = Trainings(place / "evaluate_rank", console)
-    task = Task({"trained": found}, "query", place, console, lambda _: None, trainings)
+    task = Task(
+        {"trained": found}, "query", place, console, lambda _: None, trainings, rank["given"]
+    )
     result = rank["run"](task)
     assert 1 < result["results"]["trained"] <= 32
     assert result["test_images"] == 1440

@@ -1,7 +1,8 @@
 """What an installed package gives: console scripts that say what they do, and recipes by name."""
 
-import ast
 import configparser
+import importlib
+import importlib.util
 from importlib import metadata
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 import moco_jax
 from moco_jax.base.errors import UserError
-from moco_jax.cli import command_line
+from moco_jax.cli import ablation, command_line
+from moco_jax.cli.commands import COMMANDS
 from moco_jax.config import recipe_files
 
 ROOT = Path(moco_jax.__file__).parents[1]
@@ -25,20 +27,19 @@ def scripts():
 def test_every_console_script_explains_itself_with_a_command_to_copy():
     for name, target in scripts().items():
         module, function = target.split(":")
-        # Read, not imported: each has flags of its own, and one process takes a name once.
-        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-        docs = {n.name: ast.get_docstring(n) for n in tree.body if isinstance(n, ast.FunctionDef)}
-        assert name in docs[function]
-        assert f"python -m {module.removesuffix('.__main__')}" in ast.get_docstring(tree)
+        found = importlib.import_module(module)
+        assert name in getattr(found, function).__doc__
+        typed = module.replace("moco_jax.cli.", "moco_jax.").replace(".pretrain", ".main")
+        assert f"python -m {typed}" in found.__doc__
+        assert importlib.util.find_spec(typed)
+    assert set(scripts()) == {f"moco-{name}" for name in COMMANDS}
 
 
 def test_help_is_the_docstring_and_the_flags_with_their_defaults(monkeypatch, capsys):
-    from moco_jax.ablation import rows
-
     monkeypatch.setattr("sys.argv", ["moco-ablation", "--help"])
-    rows.run()
+    ablation.run()
     printed = capsys.readouterr().out
-    assert printed.startswith(rows.__doc__.strip())
+    assert printed.startswith(ablation.__doc__.strip())
     assert "\n  --only: One table" in printed
     assert "\n  --debug: " in printed
 

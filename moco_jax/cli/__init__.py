@@ -1,1 +1,1 @@
-"""One file a command: its flags and its help."""
+"""The command lines: a file a command with its flags and its help, folders for the work of some."""

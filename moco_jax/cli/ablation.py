@@ -1,84 +1,92 @@
-"""Command line that runs the rows of a comparison and draws what they show.
+"""Run the rows of a comparison, and draw what they show.
 
     python -m moco_jax.ablation --config=configs/ablation.py:digits --workdir=runs/ablation
-    python -m moco_jax.ablation --config=ablation:cifar10 --config.seeds=5 --only=negatives --workdir=runs/ablation
+    python -m moco_jax.ablation --config=ablation:cifar10 --config.seeds=5 --only=negatives \\
+        --workdir=runs/ablation
 
-Each row is a run in a folder of its own, which rows of equal settings share; the same command goes on where it was
-stopped, and rows that are done are not run again.
+Each row is a run in a folder of its own, and rows of equal settings share one. The same command
+goes on where it was stopped; rows that are done are not run again.
 """
 
-from moco_jax.cli import quiet  # noqa: F401
-
-# isort: split
 import sys
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from moco_jax.ablation.rows import (
-    Row,
-    folder_name,
-    result_of,
-    row_config,
-    run_row,
-    shared_run,
-    show,
-    summary,
-)
+from moco_jax import config as config_lib
 from moco_jax.base import files
 from moco_jax.base.console import Console
-from moco_jax.cli.command_line import SETTINGS, fail, refuse_words, set_up, start
+from moco_jax.cli.command_line import (
+    SETTINGS,
+    Command,
+    define_config,
+    fail,
+    refuse_words,
+    set_up,
+)
 from moco_jax.config.settings.kinds import Range
-from moco_jax.training import checks
-
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Rows: configs/ablation.py or configs/ablation.py:VARIANT."
-)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all rows, their table and figure.")
-ONLY = flags.DEFINE_string(
-    "only", "", "One table: 'negatives', 'momentum', 'shuffled BN' or 'methods'."
-)
 
 KNOWN = ("seeds", *(f"base.{name}" for name in SETTINGS))  # as --config.NAME
 SEEDS = Range(1, 1000)
 
 
-def main(argv: list[str]) -> None:
-    """Run what is not done, then show everything that is."""
-    refuse_words(argv)
-    if not WORKDIR.value or CONFIG.value is None:
-        fail("--config=configs/ablation.py and --workdir=FOLDER are needed; --help lists all flags")
-    config, console, place = CONFIG.value, Console(), files.absolute(WORKDIR.value)
+def define(given: flags.FlagValues) -> None:
+    """Define the flags."""
+    define_config(given, "Rows: configs/ablation.py or configs/ablation.py:VARIANT.")
+    flags.DEFINE_string("workdir", None, "Folder of all rows, their table and figure.", given)
+    flags.DEFINE_string(
+        "only", "", "One table: 'negatives', 'momentum', 'shuffled BN' or 'methods'.", given
+    )
+
+
+def rows_of(config: ConfigDict, only: str) -> list[dict[str, Any]]:
+    """The rows of `config`, checked as far as they can be before anything heavy is loaded."""
     rows = [row.to_dict() if isinstance(row, ConfigDict) else dict(row) for row in config.rows]
     tables = list(dict.fromkeys(row["table"] for row in rows))
-    if ONLY.value and ONLY.value not in tables:
-        fail(f"--only={ONLY.value} is no table; there are {', '.join(tables)}")
-    wanted: list[Row] = []
-    for row in rows:
-        ran = shared_run(config.base, rows, row)
-        if ONLY.value in ("", row["table"]) and ran not in wanted:
-            wanted.append(ran)
+    if only and only not in tables:
+        fail(f"--only={only} is no table; there are {', '.join(tables)}")
     if config.seeds not in SEEDS:
         fail(f"--config.seeds={config.seeds} must be {SEEDS}; try 3")
-    for row in wanted:
-        checks.check_values(row_config(config.base, row, 0))
+    config_lib.check_each(config.base)
+    return rows
+
+
+def main(given: flags.FlagValues, words: list[str]) -> None:
+    """Run what is not done, then show everything that is."""
+    refuse_words(words)
+    if not given.workdir or given.config is None:
+        fail("--config=configs/ablation.py and --workdir=FOLDER are needed; --help lists all flags")
+    config, console, place = given.config, Console(), files.absolute(given.workdir)
+    rows = rows_of(config, given.only)
     set_up(config.base)
+
+    from moco_jax.ablation import rows as rows_lib
+    from moco_jax.training import checks
+
+    wanted: list[rows_lib.Row] = []
+    for row in rows:
+        ran = rows_lib.shared_run(config.base, rows, row)
+        if given.only in ("", row["table"]) and ran not in wanted:
+            wanted.append(ran)
+    for row in wanted:
+        checks.check_values(rows_lib.row_config(config.base, row, 0))
     runs = [(row, seed) for seed in range(config.seeds) for row in wanted]
     for number, (row, seed) in enumerate(runs, start=1):
-        folder = place / folder_name(row, seed)
-        if result_of(folder) is not None:
+        folder = place / rows_lib.folder_name(row, seed)
+        if rows_lib.result_of(folder) is not None:
             continue
-        console.line(f"\n[{number}/{len(runs)}] {row['table']}: {row['line']}, {row['x']}, seed {seed}")  # fmt: skip
-        stopped = run_row(config.base, row, seed, folder)
+        name = f"{row['table']}: {row['line']}, {row['x']}, seed {seed}"
+        console.line(f"\n[{number}/{len(runs)}] {name}")
+        stopped = rows_lib.run_row(config.base, row, seed, folder)
         if stopped:
             sys.exit(128 + stopped)
-    show(summary(config.base, rows, place, config.seeds), place, console)
+    rows_lib.show(rows_lib.summary(config.base, rows, place, config.seeds), place, console)
+
+
+COMMAND = Command(__doc__, define, main, KNOWN)
 
 
 def run() -> None:
     """Entry point of the console script `moco-ablation`."""
-    start(main, settings=KNOWN)
-
-
-if __name__ == "__main__":
-    run()
+    COMMAND.start()

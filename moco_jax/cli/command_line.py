@@ -1,14 +1,19 @@
-"""What the command lines share: reading flags, help, ending with one line, and telling JAX and TensorFlow how to start."""
+"""What all command lines share: flags, help, subcommands, and how a command ends.
 
+A module of `cli/` makes a `Command` of its docstring, its flags and what is to be done. Flags are
+defined when the command starts, in a set of their own, so that modules can be imported together and
+commands can follow each other in one process. Help and errors in flags need neither JAX nor
+TensorFlow; a command imports them where its work begins.
+"""
+
+import contextlib
+import dataclasses
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
-import jax
-import tensorflow as tf
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -16,41 +21,181 @@ from moco_jax import config as config_lib
 from moco_jax.base import files
 from moco_jax.base.errors import TRY_AGAIN, Busy, LockLost, UserError
 from moco_jax.base.text import printable
-from moco_jax.cli import number_flags
+from moco_jax.cli import number_flags, quiet
 from moco_jax.config import recipe_files
 from moco_jax.config import settings as settings_lib
 from moco_jax.parallel import xla_flags
-
-flags.DEFINE_bool("debug", False, "Show where in the program an error comes from.")
 
 # `--config.epochs=2.0` is 2, as in a recipe file; 2.5 is refused, not cut.
 config_flags.register_flag_parser_for_type(int, number_flags.NumberParser(int))
 
 SETTINGS = tuple(settings_lib.SETTINGS)
-HELP = {"-h", "-help", "--help"}
+HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
+
+Define = Callable[[flags.FlagValues], None]
+Main = Callable[[flags.FlagValues, list[str]], None]
 
 
-def start(main: Callable[[list[str]], None], settings: Iterable[str] = SETTINGS) -> None:
-    """Run `main` of a command line with the flags read; errors that a user can mend end it with one line.
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command or subcommand: its help, its flags, and its work.
 
-    `settings`: the names that `--config.NAME` may have.
-
-    `--help` prints the docstring of the module of `main`, which has examples, the flags, and the
-    settings where there is a `--config`.
+    Attributes:
+        about: what `--help` prints first: in a line what the command does, then commands to copy.
+        define: defines the command's flags in the set that it gets.
+        main: does the work, by the flags' values and the words that are no flags; None where a
+            subcommand must be named.
+        settings: the names that `--config.NAME` may have.
+        subcommands: name -> command; a word of the command line chooses one.
+        missing: the error where no subcommand is named and `main` is None.
     """
 
-    if HELP & set(sys.argv[1:]):
-        print(help_text(main, settings))
-        return
-    app.run(partial(guarded, main), flags_parser=partial(parse, settings=settings))
+    about: str
+    define: Define = lambda given: None
+    main: Main | None = None
+    settings: Sequence[str] = ()
+    subcommands: Mapping[str, "Command"] = dataclasses.field(default_factory=dict)
+    missing: str = ""
+
+    @property
+    def line(self) -> str:
+        """What the command does, in one line."""
+        return self.about.strip().splitlines()[0]
+
+    def start(self) -> None:
+        """Run the command line of this process; what a user can mend ends it with one line."""
+        command, argv = self.chosen(sys.argv)
+        if HELP & set(argv[1:]):
+            print(command.help())
+            return
+        app.run(lambda parsed: guarded(command.work, *parsed), argv, flags_parser=command.parse)
+
+    def call(self, argv: Sequence[str]) -> None:
+        """Run the command line `argv`, the program's name first, in a process that goes on."""
+        with _as_command_line_of_the_process(argv):
+            command, rest = self.chosen(argv)
+            guarded(command.work, *command.parse(rest))
+
+    def work(self, given: flags.FlagValues, words: list[str]) -> None:
+        """Call `main`."""
+        assert self.main is not None  # `parse` has refused
+        self.main(given, words)
+
+    def chosen(self, argv: Sequence[str]) -> tuple["Command", list[str]]:
+        """The subcommand that `argv` names and `argv` without its name; else the command itself."""
+        for place, word in enumerate(argv[1:], start=1):
+            command = self.subcommands.get(word)
+            # `--out knn linear` evaluates linear: the word before 'knn' is a flag that takes it.
+            if command is not None and not _takes_a_value(command.own_flags(), argv[place - 1]):
+                return command, [*argv[:place], *argv[place + 1 :]]
+        return self, list(argv)
+
+    def own_flags(self) -> flags.FlagValues:
+        """The command's flags, at their defaults and in a set of their own."""
+        given = flags.FlagValues()
+        help_text = "Show where in the program an error comes from."
+        flags.DEFINE_bool("debug", False, help_text, given)
+        self.define(given)
+        return given
+
+    def parse(self, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+        """Read `argv`: the flags with their values, and the words that are no flags.
+
+        Recipes are given by name or file. Anything wrong ends the program with one line.
+        """
+        if self.main is None:
+            fail(self.missing)
+        given = self.own_flags()
+        # The flags of absl itself, as --verbosity, are taken too; app.run reads them.
+        for flag in absl_flags():
+            flag.unparse()
+            given[flag.name] = flag
+        try:
+            if self.settings:
+                config_lib.check_names(argv[1:], self.settings)
+            words = given([argv[0], *map(recipe_files.resolve, argv[1:])])
+        except (UserError, flags.Error) as error:
+            # A config file that raises is reported by its library with the whole traceback as text.
+            fail(error, " ".join(str(error).split()).rpartition("UserError: ")[2])
+        except Exception as error:
+            # A recipe is a program of the user's own, and may end in any way.
+            fail(error, f"{_recipe(argv)} cannot be read: {type(error).__name__}: {error}")
+        flags.FLAGS.mark_as_parsed()
+        return given, words[1:]
+
+    def help(self) -> str:
+        """What `--help` prints: what the command does, subcommands, flags and settings."""
+        lines = [self.about.strip(), ""]
+        if self.subcommands:
+            lines += ["subcommands, each with its own --help:", *listing(self.subcommands), ""]
+        if self.main is None:
+            return "\n".join(lines[:-1])
+        ours = self.own_flags()
+        lines.append("flags:")
+        for name in sorted(ours):
+            flag = ours[name]
+            plain = flag.default in (None, "", [], False)
+            default = "" if plain else f" (default {flag.default_as_str})"
+            lines.append(f"  --{name}: {' '.join((flag.help or '').split())}{default}")
+        if "config" in ours:
+            first = next(s for s in self.settings if s.rpartition(".")[2] in SETTINGS)
+            prefix = first.rpartition(".")[0]
+            name = f"{prefix}.NAME" if prefix else "NAME"
+            lines += [
+                "",
+                f"settings, as --config.{name}=VALUE; a recipe changes some of the defaults:",
+            ]
+            lines += settings_lib.overview()
+        return "\n".join(lines)
 
 
-def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Call `main(argv)`; what a user can mend, what passes by itself, and Ctrl-C end the program with one line."""
+def listing(commands: Mapping[str, Command]) -> list[str]:
+    """A line for each of `commands`: its name, and what it does."""
+    width = max(map(len, commands))
+    return [f"  {name:{width}}  {command.line}" for name, command in commands.items()]
+
+
+def absl_flags() -> list[flags.Flag]:
+    """The flags that absl defines for every program, as --verbosity."""
+    known = flags.FLAGS.flags_by_module_dict().items()
+    return [flag for module, some in known if module.startswith("absl.") for flag in some]
+
+
+def define_config(given: flags.FlagValues, help_text: str) -> None:
+    """Define `--config`, a recipe by name or file whose settings `--config.NAME` changes."""
+    config_flags.DEFINE_config_file("config", None, help_text, given)
+
+
+def _takes_a_value(given: flags.FlagValues, word: str) -> bool:
+    """Whether `word` is a flag of `given` whose value is the next word of a command line."""
+    name = word.lstrip("-")
+    return word.startswith("-") and name in given and not given[name].boolean
+
+
+def _recipe(argv: Sequence[str]) -> str:
+    """The word of a command line that names its recipe or file of flags."""
+    words = (word for word in argv[1:] if word.lstrip("-").startswith(("config=", "flagfile=")))
+    return next(words, "the command line")
+
+
+@contextlib.contextmanager
+def _as_command_line_of_the_process(argv: Sequence[str]) -> Iterator[None]:
+    before, sys.argv = sys.argv, list(argv)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def guarded(work: Callable[..., None], *arguments: Any) -> None:
+    """Call `work`; some errors end the program with one line and a status of their own.
+
+    They are Ctrl-C (130), what passes by itself (75), and what a user can mend (2).
+    """
     # Before anything asks JAX for its devices.
     xla_flags.set_up()
     try:
-        main(argv)
+        work(*arguments)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
@@ -66,43 +211,35 @@ def guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
         sys.exit(TRY_AGAIN)
     except (UserError, OSError) as error:
         fail(error)
-    except tf.errors.OpError as error:
-        said = files.said_of_bucket(error)
+    except Exception as error:
+        said = _said_of_bucket(error) or _said_of_memory(error)
         if not said:
             raise
         fail(error, said)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        said = str(error).splitlines()[0]
-        fail(error, f"the devices have too little memory; a smaller batch takes less: {said}")
 
 
-def help_text(main: Callable, settings: Iterable[str] = SETTINGS) -> str:
-    """What `--help` prints: what the command does, its flags with defaults, and its `settings`."""
-    texts = [(main.__globals__["__doc__"] or "").strip(), "", "flags:"]
-    ours = {
-        flag.name: flag
-        for module, found in flags.FLAGS.flags_by_module_dict().items()
-        if module.startswith("moco_jax") or module == sys.argv[0]
-        for flag in found
-    }
-    for name, flag in sorted(ours.items()):
-        default = "" if flag.default in (None, "", [], False) else f" (default {flag.default_as_str})"  # fmt: skip
-        texts.append(f"  --{name}: {' '.join(flag.help.split())}{default}")
-    if "config" in ours:
-        first = next(name for name in settings if name.rpartition(".")[2] in SETTINGS)
-        prefix = first.rpartition(".")[0]
-        texts += [
-            "",
-            f"settings, as --config.{prefix and prefix + '.'}NAME=VALUE; a recipe changes some of the defaults:",
-        ]
-        texts += settings_lib.overview()
-    return "\n".join(texts)
+def _said_of_bucket(error: Exception) -> str:
+    """The line on a bucket that TensorFlow cannot reach, or ''; asked without loading it."""
+    tensorflow = sys.modules.get("tensorflow")
+    is_its = tensorflow is not None and isinstance(error, tensorflow.errors.OpError)
+    return files.said_of_bucket(error) if is_its else ""
+
+
+def _said_of_memory(error: Exception) -> str:
+    """The line on memory of devices that JAX finds too small, or ''; asked without loading JAX."""
+    jax = sys.modules.get("jax")
+    is_its = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+    if not is_its or "RESOURCE_EXHAUSTED" not in str(error):
+        return ""
+    said = str(error).splitlines()[0]
+    return f"the devices have too little memory; a smaller batch takes less: {said}"
 
 
 def fail(error: object, said: str = "") -> NoReturn:
-    """End with one line and status 2: `said`, or else what `error` says; with --debug its trace comes too."""
+    """End with status 2 and one line: `said`, or else what `error` says.
+
+    With --debug an `error` that is an exception is raised, so that its trace is seen.
+    """
     if isinstance(error, BaseException) and "--debug" in sys.argv:
         raise error
     # The last resort for what a message quotes: whatever it is, it stays one line, and prints.
@@ -110,59 +247,47 @@ def fail(error: object, said: str = "") -> NoReturn:
     sys.exit(2)
 
 
-def parse(argv: list[str], settings: Iterable[str] = SETTINGS) -> list[str]:
-    """Read the command line, recipes by name or file; anything wrong with it ends the program with one line."""
-    try:
-        config_lib.check_names(argv[1:], settings)
-        return flags.FLAGS([argv[0], *map(recipe_files.resolve, argv[1:])])
-    except (UserError, flags.Error) as error:
-        # A config file that raises is reported by its library with the whole traceback as text.
-        fail(error, " ".join(str(error).split()).rpartition("UserError: ")[2])
-    except Exception as error:  # a recipe is a program of the user's own, and may end in any way
-        fail(error, f"{_recipe(argv)} cannot be read: {type(error).__name__}: {error}")
-
-
-def _recipe(argv: list[str]) -> str:
-    """The word of a command line that names its recipe or file of flags."""
-    words = (word for word in argv[1:] if word.lstrip("-").startswith(("config=", "flagfile=")))
-    return next(words, "the command line")
-
-
-def refuse_words(argv: list[str]) -> None:
-    """End with one line where a word of the command line is no flag."""
-    if len(argv) > 1:
-        fail(f"{argv[1]!r} is no flag; settings are given as --config.NAME=VALUE")
+def refuse_words(words: Sequence[str]) -> None:
+    """End with one line where there are `words` that are no flags."""
+    if words:
+        fail(f"{words[0]!r} is no flag; settings are given as --config.NAME=VALUE")
 
 
 def set_up(config: ConfigDict, own: bool = True) -> None:
-    """Quiet logs, TensorFlow off the GPUs, and what JAX must know before it looks for devices.
+    """Load TensorFlow and JAX: quiet logs, GPUs for JAX alone, devices as `config` says.
 
-    `own`: whether `config` is that of this command, and not of a run that it reads: that run's
-    `compilation_cache` may be a folder of another machine, and is then done without.
+    Call this before anything asks JAX for its devices.
+
+    Args:
+        config: settings of a run.
+        own: whether `config` is that of this command, and not of a run that it reads: that run's
+            `compilation_cache` may be a folder of another machine, and is then done without.
 
     Raises:
         UserError: `compilation_cache` can be no folder to write to.
     """
-    logging.set_verbosity(logging.WARNING)
-    tf.config.set_visible_devices([], "GPU")
-    given = os.environ.get("XLA_FLAGS", "")
-    if config.deterministic:
-        os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true"
-    if config.cpu_devices > 0 and "host_platform_device_count" not in given:
-        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     wrong = _wrong_with_cache(config.compilation_cache)
     if wrong and own:
         raise UserError(
             f"compilation_cache={config.compilation_cache} is no folder that can be written "
             f"({wrong}); give one of yours, or '' for none"
         )
+    logging.set_verbosity(logging.WARNING)
+    quiet.load_tensorflow()
+    import jax
+
+    given = os.environ.get("XLA_FLAGS", "")
+    if config.deterministic:
+        os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true"
+    if config.cpu_devices > 0 and "host_platform_device_count" not in given:
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     if config.compilation_cache and not wrong:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _wrong_with_cache(place: str) -> str:
-    """Why programs cannot be kept in `place`, which is made where it is not there; '' if they can."""
+    """Why programs cannot be kept in `place`, which is made if missing; '' if they can."""
     try:
         if not place or files.is_remote(files.absolute(place)):
             return ""

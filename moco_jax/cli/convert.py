@@ -1,4 +1,4 @@
-"""Command line of the bridge: weights from one kind of file, or a run, to another.
+"""Convert weights from one kind of file, or a run, to another kind of file.
 
 python -m moco_jax.convert runs/mine backbone.pth --format=torchvision --verify
 python -m moco_jax.convert runs/mine moco.pth.tar --format=moco
@@ -6,73 +6,97 @@ python -m moco_jax.convert moco_v2_800ep_pretrain.pth.tar r50.pkl --format=detec
 """
 
 import contextlib
+from typing import TYPE_CHECKING
 
-with contextlib.suppress(ImportError):  # where they are installed, they must come before TensorFlow
-    import torch  # noqa: F401
-    import torchvision  # noqa: F401
-
-from moco_jax.cli import quiet  # noqa: F401
-
-# isort: split
-import tensorflow as tf
 from absl import flags, logging
 
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
-from moco_jax.cli.command_line import start
-from moco_jax.weights import bridge, huggingface, verify
-from moco_jax.weights.workdir import PARTS
+from moco_jax.cli import quiet
+from moco_jax.cli.command_line import Command
+from moco_jax.config import registry
 
-FORMAT = flags.DEFINE_string("format", "", f"Of OUT: {', '.join(bridge.FORMATS)}.")
-WHICH = flags.DEFINE_string(
-    "which", "query", f"Encoder to write, unless the format holds both: {' or '.join(PARTS)}."
-)
-ARCH = flags.DEFINE_string("arch", "", "What IN must be; empty: as its weights say.")
-STEM = flags.DEFINE_string(
-    "stem", "", "Of a ResNet in a file; empty: 'imagenet' or 'cifar', by its kernel."
-)
-VERIFY = flags.DEFINE_bool(
-    "verify", False, "Run OUT in PyTorch beside ours and print how far they are apart."
-)
-PICTURES = flags.DEFINE_string("pictures", "", "Folder of images for --verify; empty: random ones.")
+if TYPE_CHECKING:
+    from moco_jax.weights.pretrained import Pretrained
+
 BOUND = 1e-4  # largest difference that counts as equal, as a share of the largest value
 
 
-def main(argv: list[str]) -> None:
+def define(given: flags.FlagValues) -> None:
+    """Define the flags."""
+    formats, encoders = registry.WEIGHT_FORMATS(), registry.ENCODERS_OF_A_RUN()
+    flags.DEFINE_string("format", "", f"Format of OUT: {', '.join(formats)}.", given)
+    flags.DEFINE_string(
+        "which",
+        "query",
+        f"Encoder to write, unless the format holds both: {' or '.join(encoders)}.",
+        given,
+    )
+    flags.DEFINE_string(
+        "arch", "", "Architecture that IN must have; left out: as its weights say.", given
+    )
+    flags.DEFINE_string(
+        "stem",
+        "",
+        "Stem of a ResNet in a file; left out: 'imagenet' or 'cifar', by its kernel.",
+        given,
+    )
+    flags.DEFINE_bool(
+        "verify", False, "Run OUT in PyTorch beside ours and print how far they are apart.", given
+    )
+    flags.DEFINE_string(
+        "pictures", "", "Folder of images for --verify; left out: random ones.", given
+    )
+
+
+def main(given: flags.FlagValues, words: list[str]) -> None:
     """Convert."""
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what does not matter here
-    tf.config.set_visible_devices([], "GPU")
-    console = Console()
-    if len(argv) != 3:
+    if len(words) != 2:
         raise UserError(
-            "two names are wanted: a workdir or file of weights, and the file (of huggingface: the folder) to write"
+            "two names are wanted: a workdir or file of weights, and the file (of huggingface: the "
+            "folder) to write"
         )
-    if PICTURES.value and not VERIFY.value:
+    if given.pictures and not given.verify:
         raise UserError("--pictures means something only with --verify")
-    _convert(argv[1], argv[2], console)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what does not matter here
+    with contextlib.suppress(ImportError):  # where installed, they must come before TensorFlow
+        import torchvision  # noqa: F401
+    quiet.load_tensorflow()
+    convert(given, words[0], words[1], Console())
 
 
-def _convert(place: str, out: str, console: Console) -> None:
-    pretrained = bridge.load(place, ARCH.value, STEM.value)
+def convert(given: flags.FlagValues, place: str, out: str, console: Console) -> None:
+    """Write the weights in `place` to `out`, and with --verify compare them in PyTorch."""
+    from moco_jax.weights import bridge, huggingface
+
+    pretrained = bridge.load(place, given.arch, given.stem)
     console.line(f"{place}: {bridge.describe(pretrained)}")
     if pretrained.left_out:
         console.line(f"left out: {', '.join(map(printable, pretrained.left_out))}")
     for remark in pretrained.remarks:
         console.line(remark)
-    bridge.save(pretrained, out, FORMAT.value, WHICH.value)
+    bridge.save(pretrained, out, given.format, given.which)
     console.line(f"{out} is written")
-    if FORMAT.value == "huggingface" and huggingface.assumed(pretrained):
+    if given.format == "huggingface" and huggingface.assumed(pretrained):
         console.line(huggingface.assumed(pretrained))
-    if not VERIFY.value:
-        return
+    if given.verify:
+        verify_in_torch(given, pretrained, out, console)
+
+
+def verify_in_torch(
+    given: flags.FlagValues, pretrained: "Pretrained", out: str, console: Console
+) -> None:
+    """Say how far PyTorch's features of `out` are from ours; UserError where they are not equal."""
+    from moco_jax.weights import verify
+
     pictures = (
-        verify.read_pictures(PICTURES.value, pretrained)
-        if PICTURES.value
+        verify.read_pictures(given.pictures, pretrained)
+        if given.pictures
         else verify.random_pictures(pretrained)
     )
     far = False
-    for found in verify.compare(pretrained, out, pictures, WHICH.value):
+    for found in verify.compare(pretrained, out, pictures, given.which):
         console.line(
             f"{found.of}: largest difference {found.largest:.1e}, of values up to {found.size:.3g}"
         )
@@ -81,10 +105,9 @@ def _convert(place: str, out: str, console: Console) -> None:
         raise UserError(f"{out} does not give in PyTorch what the encoder gives here")
 
 
+COMMAND = Command(__doc__, define, main)
+
+
 def run() -> None:
     """Entry point of the console script `moco-convert`."""
-    start(main)
-
-
-if __name__ == "__main__":
-    run()
+    COMMAND.start()

@@ -1,85 +1,110 @@
-"""Command line that examines what a run needs before device time is spent on it.
+"""Examine what a run needs, before device time is spent on it.
 
     python -m moco_jax.doctor --config=folder --config.data_dir=FOLDER
     python -m moco_jax.doctor --config=imagenet:v2 --config.data_dir=TFDS --workdir=runs/v2 --full
 
-Ends with a verdict and status 0 (ready), 1 (a fault was found) or 2 (the command line is wrong, or
-a setting is none that any run could have).
+The last line is a verdict. The status is 0 (ready), 1 (a fault was found) or 2 (the command line
+is wrong, or a setting has a value that no run could have).
 """
 
-from moco_jax.cli import quiet  # noqa: F401
-
-# isort: split
 import os
 import runpy
 import sys
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+from moco_jax import config as config_lib
 from moco_jax.base import files
 from moco_jax.base.console import Console
-from moco_jax.base.findings import FAULT, SHOWN, Report, verdict
 from moco_jax.cli import number_flags
-from moco_jax.cli.command_line import fail, refuse_words, set_up, start
-from moco_jax.doctor.examination import examine
-from moco_jax.training import checks
-
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A recipe: configs/NAME.py or configs/NAME.py:VARIANT."
-)
-WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; it is read, not changed.")
-ALLOW_CHANGE = flags.DEFINE_list(
-    "allow_change", [], "Recipe settings that may differ from those the workdir was begun with."
-)
-FULL = flags.DEFINE_bool(
-    "full", False, "Look at every image, and name all in which something is found."
-)
-SAMPLE = number_flags.DEFINE_whole("sample", 200, "Images to look at without --full.", 1, 2**31 - 1)
-STEP_SECONDS = number_flags.DEFINE_number(
-    "step_seconds",
-    None,
-    "Seconds of a step on the devices of the run; measured here where not given.",
-    1e-6,
-    1e6,
-)
-OUT = flags.DEFINE_string(
-    "out", "", "Folder of the contact sheet; WORKDIR/doctor, or runs/doctor without a workdir."
+from moco_jax.cli.command_line import (
+    SETTINGS,
+    Command,
+    define_config,
+    fail,
+    refuse_words,
+    set_up,
 )
 
 
-def recipe_batch_size() -> int:
-    """The batch size that the recipe file has before settings on the command line change it."""
-    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+def define(given: flags.FlagValues) -> None:
+    """Define the flags."""
+    define_config(given, "A recipe: configs/NAME.py or configs/NAME.py:VARIANT.")
+    flags.DEFINE_string("workdir", "", "Folder of the run; it is read, not changed.", given)
+    flags.DEFINE_list(
+        "allow_change",
+        [],
+        "Recipe settings that may differ from those the workdir was begun with.",
+        given,
+    )
+    flags.DEFINE_bool(
+        "full", False, "Look at every image, and name all in which something is found.", given
+    )
+    number_flags.DEFINE_whole(
+        "sample", 200, "Images to look at without --full.", 1, 2**31 - 1, given
+    )
+    number_flags.DEFINE_number(
+        "step_seconds",
+        None,
+        "Seconds of a step on the devices of the run; measured here where not given.",
+        1e-6,
+        1e6,
+        given,
+    )
+    flags.DEFINE_string(
+        "out",
+        "",
+        "Folder of the contact sheet; WORKDIR/doctor, or runs/doctor without a workdir.",
+        given,
+    )
+
+
+def recipe_batch_size(config_flag: Any) -> int:
+    """The batch size of the recipe file, before settings on the command line change it."""
+    path, _, variant = config_flags.get_config_filename(config_flag).partition(":")
     return runpy.run_path(path)["get_config"](*[variant] if variant else []).batch_size
 
 
-def main(argv: list[str]) -> None:
+def main(given: flags.FlagValues, words: list[str]) -> None:
     """Examine, and end with the verdict's status."""
-    refuse_words(argv)
-    if CONFIG.value is None:
+    refuse_words(words)
+    if given.config is None:
         fail("--config=configs/RECIPE.py is needed; --help lists all flags")
-    checks.check_values(CONFIG.value)
-    set_up(CONFIG.value)
+    config_lib.check_each(given.config)
+
+    from moco_jax.training import checks
+
+    checks.check_values(given.config)
+    set_up(given.config)
     logging.set_verbosity(logging.ERROR)  # damaged images are findings here, not news
+
+    from moco_jax.base.findings import FAULT, SHOWN, Report, verdict
+    from moco_jax.doctor.examination import examine
+
     console = Console()
-    report = Report(console, 0 if FULL.value else SHOWN)
-    out = files.absolute(OUT.value or os.path.join(WORKDIR.value or "runs", "doctor"))
+    report = Report(console, 0 if given.full else SHOWN)
+    out = files.absolute(given.out or os.path.join(given.workdir or "runs", "doctor"))
     examine(
-        CONFIG.value, report, recipe_batch=recipe_batch_size(), count=None if FULL.value else SAMPLE.value,
-        step=STEP_SECONDS.value, out=out,
+        given.config,
+        report,
+        recipe_batch=recipe_batch_size(given["config"]),
+        count=None if given.full else given.sample,
+        step=given.step_seconds,
+        out=out,
         # An index of records is worth keeping, but a workdir gets nothing beside the picture.
-        index_dir=str(out / "index") if OUT.value or not WORKDIR.value else None,
-        place=files.absolute(WORKDIR.value) if WORKDIR.value else None, allow_change=set(ALLOW_CHANGE.value),
-    )  # fmt: skip
+        index_dir=str(out / "index") if given.out or not given.workdir else None,
+        place=files.absolute(given.workdir) if given.workdir else None,
+        allow_change=set(given.allow_change),
+    )
     console.line(f"\nverdict: {verdict(report.marks)}")
     sys.exit(1 if FAULT in report.marks else 0)
 
 
+COMMAND = Command(__doc__, define, main, SETTINGS)
+
+
 def run() -> None:
     """Entry point of the console script `moco-doctor`."""
-    start(main)
-
-
-if __name__ == "__main__":
-    run()
+    COMMAND.start()

@@ -1,66 +1,59 @@
-"""Command line of evaluation: what a run's encoder, or anyone's, is worth.
+"""Evaluate an encoder on images with labels.
+
+The encoder is that of a run (--workdir) or of anyone's file of weights (--weights).
 
 python -m moco_jax.evaluate knn --workdir=runs/mine --untrained
 python -m moco_jax.evaluate linear --workdir=runs/mine --protocol=paper
 python -m moco_jax.evaluate finetune --workdir=runs/mine --labels=1,10
 python -m moco_jax.evaluate segmentation --workdir=runs/mine --data_dir=VOC2012
-python -m moco_jax.evaluate knn --weights=r50.pth --out=results --dataset=folder --data_dir=FOLDER
 """
 
-from moco_jax.cli import quiet  # noqa: F401
-
-# isort: split
+import importlib
+import inspect
 import json
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import jax
 from absl import flags, logging
 
 from moco_jax import config as config_lib
 from moco_jax.base import files
 from moco_jax.base.console import Console, Progress
 from moco_jax.base.errors import UserError
-from moco_jax.cli import host_flags, number_flags
-from moco_jax.cli.command_line import fail, set_up, start
-from moco_jax.cli.evaluations import finetune, knn, linear, segmentation
-from moco_jax.cli.evaluations.common import Task
+from moco_jax.cli import evaluation_flags, host_flags, quiet
+from moco_jax.cli.command_line import Command, absl_flags, set_up
+from moco_jax.cli.evaluation_flags import EVALUATIONS
 from moco_jax.config import settings
-from moco_jax.evaluation.resume import Trainings, digest
-from moco_jax.inference import trained_encoder
-from moco_jax.parallel import hosts
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Of the run; the result is written there.")
-STEP = number_flags.DEFINE_whole(
-    "step", None, "Of which checkpoint; left out: the last sound one.", 0, 2**31 - 1
-)
-WHICH = flags.DEFINE_enum(
-    "which", "query", list(trained_encoder.PARTS), "Query or momentum encoder."
-)
-WEIGHTS = flags.DEFINE_string(
-    "weights", "", "In place of --workdir: a file or folder of weights, of any library that docs/weights.md names."
-)  # fmt: skip
-OUT = flags.DEFINE_string("out", "", "Folder of the result; the workdir if empty.")
-IMAGE_SIZE = number_flags.DEFINE_whole(
-    "image_size", 0, "Other than the run's or the file's, in pixels.", 0, 8192
-)
-MEAN = flags.DEFINE_list("mean", [], "Per channel, of images scaled to 0..1; the run's or the file's if empty.")  # fmt: skip
-STD = flags.DEFINE_list("std", [], "As --mean.")
-STEM = flags.DEFINE_string("stem", "", "Of a ResNet in --weights; empty: 'imagenet' or 'cifar', by its kernel.")  # fmt: skip
-UNTRAINED = flags.DEFINE_bool("untrained", False, "Also the same encoder before its training.")
+if TYPE_CHECKING:
+    from moco_jax.inference import trained_encoder
 
 # What hosts may be told differently.
 OWN = {"process_id", "coordinator", "data_dir", "test_data_dir", "debug"}
-EVALUATIONS = {
-    "knn": knn.run, "linear": linear.run, "finetune": finetune.run, "segmentation": segmentation.run,
-}  # fmt: skip
 
 
-def _statistics(flag: flags.FlagHolder) -> tuple[float, ...]:
+def require_one_encoder(given: flags.FlagValues) -> str:
+    """The workdir or file of weights of the encoder; UserError where the flags do not name one."""
+    if bool(given.workdir) == bool(given.weights):
+        raise UserError(
+            "--workdir=FOLDER of a run is needed, or --weights=FILE in its place; --help lists all "
+            "flags"
+        )
+    if given.weights and not given.out:
+        raise UserError(
+            f"--weights={given.weights} needs --out=FOLDER, where the result is written"
+        )
+    return given.workdir or given.weights
+
+
+def statistics(flag: flags.Flag) -> tuple[float, ...]:
+    """The numbers of --mean or --std, as that setting may have them."""
+    words: list[str] = flag.value or []
     try:
-        found = tuple(float(word) for word in flag.value)
+        found = tuple(float(word) for word in words)
     except ValueError as error:
         raise UserError(
-            f"--{flag.name}={','.join(flag.value)} is no list of numbers; 0.485,0.456,0.406 is one"
+            f"--{flag.name}={','.join(words)} is no list of numbers; 0.485,0.456,0.406 is one"
         ) from error
     try:
         settings.SETTINGS[flag.name].check(found)
@@ -69,45 +62,60 @@ def _statistics(flag: flags.FlagHolder) -> tuple[float, ...]:
     return found
 
 
-def _given() -> dict[str, Any]:
-    """The flags of this package by name, as all hosts of an evaluation must have them."""
-    known = flags.FLAGS.flags_by_module_dict().items()
-    ours = [flag for module, found in known if module.startswith("moco_jax") for flag in found]
-    return {f"--{flag.name}": flag.value for flag in ours if flag.name not in OWN}
+def as_all_hosts_must_say(given: flags.FlagValues) -> dict[str, Any]:
+    """The flags, by name, that all hosts of an evaluation must have alike."""
+    left_out = OWN | {flag.name for flag in absl_flags()}
+    return {f"--{name}": given[name].value for name in given if name not in left_out}
 
 
-def evaluate(name: str) -> None:
-    """The evaluation `name` of the run, or the weights, that the flags tell of."""
-    if bool(WORKDIR.value) == bool(WEIGHTS.value):
-        raise UserError(
-            "--workdir=FOLDER of a run is needed, or --weights=FILE in its place; --help lists all flags"
-        )
-    place = WORKDIR.value or WEIGHTS.value
-    if WEIGHTS.value and not OUT.value:
-        raise UserError(f"--weights={place} needs --out=FOLDER, where the result is written")
-    if WORKDIR.value and not trained_encoder.is_run(place):
+def load(given: flags.FlagValues, place: str) -> "trained_encoder.Trained":
+    """Start JAX as the run in `place` says, join the other hosts, and load the encoder."""
+    from moco_jax.inference import trained_encoder
+
+    if given.workdir and not trained_encoder.is_run(place):
         raise UserError(f"{place} is no workdir of a run; weights are named by --weights=FILE")
-    config = trained_encoder.read_config(place) if WORKDIR.value else config_lib.default_config()
+    config = trained_encoder.read_config(place) if given.workdir else config_lib.default_config()
     set_up(config, own=False)
     logging.set_verbosity(logging.ERROR)
-    host_flags.join(asks_for_stops=False)
-    console = Console(speaks=jax.process_index() == 0)
-    found = trained_encoder.load(
-        place, WHICH.value, STEP.value, image_size=IMAGE_SIZE.value, mean=_statistics(MEAN), std=_statistics(STD),
-        stem=STEM.value,
-    )  # fmt: skip
-    hosts.require_agreement(hosts.facts_of(found.config) | _given() | {
-        "evaluation": name, "step": found.step, "weights": digest(found.variables),
-    })  # fmt: skip
-    encoders = {"trained": found}
-    if UNTRAINED.value:
-        encoders["untrained"] = trained_encoder.untrained(found)
-    folder = files.absolute(OUT.value or place)
-    trainings = Trainings(folder / f"evaluate_{name}", console)
-    result = EVALUATIONS[name](
-        Task(encoders, WHICH.value, folder, console, Progress(console), trainings)
+    host_flags.join(given, asks_for_stops=False)
+    return trained_encoder.load(
+        place,
+        given.which,
+        given.step,
+        image_size=given.image_size,
+        mean=statistics(given["mean"]),
+        std=statistics(given["std"]),
+        stem=given.stem,
     )
-    about = {"evaluation": name, "of": place, "step": found.step, "which": WHICH.value}
+
+
+def evaluate(name: str, given: flags.FlagValues, words: list[str]) -> None:
+    """Do the evaluation `name`, and write what it found to a file of JSON."""
+    if words:
+        raise UserError(f"{words[0]!r} is no flag of {name}; --help lists them")
+    place = require_one_encoder(given)
+    quiet.load_tensorflow()
+
+    import jax
+
+    from moco_jax.cli.evaluations.common import Task
+    from moco_jax.evaluation.resume import Trainings, digest
+    from moco_jax.inference import trained_encoder
+    from moco_jax.parallel import hosts
+
+    found = load(given, place)
+    console = Console(speaks=jax.process_index() == 0)
+    asked = {"evaluation": name, "step": found.step, "weights": digest(found.variables)}
+    hosts.require_agreement(hosts.facts_of(found.config) | as_all_hosts_must_say(given) | asked)
+    encoders = {"trained": found}
+    if given.untrained:
+        encoders["untrained"] = trained_encoder.untrained(found)
+    folder = files.absolute(given.out or place)
+    trainings = Trainings(folder / f"evaluate_{name}", console)
+    run_evaluation = importlib.import_module(f"moco_jax.cli.evaluations.{name}").run
+    task = Task(encoders, given.which, folder, console, Progress(console), trainings, given)
+    result = run_evaluation(task)
+    about = {"evaluation": name, "of": place, "step": found.step, "which": given.which}
     path = folder / f"evaluate_{name}.json"
     if jax.process_index() == 0:
         files.write(path, (json.dumps(about | result, indent=2) + "\n").encode())
@@ -115,19 +123,25 @@ def evaluate(name: str) -> None:
     console.line(f"written: {path}")
 
 
-def main(argv: list[str]) -> None:
-    """Evaluate."""
-    if len(argv) != 2 or argv[1] not in EVALUATIONS:
-        fail(
-            f"one of {', '.join(EVALUATIONS)} is needed: python -m moco_jax.evaluate knn --workdir=FOLDER"
-        )
-    evaluate(argv[1])
+def command_of(name: str) -> Command:
+    """The subcommand `evaluate NAME`."""
+    own = EVALUATIONS[name]
+
+    def define(given: flags.FlagValues) -> None:
+        own(given)
+        evaluation_flags.encoder(given)
+
+    return Command(inspect.cleandoc(own.__doc__ or name), define, partial(evaluate, name))
+
+
+COMMAND = Command(
+    __doc__,
+    subcommands={name: command_of(name) for name in EVALUATIONS},
+    missing=f"one of {', '.join(EVALUATIONS)} is needed: "
+    "python -m moco_jax.evaluate knn --workdir=FOLDER",
+)
 
 
 def run() -> None:
     """Entry point of the console script `moco-evaluate`."""
-    start(main)
-
-
-if __name__ == "__main__":
-    run()
+    COMMAND.start()

@@ -1,4 +1,4 @@
-"""Flags that are numbers within bounds: what lies outside is refused by one line with what is required.
+"""Flags that are numbers within bounds; all else is refused by one line that says what is required.
 
 The flags of absl let NaN through, as it is neither below the least nor above the most.
 """
@@ -12,12 +12,9 @@ from moco_jax.config.settings.kinds import KINDS, SEVERAL, Range, plain, real, w
 
 MOST_DIGITS = 40  # of whole numbers that are written with a point or an exponent
 
-# A flag belongs to the module that defines it by a function from here, not to this one.
-flags.disclaim_key_flags()
-
 
 def read_whole(text: str) -> int:
-    """The whole number that `text` says, as '12', '0x1f', '2.0' or '1e3'; ValueError where it says none."""
+    """The whole number in `text`, as '12', '0x1f', '2.0' or '1e3'; ValueError for other text."""
     try:
         return int(text, 16 if text.lower().startswith("0x") else 10)
     except ValueError:
@@ -36,10 +33,10 @@ def read_whole(text: str) -> int:
 
 
 class NumberParser(flags.ArgumentParser):
-    """Reads a number of a kind, int or float, within a range or any; 2.0 is a whole number, 2.5 is none."""
+    """Reads a number, int or float, within a range or any; 2.0 is a whole number, 2.5 is none."""
 
     def __init__(self, kind: type, allowed: Range | None = None):
-        """Of `kind`, and in the range `allowed` where there is one."""
+        """Read numbers of `kind`, in the range `allowed` where there is one."""
         self.kind, self.allowed = kind, allowed
         bounds = f", {allowed}" if allowed is not None else ""
         self.syntactic_help = f"{KINDS[kind]}{bounds}"
@@ -66,15 +63,15 @@ class NumberParser(flags.ArgumentParser):
         return "" if left_out else f"; try {plain(end)}"
 
     def flag_type(self) -> str:
-        """What `--helpxml` calls it."""
+        """The name that absl's own lists of flags give the type."""
         return self.kind.__name__
 
 
 class NumbersParser(flags.BaseListParser):
-    """Reads numbers of a kind, int or float, within a range, with commas between them; they come ascending, each once."""
+    """Reads numbers within a range, with commas between them, as an ascending list without doubles."""
 
     def __init__(self, kind: type, allowed: Range):
-        """Of `kind`, each in the range `allowed`."""
+        """Read numbers of `kind`, int or float, each in the range `allowed`."""
         super().__init__(",", "comma")
         self.each = NumberParser(kind, allowed)
         example = "; 1,10 works" if 1 in allowed and 10 in allowed else ""
@@ -89,29 +86,34 @@ class NumbersParser(flags.BaseListParser):
             raise ValueError(f"must be {self.syntactic_help}") from error
 
     def flag_type(self) -> str:
-        """What `--helpxml` calls it."""
+        """The name that absl's own lists of flags give the type."""
         return "comma separated list of numbers"
 
 
 def DEFINE_numbers(
-    name: str, default: list[float], help: str, kind: type, allowed: Range
-) -> flags.FlagHolder:
-    """Define a flag that is a list of numbers of `kind`, int or float, each in the range `allowed`."""
-    serializer = flags.CsvListSerializer(",")
-    return flags.DEFINE(NumbersParser(kind, allowed), name, default, help, serializer=serializer)
+    name: str,
+    default: list[float],
+    help: str,
+    kind: type,
+    allowed: Range,
+    given: flags.FlagValues,
+) -> None:
+    """Define in `given` a flag that is a list of numbers of `kind`, each in the range `allowed`."""
+    parser = NumbersParser(kind, allowed)
+    flags.DEFINE(parser, name, default, help, given, flags.CsvListSerializer(","))
 
 
 def DEFINE_whole(
-    name: str, default: int | None, help: str, least: int, most: int
-) -> flags.FlagHolder:
-    """Define a flag that is a whole number from `least` to `most`."""
+    name: str, default: int | None, help: str, least: int, most: int, given: flags.FlagValues
+) -> None:
+    """Define in `given` a flag that is a whole number from `least` to `most`."""
     parser = NumberParser(int, Range(least, most))
-    return flags.DEFINE(parser, name, default, help, serializer=flags.ArgumentSerializer())
+    flags.DEFINE(parser, name, default, help, given, flags.ArgumentSerializer())
 
 
 def DEFINE_number(
-    name: str, default: float | None, help: str, least: float, most: float
-) -> flags.FlagHolder:
-    """Define a flag that is a finite number from `least` to `most`."""
+    name: str, default: float | None, help: str, least: float, most: float, given: flags.FlagValues
+) -> None:
+    """Define in `given` a flag that is a finite number from `least` to `most`."""
     parser = NumberParser(float, Range(least, most))
-    return flags.DEFINE(parser, name, default, help, serializer=flags.ArgumentSerializer())
+    flags.DEFINE(parser, name, default, help, given, flags.ArgumentSerializer())

@@ -1,55 +1,66 @@
-"""Command line of packing: images into a few large files, which are read faster than many small ones.
+"""Pack images into a few large files, which are read faster.
 
 python -m moco_jax.pack --data_dir=FOLDER --out=OUT
 python -m moco_jax.pack --data_dir=FOLDER --out=gs://BUCKET/OUT --shards=64 --format=arrayrecord
 """
 
-from moco_jax.cli import quiet  # noqa: F401
-
-# isort: split
 import sys
 import time
+from typing import TYPE_CHECKING
 
-import tensorflow as tf
 from absl import flags, logging
 
 from moco_jax.base.console import Console, duration
 from moco_jax.base.text import printable
-from moco_jax.cli import number_flags
-from moco_jax.cli.command_line import fail, start
-from moco_jax.data import packing
-from moco_jax.data.sources.pixels import RGB, Decoding
+from moco_jax.cli import number_flags, quiet
+from moco_jax.cli.command_line import Command, fail
+from moco_jax.config import registry, settings
 
-DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "Folder of images at any depth, or a text file with one path a line."
-)
-OUT = flags.DEFINE_string("out", "", "Folder of the shards; may be gs://BUCKET/FOLDER.")
-SHARDS = number_flags.DEFINE_whole(
-    "shards", 0, "How many files; 0: one per 5,000 images.", 0, 10**5
-)
-FORMAT = flags.DEFINE_string(
-    "format", "tfrecord", f"Of the shards: {' or '.join(packing.FORMATS)}."
-)
-CHANNELS = number_flags.DEFINE_whole(
-    "channels", 3, "As in training: other images are left out.", 1, 1024
-)
-WHITE = number_flags.DEFINE_number("white", 0.0, "As in training.", 0, 2**32)
-MAX_PIXELS = number_flags.DEFINE_whole(
-    "max_pixels", RGB.max_pixels, "As in training: larger images are left out.", 1, 2**40
-)
+if TYPE_CHECKING:
+    from moco_jax.data import packing
+
+
+def define(given: flags.FlagValues) -> None:
+    """Define the flags."""
+    flags.DEFINE_string(
+        "data_dir",
+        "",
+        "Folder of images at any depth, or a text file with one path a line.",
+        given,
+    )
+    flags.DEFINE_string("out", "", "Folder of the shards; may be gs://BUCKET/FOLDER.", given)
+    number_flags.DEFINE_whole(
+        "shards", 0, "Files to write; 0: one per 5,000 images.", 0, 10**5, given
+    )
+    formats = " or ".join(registry.SHARD_FORMATS())
+    flags.DEFINE_string("format", "tfrecord", f"Format of the shards: {formats}.", given)
+    number_flags.DEFINE_whole(
+        "channels", 3, "Channels, as in training: other images are left out.", 1, 1024, given
+    )
+    number_flags.DEFINE_number(
+        "white", 0.0, "Value that becomes 255, as --config.white.", 0, 2**32, given
+    )
+    number_flags.DEFINE_whole(
+        "max_pixels",
+        settings.SETTINGS["max_pixels"].default,
+        "Largest height times width, as in training: larger images are left out.",
+        1,
+        2**40,
+        given,
+    )
 
 
 class Progress:
     """The line that renews itself while images are packed."""
 
-    def __init__(self, plan: packing.Plan, console: Console):
-        """Of `plan`, on `console`."""
+    def __init__(self, plan: "packing.Plan", console: Console):
+        """Show on `console` how far `plan` is; the clock starts now."""
         self.plan, self.console = plan, console
         self.begun, self.count = time.monotonic(), 0
         self.pause = self.next = 0.5 if console.out.isatty() else 10.0
 
     def seen(self, shard: int, image: int) -> None:
-        """Another image is done; a line is printed now and then, and at the end of each shard."""
+        """Count an image as done; print now and then, and at the end of each shard."""
         self.count += 1
         age = time.monotonic() - self.begun
         if age < self.next and image + 1 < self.plan.bounds(shard)[1]:
@@ -57,21 +68,25 @@ class Progress:
         self.next = age + self.pause
         rate, size = self.count / max(age, 1e-9), len(self.plan.source)
         self.console.progress(
-            f"shard {shard + 1}/{self.plan.shards}  image {image + 1:,}/{size:,}  {rate:,.0f} images/s  "
-            f"left {duration((size - image - 1) / rate)}"
+            f"shard {shard + 1}/{self.plan.shards}  image {image + 1:,}/{size:,}  "
+            f"{rate:,.0f} images/s  left {duration((size - image - 1) / rate)}"
         )
 
 
-def main(argv: list[str]) -> None:
+def main(given: flags.FlagValues, words: list[str]) -> None:
     """Pack."""
-    if len(argv) > 1:
-        fail(f"{argv[1]!r} is no flag; --help lists them")
+    if words:
+        fail(f"{words[0]!r} is no flag; --help lists them")
     logging.set_verbosity(logging.WARNING)
-    tf.config.set_visible_devices([], "GPU")
+    quiet.load_tensorflow()
+
+    from moco_jax.data import packing
+    from moco_jax.data.sources.decoding import Decoding
+
     console = Console()
     try:
-        decoding = Decoding(channels=CHANNELS.value, white=WHITE.value, max_pixels=MAX_PIXELS.value)
-        plan = packing.make_plan(DATA_DIR.value, OUT.value, SHARDS.value, FORMAT.value, decoding)
+        decoding = Decoding(channels=given.channels, white=given.white, max_pixels=given.max_pixels)
+        plan = packing.make_plan(given.data_dir, given.out, given.shards, given.format, decoding)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
         for said in plan.source.remarks:
             console.line(said)
@@ -82,19 +97,19 @@ def main(argv: list[str]) -> None:
     damaged = packing.damaged_names(plan)
     console.line(
         f"{plan.out} is whole: {len(plan.source) - len(damaged):,} images; train on it with "
-        f"--config.dataset={FORMAT.value} --config.data_dir={plan.out}"
+        f"--config.dataset={given.format} --config.data_dir={plan.out}"
     )
     if damaged:
+        more = ", ..." if len(damaged) > 10 else ""
         console.line(
             f"{len(damaged)} damaged images are left out, named in {plan.out}/*.damaged.txt: "
-            f"{', '.join(map(printable, damaged[:10]))}{', ...' if len(damaged) > 10 else ''}"
+            f"{', '.join(map(printable, damaged[:10]))}{more}"
         )
+
+
+COMMAND = Command(__doc__, define, main)
 
 
 def run() -> None:
     """Entry point of the console script `moco-pack`."""
-    start(main)
-
-
-if __name__ == "__main__":
-    run()
+    COMMAND.start()

@@ -1,19 +1,21 @@
-"""TensorFlow, loaded without the lines that it writes to the console meanwhile; every command line imports this first."""
+"""Load TensorFlow for a command: without the lines that it writes meanwhile, without GPUs."""
 
 import os
 import sys
 import tempfile
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+def load_tensorflow() -> None:
+    """Import TensorFlow with standard error, of C++ too, put aside, and keep it off the GPUs.
 
-def _load() -> None:
-    """Import TensorFlow with standard error, of C++ too, put aside; where it fails, what it wrote is shown."""
+    Where the import fails, what it wrote is shown.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryFile() as aside:
         kept = os.dup(2)
         os.dup2(aside.fileno(), 2)
         try:
-            import tensorflow  # noqa: F401
+            import tensorflow as tf
         except BaseException:
             os.dup2(kept, 2)
             aside.seek(0)
@@ -22,6 +24,4 @@ def _load() -> None:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-
-
-_load()
+    tf.config.set_visible_devices([], "GPU")

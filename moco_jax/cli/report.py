@@ -1,4 +1,6 @@
-"""Command line of the page on runs: one HTML file, or with --watch a page that renews itself while a run goes on.
+"""Write or serve a page on one or several runs.
+
+The page shows curves, pictures, evaluations and settings.
 
 python -m moco_jax.report WORKDIR
 python -m moco_jax.report WORKDIR WORKDIR ... --out=compared.html
@@ -8,12 +10,6 @@ python -m moco_jax.report WORKDIR --watch
 import os
 import time
 
-# Beside a run that holds the accelerator; a few hundred images are quick on a CPU.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-from moco_jax.cli import quiet  # noqa: F401
-
-# isort: split
 from absl import flags, logging
 
 from moco_jax import config as config_lib
@@ -21,29 +17,44 @@ from moco_jax.base import files
 from moco_jax.base.console import Console, Progress, size
 from moco_jax.base.errors import UserError
 from moco_jax.cli import number_flags
-from moco_jax.cli.command_line import fail, set_up, start
-from moco_jax.report.page import run as runs_lib
-from moco_jax.report.page.render import page
-from moco_jax.report.page.renewal import Renewal
-from moco_jax.report.page.watch import Watch
-
-OUT = flags.DEFINE_string("out", "", "The HTML file; report.html in the first workdir if empty.")
-WATCH = flags.DEFINE_bool("watch", False, "Serve the page to this machine, and renew it while the run goes on.")  # fmt: skip
-PORT = number_flags.DEFINE_whole(
-    "port", 8765, "With --watch: where; 0 for any that is free.", 0, 65535
-)
-IMAGES = number_flags.DEFINE_whole(
-    "images", 1000, "That the map shows at most; 0: neither map nor neighbours.", 0, 10**6
-)
+from moco_jax.cli.command_line import Command, fail, set_up
 
 PAUSE = 2.0  # seconds between looks at the workdirs
 
 
-def write(places: list[str], console: Console) -> None:
-    """Write the page on the runs in `places`."""
-    looks = Renewal(IMAGES.value, Progress(console))
+def define(given: flags.FlagValues) -> None:
+    """Define the flags."""
+    flags.DEFINE_string(
+        "out", "", "The HTML file; left out: report.html in the first workdir.", given
+    )
+    flags.DEFINE_bool(
+        "watch",
+        False,
+        "Serve the page to this machine, and renew it while the run goes on.",
+        given,
+    )
+    number_flags.DEFINE_whole(
+        "port", 8765, "With --watch: port of the page; 0 takes any that is free.", 0, 65535, given
+    )
+    number_flags.DEFINE_whole(
+        "images",
+        1000,
+        "Images that the map shows at most; 0: neither map nor neighbours.",
+        0,
+        10**6,
+        given,
+    )
+
+
+def write(places: list[str], out: str, images: int, console: Console) -> None:
+    """Write the page on the runs in `places` to the file `out`; '': into the first workdir."""
+    from moco_jax.report.page import run as runs_lib
+    from moco_jax.report.page.render import page
+    from moco_jax.report.page.renewal import Renewal
+
+    looks = Renewal(images, Progress(console))
     runs = runs_lib.read(places)
-    path = files.absolute(OUT.value) if OUT.value else runs[0].place / "report.html"
+    path = files.absolute(out) if out else runs[0].place / "report.html"
     seen = [looks.at(run) for run in runs]
     left_out: list[str] = []
     content = page(runs, seen, say=left_out.append).encode()
@@ -51,16 +62,22 @@ def write(places: list[str], console: Console) -> None:
         files.write(path, content)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); give a file of yours: --out=FILE"
+            f"{path} cannot be written ({error.strerror or error}); give a file of yours: "
+            "--out=FILE"
         ) from error
     for line in left_out:
         console.line(f"left out: {line}")
     console.line(f"written: {path} ({size(len(content))})")
 
 
-def watch(places: list[str], console: Console) -> None:
+def watch(places: list[str], port: int, images: int, console: Console) -> None:
     """Serve the page on the runs in `places` until Ctrl-C."""
-    looks = Renewal(IMAGES.value, lambda text: None)
+    from moco_jax.report.page import run as runs_lib
+    from moco_jax.report.page.render import page
+    from moco_jax.report.page.renewal import Renewal
+    from moco_jax.report.page.watch import Watch
+
+    looks = Renewal(images, lambda text: None)
     runs_lib.read(places)
     said: set[str] = set()
 
@@ -74,10 +91,11 @@ def watch(places: list[str], console: Console) -> None:
         return page(runs, [looks.at(run) for run in runs], version, say)
 
     try:
-        served = Watch(make, lambda: runs_lib.stamp(places), PORT.value)
+        served = Watch(make, lambda: runs_lib.stamp(places), port)
     except OSError as error:
         raise UserError(
-            f"--port={PORT.value} cannot be listened on ({error.strerror}); --port=0 takes any that is free"
+            f"--port={port} cannot be listened on ({error.strerror}); --port=0 takes any that is "
+            "free"
         ) from error
     console.line(f"{served.address} shows the page and renews it; Ctrl-C ends")
     try:
@@ -92,22 +110,25 @@ def watch(places: list[str], console: Console) -> None:
         console.line("ended")
 
 
-def main(argv: list[str]) -> None:
+def main(given: flags.FlagValues, words: list[str]) -> None:
     """Write or serve the page."""
-    places = argv[1:]
-    if not places:
+    if not words:
         fail("a workdir is needed: python -m moco_jax.report WORKDIR; --help lists all flags")
-    if WATCH.value and OUT.value:
-        fail(f"--watch writes no file; leave out --out={OUT.value}, or --watch")
+    if given.watch and given.out:
+        fail(f"--watch writes no file; leave out --out={given.out}, or --watch")
+    # Beside a run that holds the accelerator; a few hundred images are quick on a CPU.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     set_up(config_lib.default_config())
     logging.set_verbosity(logging.ERROR)
-    (watch if WATCH.value else write)(places, Console())
+    if given.watch:
+        watch(words, given.port, given.images, Console())
+    else:
+        write(words, given.out, given.images, Console())
+
+
+COMMAND = Command(__doc__, define, main)
 
 
 def run() -> None:
     """Entry point of the console script `moco-report`."""
-    start(main)
-
-
-if __name__ == "__main__":
-    run()
+    COMMAND.start()

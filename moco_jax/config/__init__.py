@@ -1,9 +1,9 @@
 """A run's settings as one config: defaults, names, and what differs between two of them.
 
-A recipe file in `configs/` starts from `default_config()` and sets what differs. What each setting
-may be and means is said in `config/settings/`, and what several of them must be together in `training/checks.py`.
-RECIPE settings decide the mathematics of a run and may not change within a workdir; OPERATIONAL ones
-say where things are and what is shown.
+A recipe file in `configs/` starts from `default_config()` and sets what differs. `config/settings/`
+says what each setting may be and means, `training/checks.py` what several of them must be together.
+RECIPE settings decide the mathematics of a run and may not change within a workdir; OPERATIONAL
+settings say where things are and what is shown.
 """
 
 import re
@@ -63,6 +63,23 @@ def check_names(arguments: Iterable[str], known: Iterable[str]) -> None:
             raise UserError(f"--config.{found[1]} is not a setting; did you mean {close}?")
 
 
+def check_each(config: ConfigDict) -> None:
+    """Refuse a setting that is unknown, missing, or of a value that no run could have.
+
+    What depends on several settings is left to `training.checks`, which loads the encoders.
+    """
+    for name in config:
+        # A recipe that unlocks its settings may have added one; a run would not obey it.
+        if name not in settings.SETTINGS:
+            raise UserError(f"{name} is not a setting; did you mean {settings.nearest(name)}?")
+    for name, setting in settings.SETTINGS.items():
+        if name not in config:
+            raise UserError(
+                f"{name} is missing; recipes start from moco_jax.config.default_config()"
+            )
+        setting.check(config[name])
+
+
 def check_background(background: int, channels: int) -> None:
     """Refuse a `background` where transparency is a channel of its own."""
     settings.SETTINGS["background"].check(background)
@@ -76,7 +93,10 @@ def check_background(background: int, channels: int) -> None:
 def recipe_differences(
     old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Recipe settings that differ: name -> (old value, new value); one that `old` does not know had its default."""
+    """Recipe settings that differ: name -> (old value, new value).
+
+    A setting that `old` lacks, as that of an older version may, had its default.
+    """
 
     def plain(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value

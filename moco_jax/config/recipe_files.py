@@ -1,6 +1,6 @@
-"""Recipes by name: `--config=imagenet:v2` is the file of that name, in a checkout's `configs/` and in an installed package.
+"""Recipes by name: `--config=imagenet:v2` means the file of that name in `moco_jax/configs`.
 
-`moco_jax/configs` is the checkout's `configs/`, so that an installed package has it too.
+That folder is a link to the checkout's `configs/`, so that an installed package has them too.
 """
 
 import difflib
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from moco_jax.base.errors import UserError
 
-FOLDER = Path(__file__).parent / "configs"
+FOLDER = Path(__file__).parents[1] / "configs"
 
 
 def names() -> list[str]:
-    """Of all recipes."""
+    """The names of all recipes."""
     return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 
 
 def resolve(word: str) -> str:
-    """`--config=NAME[:VARIANT]` with the recipe's file in place of NAME; any other word as it is.
+    """Return `--config=NAME[:VARIANT]` with the recipe's file for NAME; any other word as it is.
 
     Raises:
         UserError: neither a file nor a recipe has that name.

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from moco_jax import encoders
 from moco_jax.base.errors import UserError
-from moco_jax.config import check_background, settings
+from moco_jax.config import check_background, check_each
 from moco_jax.config.settings.kinds import LARGEST, SMALLEST, plain
 from moco_jax.data import sources
 from moco_jax.encoders.configured import check_views
@@ -30,16 +30,7 @@ def check(config: ConfigDict, device_count: int) -> None:
 
 def check_values(config: ConfigDict) -> None:
     """The part of `check` that needs no devices: each setting alone, then some of them together."""
-    for name in config:
-        # A recipe that unlocks its settings may have added one; a run would not obey it.
-        if name not in settings.SETTINGS:
-            raise UserError(f"{name} is not a setting; did you mean {settings.nearest(name)}?")
-    for name, setting in settings.SETTINGS.items():
-        if name not in config:
-            raise UserError(
-                f"{name} is missing; recipes start from moco_jax.config.default_config()"
-            )
-        setting.check(config[name])
+    check_each(config)
     check_views(config)
     method_of(config).check()
     check_schedule(config)

@@ -7,10 +7,9 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moco_jax.cli import number_flags
+from moco_jax.cli import commands, number_flags
 from moco_jax.cli.number_flags import NumberParser, NumbersParser
 from moco_jax.config.settings.kinds import LARGEST, Range
-from tests.command_lines import own_flags
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=50)
 
@@ -25,7 +24,7 @@ NAMES = {
     "embed": {"step", "k"},
     "pack": {"shards", "channels", "white", "max_pixels"},
     "convert": set(),
-    "report.__main__": {"port", "images"},
+    "report": {"port", "images"},
     "ablation": set(),
 }  # fmt: skip
 LISTS = {"evaluate": {"k", "temperature", "rates", "decays", "labels"}}
@@ -33,37 +32,37 @@ LISTS = {"evaluate": {"k", "temperature", "rates", "decays", "labels"}}
 
 @pytest.mark.parametrize("command", NAMES)
 def test_every_flag_of_a_number_refuses_what_is_outside(command):
-    with own_flags(f"moco_jax.{command}"):
-        by_module = flags.FLAGS.flags_by_module_dict().items()
-        each = [
-            flag for module, some in by_module if module.startswith("moco_jax") for flag in some
-        ]
-        numbers = [
-            f
-            for f in each
-            if isinstance(f.parser, flags.ArgumentParser) and f.flag_type() in ("int", "float")
-        ]
-        assert {flag.name for flag in numbers} == NAMES[command]
-        for flag in numbers:
-            allowed = flag.parser.allowed  # those of absl have none, and let NaN through
-            words = ["nan", "inf", "-inf", "", "x", "1e999", "9" * 5000, str(allowed.most * 2 + 1)]
-            words += [str(allowed.least - 1), "0.5"] if flag.parser.kind is int else ["-1"]
-            for word in words:
-                with pytest.raises(
-                    flags.IllegalFlagValueError, match=f"--{flag.name}=.* must be a "
-                ):
-                    flag._parse(word)
-            assert flag._parse(str(allowed.most)) == allowed.most
-        lists = [flag for flag in each if isinstance(flag.parser, NumbersParser)]
-        assert {flag.name for flag in lists} == LISTS.get(command, set())
-        for flag in lists:
-            most = flag.parser.each.allowed.most
-            for word in ("nan", "inf", "-1", "1,,2", "x", "1,nan", str(most * 2 + 1)):
-                with pytest.raises(
-                    flags.IllegalFlagValueError, match=f"--{flag.name}=.* must be .* each"
-                ):
-                    flag._parse(word)
-            assert flag._parse(f"{most},1") == [1, most]
+    whole = commands.command_of("pretrain" if command == "main" else command)
+    each = [
+        own[name]
+        for one in (whole, *whole.subcommands.values())
+        for own in [one.own_flags()]
+        for name in own
+    ]
+    numbers = [
+        f
+        for f in each
+        if isinstance(f.parser, flags.ArgumentParser) and f.flag_type() in ("int", "float")
+    ]
+    assert {flag.name for flag in numbers} == NAMES[command]
+    for flag in numbers:
+        allowed = flag.parser.allowed  # those of absl have none, and let NaN through
+        words = ["nan", "inf", "-inf", "", "x", "1e999", "9" * 5000, str(allowed.most * 2 + 1)]
+        words += [str(allowed.least - 1), "0.5"] if flag.parser.kind is int else ["-1"]
+        for word in words:
+            with pytest.raises(flags.IllegalFlagValueError, match=f"--{flag.name}=.* must be a "):
+                flag._parse(word)
+        assert flag._parse(str(allowed.most)) == allowed.most
+    lists = [flag for flag in each if isinstance(flag.parser, NumbersParser)]
+    assert {flag.name for flag in lists} == LISTS.get(command, set())
+    for flag in lists:
+        most = flag.parser.each.allowed.most
+        for word in ("nan", "inf", "-1", "1,,2", "x", "1,nan", str(most * 2 + 1)):
+            with pytest.raises(
+                flags.IllegalFlagValueError, match=f"--{flag.name}=.* must be .* each"
+            ):
+                flag._parse(word)
+        assert flag._parse(f"{most},1") == [1, most]
 
 
 @steady

@@ -1,13 +1,12 @@
 """Every setting has type, bounds and meaning, and what lies outside is refused by one line that names it."""
 
+import importlib
 import json
 import math
-import sys
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -15,11 +14,10 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.base.errors import UserError
-from moco_jax.cli import command_line
+from moco_jax.cli import command_line, commands
 from moco_jax.config import registry
 from moco_jax.config.settings import OPERATIONAL, RECIPE, SETTINGS, kinds, overview
 from moco_jax.training import checks
-from tests.command_lines import forget_words, own_flags
 
 # The same members at every run.
 steady = hypothesis_settings(derandomize=True, deadline=None, database=None, max_examples=25)
@@ -208,25 +206,21 @@ def command(request, monkeypatch, tmp_path):
         """The settings are checked, and work would begin."""
 
     def taken(config):
-        raise Taken
+        raise Taken(config)
+
+    name = {"main": "pretrain"}.get(request.param, request.param)
+    monkeypatch.setattr(importlib.import_module(f"moco_jax.cli.{name}"), "set_up", taken)
 
     def run(*words):
-        argv = [request.param, *words]
-        monkeypatch.setattr("sys.argv", argv)
-        monkeypatch.setattr(module, "set_up", taken)
-        forget_words()
-        status = None
         try:
-            command_line.guarded(module.main, command_line.parse(argv))
-        except Taken:
-            return flags.FLAGS["config"].value, None
+            commands.command_of(name).call([request.param, *words])
+        except Taken as passed:
+            return passed.args[0], None
         except SystemExit as ended:
-            status = ended.code
-        return None, status
+            return None, ended.code
+        return None, None
 
-    with own_flags(f"moco_jax.{request.param}") as module:
-        command_line = sys.modules["moco_jax.cli.command_line"]
-        yield run
+    return run
 
 
 def test_a_command_line_refuses_what_no_run_could_have(command, capsys, tmp_path):

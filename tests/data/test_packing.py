@@ -137,12 +137,11 @@ def test_the_command_says_what_it_did(tmp_path):
     folder, _ = images(tmp_path)
     code = """
 import sys
-from moco_jax import pack
-from moco_jax.cli.command_line import guarded, parse
+from moco_jax.cli import pack
 
 out, *folders = sys.argv[1:]
 for folder in folders:
-    guarded(pack.main, parse(["pack", f"--data_dir={folder}", f"--out={out}", "--shards=2"]))
+    pack.COMMAND.call(["pack", f"--data_dir={folder}", f"--out={out}", "--shards=2"])
 """
     command = [sys.executable, "-c", code, f"{tmp_path}/out", folder, "/no/such"]
     ended = subprocess.run(command, capture_output=True, text=True)

@@ -7,12 +7,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from absl import flags
 
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
+from moco_jax.cli.features import search as command
 from moco_jax.embedding import columns, encode, facts, npz, parquet, results, search, table
-from tests.command_lines import own_flags
 from tests.embedding.test_embed import ENCODER, FACTS, IMAGES
 
 WHOLE = {"format": 1, "moco_jax": "0.1.0", **FACTS}
@@ -20,27 +19,17 @@ FEATURES = np.asarray([[1, 0, 0, 0], [0.9, 0.4, 0, 0], [0, 0, 1, 0]], np.float32
 SEEDS = range(24)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def command():
-    """The command line, with its flags alone."""
-    global embed
-    with own_flags("moco_jax.embed") as embed:
-        yield
-
-
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    """Flags at their defaults, and no pictures: they need images, which none of these tables has."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    monkeypatch.setattr(embed, "prepare", lambda place: None)
+    """No pictures: they need images, which none of these tables has."""
+    monkeypatch.setattr(command, "prepare", lambda place: None)
     monkeypatch.setattr(results, "draw", lambda *_: None)
 
 
 def searched(path, word="a"):
     """What a search for `word` prints."""
     out = io.StringIO()
-    embed.run_search(str(path), [word], Console(out=out))
+    command.run(str(path), [word], Console(out=out))
     return out.getvalue()
 
 

@@ -1,1 +1,4 @@
-"""What `python -m moco_jax.evaluate NAME` does: one file an evaluation, with the flags that only it has and its `run`."""
+"""The work of `python -m moco_jax.evaluate NAME`: one file an evaluation, with its `run`.
+
+The flags of each are in `cli/evaluation_flags.py`, so that help loads nothing of this.
+"""

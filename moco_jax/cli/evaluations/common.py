@@ -1,4 +1,4 @@
-"""What the evaluations' command lines share: the run and its encoders, the images that flags name, numbers, progress."""
+"""What the evaluations share: the task, the images that flags name, per cent."""
 
 import dataclasses
 from typing import Any
@@ -9,34 +9,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from moco_jax.base.console import Console
-from moco_jax.cli import number_flags
-from moco_jax.data.views import recipes
+from moco_jax.base.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.images import Report, Subject, open_subject
 from moco_jax.evaluation.resume import Trainings, digest
 from moco_jax.inference import trained_encoder
 from moco_jax.parallel import hosts
-
-FEATURES = flags.DEFINE_enum(
-    "features", None, ["backbone", "output"],
-    "Pooled features, or those after the head. Left out: for knn as the run's monitor has it, for linear 'backbone'.",
-)  # fmt: skip
-DATASET = flags.DEFINE_string("dataset", "", "Other images than the run's: as --config.dataset.")
-DATA_DIR = flags.DEFINE_string("data_dir", "", "Where they are: as --config.data_dir.")
-TRAIN_SPLIT = flags.DEFINE_string("train_split", "", "What is learnt from; the run's own if empty.")
-TEST_SPLIT = flags.DEFINE_string(
-    "test_split", "", "What is tested on; if empty the run's eval_split, or else a tenth of the training images."
-)  # fmt: skip
-TEST_DATA_DIR = flags.DEFINE_string("test_data_dir", "", "Where images to test on are, if apart.")
-EPOCHS = number_flags.DEFINE_whole(
-    "epochs", 0, "Of a training; 0 for the protocol's own.", 0, 10**6
-)
-BATCH_SIZE = number_flags.DEFINE_whole(
-    "batch_size", 0, "Of a training; 0 for the protocol's own.", 0, 2**20
-)
-AUGMENT = flags.DEFINE_enum(
-    "augment", "linear", list(recipes.RECIPES), "Training crops; 'linear' is the papers'."
-)
 
 Encoders = dict[str, trained_encoder.Trained]
 
@@ -50,8 +28,9 @@ class Task:
         which: 'query' or 'key' encoder.
         folder: where results are kept.
         console: where a person reads.
-        report: shows how far it is.
-        trainings: where they are kept until the evaluation has ended.
+        report: shows how far the evaluation is.
+        trainings: keeps unfinished trainings until the evaluation has ended.
+        given: the flags of the evaluation.
     """
 
     encoders: Encoders
@@ -60,6 +39,7 @@ class Task:
     console: Console
     report: Report
     trainings: Trainings
+    given: flags.FlagValues
 
     @property
     def found(self) -> trained_encoder.Trained:
@@ -68,38 +48,51 @@ class Task:
 
 
 def open_images(task: Task, features: str) -> Subject:
-    """The labelled images that the flags name; what will be done with which encoder is told."""
-    config, found = task.found.config, task.found
+    """Open the labelled images that the flags name, and tell what is evaluated on them."""
+    config, found, given = task.found.config, task.found, task.given
     subject = open_subject(
-        config, str(task.folder / "index"), dataset=DATASET.value, data_dir=DATA_DIR.value, train_split=TRAIN_SPLIT.value,
-        test_split=TEST_SPLIT.value, test_data_dir=TEST_DATA_DIR.value,
-    )  # fmt: skip
-    hosts.require_agreement({
-        "training images": digest((subject.train.indices, subject.train.classes)),
-        "test images": digest((subject.test.indices, subject.test.classes)),
-    })  # fmt: skip
+        config,
+        str(task.folder / "index"),
+        dataset=given.dataset,
+        data_dir=given.data_dir,
+        train_split=given.train_split,
+        test_split=given.test_split,
+        test_data_dir=given.test_data_dir,
+    )
+    hosts.require_agreement(
+        {
+            "training images": digest((subject.train.indices, subject.train.classes)),
+            "test images": digest((subject.test.indices, subject.test.classes)),
+        }
+    )
     train, test = (len(images.indices) for images in (subject.train, subject.test))
     when = f"step {found.step}" if config.dataset else "of a file"
     assumed = " (ImageNet's are assumed)" if {"mean", "std"} & set(found.assumed) else ""
-    task.console.facts({
-        "encoder": f"{config.arch}, {task.which}, {when}, features: {features}",
-        "its images": f"{config.image_size} pixels, mean {tuple(config.mean)}, std {tuple(config.std)}{assumed}",
-        "training images": f"{train:,} of {subject.train.about}, {subject.classes} classes",
-        "test images": f"{test:,} of {subject.test.about}",
-        "devices": devices(subject.mesh),
-    })  # fmt: skip
+    mean, std = tuple(config.mean), tuple(config.std)
+    task.console.facts(
+        {
+            "encoder": f"{config.arch}, {task.which}, {when}, features: {features}",
+            "its images": f"{config.image_size} pixels, mean {mean}, std {std}{assumed}",
+            "training images": f"{train:,} of {subject.train.about}, {subject.classes} classes",
+            "test images": f"{test:,} of {subject.test.about}",
+            "devices": devices(subject.mesh),
+        }
+    )
     for remark in (*found.remarks, *subject.remarks):
         task.console.line(remark)
     return subject
 
 
 def devices(mesh: Mesh) -> str:
-    """`8 x TPU v4 on 2 host(s)`."""
+    """Name the devices, as `8 x TPU v4 on 2 host(s)`."""
     return f"{mesh.size} x {mesh.devices.flat[0].device_kind} on {jax.process_count()} host(s)"
 
 
 def about(task: Task, subject: Subject, name: str, features: str) -> dict[str, Any]:
-    """What a file of results says beside them; what is left out, and published, is told."""
+    """What a file of results says beside the results of the evaluation `name`.
+
+    The console is told how many images are left out, and the published number where there is one.
+    """
     for part in (subject.train, subject.test):
         damaged = subject.damaged.get(part.about, 0)
         if damaged:
@@ -111,13 +104,22 @@ def about(task: Task, subject: Subject, name: str, features: str) -> dict[str, A
     if known:
         task.console.line(f"published: {known[0]} % ({known[1]})")
     return {
-        "features": features, "train": subject.train.about, "train_images": len(subject.train.indices),
-        "test": subject.test.about, "test_images": len(subject.test.indices),
+        "features": features,
+        "train": subject.train.about,
+        "train_images": len(subject.train.indices),
+        "test": subject.test.about,
+        "test_images": len(subject.test.indices),
         "left_out": subject.left_out(),
         "published": known and {"percent": known[0], "source": known[1]},
-    }  # fmt: skip
+    }
+
+
+def require_division(batch_size: int, devices: int) -> None:
+    """Refuse a --batch_size of which the devices cannot have equal parts."""
+    if batch_size % devices:
+        raise UserError(f"--batch_size={batch_size} does not divide over {devices} devices")
 
 
 def percent(share: float) -> str:
-    """`61.42 %`."""
+    """Write a share in per cent, as `61.42 %`."""
     return f"{100 * share:.2f} %"

@@ -1,37 +1,26 @@
-"""`evaluate knn`: the nearest training images vote, for several k and temperatures at the cost of one pass."""
+"""`evaluate knn`: the nearest training images vote, for several k and temperatures in one pass."""
 
 from typing import Any
 
 import numpy as np
 
 from moco_jax.base.console import table
-from moco_jax.cli import number_flags
-from moco_jax.cli.evaluations.common import FEATURES, Task, about, open_images, percent
-from moco_jax.config.settings.kinds import LARGEST, Range
+from moco_jax.cli.evaluations.common import Task, about, open_images, percent
 from moco_jax.evaluation import knn
-
-K = number_flags.DEFINE_numbers(
-    "k",
-    [],
-    "knn: numbers of neighbours, all tried at the cost of the largest.",
-    int,
-    Range(1, 2**31 - 1),
-)
-TEMPERATURE = number_flags.DEFINE_numbers(
-    "temperature", [], "knn: temperatures of the votes.", float, Range(1e-6, LARGEST)
-)
+from moco_jax.evaluation.images import Subject
+from moco_jax.inference.trained_encoder import Trained
 
 NEIGHBOURS, TEMPERATURES = (10, 20, 100, 200), (0.03, 0.07, 0.1, 0.2)
 
 
 def run(task: Task) -> dict[str, Any]:
-    """kNN accuracies of each encoder: a table on the console, and what is written."""
-    console, config = task.console, task.found.config
-    features = FEATURES.value or config.knn_features
+    """Print the kNN accuracies of each encoder as a table, and return what is written."""
+    console, config, given = task.console, task.found.config, task.given
+    features = given.features or config.knn_features
     subject = open_images(task, features)
     bank = len(subject.train.indices)
-    ks = K.value or sorted({*NEIGHBOURS, config.knn_k})
-    temperatures = TEMPERATURE.value or sorted({*TEMPERATURES, config.knn_temperature})
+    ks = given.k or sorted({*NEIGHBOURS, config.knn_k})
+    temperatures = given.temperature or sorted({*TEMPERATURES, config.knn_temperature})
     if ks[-1] > bank:
         cut = ", ".join(str(k) for k in ks if k > bank)
         console.line(f"k={cut} is cut to {bank}, the number of training images")
@@ -39,15 +28,7 @@ def run(task: Task) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     rows = []
     for name, found in task.encoders.items():
-        encode = subject.encoder(found, features)
-        queries, truth = subject.extract(subject.test, encode, task.report)
-        nearest, classes = knn.Search(queries, ks[-1], subject.mesh), []
-        for some, named in subject.stream(subject.train, encode, task.report):
-            nearest.add(some)
-            classes.append(named)
-        cosines, places = nearest.result()
-        grid = knn.votes(cosines, np.concatenate(classes)[places], ks, temperatures)
-        scores = {at: float(np.mean(voted == truth)) for at, voted in grid.items()}
+        scores = _scores(task, subject, found, features, ks, temperatures)
         results += [
             {"encoder": name, "k": k, "temperature": t, "accuracy": scores[k, t]} for k, t in scores
         ]
@@ -62,3 +43,23 @@ def run(task: Task) -> dict[str, Any]:
             + ", ".join(f"{r['encoder']} {percent(r['accuracy'])}" for r in own)
         )
     return about(task, subject, "knn", features) | {"results": results}
+
+
+def _scores(
+    task: Task,
+    subject: Subject,
+    found: Trained,
+    features: str,
+    ks: list[int],
+    temperatures: list[float],
+) -> dict[tuple[int, float], float]:
+    """The accuracy with the encoder `found` for each k and temperature."""
+    encode = subject.encoder(found, features)
+    queries, truth = subject.extract(subject.test, encode, task.report)
+    nearest, classes = knn.Search(queries, ks[-1], subject.mesh), []
+    for some, named in subject.stream(subject.train, encode, task.report):
+        nearest.add(some)
+        classes.append(named)
+    cosines, places = nearest.result()
+    grid = knn.votes(cosines, np.concatenate(classes)[places], ks, temperatures)
+    return {at: float(np.mean(voted == truth)) for at, voted in grid.items()}

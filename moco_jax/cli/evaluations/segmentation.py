@@ -1,23 +1,17 @@
-"""`evaluate segmentation`: an FCN on the backbone, fine-tuned on labelled pixels (MoCo v1, section 4.2.3 and appendix A.5)."""
+"""`evaluate segmentation`: an FCN on the backbone, fine-tuned on labelled pixels.
+
+MoCo v1, section 4.2.3 and appendix A.5.
+"""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from moco_jax.base.console import table
 from moco_jax.base.errors import UserError
-from moco_jax.cli import number_flags
-from moco_jax.cli.evaluations.common import (
-    BATCH_SIZE,
-    DATA_DIR,
-    TEST_SPLIT,
-    TRAIN_SPLIT,
-    Task,
-    devices,
-    percent,
-)
-from moco_jax.config.settings.kinds import LARGEST
+from moco_jax.cli.evaluations.common import Task, devices, percent, require_division
 from moco_jax.data.sources import reading
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.encoders.configured import compute_dtype
@@ -29,65 +23,43 @@ from moco_jax.inference.trained_encoder import Trained
 from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
 
-ITERATIONS = number_flags.DEFINE_whole(
-    "iterations", 0, "segmentation: steps; 0 for the protocol's own.", 0, 2**31 - 1
-)
-RATE = number_flags.DEFINE_number(
-    "rate", 0.0, "segmentation: learning rate; 0 for the protocol's own.", 0, LARGEST
-)
-CROP = number_flags.DEFINE_whole(
-    "crop", 0, "segmentation: side of training crops; 0 for the protocol's own.", 0, 8192
-)
-
-# How many images of VOC (train_aug2012, val2012) and Cityscapes (train_fine, val) the paper trains and tests on.
+# How many images of VOC (train_aug2012, val2012) and Cityscapes (train_fine, val) the paper trains
+# and tests on.
 PAPER = {(10_582, 1_449): "segmentation of VOC", (2_975, 500): "segmentation of Cityscapes"}
 
 
 def run(task: Task) -> dict[str, Any]:
-    """IoU of each class with each encoder: a table on the console, and what is written."""
+    """Print the IoU of each class with each encoder as a table, and return what is written."""
     config, console, mesh = task.found.config, task.console, mesh_lib.create_mesh()
+    folder = task.given.data_dir
     _backbone(task.found)
-    if not DATA_DIR.value:
+    if not folder:
         raise UserError(
-            "--data_dir=FOLDER is needed, as PASCAL VOC or Cityscapes is laid out (docs/evaluation.md)"
+            "--data_dir=FOLDER is needed, as PASCAL VOC or Cityscapes is laid out "
+            "(docs/evaluation.md)"
         )
-    with reading(DATA_DIR.value):
-        chosen, changes = _protocol(data.is_cityscapes(DATA_DIR.value), mesh.size)
+    with reading(folder):
+        chosen, changes = _protocol(task, data.is_cityscapes(folder), mesh.size)
         train, test = _images(task)
-    hosts.require_agreement({
-        "training images": digest((train.sizes, train.classes)), "test images": digest((test.sizes, test.classes)),
-    })  # fmt: skip
-    console.facts({
-        "encoder": f"{config.arch}, {task.which}, step {task.found.step}, all of it fine-tuned",
-        "training images": f"{len(train.pairs):,} of {train.about}",
-        "test images": f"{len(test.pairs):,} of {test.about}",
-        "classes": f"{len(train.classes)}, {train.classes[0]} to {train.classes[-1]}",
-        "training": f"{chosen.iterations:,} steps of {chosen.batch_size} crops, {chosen.crop} x {chosen.crop}",
-        "devices": devices(mesh),
-    })  # fmt: skip
+    _tell(task, chosen, train, test, mesh)
     if changes:
         console.line(f"not the protocol itself: {', '.join(changes)}")
-    usual: Any = dict(
-        mean=tuple(config.mean), std=tuple(config.std), workers=config.workers, report=task.report
-    )
     results, columns = [], []
     for name, found in task.encoders.items():
-        network = fcn.create(
-            _backbone(found), len(train.classes), compute_dtype(config.compute_dtype)
-        )
-        weights = {kind: found.variables[kind]["backbone"] for kind in ("params", "batch_stats")}
-        state = training.start(network, weights, config.channels, config.seed)
-        variables, losses = training.fine_tune(
-            network, state, train, chosen, mesh, seed=config.seed, kept=task.trainings.one(name, weights), **usual
-        )  # fmt: skip
-        counts = scoring.score(network, variables, test, mesh, **usual)
+        counts, losses = _counts(task, name, found, chosen, train, test, mesh)
         each = scoring.intersection_over_union(counts)
         mean = float(np.nanmean(each))
         columns.append([*("-" if np.isnan(x) else percent(x) for x in each), percent(mean)])
-        results.append({
-            "encoder": name, "mean_iou": mean, "losses": losses, "confusion": counts.tolist(),
-            "iou": {c: None if np.isnan(x) else float(x) for c, x in zip(test.classes, each, strict=True)},
-        })  # fmt: skip
+        by_class = zip(test.classes, each, strict=True)
+        results.append(
+            {
+                "encoder": name,
+                "mean_iou": mean,
+                "losses": losses,
+                "confusion": counts.tolist(),
+                "iou": {c: None if np.isnan(x) else float(x) for c, x in by_class},
+            }
+        )
     rows = list(zip([*test.classes, "mean"], *columns, strict=True))
     console.line("\n" + table(["IoU", *task.encoders], rows))
     paper = PAPER.get((len(train.pairs), len(test.pairs)))
@@ -95,39 +67,91 @@ def run(task: Task) -> dict[str, Any]:
     if known:
         console.line(f"published: mean {known[0]} % ({known[1]})")
     return dataclasses.asdict(chosen) | {
-        "train": train.about, "train_images": len(train.pairs), "test": test.about, "test_images": len(test.pairs),
-        "published": known and {"percent": known[0], "source": known[1]}, "results": results,
-    }  # fmt: skip
+        "train": train.about,
+        "train_images": len(train.pairs),
+        "test": test.about,
+        "test_images": len(test.pairs),
+        "published": known and {"percent": known[0], "source": known[1]},
+        "results": results,
+    }
+
+
+def _tell(
+    task: Task, chosen: training.Protocol, train: data.Scenes, test: data.Scenes, mesh: Mesh
+) -> None:
+    """Make sure that all hosts have the same images, and tell what will be done with them."""
+    hosts.require_agreement(
+        {
+            "training images": digest((train.sizes, train.classes)),
+            "test images": digest((test.sizes, test.classes)),
+        }
+    )
+    arch, step, classes = task.found.config.arch, task.found.step, train.classes
+    crops = f"{chosen.batch_size} crops, {chosen.crop} x {chosen.crop}"
+    task.console.facts(
+        {
+            "encoder": f"{arch}, {task.which}, step {step}, all of it fine-tuned",
+            "training images": f"{len(train.pairs):,} of {train.about}",
+            "test images": f"{len(test.pairs):,} of {test.about}",
+            "classes": f"{len(classes)}, {classes[0]} to {classes[-1]}",
+            "training": f"{chosen.iterations:,} steps of {crops}",
+            "devices": devices(mesh),
+        }
+    )
+
+
+def _counts(
+    task: Task,
+    name: str,
+    found: Trained,
+    chosen: training.Protocol,
+    train: data.Scenes,
+    test: data.Scenes,
+    mesh: Mesh,
+) -> tuple[np.ndarray, list[float]]:
+    """Fine-tune the encoder `found`, and count classes on the test images: (confusion, losses)."""
+    config = task.found.config
+    usual: Any = dict(
+        mean=tuple(config.mean), std=tuple(config.std), workers=config.workers, report=task.report
+    )
+    network = fcn.create(_backbone(found), len(train.classes), compute_dtype(config.compute_dtype))
+    weights = {kind: found.variables[kind]["backbone"] for kind in ("params", "batch_stats")}
+    state = training.start(network, weights, config.channels, config.seed)
+    kept = task.trainings.one(name, weights)
+    variables, losses = training.fine_tune(
+        network, state, train, chosen, mesh, seed=config.seed, kept=kept, **usual
+    )
+    return scoring.score(network, variables, test, mesh, **usual), losses
 
 
 def _backbone(found: Trained) -> ResNet:
     backbone = found.encoder.backbone
     if not isinstance(backbone, ResNet):
         raise UserError(
-            f"segmentation needs a ResNet, whose last stage is dilated; this run has arch={found.config.arch!r}"
+            "segmentation needs a ResNet, whose last stage is dilated; this run has "
+            f"arch={found.config.arch!r}"
         )
     return backbone
 
 
-def _protocol(cities: bool, devices: int) -> tuple[training.Protocol, list[str]]:
+def _protocol(task: Task, cities: bool, devices: int) -> tuple[training.Protocol, list[str]]:
     """What the flags make of the paper's protocol, and how it differs, in words."""
     full = training.CITYSCAPES if cities else training.VOC
-    flag_of = {"iterations": ITERATIONS, "rate": RATE, "crop": CROP, "batch_size": BATCH_SIZE}
     given: dict[str, Any] = {
-        name: flag.value
-        for name, flag in flag_of.items()
-        if flag.value and flag.value != getattr(full, name)
+        name: task.given[name].value
+        for name in ("iterations", "rate", "crop", "batch_size")
+        if task.given[name].value not in (0, getattr(full, name))
     }
     chosen = dataclasses.replace(full, **given)
-    if chosen.batch_size % devices:
-        raise UserError(f"--batch_size={chosen.batch_size} does not divide over {devices} devices")
+    require_division(chosen.batch_size, devices)
     return chosen, [f"{n} {value:g} instead of {getattr(full, n):g}" for n, value in given.items()]
 
 
 def _images(task: Task) -> tuple[data.Scenes, data.Scenes]:
-    folder, config = DATA_DIR.value, task.found.config
-    splits = TRAIN_SPLIT.value or data.train_split(folder), TEST_SPLIT.value or "val"
+    given, config = task.given, task.found.config
+    splits = given.train_split or data.train_split(given.data_dir), given.test_split or "val"
     train, test = (
-        data.open_scenes(folder, split, Decoding.of(config), task.report) for split in splits
+        data.open_scenes(given.data_dir, split, Decoding.of(config), task.report)
+        for split in splits
     )
     return train, test

@@ -1,7 +1,7 @@
-"""Every setting there is, in one table that checks, help and documentation are made from.
+"""Every setting there is, in one table from which checks, help and documentation are made.
 
-`recipe.py` and `operational.py` hold the rows, `kinds.py` says what a row may be. Nothing heavy is
-imported: choices that other modules hold, as the names of encoders, are asked for when they matter.
+`recipe.py` and `operational.py` hold the rows, `kinds.py` what a row may be. Nothing heavy is
+loaded: names of encoders and other parts are in `config/registry.py`.
 """
 
 import difflib
@@ -17,9 +17,9 @@ SETTINGS: dict[str, Setting] = RECIPE | OPERATIONAL
 
 
 def nearest(name: str, known: Iterable[str] = tuple(SETTINGS)) -> str:
-    """The names among `known` that are meant by `name`, which is none of them: 'lr, loss'.
+    """The names among `known` that `name`, which is none of them, may mean, as 'lr, loss'.
 
-    Where none is like it, it is said where they are listed.
+    Where none is like it, the answer says where all are listed.
     """
     close = difflib.get_close_matches(name, list(known))
     return ", ".join(close) or "one of those that --help lists"

@@ -1,12 +1,11 @@
-"""What a setting may be: its type, its choices or its least and most; all else is refused in one line.
+"""What a setting may be: its type, and its choices or its range; all else is refused in one line.
 
-A value is first cast, where nothing is lost by it (2.0 for a whole number, 1 for a number, a list for
-a tuple), and then held against what is allowed. NaN lies in no range, as it is asked whether a value
-lies inside, never whether outside.
+A value is first cast, where nothing is lost by it (2.0 for a whole number, 1 for a number, a list
+for a tuple), and then compared with what is allowed. NaN lies in no range: the question is always
+whether a value lies inside, never whether it lies outside.
 """
 
 import dataclasses
-import importlib
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -58,11 +57,11 @@ class Setting:
         range: of int and float: the numbers that are allowed, each of them where there are several.
         choices: a function to the values that are allowed; None where a range or any text is.
         several: whether it is a tuple of such values.
-        length: of a tuple: how many values; 0 for any number of them, or the name of the setting that
-            says it, which is left to who sees that one too.
-        rule: a further condition on a value: a function to what a message says behind 'NAME=VALUE ',
-            '' where all is well.
-        why: the reason for the range, where that is not plain.
+        length: of a tuple: how many values; 0 for any number of them, or the name of the setting
+            that says how many, which `encoders.configured.check_views` then compares.
+        rule: a further condition: a function from a value to what a message says behind
+            'NAME=VALUE ', '' where all is well.
+        why: the reason for the range, where the reason is not plain.
         name: what stands behind `--config.` and `config.`; `table` sets this and the rest.
         meaning: what it decides, in words that are read beside the name.
         group: 'recipe' or 'operational'.
@@ -159,7 +158,7 @@ def whole(value: Any) -> int:
 
 
 def real(value: Any) -> float:
-    """`value` as float where it is a number of whatever type; ValueError where it would be another."""
+    """`value` as float where it is a number of whatever type; ValueError where digits are lost."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError("no number")
     try:
@@ -230,14 +229,9 @@ def several(
     rule: Rule | None = None,
     why: str = "",
 ) -> Setting:
-    """A setting that is a tuple of numbers of the type of `default`'s, each in the range `allowed`."""
+    """A setting that is a tuple of numbers, of the type in `default` and in the range `allowed`."""
     kind = type(default[0])
     return Setting(kind, default, allowed, several=True, length=length, rule=rule, why=why)
-
-
-def names_in(module: str, attribute: str) -> Choices:
-    """A function to the names in `attribute` of `module`, which is imported when it is called."""
-    return lambda: tuple(getattr(importlib.import_module(module), attribute))
 
 
 def table(

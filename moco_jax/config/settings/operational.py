@@ -1,14 +1,14 @@
-"""The settings of the place and the time, in the order in which they are shown.
+"""The operational settings, in the order in which they are shown: where things are, what is told.
 
 They may change whenever a run goes on.
 """
 
+from moco_jax.config import registry
 from moco_jax.config.settings.kinds import (
     LARGEST,
     Range,
     choice,
     count,
-    names_in,
     number,
     several,
     switch,
@@ -70,11 +70,11 @@ OPERATIONAL = table(
         },
         "memory": {
             "remat": (
-                choice("none", names_in("moco_jax.encoders", "REMATS")),
+                choice("none", registry.REMATS),
                 "of a ViT: 'block' computes each block again in the backward pass, to save memory",
             ),
             "attention": (
-                choice("plain", names_in("moco_jax.encoders", "ATTENTIONS")),
+                choice("plain", registry.ATTENTIONS),
                 "of a ViT: 'lean' keeps no attention weights, to save memory",
             ),
         },

@@ -1,7 +1,7 @@
-"""The settings of the recipe, in the order in which they are shown: they decide a run's mathematics.
+"""The settings of the recipe, in the order in which they are shown: the mathematics of a run.
 
-Bounds are of two sorts: what the mathematics allows (a momentum below 1), and for sizes more than any
-machine of today holds, so that a slip of the hand is refused before anything is built.
+Bounds are of two sorts: what the mathematics allows (a momentum below 1), and for sizes more than
+any machine of today holds, so that a slip of the hand is refused before anything is built.
 """
 
 from moco_jax.config import imagenet, registry
@@ -10,7 +10,6 @@ from moco_jax.config.settings.kinds import (
     Range,
     choice,
     count,
-    names_in,
     number,
     several,
     switch,
@@ -100,7 +99,7 @@ RECIPE = table(
                 "side of a view in pixels",
             ),
             "augment": (
-                choice("digits", names_in("moco_jax.data.views.recipes", "RECIPES")),
+                choice("digits", registry.VIEWS),
                 "which views: 'v1', 'v2', 'v3' (BYOL's), 'cifar', 'digits', 'linear' (crop and "
                 "flip)",
             ),
@@ -129,7 +128,7 @@ RECIPE = table(
         },
         "encoder": {
             "arch": (
-                choice("resnet50", names_in("moco_jax.encoders", "BACKBONES")),
+                choice("resnet50", registry.BACKBONES),
                 "of the encoders: 'resnet10' to 'resnet152', wide ones, 'vit_small' to "
                 "'vit_huge', 'vit_conv_small' and 'vit_conv_base'",
             ),
@@ -139,7 +138,7 @@ RECIPE = table(
                 "own",
             ),
             "stem": (
-                choice("imagenet", names_in("moco_jax.encoders", "STEMS")),
+                choice("imagenet", registry.STEMS),
                 "of a ResNet: 'imagenet', 'cifar', 'cifar_stride2', 'cifar_pad2' or "
                 "'cifar_no_relu'",
             ),
@@ -148,7 +147,7 @@ RECIPE = table(
                 "a ResNet's blocks start as the identity (v3)",
             ),
             "head": (
-                choice("linear", names_in("moco_jax.encoders", "HEADS")),
+                choice("linear", registry.HEADS),
                 "'linear' (v1), 'mlp' (v2), 'v3_resnet' or 'v3_vit'",
             ),
             "head_width": (
@@ -156,7 +155,7 @@ RECIPE = table(
                 "features between the layers of head and predictor; 0: each one's own",
             ),
             "predictor": (
-                choice("none", names_in("moco_jax.encoders", "PREDICTORS")),
+                choice("none", registry.PREDICTORS),
                 "on top of the query's head: 'v3_resnet' or 'v3_vit'",
             ),
             "dim": (
@@ -166,12 +165,12 @@ RECIPE = table(
         },
         "method": {
             "key_encoder": (
-                choice("momentum", names_in("moco_jax.method.choice", "KEY_ENCODERS")),
+                choice("momentum", registry.KEY_ENCODERS),
                 "who encodes keys: 'momentum', 'query' (end-to-end), 'none' (memory bank); see "
                 "moco_jax/method/choice.py",
             ),
             "dictionary": (
-                choice("queue", names_in("moco_jax.method.choice", "DICTIONARIES")),
+                choice("queue", registry.DICTIONARIES),
                 "where negatives come from: 'queue', 'batch' or 'memory_bank'",
             ),
         },
@@ -190,7 +189,7 @@ RECIPE = table(
                 "once",
             ),
             "shuffle": (
-                choice("exchange", names_in("moco_jax.method.choice", "SHUFFLES")),
+                choice("exchange", registry.SHUFFLES),
                 "how key images change their BN groups (shuffled BN): 'exchange', 'permutation' "
                 "or 'none'",
             ),
@@ -209,7 +208,7 @@ RECIPE = table(
                 "K, keys in the queue",
             ),
             "queue_start": (
-                choice("random", names_in("moco_jax.method.choice", "QUEUE_STARTS")),
+                choice("random", registry.QUEUE_STARTS),
                 "what a queue starts with: 'random' vectors that count as keys, as in the "
                 "authors' code, or 'empty'",
             ),
@@ -236,7 +235,7 @@ RECIPE = table(
         },
         "loss": {
             "loss": (
-                choice("info_nce", names_in("moco_jax.method.choice", "LOSSES")),
+                choice("info_nce", registry.LOSSES),
                 "'info_nce', or 'nce', the memory bank's first form",
             ),
             "times_2t": (
@@ -254,7 +253,7 @@ RECIPE = table(
                 "times that every image is seen; the schedules end there",
             ),
             "optimizer": (
-                choice("sgd", names_in("moco_jax.method.optimizers", "OPTIMIZERS")),
+                choice("sgd", registry.OPTIMIZERS),
                 "'sgd', 'lars' or 'adamw'",
             ),
             "lr": (
@@ -292,7 +291,7 @@ RECIPE = table(
         },
         "arithmetic": {
             "reduce": (
-                choice("parameter", names_in("moco_jax.encoders", "REDUCE")),
+                choice("parameter", registry.REDUCE),
                 "gradients are summed in the 'parameter' dtype (float32), or in that of 'compute'",
             ),
             "compute_dtype": (
