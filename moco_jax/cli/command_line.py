@@ -212,27 +212,27 @@ def guarded(work: Callable[..., None], *arguments: Any) -> None:
     except (UserError, OSError) as error:
         fail(error)
     except Exception as error:
-        said = _said_of_bucket(error) or _said_of_memory(error)
+        said = _of_devices(error) or _of_buckets(error)
         if not said:
             raise
         fail(error, said)
 
 
-def _said_of_bucket(error: Exception) -> str:
-    """The line on a bucket that TensorFlow cannot reach, or ''; asked without loading it."""
-    tensorflow = sys.modules.get("tensorflow")
-    is_its = tensorflow is not None and isinstance(error, tensorflow.errors.OpError)
-    return files.said_of_bucket(error) if is_its else ""
-
-
-def _said_of_memory(error: Exception) -> str:
-    """The line on memory of devices that JAX finds too small, or ''; asked without loading JAX."""
+def _of_devices(error: Exception) -> str:
+    """One line where JAX says that the devices' memory does not suffice, else ''; loads no JAX."""
     jax = sys.modules.get("jax")
-    is_its = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
-    if not is_its or "RESOURCE_EXHAUSTED" not in str(error):
+    is_jax = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+    if not is_jax or "RESOURCE_EXHAUSTED" not in str(error):
         return ""
     said = str(error).splitlines()[0]
     return f"the devices have too little memory; a smaller batch takes less: {said}"
+
+
+def _of_buckets(error: Exception) -> str:
+    """One line where TensorFlow cannot reach a bucket, else ''; loads no TensorFlow."""
+    tf = sys.modules.get("tensorflow")
+    is_tf = tf is not None and isinstance(error, tf.errors.OpError)
+    return files.said_of_bucket(error) if is_tf else ""
 
 
 def fail(error: object, said: str = "") -> NoReturn:
@@ -258,10 +258,8 @@ def set_up(config: ConfigDict, own: bool = True) -> None:
 
     Call this before anything asks JAX for its devices.
 
-    Args:
-        config: settings of a run.
-        own: whether `config` is that of this command, and not of a run that it reads: that run's
-            `compilation_cache` may be a folder of another machine, and is then done without.
+    `own`: whether `config` is that of this command, and not of a run that it reads: that run's
+    `compilation_cache` may be a folder of another machine, and is then done without.
 
     Raises:
         UserError: `compilation_cache` can be no folder to write to.
@@ -287,7 +285,7 @@ def set_up(config: ConfigDict, own: bool = True) -> None:
 
 
 def _wrong_with_cache(place: str) -> str:
-    """Why programs cannot be kept in `place`, which is made if missing; '' if they can."""
+    """Why programs cannot be kept in `place`, which is made if need be; '' if they can."""
     try:
         if not place or files.is_remote(files.absolute(place)):
             return ""

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from moco_jax import config as config_lib
 from moco_jax.base import files
 from moco_jax.base.console import Console
-from moco_jax.cli import number_flags
+from moco_jax.cli import number_flags, quiet
 from moco_jax.cli.command_line import (
     SETTINGS,
     Command,
@@ -73,6 +73,7 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     if given.config is None:
         fail("--config=configs/RECIPE.py is needed; --help lists all flags")
     config_lib.check_each(given.config)
+    quiet.load_tensorflow()
 
     from moco_jax.training import checks
 

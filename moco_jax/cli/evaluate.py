@@ -74,7 +74,8 @@ def load(given: flags.FlagValues, place: str) -> "trained_encoder.Trained":
 
     if given.workdir and not trained_encoder.is_run(place):
         raise UserError(f"{place} is no workdir of a run; weights are named by --weights=FILE")
-    config = trained_encoder.read_config(place) if given.workdir else config_lib.default_config()
+    is_run = bool(given.workdir)
+    config = trained_encoder.read_config(place) if is_run else config_lib.default_config()
     set_up(config, own=False)
     logging.set_verbosity(logging.ERROR)
     host_flags.join(given, asks_for_stops=False)

@@ -152,7 +152,7 @@ def linear(given: flags.FlagValues) -> None:
     number_flags.DEFINE_whole(
         "crops", 1, "fast: sets of crops beside the centre crops.", 0, 1000, given
     )
-    rates, decays = list(registry.GRID_RATES()), list(registry.GRID_DECAYS())
+    rates, decays = registry.GRID_RATES(), registry.GRID_DECAYS()
     number_flags.DEFINE_numbers(
         "rates", rates, "fast: learning rates.", float, Range(1e-9, LARGEST), given
     )

@@ -4,6 +4,7 @@ The flags of absl let NaN through, as it is neither below the least nor above th
 """
 
 import decimal
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -68,10 +69,13 @@ class NumberParser(flags.ArgumentParser):
 
 
 class NumbersParser(flags.BaseListParser):
-    """Reads numbers within a range, with commas between them, as an ascending list without doubles."""
+    """Reads numbers, int or float, within a range, with commas between them.
+
+    They come ascending, each once.
+    """
 
     def __init__(self, kind: type, allowed: Range):
-        """Read numbers of `kind`, int or float, each in the range `allowed`."""
+        """Read numbers of `kind`, each in the range `allowed`."""
         super().__init__(",", "comma")
         self.each = NumberParser(kind, allowed)
         example = "; 1,10 works" if 1 in allowed and 10 in allowed else ""
@@ -92,15 +96,15 @@ class NumbersParser(flags.BaseListParser):
 
 def DEFINE_numbers(
     name: str,
-    default: list[float],
+    default: Sequence[float],
     help: str,
     kind: type,
     allowed: Range,
     given: flags.FlagValues,
 ) -> None:
     """Define in `given` a flag that is a list of numbers of `kind`, each in the range `allowed`."""
-    parser = NumbersParser(kind, allowed)
-    flags.DEFINE(parser, name, default, help, given, flags.CsvListSerializer(","))
+    parser, serializer = NumbersParser(kind, allowed), flags.CsvListSerializer(",")
+    flags.DEFINE(parser, name, list(default), help, given, serializer)
 
 
 def DEFINE_whole(

@@ -17,7 +17,7 @@ from absl import flags
 
 from moco_jax import config as config_lib
 from moco_jax.base.errors import full_disk
-from moco_jax.cli import host_flags
+from moco_jax.cli import host_flags, quiet
 from moco_jax.cli.command_line import (
     SETTINGS,
     Command,
@@ -49,6 +49,7 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     if not given.workdir or given.config is None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
     config_lib.check_each(given.config)
+    quiet.load_tensorflow()
 
     from moco_jax.training import checks
 

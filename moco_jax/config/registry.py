@@ -54,7 +54,7 @@ ATTENTIONS = Names("moco_jax.encoders:ATTENTIONS", ("plain", "lean"))
 REDUCE = Names("moco_jax.encoders:REDUCE", ("parameter", "compute"))
 
 KEY_ENCODERS = Names("moco_jax.method.choice:KEY_ENCODERS", ("momentum", "query", "none"))
-DICTIONARIES = Names("moco_jax.method.choice:DICTIONARIES", ("queue", "batch", "memory_bank"))
+DICTIONARIES = Names("moco_jax.method.dictionary:DICTIONARIES", ("queue", "batch", "memory_bank"))
 SHUFFLES = Names("moco_jax.method.choice:SHUFFLES", ("exchange", "permutation", "none"))
 QUEUE_STARTS = Names("moco_jax.method.choice:QUEUE_STARTS", ("random", "empty"))
 LOSSES = Names("moco_jax.method.choice:LOSSES", ("info_nce", "nce"))

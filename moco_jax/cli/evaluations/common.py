@@ -1,4 +1,4 @@
-"""What the evaluations share: the task, the images that flags name, per cent."""
+"""What the evaluations share: the task, the images that flags name, and per cent."""
 
 import dataclasses
 from typing import Any
