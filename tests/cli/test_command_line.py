@@ -188,6 +188,11 @@ def test_one_command_after_the_other_in_one_process(monkeypatch, tmp_path):
         (["ablation", "--config=ablation:digits", "--config.seeds=0", "--workdir=x"], "seeds=0"),
         (["evaluate", "knn"], "--workdir=FOLDER of a run is needed"),
         (["evaluate", "knn", "--which=both"], "which"),
+        (["evaluate", "knn", "--workdir=none", "--k=0"], "--k=0: must be whole numbers"),
+        (
+            ["evaluate", "linear", "--workdir=none", "--rates=1,nan"],
+            "--rates=1,nan: must be numbers",
+        ),
         (["embed", "--data_dir=x"], "--out=FILE are needed"),
         (["convert", "x"], "two names are wanted"),
         (["pack", "x"], "is no flag"),
