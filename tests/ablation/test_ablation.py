@@ -9,6 +9,7 @@ from configs import ablation as recipe
 from moco_jax import config as config_lib
 from moco_jax.ablation import rows as ablation
 from moco_jax.base.errors import UserError
+from moco_jax.cli import ablation as command
 from moco_jax.training import checks
 
 
@@ -27,9 +28,9 @@ def test_every_row_is_a_sound_run_of_a_folder_of_its_own(variant):
 
 
 def test_its_settings_are_the_seeds_and_what_all_rows_share():
-    config_lib.check_names(["--config.seeds=2", "--config.base.epochs=3"], ablation.KNOWN)
+    config_lib.check_names(["--config.seeds=2", "--config.base.epochs=3"], command.KNOWN)
     with pytest.raises(UserError, match=r"did you mean base\.epochs"):
-        config_lib.check_names(["--config.epochs=3"], ablation.KNOWN)
+        config_lib.check_names(["--config.epochs=3"], command.KNOWN)
 
 
 def test_rows_run_resume_and_are_summed_up(tmp_path, capsys):

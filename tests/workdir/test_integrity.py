@@ -22,7 +22,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.training import checkpoint, saving_lines
 from moco_jax.workdir import integrity, recipe_check
 from tests.config.test_config import load
-from tests.method.test_finite import B, begin, method_of, optim
+from tests.method.test_finite import B, begin, method_of, optimizers
 
 SETTINGS = json.loads(json.dumps(load("digits").to_dict()))
 STEPS = (20, 30, 40)
@@ -274,7 +274,7 @@ def save_and_wait(saving, state):
 @pytest.mark.parametrize("where", ["manager", "digests"])
 def test_a_save_that_fails_is_one_line_and_loses_nothing(tmp_path, monkeypatch, where, capfd):
     """Eleven errors at two moments of a save."""
-    state, _ = begin(method_of("queue"), optim.sgd(0.9, 0.0))
+    state, _ = begin(method_of("queue"), optimizers.sgd(0.9, 0.0))
     place = epath.Path(tmp_path)
     saving = checkpoint.Checkpoints(place, 2)
     for step in (2, 4):
@@ -307,7 +307,7 @@ def test_a_save_that_fails_is_one_line_and_loses_nothing(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("other", [0, 3, 5, 400])
 def test_a_state_of_another_step_than_its_checkpoint_is_passed_over(tmp_path, other):
-    state, _ = begin(method_of("queue"), optim.sgd(0.9, 0.0))
+    state, _ = begin(method_of("queue"), optimizers.sgd(0.9, 0.0))
     saving = checkpoint.Checkpoints(epath.Path(tmp_path), 2)
     for step, inside in ((2, 2), (4, other)):
         kept = dataclasses.replace(state, step=jnp.asarray(inside, state.step.dtype))
@@ -324,7 +324,7 @@ def test_a_state_of_another_step_than_its_checkpoint_is_passed_over(tmp_path, ot
 
 @pytest.mark.parametrize("kind", ["moved", "another", "no checkpoints", "digests"])
 def test_a_workdir_that_is_taken_away_is_one_line(tmp_path, kind, capfd):
-    state, _ = begin(method_of("queue"), optim.sgd(0.9, 0.0))
+    state, _ = begin(method_of("queue"), optimizers.sgd(0.9, 0.0))
     place = tmp_path / "run"
     place.mkdir()
     saving = checkpoint.Checkpoints(epath.Path(place), 2)
@@ -352,8 +352,8 @@ def test_a_workdir_that_is_taken_away_is_one_line(tmp_path, kind, capfd):
 
 
 def test_lines_of_orbax_alone_are_kept_back():
-    saving_lines.quiet()
-    saving_lines.quiet()
+    saving_lines.silence()
+    saving_lines.silence()
     log = logging.getLogger("absl")
     assert sum(isinstance(f, saving_lines._Filter) for f in log.filters) == 1
 
@@ -380,8 +380,8 @@ def test_where_config_json_and_checkpoint_disagree_both_are_named(place):
 def test_callbacks_of_a_save_that_has_ended_are_passed_over_and_all_else_is_told(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
-    saving_lines.quiet()
-    saving_lines.quiet()
+    saving_lines.silence()
+    saving_lines.silence()
     for error in (RuntimeError("Event loop is closed"), RuntimeError("x"), ValueError("loop is closed")):  # fmt: skip
         sys.unraisablehook(SimpleNamespace(exc_value=error))
     assert [str(found.exc_value) for found in told] == ["x", "loop is closed"]
