@@ -175,7 +175,9 @@ def test_they_make_a_step_together(method, plain, young, images, one_device):
     now, metrics = jax.device_get(train_step(now, mesh.to_devices(one_device, batch)))
     assert metrics["finite"]
     assert now.dictionary.count == 2 * BATCH  # the keys of both views
-    assert (now.params["backbone"]["conv0"]["kernel"] != before["backbone"]["conv0"]["kernel"]).all()  # fmt: skip
+    assert (
+        now.params["backbone"]["conv0"]["kernel"] != before["backbone"]["conv0"]["kernel"]
+    ).all()
 
 
 @pytest.fixture

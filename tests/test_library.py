@@ -29,7 +29,11 @@ READS = ("load", "images_in")
 @pytest.fixture(scope="module")
 def examples():
     """The code of docs/library.md by what stands in it: plain, Linen, loop, whole step."""
-    found = [code for language, code in blocks((ROOT / "docs/library.md").read_text()) if language == "python"]  # fmt: skip
+    found = [
+        code
+        for language, code in blocks((ROOT / "docs/library.md").read_text())
+        if language == "python"
+    ]
     return dict(zip(("plain", "linen", "loop", "step"), found, strict=True))
 
 
@@ -84,7 +88,11 @@ def test_the_loop_of_the_page_learns(examples, encoder):
 
 
 def test_the_loop_of_the_page_is_short(examples):
-    lines = [line for line in examples["loop"].splitlines() if line and not line.startswith(("import", "from"))]  # fmt: skip
+    lines = [
+        line
+        for line in examples["loop"].splitlines()
+        if line and not line.startswith(("import", "from"))
+    ]
     assert len(lines) <= 30
 
 

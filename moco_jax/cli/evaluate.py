@@ -99,14 +99,15 @@ def evaluate(name: str, given: flags.FlagValues, words: list[str]) -> None:
 
     import jax
 
+    from moco_jax.base import digests
     from moco_jax.cli.evaluations.common import Task
-    from moco_jax.evaluation.resume import Trainings, digest
+    from moco_jax.evaluation.resume import Trainings
     from moco_jax.inference import trained_encoder
     from moco_jax.parallel import hosts
 
     found = load(given, place)
     console = Console(speaks=jax.process_index() == 0)
-    asked = {"evaluation": name, "step": found.step, "weights": digest(found.variables)}
+    asked = {"evaluation": name, "step": found.step, "weights": digests.of_tree(found.variables)}
     hosts.require_agreement(hosts.facts_of(found.config) | as_all_hosts_must_say(given) | asked)
     encoders = {"trained": found}
     if given.untrained:

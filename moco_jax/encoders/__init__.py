@@ -143,6 +143,23 @@ def _backbone(name: str, width: int | None, options: Mapping[str, Any], **common
     return module(**common, **chosen, **own_width)
 
 
+def _require_known(**chosen: str) -> None:
+    """Refuse, by a UserError that lists those known, a name that is in no table."""
+    tables: dict[str, Mapping[str, Any] | tuple[str, ...]] = {
+        "encoder": BACKBONES,
+        "head": HEADS,
+        "predictor": PREDICTORS,
+        "stem": STEMS,
+        "remat": REMATS,
+        "attention": ATTENTIONS,
+        "reduce": REDUCE,
+    }
+    for setting, value in chosen.items():
+        if value not in tables[setting]:
+            known = ", ".join(tables[setting])
+            raise UserError(f"{setting}={value!r} is unknown; known are {known}")
+
+
 def create(
     name: str,
     *,
@@ -189,21 +206,22 @@ def create(
         UserError: unknown `name`, `head`, `predictor`, `stem`, `remat` or `attention`, or an
             option of another kind of encoder.
     """
-    for setting, value, known in (
-        ("encoder", name, BACKBONES),
-        ("head", head, HEADS),
-        ("predictor", predictor, PREDICTORS),
-        ("stem", stem, STEMS),
-        ("remat", remat, REMATS),
-        ("attention", attention, ATTENTIONS),
-        ("reduce", reduce, REDUCE),
-    ):
-        if value not in known:
-            raise UserError(f"{setting}={value!r} is unknown; known are {', '.join(known)}")
+    _require_known(
+        encoder=name,
+        head=head,
+        predictor=predictor,
+        stem=stem,
+        remat=remat,
+        attention=attention,
+        reduce=reduce,
+    )
     options = dict(
-        stem=stem, zero_init_residual=zero_init_residual, stop_patch_gradient=stop_patch_gradient,
-        remat=remat, attention=attention,
-    )  # fmt: skip
+        stem=stem,
+        zero_init_residual=zero_init_residual,
+        stop_patch_gradient=stop_patch_gradient,
+        remat=remat,
+        attention=attention,
+    )
     backbone = _backbone(
         name, width, options, bn_groups=max(bn_groups // accumulate, 1), dtype=dtype, reduce=reduce
     )

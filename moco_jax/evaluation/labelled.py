@@ -39,7 +39,7 @@ class Labelled:
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """What tells these images from others, as `resume.digest` takes it."""
+        """What tells these images from others, as `digests.of_tree` takes it."""
         return self.about, self.indices, self.classes
 
     def classes_of(self, indices: np.ndarray) -> np.ndarray:

@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from moco_jax import __version__
 from moco_jax.base import digests, files
 from moco_jax.base.console import Console
-from moco_jax.base.digests import of_tree as digest
 from moco_jax.base.errors import full_disk
 from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
@@ -49,7 +48,7 @@ class Kept:
         Args:
             mesh: the devices.
             state: a pytree of arrays, as they are before the first step.
-            facts: all that shapes the training, as `digest` takes it.
+            facts: all that shapes the training, as `digests.of_tree` takes it.
 
         Returns:
             The state, the number of steps it has gone, and the notes saved with it. After 0
@@ -57,7 +56,7 @@ class Kept:
         """
         if self._path is None:
             return state, 0, {}
-        self._digest = digest((__version__, self._facts, facts))
+        self._digest = digests.of_tree((__version__, self._facts, facts))
         self._next = time.monotonic() + self._seconds
         saved, step = self._read(), 0
         if saved is not None:

@@ -60,7 +60,9 @@ def test_a_bucket_that_cannot_be_reached_is_one_line(place, kind, monkeypatch, c
     assert line.isprintable()
 
 
-@pytest.mark.parametrize("error", [tf.errors.InvalidArgumentError(None, None, "shapes"), KeyError("gs://")])  # fmt: skip
+@pytest.mark.parametrize(
+    "error", [tf.errors.InvalidArgumentError(None, None, "shapes"), KeyError("gs://")]
+)
 def test_other_errors_are_none_of_a_bucket(error, monkeypatch):
     def fail(*_, **__):
         raise error

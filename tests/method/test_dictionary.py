@@ -78,7 +78,9 @@ def test_a_step_that_is_not_applied_leaves_the_queue():
 
 def test_masked_keys_weigh_nothing_in_the_loss(float64):
     rng = np.random.default_rng(0)
-    q, k, n = (info_nce.normalize(jnp.asarray(rng.normal(size=s))) for s in ((5, 4), (5, 4), (3, 6, 4)))  # fmt: skip
+    q, k, n = (
+        info_nce.normalize(jnp.asarray(rng.normal(size=s))) for s in ((5, 4), (5, 4), (3, 6, 4))
+    )
     counts = jnp.asarray(rng.random((3, 6)) < 0.6)
     mine, theirs = jnp.asarray([7, 1, 2, 3, 9], jnp.int32), jnp.asarray(rng.integers(0, 4, (3, 6)))
     loss, metrics = info_nce.info_nce(

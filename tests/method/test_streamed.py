@@ -107,7 +107,7 @@ def test_without_any_negative_the_loss_is_nothing(float64, monkeypatch):
 def test_equal_negatives_weigh_as_many_as_they_are():
     arrays, _ = problem(1, 1, "")
     query, key, one = (x.astype(jnp.float32) for x in arrays)
-    metrics, _ = value_and_gradients(info_nce.info_nce, (query, key, jnp.repeat(one, 37, 1)), 0.2)  # fmt: skip
+    metrics, _ = value_and_gradients(info_nce.info_nce, (query, key, jnp.repeat(one, 37, 1)), 0.2)
     np.testing.assert_allclose(metrics["effective_negatives"], 37, rtol=1e-5)
 
 
@@ -126,7 +126,9 @@ def test_float32_is_no_further_from_float64_than_twice_the_plain_form(temperatur
         found = metrics["loss"], *gradients
         return [np.abs(np.asarray(f, np.float64) - t).max() for f, t in zip(found, true, strict=True)]  # fmt: skip
 
-    for ours, plain, value in zip(distances(info_nce.info_nce), distances(plain_info_nce), true, strict=True):  # fmt: skip
+    for ours, plain, value in zip(
+        distances(info_nce.info_nce), distances(plain_info_nce), true, strict=True
+    ):
         # Below a unit in the last place the plain form's own distance is a matter of luck.
         assert ours <= 2 * max(plain, np.abs(value).max() * 2**-24)
 
@@ -140,4 +142,6 @@ def test_memory_holds_a_block_of_logits_and_not_all():
         return jax.jit(step).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(plain_info_nce) >= 4 * queries * keys
-    assert temporary(info_nce.info_nce) <= 0.05 * temporary(plain_info_nce) + 3 * 4 * streamed.LOGITS  # fmt: skip
+    assert (
+        temporary(info_nce.info_nce) <= 0.05 * temporary(plain_info_nce) + 3 * 4 * streamed.LOGITS
+    )

@@ -91,7 +91,7 @@ def test_the_first_step_is_the_sources_after_one_average(source, program):
     old = jax.device_put(jax.device_get(old), jax.tree.map(lambda x: x.sharding, program.abstract))
     rng = np.random.default_rng(0)
     rows = {name: rng.integers(0, 256, (64, 32, 32, 3), np.uint8) for name in ("query", "key")}
-    batch = Batch(**mesh.to_devices(program.mesh, rows | {"index": np.arange(64, dtype=np.int32)}))  # fmt: skip
+    batch = Batch(**mesh.to_devices(program.mesh, rows | {"index": np.arange(64, dtype=np.int32)}))
     step = program.compile_step()
     expected, ours = step(old, batch)[1], step(begun, batch)[1]
     assert float(expected["finite"])

@@ -382,6 +382,10 @@ def test_callbacks_of_a_save_that_has_ended_are_passed_over_and_all_else_is_told
     monkeypatch.setattr(sys, "unraisablehook", told.append)
     saving_lines.silence()
     saving_lines.silence()
-    for error in (RuntimeError("Event loop is closed"), RuntimeError("x"), ValueError("loop is closed")):  # fmt: skip
+    for error in (
+        RuntimeError("Event loop is closed"),
+        RuntimeError("x"),
+        ValueError("loop is closed"),
+    ):
         sys.unraisablehook(SimpleNamespace(exc_value=error))
     assert [str(found.exc_value) for found in told] == ["x", "loop is closed"]

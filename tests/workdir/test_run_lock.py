@@ -504,7 +504,10 @@ def test_a_bucket_is_held_too(monkeypatch, quick):
     with run_lock.hold(place, print) as lock:
         lock.check()
         assert sorted(tf.io.gfile.listdir(place)) == [SIGN, LOCK]
-        with pytest.raises(Busy, match="workdir=ram://bucket/run is in use"), run_lock.hold(place, print):  # fmt: skip
+        with (
+            pytest.raises(Busy, match="workdir=ram://bucket/run is in use"),
+            run_lock.hold(place, print),
+        ):
             raise AssertionError("two runs")
     assert not tf.io.gfile.glob(f"{place}/*")
     left = Lock(place, lock_files.store_in(place), on("elsewhere", 5))
@@ -521,7 +524,10 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "folder" / LOCK).mkdir(parents=True)
     for name in ("file", "file/below", "folder"):
         place = epath.Path(tmp_path / name)
-        with pytest.raises(UserError, match=r"cannot be written .*give a folder of yours"), run_lock.hold(place, print):  # fmt: skip
+        with (
+            pytest.raises(UserError, match=r"cannot be written .*give a folder of yours"),
+            run_lock.hold(place, print),
+        ):
             raise AssertionError
 
 
@@ -531,7 +537,10 @@ def test_other_processes_of_a_run_end_with_the_line_of_the_first(kind, error, tm
     told = iter([["waiting", "wait"], ["waiting", ""], [kind, "the line"]])
     monkeypatch.setattr(run_lock.hosts, "broadcast", lambda value: next(told))
     said = []
-    with pytest.raises(error, match=r"^the line$"), run_lock.hold(epath.Path(tmp_path), said.append):  # fmt: skip
+    with (
+        pytest.raises(error, match=r"^the line$"),
+        run_lock.hold(epath.Path(tmp_path), said.append),
+    ):
         raise AssertionError
     assert said == ["wait"]
     told = iter([["held", ""]])

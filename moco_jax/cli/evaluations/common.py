@@ -8,11 +8,12 @@ from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 
+from moco_jax.base import digests
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.images import Report, Subject, open_subject
-from moco_jax.evaluation.resume import Trainings, digest
+from moco_jax.evaluation.resume import Trainings
 from moco_jax.inference import trained_encoder
 from moco_jax.parallel import hosts
 
@@ -61,8 +62,8 @@ def open_images(task: Task, features: str) -> Subject:
     )
     hosts.require_agreement(
         {
-            "training images": digest((subject.train.indices, subject.train.classes)),
-            "test images": digest((subject.test.indices, subject.test.classes)),
+            "training images": digests.of_tree((subject.train.indices, subject.train.classes)),
+            "test images": digests.of_tree((subject.test.indices, subject.test.classes)),
         }
     )
     train, test = (len(images.indices) for images in (subject.train, subject.test))

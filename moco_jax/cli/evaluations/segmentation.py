@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from moco_jax.base import digests
 from moco_jax.base.console import table
 from moco_jax.base.errors import UserError
 from moco_jax.cli.evaluations.common import Task, devices, percent, require_division
@@ -17,7 +18,6 @@ from moco_jax.data.sources.pixels import Decoding
 from moco_jax.encoders.configured import compute_dtype
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.evaluation import published
-from moco_jax.evaluation.resume import digest
 from moco_jax.evaluation.segmentation import data, fcn, scoring, training
 from moco_jax.inference.trained_encoder import Trained
 from moco_jax.parallel import hosts
@@ -82,8 +82,8 @@ def _tell(
     """Make sure that all hosts have the same images, and tell what will be done with them."""
     hosts.require_agreement(
         {
-            "training images": digest((train.sizes, train.classes)),
-            "test images": digest((test.sizes, test.classes)),
+            "training images": digests.of_tree((train.sizes, train.classes)),
+            "test images": digests.of_tree((test.sizes, test.classes)),
         }
     )
     arch, step, classes = task.found.config.arch, task.found.step, train.classes

@@ -92,7 +92,7 @@ class Scenes:
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """What tells these images from others, as `resume.digest` takes it."""
+        """What tells these images from others, as `digests.of_tree` takes it."""
         return self.pairs, self.sizes, self.classes, self.decoding
 
     def image(self, index: int) -> np.ndarray:
