@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from moco_jax import config as config_lib
 from moco_jax.base import files
 from moco_jax.base.console import Console
-from moco_jax.cli import number_flags, quiet
+from moco_jax.cli import number_flags, quiet, shared_flags
 from moco_jax.cli.command_line import (
     SETTINGS,
     Command,
@@ -33,12 +33,7 @@ def define(given: flags.FlagValues) -> None:
     """Define the flags."""
     define_config(given, "A recipe: configs/NAME.py or configs/NAME.py:VARIANT.")
     flags.DEFINE_string("workdir", "", "Folder of the run; it is read, not changed.", given)
-    flags.DEFINE_list(
-        "allow_change",
-        [],
-        "Recipe settings that may differ from those the workdir was begun with.",
-        given,
-    )
+    shared_flags.allow_change(given)
     flags.DEFINE_bool(
         "full", False, "Look at every image, and name all in which something is found.", given
     )

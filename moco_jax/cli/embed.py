@@ -8,7 +8,7 @@ from absl import flags
 
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
-from moco_jax.cli import number_flags, quiet
+from moco_jax.cli import number_flags, quiet, shared_flags
 from moco_jax.cli.command_line import Command, fail
 from moco_jax.config import registry
 
@@ -28,16 +28,7 @@ IMAGE is a name in the file of features, or a file of an image, which is encoded
 def define(given: flags.FlagValues) -> None:
     """Define the flags of `embed`."""
     flags.DEFINE_string("workdir", None, "Folder of the run whose encoder is used.", given)
-    number_flags.DEFINE_whole(
-        "step", None, "Step of the checkpoint; left out: the last sound one.", 0, 2**31 - 1, given
-    )
-    flags.DEFINE_enum(
-        "which",
-        "query",
-        registry.ENCODERS_OF_A_RUN(),
-        "Which encoder: of queries, or of keys (momentum).",
-        given,
-    )
+    shared_flags.encoder_of_a_run(given)
     flags.DEFINE_enum(
         "features",
         "backbone",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from moco_jax.cli import host_flags, number_flags
+from moco_jax.cli import host_flags, number_flags, shared_flags
 from moco_jax.config import registry
 from moco_jax.config.settings.kinds import LARGEST, Range
 
@@ -16,16 +16,7 @@ from moco_jax.config.settings.kinds import LARGEST, Range
 def encoder(given: flags.FlagValues) -> None:
     """Define the flags of all evaluations: which encoder, and where the result is written."""
     flags.DEFINE_string("workdir", None, "Folder of the run; the result is written there.", given)
-    number_flags.DEFINE_whole(
-        "step", None, "Step of the checkpoint; left out: the last sound one.", 0, 2**31 - 1, given
-    )
-    flags.DEFINE_enum(
-        "which",
-        "query",
-        registry.ENCODERS_OF_A_RUN(),
-        "Which encoder: of queries, or of keys (momentum).",
-        given,
-    )
+    shared_flags.encoder_of_a_run(given)
     flags.DEFINE_string(
         "weights",
         "",

@@ -17,7 +17,7 @@ from absl import flags
 
 from moco_jax import config as config_lib
 from moco_jax.base.errors import full_disk
-from moco_jax.cli import host_flags, quiet
+from moco_jax.cli import host_flags, quiet, shared_flags
 from moco_jax.cli.command_line import (
     SETTINGS,
     Command,
@@ -34,12 +34,7 @@ def define(given: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "workdir", None, "Folder of this run: config, checkpoints, metrics, pictures.", given
     )
-    flags.DEFINE_list(
-        "allow_change",
-        [],
-        "Recipe settings that may differ from those the workdir was begun with.",
-        given,
-    )
+    shared_flags.allow_change(given)
     host_flags.define(given)
 
 
