@@ -63,7 +63,10 @@ def test_only_while_jax_starts(known, monkeypatch):
 
 def test_this_jaxlib_starts_with_what_is_set():
     """An unknown flag would end the process here."""
-    program = "from moco_jax import xla_flags; xla_flags.set_up(); import jax; print(jax.numpy.ones(3).sum())"
+    program = (
+        "from moco_jax.parallel import xla_flags; xla_flags.set_up();"
+        "import jax; print(jax.numpy.ones(3).sum())"
+    )
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": os.getcwd()}
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=env, check=False

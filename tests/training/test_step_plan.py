@@ -46,4 +46,5 @@ def test_epochs_are_those_of_a_run_that_had_this_batch_size_from_the_beginning(s
     changed = plan(start=10, schedule_step=10 + shift)
     assert changed.last == 40 - shift
     assert changed.epoch(changed.last) == 4
-    assert steps(changed.scores, changed.last) == [20 - shift, 40 - shift]
+    scored = [step for step in steps(changed.scores, changed.last) if step > changed.start]
+    assert scored == [20 - shift, 40 - shift]

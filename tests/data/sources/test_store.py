@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from etils.epath import gpath, register
 
 from moco_jax.data import packing
 from moco_jax.data.sources import store
@@ -23,7 +24,17 @@ def everything(source):
     return source.read(np.arange(len(source))).tolist()
 
 
-def test_a_remote_folder_list_tar_and_packing(tmp_path):
+@pytest.fixture
+def ram_paths(monkeypatch):
+    """Paths of etils take ram:// as they take gs://, through TensorFlow."""
+    monkeypatch.setattr(gpath, "_URI_PREFIXES", (*gpath._URI_PREFIXES, "ram://"))
+    monkeypatch.setattr(gpath, "_URI_SCHEMES", gpath._URI_SCHEMES | {"ram"})
+    monkeypatch.setitem(gpath._URI_MAP_ROOT, "ram://", "/ram/")
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "ram", gpath.backend_lib.tf_backend)
+    monkeypatch.setitem(register._URI_PREFIXES_TO_CLS, "ram://", gpath.PosixGPath)
+
+
+def test_a_remote_folder_list_tar_and_packing(tmp_path, ram_paths):
     root = "ram://bucket"
     files = {"cat/1.jpg": encoded(), "dog/deep/2.png": encoded("PNG"), "dog/3.jpg": b"words"}
     for name, content in (files | {"cat/.hidden.jpg": b"", ".trash/4.jpg": b""}).items():

@@ -51,7 +51,7 @@ import io, sys
 import numpy as np
 from PIL import Image
 Image.MAX_IMAGE_PIXELS = None
-from moco_jax.data import centre
+from moco_jax.data.views import centre
 from moco_jax.data.sources import pixels
 def kept(key):
     line = next(line for line in open("/proc/self/status") if line.startswith(key))
