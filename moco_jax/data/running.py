@@ -34,6 +34,9 @@ def running(
     for it while it holds Python, for which the work may wait.
     """
     threads, ending = threads or os.cpu_count() or 1, False
+    # The graph functions say tf.cond where they mean it: rewriting them as AutoGraph does would
+    # only make each start a second slower.
+    make = tf.autograph.experimental.do_not_convert(make)
 
     def feed():
         while not ending and (read := next(reads, None)) is not None:

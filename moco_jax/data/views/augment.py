@@ -125,7 +125,7 @@ def _compiled(recipe: Recipe) -> tuple[Callable, Callable | None]:
         def run(planes: tf.Tensor, view: View) -> tf.Tensor:
             return apply(stages, planes, view)
 
-        return tf.function(run, jit_compile=True)
+        return tf.function(run, jit_compile=True, autograph=False)
 
     return program(first), program(last) if last else None
 
@@ -174,7 +174,7 @@ def _compiled_draw(recipe: Recipe) -> Callable:
         query, key = (draw_view(uniforms, height, width, recipe, number) for number in (0, 1))
         return query, key
 
-    return tf.function(draw, jit_compile=True)
+    return tf.function(draw, jit_compile=True, autograph=False)
 
 
 def draw_two_views(

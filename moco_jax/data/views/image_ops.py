@@ -17,7 +17,7 @@ def to_planes(image: tf.Tensor) -> tf.Tensor:
 
 
 # XLA takes a third of the time of TensorFlow's own loop.
-@tf.function(jit_compile=True, reduce_retracing=True)
+@tf.function(jit_compile=True, reduce_retracing=True, autograph=False)
 def to_pixels(planes: tf.Tensor) -> tf.Tensor:
     """Transpose `[C, W, H]` to `[H, W, C]`."""
     return tf.transpose(planes, (2, 1, 0))
@@ -141,7 +141,7 @@ def _box(planes: tf.Tensor, weights: tf.Tensor, axis: int) -> tf.Tensor:
     return tf.cast(tf.bitwise.right_shift(total + half, bits), tf.uint8)
 
 
-_compiled_box = tf.function(_box, jit_compile=True)
+_compiled_box = tf.function(_box, jit_compile=True, autograph=False)
 
 
 def gaussian_blur(planes: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:

@@ -82,7 +82,7 @@ def _compiled(size: int, taps: int) -> Callable:
     ):
         return _sum_lines(x, start, extent, (length, corner, size), taps)
 
-    return tf.function(run, jit_compile=True, reduce_retracing=True)
+    return tf.function(run, jit_compile=True, reduce_retracing=True, autograph=False)
 
 
 def _pass(
