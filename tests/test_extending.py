@@ -205,7 +205,7 @@ def test_the_evaluation_measures_a_rank(rank, plain, one_device, tmp_path, capsy
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, SIDE, SIDE, 3)))
     rng = np.random.default_rng(0)
     weights = jax.tree.map(lambda x: rng.normal(1, 1, x.shape).astype(x.dtype) ** 2, shapes)
-    found = trained_encoder.Trained(encoder, weights, config, 0)
+    found = trained_encoder.TrainedEncoder(encoder, weights, config, 0)
     place, console = epath.Path(tmp_path), Console()
     trainings = Trainings(place / "evaluate_rank", console)
     task = Task(

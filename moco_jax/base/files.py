@@ -38,7 +38,7 @@ def absolute(path: str) -> epath.Path:
     return epath.Path(path)
 
 
-def said_of_bucket(error: Exception) -> str:
+def describe_bucket_error(error: Exception) -> str:
     """One line on a bucket that cannot be reached, where `error` is what TensorFlow says of one; else ''."""
     said = " ".join(str(error).split())
     if not type(error).__module__.startswith("tensorflow.") or not is_remote(said):

@@ -212,10 +212,10 @@ def guarded(work: Callable[..., None], *arguments: Any) -> None:
     except (UserError, OSError) as error:
         fail(error)
     except Exception as error:
-        said = _of_devices(error) or _of_buckets(error)
-        if not said:
+        line = _of_devices(error) or _of_buckets(error)
+        if not line:
             raise
-        fail(error, said)
+        fail(error, line)
 
 
 def _of_devices(error: Exception) -> str:
@@ -224,26 +224,26 @@ def _of_devices(error: Exception) -> str:
     is_jax = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
     if not is_jax or "RESOURCE_EXHAUSTED" not in str(error):
         return ""
-    said = str(error).splitlines()[0]
-    return f"the devices have too little memory; a smaller batch takes less: {said}"
+    reason = str(error).splitlines()[0]
+    return f"the devices have too little memory; a smaller batch takes less: {reason}"
 
 
 def _of_buckets(error: Exception) -> str:
     """One line where TensorFlow cannot reach a bucket, else ''; loads no TensorFlow."""
     tf = sys.modules.get("tensorflow")
     is_tf = tf is not None and isinstance(error, tf.errors.OpError)
-    return files.said_of_bucket(error) if is_tf else ""
+    return files.describe_bucket_error(error) if is_tf else ""
 
 
-def fail(error: object, said: str = "") -> NoReturn:
-    """End with status 2 and one line: `said`, or else what `error` says.
+def fail(error: object, line: str = "") -> NoReturn:
+    """End with status 2 and one line: `line`, or else what `error` says.
 
     With --debug an `error` that is an exception is raised, so that its trace is seen.
     """
     if isinstance(error, BaseException) and "--debug" in sys.argv:
         raise error
     # The last resort for what a message quotes: whatever it is, it stays one line, and prints.
-    print(f"error: {printable(said or str(error))}", file=sys.stderr)
+    print(f"error: {printable(line or str(error))}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -68,7 +68,7 @@ def as_all_hosts_must_say(given: flags.FlagValues) -> dict[str, Any]:
     return {f"--{name}": given[name].value for name in given if name not in left_out}
 
 
-def load(given: flags.FlagValues, place: str) -> "trained_encoder.Trained":
+def load(given: flags.FlagValues, place: str) -> "trained_encoder.TrainedEncoder":
     """Start JAX as the run in `place` says, join the other hosts, and load the encoder."""
     from moco_jax.inference import trained_encoder
 

@@ -78,8 +78,8 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
         decoding = Decoding(channels=given.channels, white=given.white, max_pixels=given.max_pixels)
         plan = packing.make_plan(given.data_dir, given.out, given.shards, given.format, decoding)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
-        for said in plan.source.remarks:
-            console.line(said)
+        for remark in plan.source.remarks:
+            console.line(remark)
         packing.pack(plan, Shards(plan, console).seen)
     except KeyboardInterrupt:
         console.line("stopped; finished shards are kept, the same command goes on")

@@ -24,7 +24,7 @@ from moco_jax.evaluation.held_out import choose
 from moco_jax.monitoring import view_pairs
 from moco_jax.parallel import known_answers, mesh
 from moco_jax.training import checks, feed, warm_start
-from moco_jax.training.assembly import Program, program, require_a_batch, resident_shape
+from moco_jax.training.assembly import Program, find_resident_shape, program, require_a_batch
 from moco_jax.training.start import query_variables
 from moco_jax.workdir import integrity
 
@@ -201,7 +201,7 @@ class Examination:
         with self.report.section("devices"):
             known_answers.require_right()
             self.report.add(Finding(OK, "sums, products and convolutions come out right"))
-            shape = resident_shape(self.config, self.source) if self.source else None
+            shape = find_resident_shape(self.config, self.source) if self.source else None
             examples = len(self.source) if self.source is not None and self.enough else 1
             self.computed = program(self.config, mesh.create_mesh(), examples, shape)
             began = time.perf_counter()

@@ -24,7 +24,7 @@ from moco_jax.data.views import recipes
 from moco_jax.encoders.configured import compute_dtype, encoder_options
 from moco_jax.evaluation import linear, mixing, resume
 from moco_jax.evaluation.batches import epoch_batches
-from moco_jax.evaluation.images import Report, Subject
+from moco_jax.evaluation.images import EvaluationData, Report
 from moco_jax.evaluation.labelled import Labelled
 from moco_jax.inference import trained_encoder
 from moco_jax.method import optimizers
@@ -269,7 +269,7 @@ class Tuned:
     """The result of a fine-tuning.
 
     Attributes:
-        found: the encoder with its new weights.
+        trained: the encoder with its new weights.
         classifier: NumPy arrays.
         epochs: how many were trained.
         tested: after how many epochs the test images were classified; the last is after all.
@@ -277,7 +277,7 @@ class Tuned:
         loss: of the last step.
     """
 
-    found: trained_encoder.Trained
+    trained: trained_encoder.TrainedEncoder
     classifier: linear.Classifier
     epochs: int
     tested: list[int]
@@ -299,8 +299,8 @@ def shape(how: Training, number: int, devices: int, exact_epochs: bool) -> tuple
 
 
 def train(
-    subject: Subject,
-    start: trained_encoder.Trained,
+    data: EvaluationData,
+    start: trained_encoder.TrainedEncoder,
     images: Labelled,
     how: Training,
     recipe: recipes.Recipe,
@@ -316,7 +316,7 @@ def train(
     Tests are in evaluation mode and float32.
 
     Args:
-        subject: the test images, and the devices.
+        data: the test images, and the devices.
         start: the encoder before training.
         images: the training images.
         how: the recipe.
@@ -328,18 +328,18 @@ def train(
             epoch.
         kept: where the training goes on, and is saved.
     """
-    config, mesh = subject.config, subject.mesh
+    config, mesh = data.config, data.mesh
     batch, steps, epochs = shape(how, len(images.indices), mesh.size, exact_epochs)
     tested = sorted({round(epochs * (n + 1) / tests) for n in range(tests)} - {0})
-    encoder, step, state = _prepare(subject, start, how)
+    encoder, step, state = _prepare(data, start, how)
     rates = learning_rates(state.params, encoder, how, scratch)
     factors = _schedule(how, epochs, steps)
     # A saved training is gone on with only where all of these are the same.
     facts: tuple[Any, ...] = (start.variables, encoder, how, (batch, steps, epochs), recipe)
     facts += (scratch, tested, tuple(config.mean), tuple(config.std), config.seed)
-    facts += (subject.classes, subject.recipe, images.facts, subject.test.facts)
+    facts += (data.classes, data.recipe, images.facts, data.test.facts)
     state, begun, notes = kept.begin(mesh, state, facts)
-    batches = _batches(subject, images, recipe, batch, epochs, begun)
+    batches = _batches(data, images, recipe, batch, epochs, begun)
     key = random_keys.of_seed(config.seed)
     accuracies: list[float] = notes.get("accuracies", [])
     loss = notes.get("loss", math.nan)
@@ -349,7 +349,7 @@ def train(
         progress = f"{images.about}: epoch {epoch + 1}/{epochs}  step {n % steps + 1}/{steps}"
         if (n + 1) % steps == 0 and epoch + 1 in tested:
             trained, classifier = _taken(start, state)
-            accuracies.append(_test(subject, trained, classifier, progress, report))
+            accuracies.append(_test(data, trained, classifier, progress, report))
             progress += f"  loss {float(loss):.3f}  test {100 * accuracies[-1]:.2f} %"
         if kept.due(last=n + 1 == epochs * steps):
             kept.save(n + 1, state, accuracies=accuracies, loss=float(loss))
@@ -359,10 +359,10 @@ def train(
 
 
 def _prepare(
-    subject: Subject, start: trained_encoder.Trained, how: Training
+    data: EvaluationData, start: trained_encoder.TrainedEncoder, how: Training
 ) -> tuple[encoders.Encoder, Step, State]:
     """Create encoder, compiled step and first state of a fine-tuning that begins at `start`."""
-    config, mesh = subject.config, subject.mesh
+    config, mesh = data.config, data.mesh
     dtype = np.dtype("float32")
     if config.compute_dtype != "float64":
         dtype = compute_dtype(config.compute_dtype)
@@ -370,7 +370,7 @@ def _prepare(
     step = jitted_step(
         encoder,
         dataclasses.replace(how, epochs=0, batch_size=0),
-        subject.classes,
+        data.classes,
         tuple(config.mean),
         tuple(config.std),
         dtype,
@@ -385,21 +385,26 @@ def _prepare(
         optimizer=make_optimizer(how),
         seed=config.seed,
         width=width,
-        classes=subject.classes,
+        classes=data.classes,
     )
     state = jax.jit(begin, out_shardings=mesh_lib.replicated(mesh))(start.variables)
     return encoder, step, state
 
 
 def _batches(
-    subject: Subject, images: Labelled, recipe: recipes.Recipe, batch: int, epochs: int, start: int
+    data: EvaluationData,
+    images: Labelled,
+    recipe: recipes.Recipe,
+    batch: int,
+    epochs: int,
+    start: int,
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
     """Yield the batches of crops of `images` behind the first `start` ones."""
-    config = subject.config
+    config = data.config
     return epoch_batches(
         images,
         recipe,
-        subject.mesh,
+        data.mesh,
         epochs=epochs,
         batch_size=batch,
         seed=config.seed,
@@ -425,8 +430,8 @@ def _mixing(how: Training, seed: int, step: int, side: int) -> np.ndarray | None
 
 
 def _taken(
-    start: trained_encoder.Trained, state: State
-) -> tuple[trained_encoder.Trained, linear.Classifier]:
+    start: trained_encoder.TrainedEncoder, state: State
+) -> tuple[trained_encoder.TrainedEncoder, linear.Classifier]:
     """Copy the encoder and the classifier of `state` to NumPy arrays."""
     params, stats = jax.device_get((state.params, state.batch_stats))
     variables = {"params": {"backbone": params["backbone"]}, "batch_stats": stats}
@@ -434,16 +439,16 @@ def _taken(
 
 
 def _test(
-    subject: Subject,
-    trained: trained_encoder.Trained,
+    data: EvaluationData,
+    trained: trained_encoder.TrainedEncoder,
     classifier: linear.Classifier,
     progress: str,
     report: Report,
 ) -> float:
     """Return the share of test images that the classifier gets right on the encoder's features."""
-    features, truth = subject.extract(
-        subject.test,
-        subject.encoder(trained, "backbone"),
+    features, truth = data.extract(
+        data.test,
+        data.encoder(trained, "backbone"),
         lambda text: report(f"{progress}  {text}"),
     )
     return float(np.mean(linear.predict(classifier, features) == truth))

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from moco_jax.data.views import recipes
 from moco_jax.evaluation.decide import decide
-from moco_jax.evaluation.images import Report, Subject
+from moco_jax.evaluation.images import EvaluationData, Report
 from moco_jax.evaluation.linear import Classifier, blocks, initial, logits, losses, sgd_step
 from moco_jax.method import optimizers
 from moco_jax.parallel import mesh as mesh_lib
@@ -190,7 +190,7 @@ def _statistics(sets: Sequence[np.ndarray], norms: Sequence[bool]) -> tuple[np.n
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Choice:
     """The choice of a search.
 
     Attributes:
@@ -225,7 +225,7 @@ def search(
     batch_size: int = 256,
     seed: int = 0,
     report: Report,
-) -> Found:
+) -> Choice:
     """Train `grid` on nine tenths of the images, choose on the last, train the choice on all.
 
     The choice is made on centre crops.
@@ -249,7 +249,7 @@ def search(
     v, r, w = np.unravel_index(np.lexsort((finite.ravel(), -right.ravel()))[0], right.shape)
     rate, decay, norm = grid.rates[r], grid.decays[w], grid.norms[v]
     again = fit(sets, classes, number, Grid([rate], [decay], [norm]), mesh, **how)
-    return Found(
+    return Choice(
         rate=rate,
         decay=decay,
         norm=norm,
@@ -273,7 +273,7 @@ def _edges(grid: Grid, rate: float, decay: float) -> list[str]:
 
 
 def feature_sets(
-    subject: Subject,
+    data: EvaluationData,
     encode: Callable[[Any], Any],
     recipe: recipes.Recipe,
     crops: int,
@@ -284,7 +284,7 @@ def feature_sets(
     Returns:
         One array a set, the centre crops first, and classes `[N]`.
     """
-    center, classes = subject.extract(subject.train, encode, report)
-    drawn = partial(subject.extract, subject.train, encode, report, recipe)
-    seed = subject.config.seed
+    center, classes = data.extract(data.train, encode, report)
+    drawn = partial(data.extract, data.train, encode, report, recipe)
+    seed = data.config.seed
     return [center, *(drawn(crops=(seed, epoch))[0] for epoch in range(crops))], classes

@@ -17,7 +17,7 @@ from moco_jax.encoders import Encoder
 from moco_jax.evaluation import features
 from moco_jax.evaluation.held_out import choose
 from moco_jax.evaluation.labelled import Labelled, Part, labelled
-from moco_jax.inference.trained_encoder import Trained
+from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.parallel import mesh as mesh_lib
 
 Report = Callable[[str], None]
@@ -31,7 +31,7 @@ def _make_encode(
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class EvaluationData:
     """Training and test images for an encoder, and the devices that compute their features.
 
     Attributes:
@@ -66,7 +66,7 @@ class Subject:
             for name, part in parts.items()
         }
 
-    def encoder(self, trained: Trained, kind: str) -> Callable[[Any], Any]:
+    def encoder(self, trained: TrainedEncoder, kind: str) -> Callable[[Any], Any]:
         """Return a function from uint8 images `[B, S, S, C]` to features `[B, D]` on every device.
 
         `kind` as in `make_encode`.
@@ -123,7 +123,7 @@ class Subject:
         return np.concatenate(rows), np.concatenate(classes)
 
 
-def open_subject(
+def open_evaluation_data(
     config: ConfigDict,
     index_dir: str,
     *,
@@ -132,7 +132,7 @@ def open_subject(
     train_split: str = "",
     test_split: str = "",
     test_data_dir: str = "",
-) -> Subject:
+) -> EvaluationData:
     """Open the images that the arguments name; empty arguments take the run's own.
 
     Where no argument names images to test on, a tenth of the others is set apart, as the monitor
@@ -164,7 +164,7 @@ def open_subject(
         config, index_dir, dataset, data_dir, train_split, test_split, test_data_dir
     )
     learnt, tested, remarks = labelled(ours, theirs)
-    return Subject(
+    return EvaluationData(
         train=learnt,
         test=tested,
         own=own,
@@ -184,7 +184,7 @@ def _parts(
     test_split: str,
     test_data_dir: str,
 ) -> tuple[Part, Part]:
-    """Open the training and the test images; arguments are those of `open_subject`."""
+    """Open the training and the test images; arguments are those of `open_evaluation_data`."""
     changed = config.copy_and_resolve_references()
     same = dataset in ("", config.dataset)
     if not same:

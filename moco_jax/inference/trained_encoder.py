@@ -17,7 +17,7 @@ from moco_jax.weights import bridge, workdir
 from moco_jax.weights.pretrained import Pretrained
 from moco_jax.weights.workdir import PARTS, read_config
 
-__all__ = ["PARTS", "Trained", "is_run", "load", "read_config", "untrained"]
+__all__ = ["PARTS", "TrainedEncoder", "is_run", "load", "read_config", "untrained"]
 
 Settings = dict[str, Any]
 
@@ -25,7 +25,7 @@ is_run = bridge.is_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedEncoder:
     """An encoder with its weights and the settings of its images.
 
     Attributes:
@@ -63,7 +63,7 @@ def load(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     stem: str = "",
-) -> Trained:
+) -> TrainedEncoder:
     """Load a trained encoder from a run or a weights file.
 
     Args:
@@ -90,17 +90,17 @@ def load(
     return _of_file(place, which, stem, given)
 
 
-def _create(config: ConfigDict, given: Settings, which: str, **fields: Any) -> Trained:
+def _create(config: ConfigDict, given: Settings, which: str, **fields: Any) -> TrainedEncoder:
     """Create the encoder for a run's or a file's settings, of which `given` ones are changed."""
     config.update(given)
     check_views(config)
     options = encoder_options(config)
     if which == "key":
         options["predictor"] = "none"
-    return Trained(encoders.create(**options), config=config, **fields)
+    return TrainedEncoder(encoders.create(**options), config=config, **fields)
 
 
-def _of_run(place: str, which: str, step: int | None, stem: str, given: Settings) -> Trained:
+def _of_run(place: str, which: str, step: int | None, stem: str, given: Settings) -> TrainedEncoder:
     """Load the encoder of a run from a sound checkpoint."""
     if stem:
         raise UserError(f"stem={stem!r} is of files; the run in {place} has its own")
@@ -113,7 +113,7 @@ def _of_run(place: str, which: str, step: int | None, stem: str, given: Settings
     return _create(config, given, which, variables=variables, step=step)
 
 
-def _of_file(place: str, which: str, stem: str, given: Settings) -> Trained:
+def _of_file(place: str, which: str, stem: str, given: Settings) -> TrainedEncoder:
     """Load the encoder of a file or folder of weights."""
     pretrained = bridge.load(place, stem=stem)
     variables = pretrained.chosen(which)
@@ -160,7 +160,7 @@ def _config_of(pretrained: Pretrained) -> ConfigDict:
     return config
 
 
-def untrained(trained: Trained) -> Trained:
+def untrained(trained: TrainedEncoder) -> TrainedEncoder:
     """Return the encoder of the same run before its first step.
 
     For a file of weights it is its architecture, drawn afresh.

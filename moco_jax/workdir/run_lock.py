@@ -119,7 +119,7 @@ class Lock:
         self._claimed = False
         self._beats, self._safe_from = 0, 0.0
         self._seen: tuple[bytes, bytes | None] | None = None
-        self._watched, self._looked, self._told = 0.0, 0.0, False
+        self._watched, self._looked, self._announced = 0.0, 0.0, False
         self._guard = threading.Lock()
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
@@ -138,9 +138,9 @@ class Lock:
         """
         seen, sign = self._store.read(LOCK), self._store.read(SIGN)
         if seen is not None and not self._may_replace(seen, sign):
-            if self._watched < TELL or self._told:
+            if self._watched < TELL or self._announced:
                 return False, ""
-            self._told = True
+            self._announced = True
             return False, self._waiting(seen)
         began, self._claimed = self._clock(), True
         self._safe_from = began
@@ -172,7 +172,7 @@ class Lock:
             return True
         now = self._clock()
         if self._seen is None or self._seen[0] != seen:
-            self._seen, self._watched, self._told = (seen, sign), 0.0, False
+            self._seen, self._watched, self._announced = (seen, sign), 0.0, False
         else:
             self._watched += min(now - self._looked, GAP)
         self._looked = now

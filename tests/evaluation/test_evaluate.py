@@ -11,7 +11,7 @@ from etils import epath
 from benchmarks import machine
 from moco_jax.base.errors import UserError
 from moco_jax.evaluation import published
-from moco_jax.evaluation.images import open_subject
+from moco_jax.evaluation.images import open_evaluation_data
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, checkpoint
 from moco_jax.weights import bridge
@@ -261,10 +261,10 @@ def test_folders_of_other_images(tmp_path):
     other = folder(tmp_path / "other", ["cat", "emu"])
     plain = folder(tmp_path / "plain", ["all"])
     config = tiny()
-    two = open_subject(config, "", dataset="folder", data_dir=train_dir, test_data_dir=same)
+    two = open_evaluation_data(config, "", dataset="folder", data_dir=train_dir, test_data_dir=same)
     assert (len(two.train.indices), len(two.test.indices), two.classes) == (8, 8, 2)
     assert not two.own
-    one = open_subject(config, "", dataset="folder", data_dir=train_dir)
+    one = open_evaluation_data(config, "", dataset="folder", data_dir=train_dir)
     assert (len(one.train.indices), len(one.test.indices)) == (7, 1)
     assert "a tenth of" in one.test.about
     assert list(one.train.classes_of(one.train.indices[2:4])) == list(one.train.classes[2:4])
@@ -274,4 +274,4 @@ def test_folders_of_other_images(tmp_path):
         "has no splits": dict(data_dir=train_dir, test_split="test"),
     }.items():
         with pytest.raises(UserError, match=message):
-            open_subject(config, "", dataset="folder", **words)
+            open_evaluation_data(config, "", dataset="folder", **words)

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from moco_jax.evaluation import grid, linear
 from moco_jax.parallel import mesh
-from tests.evaluation.test_linear import digits, silent, spectrum, subject_of
+from tests.evaluation.test_linear import data_of, digits, silent, spectrum
 
 
 def test_a_classifier_of_the_grid_is_that_trained_alone():
@@ -58,12 +58,12 @@ def test_a_rate_that_overflows_is_not_chosen():
 
 
 def test_crops_of_each_set_differ_and_the_first_set_is_the_centre():
-    subject = subject_of(100)
-    recipe = linear.crop_recipe("linear", subject)
+    data = data_of(100)
+    recipe = linear.crop_recipe("linear", data)
     assert (recipe.stages, recipe.crop_scale) == (("crop", "flip"), (0.08, 1.0))
-    sets, classes = grid.feature_sets(subject, spectrum, recipe, 2, silent)
-    np.testing.assert_array_equal(classes, subject.train.classes)
-    center, _ = subject.extract(subject.train, spectrum, silent)
+    sets, classes = grid.feature_sets(data, spectrum, recipe, 2, silent)
+    np.testing.assert_array_equal(classes, data.train.classes)
+    center, _ = data.extract(data.train, spectrum, silent)
     np.testing.assert_array_equal(sets[0], center)
     assert not np.any(np.all(sets[0] == sets[1], 1))
     assert not np.any(np.all(sets[1] == sets[2], 1))

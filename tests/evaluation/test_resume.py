@@ -13,14 +13,14 @@ from moco_jax.base.errors import UserError
 from moco_jax.data.sources.pixels import RGB
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.evaluation import finetune, linear, resume
-from moco_jax.evaluation.images import Labelled, Subject
+from moco_jax.evaluation.images import EvaluationData, Labelled
 from moco_jax.evaluation.segmentation import data, fcn, training
-from moco_jax.inference.trained_encoder import Trained
+from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.parallel import mesh
 from tests import states
 from tests.evaluation.scenes import write_voc
 from tests.evaluation.test_finetune import QUICK, drawn, tiny
-from tests.evaluation.test_linear import silent, spectrum, subject_of
+from tests.evaluation.test_linear import data_of, silent, spectrum
 
 
 class Lines:
@@ -65,33 +65,33 @@ def fewer(images, number):
     return Labelled(images.source, images.indices[:number], images.classes[:number], images.about)
 
 
-def small_subject(monkeypatch, width):
+def small_data(monkeypatch, width):
     """Digits on one device; test images have features of this width that cost nothing."""
     monkeypatch.setattr(
-        Subject, "extract",
+        EvaluationData, "extract",
         lambda self, images, *_: (np.random.default_rng(0).normal(size=(len(images.classes), width)).astype(np.float32), images.classes),
     )  # fmt: skip
-    return dataclasses.replace(subject_of(150), mesh=mesh.create_mesh(jax.devices()[:1]))
+    return dataclasses.replace(data_of(150), mesh=mesh.create_mesh(jax.devices()[:1]))
 
 
 def on_crops(monkeypatch):
     """A run of the training, what there is to change about it, its steps and where it is cut: within the second epoch."""
-    subject = small_subject(monkeypatch, 64)
+    digits = small_data(monkeypatch, 64)
     usual = dict(
-        subject=subject, chosen=linear.Protocol(3, 64, 3.0, "steps"), recipe=linear.crop_recipe("digits", subject)
+        data=digits, chosen=linear.Protocol(3, 64, 3.0, "steps"), recipe=linear.crop_recipe("digits", digits)
     )  # fmt: skip
 
     def run(kept, report, **changes):
         return linear.train_on_crops(encode=spectrum, kept=kept, report=report, **usual | changes)
 
-    other = subject.config.copy_and_resolve_references()
+    other = digits.config.copy_and_resolve_references()
     other.seed = 1
     changes = [
         dict(chosen=linear.Protocol(3, 64, 1.0, "steps")),
-        dict(recipe=linear.crop_recipe("linear", subject)),
-        dict(subject=dataclasses.replace(subject, config=other)),
-        dict(subject=dataclasses.replace(subject, train=fewer(subject.train, 140))),
-        dict(subject=dataclasses.replace(subject, test=fewer(subject.test, 140))),
+        dict(recipe=linear.crop_recipe("linear", digits)),
+        dict(data=dataclasses.replace(digits, config=other)),
+        dict(data=dataclasses.replace(digits, train=fewer(digits.train, 140))),
+        dict(data=dataclasses.replace(digits, test=fewer(digits.test, 140))),
     ]
     return run, changes, 9, 5
 
@@ -99,25 +99,25 @@ def on_crops(monkeypatch):
 def fine_tuning(monkeypatch):
     """DeiT's recipe, so that images are mixed and the optimizer counts, on a network with BatchNorm."""
     monkeypatch.setattr(finetune, "encoder_of", lambda config, dtype, drop: tiny(dtype))
-    subject = small_subject(monkeypatch, 8)
+    digits = small_data(monkeypatch, 8)
     encoder = tiny(jnp.float32)
-    start = Trained(encoder, drawn(encoder), subject.config, 0)
+    start = TrainedEncoder(encoder, drawn(encoder), digits.config, 0)
     moved = jax.tree.map(lambda x: x * 1.01, start.variables)
     usual = dict(
-        start=start, images=fewer(subject.train, 90), how=finetune.training("deit", 3, 32), exact_epochs=True,
-        recipe=linear.crop_recipe("digits", subject), tests=2,
+        start=start, images=fewer(digits.train, 90), how=finetune.training("deit", 3, 32), exact_epochs=True,
+        recipe=linear.crop_recipe("digits", digits), tests=2,
     )  # fmt: skip
 
     def run(kept, report, **changes):
-        tuned = finetune.train(subject, report=report, kept=kept, **usual | changes)
-        arrays = {"variables": tuned.found.variables, "classifier": tuned.classifier}
+        tuned = finetune.train(digits, report=report, kept=kept, **usual | changes)
+        arrays = {"variables": tuned.trained.variables, "classifier": tuned.classifier}
         return arrays, tuned.tested, tuned.accuracies, tuned.loss
 
     changes = [
         dict(how=finetune.training("deit", 3, 32, backbone_rate=0.1)),
-        dict(images=fewer(subject.train, 89)),
+        dict(images=fewer(digits.train, 89)),
         dict(start=dataclasses.replace(start, variables=moved)),
-        dict(recipe=linear.crop_recipe("linear", subject)),
+        dict(recipe=linear.crop_recipe("linear", digits)),
         dict(scratch=True),
         dict(tests=3),
     ]

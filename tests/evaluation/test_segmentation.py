@@ -17,7 +17,7 @@ from moco_jax.encoders.resnet import ResNet
 from moco_jax.evaluation.segmentation import data, fcn, scoring, training
 from moco_jax.evaluation.segmentation.data import IGNORED
 from moco_jax.evaluation.segmentation.views import ahead, training_view
-from moco_jax.inference.trained_encoder import Trained
+from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh
 from moco_jax.weights import torchvision as weights
@@ -381,7 +381,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
 def test_only_resnets_are_taken():
     config = load("digits")
     config.arch = "vit_small"
-    found = Trained(encoders.create("vit_small"), {}, config, 0)
+    found = TrainedEncoder(encoders.create("vit_small"), {}, config, 0)
     with pytest.raises(UserError, match=r"needs a ResNet, .* has arch='vit_small'"):
         command._backbone(found)
 

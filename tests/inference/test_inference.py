@@ -88,7 +88,7 @@ def test_transparent_pictures_stand_on_the_background_of_the_run(encoder, tmp_pa
     picture, path = Image.fromarray(np.dstack([PHOTO, alpha])), tmp_path / "1.png"
     picture.save(path)
     np.testing.assert_array_equal(encoder._view(picture), encoder._view(PHOTO))
-    monkeypatch.setitem(encoder.found.config, "background", 255)
+    monkeypatch.setitem(encoder.trained.config, "background", 255)
     canvas = Image.new("RGB", picture.size, "white")
     canvas.paste(picture, mask=picture)
     for image in (picture, path):
@@ -162,10 +162,10 @@ def test_a_file_of_weights_serves_as_the_run_does(workdir, tmp_path):
     read = moco_jax.load(path, **key, **given)
     np.testing.assert_array_equal(read(PHOTO), expected(PHOTO))
     assert "step 7" in expected.about
-    assert (read.dim, read.found.step, read.found.config.dataset) == (128, 0, "")
+    assert (read.dim, read.trained.step, read.trained.config.dataset) == (128, 0, "")
 
     silent = moco_jax.load(backbone)
-    assert silent.found.assumed == ("image_size", "mean", "std")
+    assert silent.trained.assumed == ("image_size", "mean", "std")
     assert "centre 224 x 224 (as nothing says it)" in repr(silent)
     assert "mean (0.485, 0.456, 0.406) (ImageNet's, as nothing says it)" in repr(silent)
     for place, wishes, says in (

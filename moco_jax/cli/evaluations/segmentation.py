@@ -19,7 +19,7 @@ from moco_jax.encoders.configured import compute_dtype
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.evaluation import published
 from moco_jax.evaluation.segmentation import data, fcn, scoring, training
-from moco_jax.inference.trained_encoder import Trained
+from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
 
@@ -30,9 +30,9 @@ PAPER = {(10_582, 1_449): "segmentation of VOC", (2_975, 500): "segmentation of 
 
 def run(task: Task) -> dict[str, Any]:
     """Print the IoU of each class with each encoder as a table, and return what is written."""
-    config, console, mesh = task.found.config, task.console, mesh_lib.create_mesh()
+    config, console, mesh = task.trained.config, task.console, mesh_lib.create_mesh()
     folder = task.given.data_dir
-    _backbone(task.found)
+    _backbone(task.trained)
     if not folder:
         raise UserError(
             "--data_dir=FOLDER is needed, as PASCAL VOC or Cityscapes is laid out "
@@ -45,8 +45,8 @@ def run(task: Task) -> dict[str, Any]:
     if changes:
         console.line(f"not the protocol itself: {', '.join(changes)}")
     results, columns = [], []
-    for name, found in task.encoders.items():
-        counts, losses = _counts(task, name, found, chosen, train, test, mesh)
+    for name, trained in task.encoders.items():
+        counts, losses = _counts(task, name, trained, chosen, train, test, mesh)
         each = scoring.intersection_over_union(counts)
         mean = float(np.nanmean(each))
         columns.append([*("-" if np.isnan(x) else percent(x) for x in each), percent(mean)])
@@ -86,7 +86,7 @@ def _tell(
             "test images": digests.of_tree((test.sizes, test.classes)),
         }
     )
-    arch, step, classes = task.found.config.arch, task.found.step, train.classes
+    arch, step, classes = task.trained.config.arch, task.trained.step, train.classes
     crops = f"{chosen.batch_size} crops, {chosen.crop} x {chosen.crop}"
     task.console.facts(
         {
@@ -103,19 +103,21 @@ def _tell(
 def _counts(
     task: Task,
     name: str,
-    found: Trained,
+    trained: TrainedEncoder,
     chosen: training.Protocol,
     train: data.Scenes,
     test: data.Scenes,
     mesh: Mesh,
 ) -> tuple[np.ndarray, list[float]]:
-    """Fine-tune the encoder `found`, and count classes on the test images: (confusion, losses)."""
-    config = task.found.config
+    """Fine-tune the encoder `trained`, and count classes on the test images: (confusion, losses)."""
+    config = task.trained.config
     usual: Any = dict(
         mean=tuple(config.mean), std=tuple(config.std), workers=config.workers, report=task.report
     )
-    network = fcn.create(_backbone(found), len(train.classes), compute_dtype(config.compute_dtype))
-    weights = {kind: found.variables[kind]["backbone"] for kind in ("params", "batch_stats")}
+    network = fcn.create(
+        _backbone(trained), len(train.classes), compute_dtype(config.compute_dtype)
+    )
+    weights = {kind: trained.variables[kind]["backbone"] for kind in ("params", "batch_stats")}
     state = training.start(network, weights, config.channels, config.seed)
     kept = task.trainings.one(name, weights)
     variables, losses = training.fine_tune(
@@ -124,12 +126,12 @@ def _counts(
     return scoring.score(network, variables, test, mesh, **usual), losses
 
 
-def _backbone(found: Trained) -> ResNet:
-    backbone = found.encoder.backbone
+def _backbone(trained: TrainedEncoder) -> ResNet:
+    backbone = trained.encoder.backbone
     if not isinstance(backbone, ResNet):
         raise UserError(
             "segmentation needs a ResNet, whose last stage is dilated; this run has "
-            f"arch={found.config.arch!r}"
+            f"arch={trained.config.arch!r}"
         )
     return backbone
 
@@ -148,7 +150,7 @@ def _protocol(task: Task, cities: bool, devices: int) -> tuple[training.Protocol
 
 
 def _images(task: Task) -> tuple[data.Scenes, data.Scenes]:
-    given, config = task.given, task.found.config
+    given, config = task.given, task.trained.config
     splits = given.train_split or data.train_split(given.data_dir), given.test_split or "val"
     train, test = (
         data.open_scenes(given.data_dir, split, Decoding.of(config), task.report)

@@ -73,9 +73,9 @@ def embed(given: flags.FlagValues, console: Console) -> None:
     place, out = given.workdir, given.out
     table.require_a_place(out)
     prepare(place)
-    found = trained_encoder.load(place, given.which, given.step)
-    embedder = Embedder(found, given.features, mesh_lib.create_mesh())
-    source, images = named_images(given, found.config, place)
+    trained = trained_encoder.load(place, given.which, given.step)
+    embedder = Embedder(trained, given.features, mesh_lib.create_mesh())
+    source, images = named_images(given, trained.config, place)
     facts: dict[str, Any] = {
         "moco_jax": __version__,
         "encoder": embedder.facts(place, given.which),

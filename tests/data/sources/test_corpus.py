@@ -83,7 +83,7 @@ def in_packing(folder, decoding, out):
 def in_load(source):
     encoder = FeatureEncoder.__new__(FeatureEncoder)
     config = {"channels": 3, "exif_rotation": source.decoding.exif_rotation}
-    encoder.recipe, encoder.found = RECIPE, SimpleNamespace(config=config)
+    encoder.recipe, encoder.trained = RECIPE, SimpleNamespace(config=config)
 
     def one(path):
         try:
