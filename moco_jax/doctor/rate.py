@@ -14,7 +14,7 @@ from moco_jax.base.console import duration
 from moco_jax.base.findings import NOTE, OK, WARNING, Finding
 from moco_jax.data import order, pipeline, resident
 from moco_jax.data.sources import Source
-from moco_jax.monitoring.diagnosis.rules import MUCH_WAITING
+from moco_jax.monitoring.diagnosis.loss_rules import MUCH_WAITING
 from moco_jax.parallel import mesh
 from moco_jax.training.assembly import Program
 
