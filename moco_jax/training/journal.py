@@ -18,7 +18,7 @@ from moco_jax.training.assembly import RunSetup
 from moco_jax.training.start import Start, query_variables
 from moco_jax.training.step_plan import StepPlan
 from moco_jax.training.throughput import Clock
-from moco_jax.workdir import run_lock
+from moco_jax.workdir.lock import Lock
 
 
 class Journal:
@@ -38,7 +38,7 @@ class Journal:
         setup: RunSetup,
         workdir: epath.Path,
         console: Console,
-        lock: run_lock.Lock,
+        lock: Lock,
         plan: StepPlan,
     ):
         """Open the records of the run with these settings and `setup` in `workdir`."""

@@ -22,6 +22,7 @@ from moco_jax.training.step_plan import StepPlan
 from moco_jax.training.stop_signals import StopSignals
 from moco_jax.training.throughput import Clock, Profile
 from moco_jax.workdir import run_lock
+from moco_jax.workdir.lock import Lock
 
 
 def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
@@ -57,7 +58,7 @@ def _train(
     workdir: epath.Path,
     allow_change: set[str],
     console: Console,
-    lock: run_lock.Lock,
+    lock: Lock,
 ) -> int:
     """Train in `workdir`, whose `lock` is held; arguments and result as of `train`."""
     # Settings and images that cannot work are refused here, before the workdir is looked at.

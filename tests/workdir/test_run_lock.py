@@ -14,8 +14,9 @@ from etils import epath
 from moco_jax.base.errors import Busy, LockLost, UserError
 from moco_jax.cli import command_line
 from moco_jax.training import loop, messages
+from moco_jax.workdir import lock as lock_lib
 from moco_jax.workdir import lock_files, processes, run_lock
-from moco_jax.workdir.run_lock import BEAT, LOCK, POLL, SIGN, STALE, Lock
+from moco_jax.workdir.lock import BEAT, LOCK, POLL, SIGN, STALE, Lock
 from tests.training.test_loop import tiny
 from tests.workdir.simulated_world import World
 
@@ -214,7 +215,7 @@ def test_an_owner_of_this_machine_that_is_gone_is_replaced_at_once_and_another_a
 
 def damaged_locks():
     """Files that no run of this version writes."""
-    rng, whole = random.Random(1), run_lock.Owner("t", "now", on("a", 5)).to_bytes()
+    rng, whole = random.Random(1), lock_lib.Owner("t", "now", on("a", 5)).to_bytes()
     facts = json.loads(whole)
     yield from (
         b"",
@@ -286,7 +287,7 @@ def test_an_owner_puts_back_a_lock_that_was_removed_or_damaged_and_yields_to_a_n
         assert (tmp_path / LOCK).read_bytes() == own
     (tmp_path / LOCK).write_text('{"lock": 9, "token": "of a later version"}')
     lock.check()  # a sign of life was given less than `SAFE` seconds ago
-    world.now += run_lock.SAFE + 1
+    world.now += lock_lib.SAFE + 1
     for _ in range(2):
         with pytest.raises(LockLost, match="was taken over by another run"):
             lock.check()
@@ -299,7 +300,7 @@ def test_after_a_suspension_a_lock_that_is_gone_means_that_another_run_came_and_
     lock = Lock("w", store, on("a", 1), world.clock)
     assert lock.attempt()[0]
     (tmp_path / LOCK).unlink()
-    world.now += run_lock.SAFE + 1
+    world.now += lock_lib.SAFE + 1
     with pytest.raises(LockLost, match="was taken over by another run"):
         lock.check()
     assert not (tmp_path / LOCK).exists()
@@ -313,7 +314,7 @@ def test_a_workdir_that_is_gone_or_fails_ends_the_run_with_one_line(tmp_path, mo
     assert lock.attempt()[0]
     folder.rename(tmp_path / "moved")
     lock.check()
-    world.now += run_lock.SAFE + 1
+    world.now += lock_lib.SAFE + 1
     with pytest.raises(UserError, match="is gone; was it moved away"):
         lock.check()
     assert not folder.exists()
@@ -324,7 +325,7 @@ def test_a_workdir_that_is_gone_or_fails_ends_the_run_with_one_line(tmp_path, mo
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(store, "read", fail)
-    world.now += run_lock.SAFE + 1
+    world.now += lock_lib.SAFE + 1
     with pytest.raises(Busy, match=r"cannot be reached .Input/output error"):
         lock.check()
 
@@ -381,7 +382,7 @@ def test_who_was_suspended_while_taking_a_lock_lets_an_owner_notice_first(kind, 
         # It is taken for killed half-way, another run takes the lock, and it wakes up and writes.
         owner._store.unblock(LOCK, owner._store.read(LOCK))
         assert owner.attempt()[0]
-        sleep(rng.uniform(run_lock.SLOW, run_lock.SAFE / 2))
+        sleep(rng.uniform(lock_lib.SLOW, lock_lib.SAFE / 2))
 
     late = lock_of(3, lambda store: suspended(store, meanwhile))
     assert late.attempt()[0]
@@ -452,7 +453,7 @@ def test_whether_a_process_is_gone():
 def quick(monkeypatch):
     """Signs of life a hundred times as fast, and waiting for them ten times, as a busy machine is late."""
     for name, times in dict(BEAT=100, POLL=100, TELL=100, SAFE=10, STALE=10).items():
-        monkeypatch.setattr(run_lock, name, getattr(run_lock, name) / times)
+        monkeypatch.setattr(lock_lib, name, getattr(lock_lib, name) / times)
 
 
 @pytest.mark.parametrize("error", [None, UserError, KeyboardInterrupt, SystemExit])
@@ -512,7 +513,7 @@ def test_a_bucket_is_held_too(monkeypatch, quick):
     assert not tf.io.gfile.glob(f"{place}/*")
     left = Lock(place, lock_files.store_in(place), on("elsewhere", 5))
     assert left.attempt()[0]
-    monkeypatch.setattr(run_lock, "STALE", 0.5)
+    monkeypatch.setattr(lock_lib, "STALE", 0.5)
     said = []
     with run_lock.hold(place, said.append):
         assert b'"pid": 5,' not in lock_files.store_in(place).read(LOCK)
@@ -575,8 +576,8 @@ def test_a_run_whose_lock_was_taken_writes_nothing_more(tmp_path, monkeypatch):
     def take(step, *arguments):
         text = progress(step, *arguments)
         if step == 3:
-            (tmp_path / LOCK).write_bytes(run_lock.Owner("other", "now", on("b", 5)).to_bytes())
-            locks[0]._safe_from -= run_lock.SAFE + 1  # it was suspended
+            (tmp_path / LOCK).write_bytes(lock_lib.Owner("other", "now", on("b", 5)).to_bytes())
+            locks[0]._safe_from -= lock_lib.SAFE + 1  # it was suspended
             found.append(contents(tmp_path))
         return text
 
