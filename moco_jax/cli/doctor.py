@@ -77,23 +77,22 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # damaged images are findings here, not news
 
     from moco_jax.base.findings import FAULT, SHOWN, Report, verdict
-    from moco_jax.doctor.examination import examine
+    from moco_jax.doctor.examination import Options, examine
 
     console = Console()
     report = Report(console, 0 if given.full else SHOWN)
     out = files.absolute(given.out or os.path.join(given.workdir or "runs", "doctor"))
-    examine(
-        given.config,
-        report,
+    options = Options(
         recipe_batch=recipe_batch_size(given["config"]),
-        count=None if given.full else given.sample,
-        step=given.step_seconds,
         out=out,
+        count=None if given.full else given.sample,
+        step_seconds=given.step_seconds,
         # An index of records is worth keeping, but a workdir gets nothing beside the picture.
         index_dir=str(out / "index") if given.out or not given.workdir else None,
         place=files.absolute(given.workdir) if given.workdir else None,
-        allow_change=set(given.allow_change),
+        allow_change=frozenset(given.allow_change),
     )
+    examine(given.config, report, options)
     console.line(f"\nverdict: {verdict(report.marks)}")
     sys.exit(1 if FAULT in report.marks else 0)
 

@@ -15,7 +15,7 @@ from moco_jax.base import findings
 from moco_jax.base.console import Console
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.doctor import images, rate, survey
-from moco_jax.doctor.examination import Examination, examine
+from moco_jax.doctor.examination import Examination, Options, examine
 from tests.config.test_config import load
 
 
@@ -76,10 +76,8 @@ def doctor(tmp_path, monkeypatch):
     def run(config, place=None):
         out = io.StringIO()
         report = findings.Report(Console(out=out))
-        examine(
-            config, report, recipe_batch=16, count=None, step=None, out=epath.Path(tmp_path / "out"),
-            index_dir=None, place=place and epath.Path(place), allow_change=set(),
-        )  # fmt: skip
+        out_dir, place = epath.Path(tmp_path / "out"), place and epath.Path(place)
+        examine(config, report, Options(recipe_batch=16, out=out_dir, place=place))
         return report.marks, out.getvalue()
 
     return run
