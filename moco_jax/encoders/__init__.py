@@ -178,7 +178,7 @@ def create(
     dtype: Any = jnp.float32,
     reduce: str = "parameter",
 ) -> Encoder:
-    """The encoder `name` with its head.
+    """Create an encoder: a backbone with its head, and a predictor where one is asked for.
 
     Args:
         name: a key of `BACKBONES`.
@@ -189,12 +189,10 @@ def create(
         width: channels of a ResNet's stem, all others in proportion, or of a ViT's tokens; None
             is the architecture's own.
         stem: of a ResNet, a key of `resnet.STEMS`.
-        zero_init_residual: of a ResNet: its blocks start as the identity, the scale of their
-            last BatchNorm at 0.
+        zero_init_residual: of a ResNet: its blocks start as the identity.
         stop_patch_gradient: of a ViT: its patch projection stays as drawn; None: yes, unless it
             is a conv stem.
-        remat: of a ViT, 'none' or 'block': whether blocks are computed again in the backward
-            pass, to save memory.
+        remat: of a ViT, 'none' or 'block': blocks are computed again going backward.
         attention: of a ViT, a key of `attention.ATTENTIONS`.
         bn_groups: G, groups of samples that share BatchNorm statistics; G must divide the batch.
         accumulate: parts in which the backbone goes through a batch; each holds `bn_groups /
@@ -206,15 +204,6 @@ def create(
         UserError: unknown `name`, `head`, `predictor`, `stem`, `remat` or `attention`, or an
             option of another kind of encoder.
     """
-    _require_known(
-        encoder=name,
-        head=head,
-        predictor=predictor,
-        stem=stem,
-        remat=remat,
-        attention=attention,
-        reduce=reduce,
-    )
     options = dict(
         stem=stem,
         zero_init_residual=zero_init_residual,
@@ -222,6 +211,8 @@ def create(
         remat=remat,
         attention=attention,
     )
+    known = dict(encoder=name, head=head, predictor=predictor, reduce=reduce)
+    _require_known(**known, stem=stem, remat=remat, attention=attention)
     backbone = _backbone(
         name, width, options, bn_groups=max(bn_groups // accumulate, 1), dtype=dtype, reduce=reduce
     )

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import beta
 
 from moco_jax import encoders
-from moco_jax.evaluation import finetune, linear, mixing
+from moco_jax.evaluation import finetune_recipe, finetune_step, linear, mixing
 from moco_jax.parallel import mesh
 from moco_jax.weights import torchvision as torchvision_weights
 
@@ -70,11 +70,11 @@ def test_steps_of_sgd_equal_pytorch(float64):
         classifier = linear.Classifier(found["fc.weight"].T.copy(), found["fc.bias"].copy())
         return {"backbone": loaded["params"], "classifier": classifier}, loaded["batch_stats"]
 
-    how = finetune.training("sgd", weight_decay=1e-3)
+    how = finetune_recipe.training("sgd", weight_decay=1e-3)
     params, stats = jax.tree.map(np.copy, ours_of(net))
-    state = finetune.State(params, {"backbone": stats}, finetune.make_optimizer(how).init(params))
-    rates = finetune.learning_rates(params, encoder, how)
-    step = jax.jit(finetune.make_step(encoder, how, CLASSES, mean=MEAN, std=STD, dtype=jnp.float64))
+    state = finetune_step.State(params, {"backbone": stats}, finetune_step.make_optimizer(how).init(params))
+    rates = finetune_step.learning_rates(params, encoder, how)
+    step = jax.jit(finetune_step.make_step(encoder, how, CLASSES, mean=MEAN, std=STD, dtype=jnp.float64))
     body = [p for name, p in net.named_parameters() if not name.startswith("fc.")]
     theirs = torch.optim.SGD(
         [{"params": body}, {"params": net.fc.parameters()}], 0.0, momentum=0.9, weight_decay=1e-3
@@ -122,9 +122,9 @@ def named(tree):
 
 def test_rates_fall_from_layer_to_layer():
     encoder, params = vit_params(stop_patch_gradient=False)
-    how = finetune.training("deit", layer_decay=0.75)
+    how = finetune_recipe.training("deit", layer_decay=0.75)
     assert how.backbone_rate == 1e-3  # 5e-4 at 512 images, 1024 of them
-    rates = named(finetune.learning_rates(params, encoder, how))
+    rates = named(finetune_step.learning_rates(params, encoder, how))
     # Twelve blocks: the classifier and the last norm are layer 13, patches and class token layer 0.
     for name, power in {
         "classifier.kernel": 0, "classifier.bias": 0, "backbone.norm.scale": 0, "backbone.blocks_11.qkv.kernel": 1,
@@ -132,11 +132,11 @@ def test_rates_fall_from_layer_to_layer():
         "backbone.cls_token": 13, "backbone.patch_embed.kernel": 13,
     }.items():  # fmt: skip
         assert rates[name] == pytest.approx(1e-3 * 0.75**power), name
-    assert set(named(finetune.learning_rates(params, encoder, how, scratch=True)).values()) == {
+    assert set(named(finetune_step.learning_rates(params, encoder, how, scratch=True)).values()) == {
         1e-3
     }
     encoder, params = vit_params()
-    rates = named(finetune.learning_rates(params, encoder, how))
+    rates = named(finetune_step.learning_rates(params, encoder, how))
     assert {name for name, rate in rates.items() if rate == 0} == {
         "backbone.patch_embed.kernel", "backbone.patch_embed.bias",
     }  # fmt: skip
@@ -152,7 +152,7 @@ def test_adamw_equals_torchs_with_groups_that_do_not_decay():
     theirs = torch.optim.AdamW(
         [{"params": [tensors["kernel"]], "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     )  # fmt: skip
-    optimizer = finetune.make_optimizer(finetune.training("deit"))
+    optimizer = finetune_step.make_optimizer(finetune_recipe.training("deit"))
     state = optimizer.init(params)
     for rate in (1e-2, 5e-3, 1e-3):
         gradients = {n: rng.normal(size=p.shape).astype(np.float32) for n, p in params.items()}
@@ -217,16 +217,16 @@ def drawn(encoder, classes=CLASSES):
 def test_one_device_and_four_compute_the_same():
     """DeiT's recipe, so that mixing crosses devices, on a network with BatchNorm; some rows do not count."""
     encoder = tiny(jnp.float32)
-    how = finetune.training("deit", batch_size=16)
-    variables, optimizer = drawn(encoder), finetune.make_optimizer(how)
+    how = finetune_recipe.training("deit", batch_size=16)
+    variables, optimizer = drawn(encoder), finetune_step.make_optimizer(how)
     rng = np.random.default_rng(0)
     batch, own = batch_of(rng, 16, 11), mixing.piece(0.6, 5, 9, 16, 16)
     results = []
     for count in (1, 4):
         the_mesh = mesh.create_mesh(jax.devices()[:count])
-        step = finetune.jitted_step(encoder, how, CLASSES, MEAN, STD, np.dtype("float32"), the_mesh)
-        state = finetune.initial_state(variables, optimizer, 0, 8, CLASSES)
-        rates = finetune.learning_rates(state.params, encoder, how)
+        step = finetune_step.jitted_step(encoder, how, CLASSES, MEAN, STD, np.dtype("float32"), the_mesh)
+        state = finetune_step.initial_state(variables, optimizer, 0, 8, CLASSES)
+        rates = finetune_step.learning_rates(state.params, encoder, how)
         arguments = (
             jax.device_put(state, mesh.replicated(the_mesh)), mesh.to_devices(the_mesh, batch), rates, 1.0, own,
             jax.random.key(0),
@@ -251,8 +251,8 @@ def test_one_device_and_four_compute_the_same():
     ],
 )
 def test_small_sets_get_small_batches_and_enough_steps(batch_size, number, devices, exact, expected):  # fmt: skip
-    how = finetune.training("sgd", batch_size=batch_size)
-    assert finetune.shape(how, number, devices, exact) == expected
+    how = finetune_recipe.training("sgd", batch_size=batch_size)
+    assert finetune_recipe.shape(how, number, devices, exact) == expected
 
 
 def test_paths_are_dropped_as_often_as_asked_for_and_only_in_training():

@@ -12,12 +12,11 @@ from tests.evaluation.test_linear import data_of, digits, silent, spectrum
 
 def test_a_classifier_of_the_grid_is_that_trained_alone():
     features, classes, *_ = digits()
-    tried, how = grid.Grid([0.3, 3.0, 30.0], [0.0, 1e-3]), {"epochs": 2, "batch_size": 256}
-    common = dict(seed=0, report=silent, **how)
-    whole = grid.fit([features], classes, 10, tried, mesh.create_mesh(), **common)
+    tried, how = grid.Grid([0.3, 3.0, 30.0], [0.0, 1e-3]), grid.FitSettings(10, epochs=2)
+    whole = grid.fit([features], classes, tried, mesh.create_mesh(), how, silent)
     one = mesh.create_mesh(jax.devices()[:1])
     single = grid.Grid([3.0], [1e-3], [True])
-    alone = grid.fit([features], classes, 10, single, one, **common)
+    alone = grid.fit([features], classes, single, one, how, silent)
     for ours, expected in zip(whole.classifiers, alone.classifiers, strict=True):
         np.testing.assert_allclose(ours[1, 3], expected[0, 0], rtol=1e-4, atol=1e-5)
     right, loss = whole.scores(features, classes, block=300)
@@ -28,10 +27,10 @@ def test_a_classifier_of_the_grid_is_that_trained_alone():
 
 def test_the_search_is_as_good_as_logistic_regression_and_says_where_the_grid_ends():
     features, classes, test, truth = digits()
-    run = dict(epochs=30, report=silent)
     the_mesh = mesh.create_mesh(jax.devices()[:2])
     found = grid.search(
-        [features], classes, test, truth, 10, grid.Grid([0.03, 0.3, 3.0, 30.0], [0.0, 1e-4]), the_mesh, **run
+        [features], classes, test, truth, grid.Grid([0.03, 0.3, 3.0, 30.0], [0.0, 1e-4]), the_mesh,
+        grid.FitSettings(10), silent,
     )  # fmt: skip
     best = max(
         LogisticRegression(C=c, max_iter=1000).fit(features, classes).score(test, truth)
@@ -41,8 +40,8 @@ def test_the_search_is_as_good_as_logistic_regression_and_says_where_the_grid_en
     assert abs(found.test - best) < 3 * np.sqrt(best * (1 - best) / len(test))
     assert found.best == found.held_out.max() > 0.93
     slow = grid.search(
-        [features], classes, test, truth, 10, grid.Grid([1e-4, 1e-3], [0.0], [False]), the_mesh,
-        epochs=3, report=silent,
+        [features], classes, test, truth, grid.Grid([1e-4, 1e-3], [0.0], [False]), the_mesh,
+        grid.FitSettings(10, epochs=3), silent,
     )  # fmt: skip
     assert slow.edges == ["the best learning rate, 0.001, is the largest that was tried"]
 
@@ -51,7 +50,8 @@ def test_a_rate_that_overflows_is_not_chosen():
     features, classes, test, truth = digits()
     tried = grid.Grid([1.0, 1e38], [0.0], [False])
     found = grid.search(
-        [features], classes, test, truth, 10, tried, mesh.create_mesh(jax.devices()[:2]), epochs=3, report=silent
+        [features], classes, test, truth, tried, mesh.create_mesh(jax.devices()[:2]),
+        grid.FitSettings(10, epochs=3), silent,
     )  # fmt: skip
     assert found.rate == 1.0
     assert found.held_out[0, 1, 0] == 0

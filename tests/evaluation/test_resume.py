@@ -12,9 +12,10 @@ from etils import epath
 from moco_jax.base.errors import UserError
 from moco_jax.data.sources.pixels import RGB
 from moco_jax.encoders.resnet import ResNet
-from moco_jax.evaluation import finetune, linear, resume
+from moco_jax.evaluation import finetune, finetune_recipe, linear, resume
 from moco_jax.evaluation.images import EvaluationData, Labelled
 from moco_jax.evaluation.segmentation import data, fcn, training
+from moco_jax.evaluation.segmentation.views import InputSettings
 from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.parallel import mesh
 from tests import states
@@ -104,8 +105,8 @@ def fine_tuning(monkeypatch):
     start = TrainedEncoder(encoder, drawn(encoder), digits.config, 0)
     moved = jax.tree.map(lambda x: x * 1.01, start.variables)
     usual = dict(
-        start=start, images=fewer(digits.train, 90), how=finetune.training("deit", 3, 32), exact_epochs=True,
-        recipe=linear.crop_recipe("digits", digits), tests=2,
+        start=start, images=fewer(digits.train, 90), how=finetune_recipe.training("deit", 3, 32),
+        recipe=linear.crop_recipe("digits", digits), options=finetune.TrainOptions(exact_epochs=True, tests=2),
     )  # fmt: skip
 
     def run(kept, report, **changes):
@@ -114,7 +115,7 @@ def fine_tuning(monkeypatch):
         return arrays, tuned.tested, tuned.accuracies, tuned.loss
 
     changes = [
-        dict(how=finetune.training("deit", 3, 32, backbone_rate=0.1)),
+        dict(how=finetune_recipe.training("deit", 3, 32, backbone_rate=0.1)),
         dict(images=fewer(digits.train, 89)),
         dict(start=dataclasses.replace(start, variables=moved)),
         dict(recipe=linear.crop_recipe("linear", digits)),
@@ -131,21 +132,21 @@ def segmentation(folder):
     variables = lowered.compile(QUICK)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     state = training.start(network, variables, 3, 0)
     voc = str(write_voc(folder, 5, 2))
+    inputs = InputSettings((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), workers=2)
     usual = dict(
-        scenes=data.open_scenes(voc, "train", RGB, silent), chosen=training.Protocol(7, 0.01, 24, 2), seed=0,
-        mean=(0.5, 0.4, 0.3),
+        scenes=data.open_scenes(voc, "train", RGB, silent), chosen=training.Protocol(7, 0.01, 24, 2), inputs=inputs,
     )  # fmt: skip
 
     def run(kept, report, **changes):
         return training.fine_tune(
-            network, state, mesh=mesh.create_mesh(jax.devices()[:1]), std=(0.2, 0.2, 0.2), workers=2, report=report, kept=kept, **usual | changes
+            network, state, mesh=mesh.create_mesh(jax.devices()[:1]), report=report, kept=kept, **usual | changes
         )  # fmt: skip
 
     changes = [
         dict(chosen=training.Protocol(7, 0.02, 24, 2)),
         dict(scenes=data.open_scenes(voc, "val", RGB, silent)),
-        dict(seed=1),
-        dict(mean=(0.5, 0.5, 0.5)),
+        dict(inputs=dataclasses.replace(inputs, seed=1)),
+        dict(inputs=dataclasses.replace(inputs, mean=(0.5, 0.5, 0.5))),
     ]
     # A step is reported one later, and its state is the one before.
     return run, changes, 7, 4

@@ -16,7 +16,7 @@ from moco_jax.data.sources.pixels import RGB
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.evaluation.segmentation import data, fcn, scoring, training
 from moco_jax.evaluation.segmentation.data import IGNORED
-from moco_jax.evaluation.segmentation.views import ahead, training_view
+from moco_jax.evaluation.segmentation.views import InputSettings, ahead, training_view
 from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh
@@ -271,16 +271,16 @@ def test_fine_tuning_learns(folder):
     network = fcn.create(backbone, 3, jnp.float32, channels=16)
     one = mesh.create_mesh(jax.devices()[:1])
     state = training.start(network, jax.device_get(variables), 3, 0)
-    usual = dict(mean=MEAN, std=STD, workers=2, report=silent)
+    inputs = InputSettings(MEAN, STD, workers=2)
 
     def ious(variables):
-        counts = scoring.score(network, variables, test, one, **usual, unit=64)
+        counts = scoring.score(network, variables, test, one, inputs, silent, unit=64)
         assert counts.sum() == sum((test.label(n) != IGNORED).sum() for n in range(4))
         return scoring.intersection_over_union(counts)
 
     before = ious(state.variables)
     chosen = training.Protocol(40, 0.1, 48, 8)
-    tuned, losses = training.fine_tune(network, state, train, chosen, one, seed=0, **usual)
+    tuned, losses = training.fine_tune(network, state, train, chosen, one, inputs, silent)
     after = ious(tuned)
     assert np.nanmean(before) < 0.35
     assert np.mean(after) > np.nanmean(before) + 0.3

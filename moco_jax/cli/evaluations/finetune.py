@@ -17,7 +17,7 @@ from moco_jax.cli.evaluations.common import (
 )
 from moco_jax.data.views.recipes import Recipe
 from moco_jax.encoders.vit import ViT
-from moco_jax.evaluation import finetune, linear, subsets
+from moco_jax.evaluation import finetune, finetune_recipe, linear, subsets
 from moco_jax.evaluation.images import EvaluationData
 from moco_jax.evaluation.labelled import Labelled
 from moco_jax.inference import trained_encoder
@@ -89,7 +89,7 @@ def _train(
     task: Task,
     data: EvaluationData,
     images: Labelled,
-    how: finetune.Training,
+    how: finetune_recipe.Training,
     recipe: Recipe,
     start: trained_encoder.TrainedEncoder,
     called: str,
@@ -107,9 +107,11 @@ def _train(
         how,
         recipe,
         functools.partial(_report, task, encoder),
-        scratch=encoder == "from scratch",
-        exact_epochs=bool(given.epochs),
-        tests=given.tests,
+        finetune.TrainOptions(
+            scratch=encoder == "from scratch",
+            exact_epochs=bool(given.epochs),
+            tests=given.tests,
+        ),
         kept=task.trainings.one(f"{called}, {encoder}"),
     )
     console.line(f"{called}, {encoder}: {percent(tuned.accuracies[-1])}")
@@ -126,7 +128,7 @@ def _report(task: Task, encoder: str, text: str) -> None:
     task.report(f"{encoder}, {text}")
 
 
-def _training(task: Task) -> tuple[str, finetune.Training]:
+def _training(task: Task) -> tuple[str, finetune_recipe.Training]:
     """The recipe's name, and the training that the flags make of it."""
     given, is_vit = task.given, isinstance(task.trained.encoder.backbone, ViT)
     if given.layer_decay != 1 and not is_vit:
@@ -135,7 +137,7 @@ def _training(task: Task) -> tuple[str, finetune.Training]:
             f"arch={task.trained.config.arch!r} is a ResNet; leave it out"
         )
     name = given.recipe or ("deit" if is_vit else "sgd")
-    return name, finetune.training(
+    return name, finetune_recipe.training(
         name,
         given.epochs,
         given.batch_size,

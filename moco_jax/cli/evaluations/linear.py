@@ -76,12 +76,10 @@ def _by_grid(
             classes,
             test,
             truth,
-            data.classes,
             grid,
             data.mesh,
-            seed=data.config.seed,
-            report=task.report,
-            **how,
+            grids.FitSettings(data.classes, seed=data.config.seed, **how),
+            task.report,
         )
         rows.append(_row(name, best))
         results.append(_result(name, best))

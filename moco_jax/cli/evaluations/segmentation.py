@@ -19,6 +19,7 @@ from moco_jax.encoders.configured import compute_dtype
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.evaluation import published
 from moco_jax.evaluation.segmentation import data, fcn, scoring, training
+from moco_jax.evaluation.segmentation.views import InputSettings
 from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
@@ -111,9 +112,7 @@ def _counts(
 ) -> tuple[np.ndarray, list[float]]:
     """Fine-tune the encoder `trained`, and count classes on the test images: (confusion, losses)."""
     config = task.trained.config
-    usual: Any = dict(
-        mean=tuple(config.mean), std=tuple(config.std), workers=config.workers, report=task.report
-    )
+    inputs = InputSettings(tuple(config.mean), tuple(config.std), config.workers, config.seed)
     network = fcn.create(
         _backbone(trained), len(train.classes), compute_dtype(config.compute_dtype)
     )
@@ -121,9 +120,9 @@ def _counts(
     state = training.start(network, weights, config.channels, config.seed)
     kept = task.trainings.one(name, weights)
     variables, losses = training.fine_tune(
-        network, state, train, chosen, mesh, seed=config.seed, kept=kept, **usual
+        network, state, train, chosen, mesh, inputs, task.report, kept
     )
-    return scoring.score(network, variables, test, mesh, **usual), losses
+    return scoring.score(network, variables, test, mesh, inputs, task.report), losses
 
 
 def _backbone(trained: TrainedEncoder) -> ResNet:
