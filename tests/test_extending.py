@@ -147,7 +147,7 @@ def test_a_name_is_all_that_a_dictionary_needs(method, plain, young):
     config.key_encoder = "query"
     with pytest.raises(UserError, match="key_encoder='query' does not go with"):
         checks.check(config, 1)
-    with pytest.raises(UserError, match="known are queue, batch, memory_bank, young_queue"):
+    with pytest.raises(UserError, match="use one of queue, batch, memory_bank, young_queue"):
         dictionary_class("old_queue")
 
 

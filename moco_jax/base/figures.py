@@ -15,7 +15,7 @@ from moco_jax.base.text import printable
 
 
 def shown(image: np.ndarray) -> np.ndarray:
-    """Return what is drawn of an image uint8 `[H, W, C]`.
+    """Return the channels of an image uint8 `[H, W, C]` that can be drawn.
 
     Three channels or more: the first three, as RGB; fewer: the first, `[H, W]`, as gray.
     """
@@ -114,7 +114,7 @@ def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray
 
 
 def _short(name: str, length: int) -> str:
-    """Shorten a long name to its end, which tells images apart."""
+    """Shorten a long name to its end, which distinguishes images."""
     return name if len(name) <= length else f"...{name[3 - length :]}"
 
 

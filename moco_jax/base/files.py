@@ -32,14 +32,14 @@ def absolute(path: str) -> epath.Path:
         return epath.Path(os.path.abspath(path))
     if str(path).partition("://")[0] not in BUCKETS:
         raise UserError(
-            f"{printable(str(path))} is an address that nothing is fetched from here; "
-            "download it, and give the path of the file"
+            f"{printable(str(path))} is a web address, and nothing is downloaded from there; "
+            "download the file, and give its path"
         )
     return epath.Path(path)
 
 
 def describe_bucket_error(error: Exception) -> str:
-    """One line on a bucket that cannot be reached, where `error` is what TensorFlow says of one; else ''."""
+    """Describe in one line why a bucket cannot be reached; '' where `error` is of another kind."""
     said = " ".join(str(error).split())
     if not type(error).__module__.startswith("tensorflow.") or not is_remote(said):
         return ""

@@ -34,7 +34,12 @@ def define(given: flags.FlagValues) -> None:
     formats = " or ".join(registry.SHARD_FORMATS())
     flags.DEFINE_string("format", "tfrecord", f"Format of the shards: {formats}.", given)
     number_flags.DEFINE_whole(
-        "channels", 3, "Channels, as in training: other images are left out.", 1, 1024, given
+        "channels",
+        3,
+        "Channels of the images, as in training; others are left out.",
+        1,
+        1024,
+        given,
     )
     number_flags.DEFINE_number(
         "white", 0.0, "Value that becomes 255, as --config.white.", 0, 2**32, given
@@ -64,7 +69,7 @@ class Shards(Counter):
 
 
 def main(given: flags.FlagValues, words: list[str]) -> None:
-    """Pack."""
+    """Pack the images that the flags name."""
     if words:
         fail(f"{words[0]!r} is no flag; --help lists them")
     logging.set_verbosity(logging.WARNING)

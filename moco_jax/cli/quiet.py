@@ -1,4 +1,4 @@
-"""Load TensorFlow for a command: without the lines that it writes meanwhile, without GPUs."""
+"""Loads TensorFlow for a command, without its messages and without GPUs."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import tempfile
 
 
 def load_tensorflow() -> None:
-    """Import TensorFlow with standard error, of C++ too, put aside, and keep it off the GPUs.
+    """Import TensorFlow with its messages (C++ too) suppressed, and keep it off the GPUs.
 
     Where the import fails, what it wrote is shown.
     """

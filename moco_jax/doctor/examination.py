@@ -31,7 +31,7 @@ NO_IMAGES, NO_SETTINGS = "the dataset's fault is mended", "the settings' fault i
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What an examination is told beside the config.
+    """Options of an examination, beside the config of the run.
 
     Attributes:
         recipe_batch: the batch size in the recipe file itself.

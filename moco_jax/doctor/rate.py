@@ -79,7 +79,7 @@ def source_pairs_per_second(config: ConfigDict, source: Source, batch_size: int)
 
 
 def numbers_per_second(examples: int, batch_size: int, seed: int) -> float:
-    """Measure how many numbers of images a second this host gives.
+    """Measure how many image indices a second this host yields.
 
     Nothing else is made on the host where devices make views of the images that they hold.
     """

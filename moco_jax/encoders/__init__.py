@@ -61,7 +61,7 @@ PREDICTORS: dict[str, Callable[..., nn.Module] | None] = {
 
 
 def has_batch_norm(name: str) -> bool:
-    """Whether the backbone `name` has BatchNorm, which looks at whole groups of images at once."""
+    """Return whether the backbone `name` has BatchNorm, which needs whole groups of images."""
     return not name.startswith("vit_") or name.startswith("vit_conv_")
 
 
@@ -81,20 +81,20 @@ class Encoder(nn.Module):
         return self.project(self.backbone(images, train), train)
 
     def predict(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """As a call, with the predictor on top where there is one: what queries are."""
+        """Encode images to queries `[B, dim]`: head, then predictor where there is one."""
         return self.query(self.backbone(images, train), train)
 
     def project(self, features: jax.Array, train: bool = False) -> jax.Array:
-        """Pooled features `[B, D]` -> what keys are, `[B, dim]`."""
+        """Project pooled features `[B, D]` to keys `[B, dim]`."""
         return self.head(features, train)
 
     def query(self, features: jax.Array, train: bool = False) -> jax.Array:
-        """Pooled features `[B, D]` -> what queries are, `[B, dim]`."""
+        """Project pooled features `[B, D]` to queries `[B, dim]`, by the predictor if there is one."""
         projected = self.head(features, train)
         return projected if self.predictor is None else self.predictor(projected, train)
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, channels]` -> pooled features `[B, D]` before the head, at least float32."""
+        """Pool images `[B, H, W, channels]` to features `[B, D]` before the head, at least float32."""
         return self.backbone(images, train)
 
 
@@ -113,7 +113,7 @@ def frozen(encoder: Encoder, params: Any) -> Any:
 
 
 def frozen_in(encoder: Encoder) -> Callable[[Any], Any] | None:
-    """`frozen` of this `encoder` as a function of parameters; None where nothing is."""
+    """Bind `frozen` to this `encoder`: a function of parameters; None where nothing is frozen."""
     return partial(frozen, encoder) if getattr(encoder.backbone, "frozen", ()) else None
 
 
@@ -157,7 +157,7 @@ def _require_known(**chosen: str) -> None:
     for setting, value in chosen.items():
         if value not in tables[setting]:
             known = ", ".join(tables[setting])
-            raise UserError(f"{setting}={value!r} is unknown; known are {known}")
+            raise UserError(f"{setting}={value!r} is unknown; use one of {known}")
 
 
 def create(

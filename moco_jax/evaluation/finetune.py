@@ -55,7 +55,7 @@ class Tuned:
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """What differs from usual fine-tuning.
+    """Options of one training, beside its recipe.
 
     Attributes:
         scratch: whether rates are those of training from scratch.
@@ -125,7 +125,7 @@ def train(
 
 
 def _tested_epochs(epochs: int, tests: int) -> list[int]:
-    """Return after how many epochs the test images are classified, evenly spread, the last last."""
+    """Return the epochs after which test images are classified: evenly spread, up to the last."""
     return sorted({round(epochs * (n + 1) / tests) for n in range(tests)} - {0})
 
 

@@ -74,8 +74,8 @@ class EvaluationData:
         config = self.config
         if kind == "output" and not trained.has_head:
             raise UserError(
-                "features='output' needs a head, and these weights have none; 'backbone' is what"
-                " there is"
+                "features='output' needs a head, and these weights have none; features='backbone'"
+                " works"
             )
         encode = _make_encode(
             trained.encoder, kind, tuple(config.mean), tuple(config.std), self.mesh
@@ -158,7 +158,7 @@ def open_evaluation_data(
     if config.eval_batch_size % mesh.size:
         raise UserError(
             f"eval_batch_size={config.eval_batch_size} of this run does not divide over"
-            f" {mesh.size} devices"
+            f" {mesh.size} devices; use a number of devices that divides it"
         )
     ours, theirs = _parts(
         config, index_dir, dataset, data_dir, train_split, test_split, test_data_dir

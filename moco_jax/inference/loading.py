@@ -24,7 +24,7 @@ from moco_jax.inference.features import make_features
 from moco_jax.parallel import xla_flags
 
 FEATURES = ("backbone", "output")
-WANTED = "wanted are uint8, or floating-point numbers from 0 to 1"
+WANTED = "use uint8, or floating-point numbers from 0 to 1"
 
 
 def images_in(folder: str | os.PathLike) -> list[str]:
@@ -65,10 +65,10 @@ class FeatureEncoder:
             batch_size: images that are encoded at once.
         """
         if features not in FEATURES:
-            raise UserError(f"features={features!r} is unknown; known are {', '.join(FEATURES)}")
+            raise UserError(f"features={features!r} is unknown; use one of {', '.join(FEATURES)}")
         if features == "output" and not trained.has_head:
             raise UserError(
-                f"{called} has no weights of a head; features='backbone' is what there is"
+                f"features='output' needs a head, and {called} has none; features='backbone' works"
             )
         if type(batch_size) is not int or batch_size < 1:
             raise UserError(

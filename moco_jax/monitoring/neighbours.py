@@ -62,12 +62,12 @@ class Picture:
         self.before = self._read() if start else None
 
     def begin(self, snapshot: Snapshot) -> None:
-        """Keep what was `found` before training, for the pictures that follow."""
+        """Keep the neighbours before training, for the pictures that follow."""
         self.before = _nearest(snapshot)
         self._try(self._keep, self.before)
 
     def renew(self, step: int, snapshot: Snapshot) -> None:
-        """Draw what was `found` after `step`; at step 0 it is kept as well."""
+        """Draw the neighbours after `step`; those at step 0 are kept as well."""
         if step == 0:
             self.begin(snapshot)
         if len(snapshot.queries):

@@ -133,7 +133,7 @@ class Monitor:
         return match_sources(self.bank, bank_indices, self.queries, query_indices)
 
     def _can_score(self, matched: Matched) -> bool:
-        """Whether labels tell good features from bad ones; if not, why is kept for `news`."""
+        """Return whether labels can tell good features from bad; if not, keep the reason for `news`."""
         known = np.unique(matched.train[matched.train >= 0])
         if len(known) < 2:
             self._say(f"no kNN: all labels are of one class, {matched.called[known[0]]!r}")
@@ -185,7 +185,7 @@ class Monitor:
         return _snapshot(bank, bank_indices, kept, knn.nearest(bank, queries, NEAREST)[1])
 
     def measure(self, variables: Mapping[str, Any]) -> tuple[dict[str, float], Snapshot]:
-        """Score the encoder with these variables; also return what it found on the way."""
+        """Score the encoder with these variables; also return its neighbours and features."""
         return self.score(lambda images: self.encode(variables, images))
 
     def raw_pixels(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Makes the parts of a run of its config, each checked before use.
+"""Assembles a run from its config: program, images, views and monitors, each checked.
 
 The program (mesh, encoder, step) knows no dataset; images and monitor come around it.
 """
@@ -38,7 +38,7 @@ from moco_jax.training import checks
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the devices compute, whatever the images are.
+    """The computation of a run: mesh, encoder, state and step; it knows no dataset.
 
     Attributes:
         mesh: the devices.
@@ -65,7 +65,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class RunSetup:
-    """The parts that the training loop puts to work.
+    """Everything that the training loop needs: program, images, views and monitors.
 
     Attributes:
         program: what the devices compute.
@@ -242,12 +242,12 @@ def require_a_batch(config: ConfigDict, source: Source) -> None:
     if len(source) < config.batch_size:
         raise UserError(
             f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "
-            f"batch_size={config.batch_size}; a batch of at most {len(source)} works"
+            f"batch_size={config.batch_size}; use a batch_size of at most {len(source)}"
         )
 
 
 def build(config: ConfigDict, index_dir: str) -> RunSetup:
-    """Build all parts of the run that `config` describes.
+    """Assemble the run that `config` describes.
 
     Args:
         config: checked first.

@@ -45,7 +45,7 @@ def begin_or_go_on(
     program: Program,
     lock: Lock,
 ) -> Start:
-    """Make `workdir` this run's, and give the state that it begins with, or goes on from.
+    """Claim `workdir` for this run, and return the state that it begins with or goes on from.
 
     Args:
         config: the settings.

@@ -205,13 +205,13 @@ class Lock:
                 ) from error
             except OSError as error:
                 raise Busy(
-                    f"{self._workdir} cannot be reached ({error.strerror or error}); the same "
-                    "command goes on there when it can"
+                    f"{self._workdir} cannot be reached ({error.strerror or error}); give the same "
+                    "command again when it can, and the run goes on"
                 ) from error
         else:
             raise Busy(
-                f"{self._workdir} answers too slowly; the same command goes on there when it does "
-                "not"
+                f"{self._workdir} answers too slowly; give the same command again when it is faster, "
+                "and the run goes on"
             )
         if self.lost:
             raise LockLost(self.lost)

@@ -102,12 +102,12 @@ def test_views_of_v3_are_as_published():
              "shuffle_groups": 2}, 3, "'memory_bank' does not divide over 3 devices",
         ),
         ({"queue_size": 0}, 1, "queue_size=0 must be at least 1 and at most"),
-        ({"arch": "resnet19"}, 1, "arch='resnet19' is unknown; known are resnet10, resnet18"),
-        ({"head": "none"}, 1, "head='none' is unknown; known are linear, mlp"),
-        ({"augment": "v5"}, 1, "augment='v5' is unknown; known are v1, v2, v3"),
+        ({"arch": "resnet19"}, 1, "arch='resnet19' is unknown; use one of resnet10, resnet18"),
+        ({"head": "none"}, 1, "head='none' is unknown; use one of linear, mlp"),
+        ({"augment": "v5"}, 1, "augment='v5' is unknown; use one of v1, v2, v3"),
         ({"temperature": 0.0}, 1, "temperature=0.0 must be at least 0.0001 and at most 100; try 0.07"),
         (NCE | {"temperature": 0.01}, 1, "temperature=0.01 .*0.03"),
-        ({"augment_on": "tpu"}, 1, "augment_on='tpu' is unknown; known are host, device, resident"),
+        ({"augment_on": "tpu"}, 1, "augment_on='tpu' is unknown; use one of host, device, resident"),
         (
             {"channels": 1, "mean": (0.5,), "std": (0.2,), "scaled_decoding": True}, 1,
             "scaled_decoding=True .*channels=1; scaled_decoding=False works",
@@ -132,7 +132,7 @@ def test_views_of_v3_are_as_published():
             "image_size=36 .* patches of 16; use 32 or 48",
         ),
         ({"arch": "vit_small", "width": 64}, 1, "width=64 does not divide into 12 heads"),
-        ({"reduce": "float32"}, 1, "reduce='float32' is unknown; known are parameter, compute"),
+        ({"reduce": "float32"}, 1, "reduce='float32' is unknown; use one of parameter, compute"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused(changes, devices, message):

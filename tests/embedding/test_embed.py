@@ -309,7 +309,7 @@ def test_command_lines(place, alone):
 
     words = (
         "data_dir=none is no folder", "out='f.txt' is no file here that ends in .npz or .parquet", "data_dir=photos says where", "cannot be written",
-        "none of the 1 images can be decoded; bad/x.png", "dataset='folder' has none", "none is not there", "--out=FILE are needed", "one of these is wanted",
+        "none of the 1 images can be decoded; bad/x.png", "dataset='folder' has none", "none is not there", "--out=FILE are needed", "use one of these",
         "'nothing.png' is neither a file nor a name in f.npz, as 'cat/1.png' is", "the query bad.jpg cannot be decoded",
         "other is not the one that made these features: its weights differ", "gone is not there", "small.npz is compressed",
         "foreign.npz is damaged, or not written by", "none.npz cannot be read (No such file", "'new.png' is no features file", "--k",

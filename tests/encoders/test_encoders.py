@@ -162,7 +162,7 @@ def test_head_layers_start_as_torchs_do(torch):
     ],
 )
 def test_an_unknown_word_is_refused_with_the_known_ones(setting, known):
-    with pytest.raises(ValueError, match="is unknown; known are") as error:
+    with pytest.raises(ValueError, match="is unknown; use one of") as error:
         encoders.create(**{"name": "resnet18", **setting})
     assert all(word in str(error.value) for word in known)
 

@@ -397,7 +397,7 @@ def test_create_and_call_refuse_too():
         encoders.create("vit_small", stem="cifar")
     with pytest.raises(ValueError, match="remat='block' means nothing to resnet18"):
         encoders.create("resnet18", remat="block")
-    with pytest.raises(ValueError, match="attention='flash' is unknown; known are plain, lean"):
+    with pytest.raises(ValueError, match="attention='flash' is unknown; use one of plain, lean"):
         encoders.create("vit_small", attention="flash")
     with pytest.raises(ValueError, match="image_size=40 does not divide into patches of 16"):
         shapes_of(encoders.create("vit_small").backbone, 40)

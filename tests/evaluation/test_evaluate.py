@@ -158,10 +158,10 @@ def test_command_lines(workdir, tmp_path):
         "--k=0: must be whole numbers with commas between them, at least 1", "empty says where images are", "--which", "none is no folder",
         "--batch_size=3 does not divide over 2 devices", "has no checkpoint of step 99",
         "--data_dir=FOLDER is needed", "--batch_size=3 does not divide", "test.txt is missing; splits there are train, val",
-        "does not say which images to evaluate", "needs --out=FOLDER", "--mean=a,b is no list of numbers", "is no workdir of a run",
+        "does not say which images to evaluate", "needs --out=FOLDER", "--mean=a,b must be a list of numbers", "is no workdir of a run",
         "10 classes need at least --labels=0.6959", "--labels=1,101: must be numbers with commas between them, above 0 and at most 100 each",
         "--layer_decay=0.75 is for the layers of a ViT", "there are 3 trainings",
-        "--save=tuned.pth has another ending than .safetensors", "none.txt is no text file",
+        "--save=tuned.pth must end in .safetensors", "none.txt is no text file",
         "--batch_size=3 does not divide over 2 devices",
     )  # fmt: skip
     for (printed, errors), expected in zip(refused, words, strict=True):

@@ -98,9 +98,9 @@ def test_transparent_pictures_stand_on_the_background_of_the_run(encoder, tmp_pa
 @pytest.mark.parametrize(
     ("images", "says"),
     [
-        (PHOTO.astype(np.float32), "numbers from .* to 2.. is refused; wanted are uint8, or floating"),
+        (PHOTO.astype(np.float32), "numbers from .* to 2.. is refused; use uint8, or floating"),
         (PHOTO / 255 * np.nan, "numbers from nan to nan is refused"),
-        (PHOTO.astype(np.uint16), "uint16 numbers is refused; wanted are uint8"),
+        (PHOTO.astype(np.uint16), "uint16 numbers is refused; use uint8"),
         (PHOTO.transpose(2, 0, 1), r"\(3, 97, 131\) is not \[H, W, 3\].*channels stand last"),
         (PHOTO[None, ..., :2], r"\(97, 131, 2\) is not \[H, W, 3\]"),
         (PHOTO[..., 0], r"\(97, 131\) are neither"),
@@ -171,14 +171,14 @@ def test_a_file_of_weights_serves_as_the_run_does(workdir, tmp_path):
     for place, wishes, says in (
         (backbone, dict(features="output"), "no weights of a head"),
         (backbone, dict(which="key"), "holds no momentum encoder"),
-        (backbone, dict(step=3), "step=3 is of a run"),
+        (backbone, dict(step=3), "step=3 is for runs"),
         (backbone, dict(mean=(0.5,)), r"mean=\(0.5,\) has 1 values, and channels=3 asks for 3"),
         (backbone, dict(std=(0.1, 0, 1)), "must be at least 0.0001"),
         (workdir, dict(which="both"), "which='both' is no encoder"),
         (workdir, dict(step=3), "has no checkpoint of step 3"),
         (workdir, dict(features="all"), "features='all' is unknown"),
         (str(tmp_path), {}, "is no workdir"),
-        (str(tmp_path / "none"), {}, "none is not there; a workdir, or a file"),
+        (str(tmp_path / "none"), {}, "none is not there; give a workdir, or a file"),
     ):
         with pytest.raises(UserError, match=says):
             moco_jax.load(place, **wishes)

@@ -1,4 +1,4 @@
-"""What the evaluations share: the task, the images that flags name, and per cent."""
+"""Shared by all evaluations: the task, opening the images, and the facts of a result."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from moco_jax.base import digests
 from moco_jax.base.console import Console
-from moco_jax.base.errors import UserError
+from moco_jax.base.errors import UserError, nearest_multiples
 from moco_jax.evaluation import published
 from moco_jax.evaluation.images import EvaluationData, Report, open_evaluation_data
 from moco_jax.evaluation.resume import Trainings
@@ -22,7 +22,7 @@ Encoders = dict[str, trained_encoder.TrainedEncoder]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What an evaluation is asked for.
+    """The task of one evaluation: its encoders, its flags, and where its results go.
 
     Attributes:
         encoders: under the names that tables give them; 'trained' is there always.
@@ -49,7 +49,7 @@ class Task:
 
 
 def open_images(task: Task, features: str) -> EvaluationData:
-    """Open the labelled images that the flags name, and tell what is evaluated on them."""
+    """Open the labelled images that the flags name, and print what is evaluated on them."""
     config, trained, given = task.trained.config, task.trained, task.given
     data = open_evaluation_data(
         config,
@@ -90,7 +90,7 @@ def devices(mesh: Mesh) -> str:
 
 
 def about(task: Task, data: EvaluationData, name: str, features: str) -> dict[str, Any]:
-    """What a file of results says beside the results of the evaluation `name`.
+    """Collect the facts that stand beside the results of the evaluation `name` in its file.
 
     The console is told how many images are left out, and the published number where there is one.
     """
@@ -118,7 +118,10 @@ def about(task: Task, data: EvaluationData, name: str, features: str) -> dict[st
 def require_division(batch_size: int, devices: int) -> None:
     """Refuse a --batch_size of which the devices cannot have equal parts."""
     if batch_size % devices:
-        raise UserError(f"--batch_size={batch_size} does not divide over {devices} devices")
+        works = nearest_multiples(batch_size, devices)
+        raise UserError(
+            f"--batch_size={batch_size} does not divide over {devices} devices; {works}"
+        )
 
 
 def percent(share: float) -> str:

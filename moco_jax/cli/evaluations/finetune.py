@@ -77,7 +77,7 @@ def run(task: Task) -> dict[str, Any]:
 
 
 def _encoders(task: Task) -> Encoders:
-    """The encoders that are trained, by what tables call them."""
+    """Choose the encoders to train, by their names in tables."""
     encoders = {"fine-tuned": task.trained}
     untrained = task.encoders.get("untrained")
     if task.given.scratch or untrained:
@@ -95,7 +95,7 @@ def _train(
     called: str,
     encoder: str,
 ) -> finetune.Tuned:
-    """Train `start` on `images`, tell the accuracy, and save the network where that is asked.
+    """Train `start` on `images`, print the accuracy, and save the network where that is asked.
 
     `called` and `encoder`: the names of the images and of the encoder in tables.
     """
@@ -129,7 +129,7 @@ def _report(task: Task, encoder: str, text: str) -> None:
 
 
 def _training(task: Task) -> tuple[str, finetune_recipe.Training]:
-    """The recipe's name, and the training that the flags make of it."""
+    """Return the recipe's name, and the training that the flags make of it."""
     given, is_vit = task.given, isinstance(task.trained.encoder.backbone, ViT)
     if given.layer_decay != 1 and not is_vit:
         raise UserError(
@@ -156,17 +156,19 @@ def _require_a_place_to_save(task: Task, shares: list[float]) -> None:
     trainings = len(shares) + len(task.given.subset)
     if trainings != 1:
         raise UserError(
-            f"--save={path} is a place for one network, and there are {trainings} trainings; "
-            "--labels=100 is one"
+            f"--save={path} keeps one network, and there are {trainings} trainings; use "
+            "--labels=100 for one"
         )
     # Other endings need PyTorch, which must come into a process before TensorFlow.
     if weight_files.ending(path) != ".safetensors":
-        raise UserError(f"--save={path} has another ending than .safetensors, which works")
+        raise UserError(
+            f"--save={path} must end in .safetensors; PyTorch's own endings do not work here"
+        )
     weight_files.library("safetensors.numpy", "safetensors")
 
 
 def _sets(task: Task, data: EvaluationData, shares: list[float]) -> dict[str, Labelled]:
-    """The images of each training, by what tables call them."""
+    """Choose the images of each training, by their names in tables."""
     train = data.train
     drawn = {f"{p:g} %": subsets.share(train, p, task.given.subset_seed) for p in shares}
     return drawn | {path: subsets.listed(train, path) for path in task.given.subset}

@@ -53,7 +53,7 @@ def _scores(
     ks: list[int],
     temperatures: list[float],
 ) -> dict[tuple[int, float], float]:
-    """The accuracy with the encoder `trained` for each k and temperature."""
+    """Compute the accuracy of the encoder `trained` for each k and temperature."""
     encode = data.encoder(trained, features)
     queries, truth = data.extract(data.test, encode, task.report)
     nearest, classes = knn.Search(queries, ks[-1], data.mesh), []

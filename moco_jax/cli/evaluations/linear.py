@@ -61,9 +61,13 @@ def _by_grid(
     given = task.given
     grid = grids.Grid(given.rates, given.decays)
     if not grid.rates or not grid.decays:
-        raise UserError("--rates and --decays need a number each")
+        raise UserError(
+            "--rates and --decays need at least one number each; try --rates=0.1,1,10 --decays=0"
+        )
     if len(data.train.indices) < 2:
-        raise UserError("one training image is too few: some are held apart to choose by")
+        raise UserError(
+            "1 training image is too few, as some are set apart to choose by; give at least 2"
+        )
     how = {"epochs": given.epochs or FAST_EPOCHS, "batch_size": given.batch_size or FAST_BATCH}
     results: list[dict[str, Any]] = []
     rows: list[list[str]] = []

@@ -36,7 +36,7 @@ def run(task: Task) -> dict[str, Any]:
     _backbone(task.trained)
     if not folder:
         raise UserError(
-            "--data_dir=FOLDER is needed, as PASCAL VOC or Cityscapes is laid out "
+            "--data_dir=FOLDER is needed, a folder laid out as PASCAL VOC or Cityscapes "
             "(docs/evaluation.md)"
         )
     with reading(folder):
@@ -80,7 +80,7 @@ def run(task: Task) -> dict[str, Any]:
 def _tell(
     task: Task, chosen: training.Protocol, train: data.Scenes, test: data.Scenes, mesh: Mesh
 ) -> None:
-    """Make sure that all hosts have the same images, and tell what will be done with them."""
+    """Make sure that all hosts have the same images, and print what will be done with them."""
     hosts.require_agreement(
         {
             "training images": digests.of_tree((train.sizes, train.classes)),
@@ -129,14 +129,14 @@ def _backbone(trained: TrainedEncoder) -> ResNet:
     backbone = trained.encoder.backbone
     if not isinstance(backbone, ResNet):
         raise UserError(
-            "segmentation needs a ResNet, whose last stage is dilated; this run has "
-            f"arch={trained.config.arch!r}"
+            f"arch={trained.config.arch!r} has no stage to dilate; segmentation needs a ResNet, as "
+            "arch='resnet50'"
         )
     return backbone
 
 
 def _protocol(task: Task, cities: bool, devices: int) -> tuple[training.Protocol, list[str]]:
-    """What the flags make of the paper's protocol, and how it differs, in words."""
+    """Return the paper's protocol as the flags change it, and each change in words."""
     full = training.CITYSCAPES if cities else training.VOC
     given: dict[str, Any] = {
         name: task.given[name].value

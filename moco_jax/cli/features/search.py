@@ -19,7 +19,7 @@ def queries_of(
     own: np.ndarray,
     workdir: str | None = None,
 ) -> np.ndarray:
-    """The features of the queries; values from the table are verified once all of it passed by.
+    """Collect the features of the queries; those from the table are verified once all of it is read.
 
     Args:
         path: where `features` were opened.

@@ -90,7 +90,7 @@ def create(name: str, image_size: int, crop_min: float | None = None, channels: 
     evaluated on the centre of images resized by 256 / 224 of the view's side.
     """
     if name not in RECIPES:
-        raise ValueError(f"augment={name!r} is unknown; known are {', '.join(RECIPES)}")
+        raise ValueError(f"augment={name!r} is unknown; use one of {', '.join(RECIPES)}")
     base, resized = RECIPES[name], name in ("v1", "v2", "v3", "linear")
     return dataclasses.replace(
         base,
