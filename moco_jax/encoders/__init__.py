@@ -77,7 +77,7 @@ class Encoder(nn.Module):
     predictor: nn.Module | None = None
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, channels]` -> projections `[B, dim]`, not normalised, at least float32."""
+        """Project images `[B, H, W, channels]` to `[B, dim]`, not normalised, at least float32."""
         return self.project(self.backbone(images, train), train)
 
     def predict(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -94,15 +94,16 @@ class Encoder(nn.Module):
         return projected if self.predictor is None else self.predictor(projected, train)
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Pool images `[B, H, W, channels]` to features `[B, D]` before the head, at least float32."""
+        """Pool images `[B, H, W, channels]` to features `[B, D]`, at least float32, for the head."""
         return self.backbone(images, train)
 
 
 def frozen(encoder: Encoder, params: Any) -> Any:
-    """Which of `params`, a tree of `encoder` (heads, predictor or not), no gradient reaches: the same tree of booleans.
+    """Mark the leaves of `params` that no gradient reaches: a tree of booleans like `params`.
 
-    A backbone names the top-level ones in its property `frozen`; an optimizer leaves them out,
-    decay and state too.
+    `params` is a tree of `encoder`, with or without heads and predictor. A backbone names its
+    frozen top-level parameters in its property `frozen`; an optimizer leaves them out, and they
+    have neither decay nor state.
     """
     names = getattr(encoder.backbone, "frozen", ())
 
@@ -118,7 +119,9 @@ def frozen_in(encoder: Encoder) -> Callable[[Any], Any] | None:
 
 
 def check(name: str, image_size: int, width: int | None = None, **options: Any) -> None:
-    """Refuse what `create` would, or the backbone's own `require(height, width)` for images of `image_size` pixels.
+    """Refuse an encoder that could not be created, or not be shown images of `image_size` pixels.
+
+    The backbone's own `require(height, width)` decides on the images.
 
     Raises:
         UserError: names the setting, its value, and what works.
@@ -137,7 +140,8 @@ def _backbone(name: str, width: int | None, options: Mapping[str, Any], **common
     for key, value in chosen.items():
         if key not in fields:
             raise UserError(
-                f"{key}={value!r} means nothing to {name}; leave it at {OPTIONS[key]!r}, or take another encoder"
+                f"{key}={value!r} means nothing to {name}; leave it at {OPTIONS[key]!r}, or take"
+                " another encoder"
             )
     own_width = {} if width is None else {"width": width}
     return module(**common, **chosen, **own_width)

@@ -148,8 +148,8 @@ def make_step(
                 mutable=["batch_stats"],
                 rngs={"drop_path": rng},
             )
-            log = jax.nn.log_softmax(linear.logits(params["classifier"], features))
-            losses = -jnp.sum(targets * log, axis=-1)
+            logits = linear.logits(params["classifier"], features)
+            losses = optax.softmax_cross_entropy(logits, targets)
             total = jnp.sum(jnp.where(present, losses, 0)) / jnp.maximum(present.sum(), 1)
             return total, updated.get("batch_stats", {})
 

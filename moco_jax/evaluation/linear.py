@@ -48,6 +48,7 @@ def logits(classifier: Classifier, features: jax.Array) -> jax.Array:
 
 def losses(classifier: Classifier, features: jax.Array, classes: jax.Array) -> jax.Array:
     """Compute the cross-entropy `[B]` of each row of `features` `[B, D]` of classes int `[B]`."""
+    # optax's cross-entropy of integer labels differs from this in the last bits.
     log = jax.nn.log_softmax(logits(classifier, features))
     return -jnp.take_along_axis(log, classes[:, None], 1)[:, 0]
 
