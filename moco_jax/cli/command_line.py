@@ -82,7 +82,7 @@ class Command:
         self.main(given, words)
 
     def chosen(self, argv: Sequence[str]) -> tuple["Command", list[str]]:
-        """Return the subcommand that `argv` names, and `argv` without it; else the command itself."""
+        """Return the subcommand that `argv` names, and `argv` without it; else this command."""
         for place, word in enumerate(argv[1:], start=1):
             command = self.subcommands.get(word)
             # `--out knn linear` evaluates linear: the word before 'knn' is a flag that takes it.

@@ -136,8 +136,8 @@ def linear(given: flags.FlagValues) -> None:
         "protocol",
         "fast",
         ["fast", "paper", "v3"],
-        "'fast': one set of features, many settings at once; 'paper': training on crops as in MoCo v1 "
-        "and v2; 'v3': as in MoCo v3.",
+        "'fast': one set of features, many settings at once; 'paper': training on crops as in "
+        "MoCo v1 and v2; 'v3': as in MoCo v3.",
         given,
     )
     number_flags.DEFINE_whole(

@@ -43,7 +43,7 @@ class NumberParser(flags.ArgumentParser):
         self.syntactic_help = f"{KINDS[kind]}{bounds}"
 
     def parse(self, argument: Any) -> Any:
-        """Parse the number in `argument`, text or already a number; ValueError says what is required."""
+        """Parse the number in `argument`, text or a number; ValueError says what is required."""
         read, cast = (read_whole, whole) if self.kind is int else (float, real)
         try:
             value = read(argument) if isinstance(argument, str) else cast(argument)

@@ -89,12 +89,12 @@ class Encoder(nn.Module):
         return self.head(features, train)
 
     def query(self, features: jax.Array, train: bool = False) -> jax.Array:
-        """Project pooled features `[B, D]` to queries `[B, dim]`, by the predictor if there is one."""
+        """Project pooled features `[B, D]` to queries `[B, dim]`, through a predictor if any."""
         projected = self.head(features, train)
         return projected if self.predictor is None else self.predictor(projected, train)
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Pool images `[B, H, W, channels]` to features `[B, D]`, at least float32, for the head."""
+        """Pool images `[B, H, W, channels]` to features `[B, D]`, at least float32."""
         return self.backbone(images, train)
 
 

@@ -78,7 +78,7 @@ class Consistency:
         return knn.unit(found), kept
 
     def prepare(self, step: int, state: TrainState) -> None:
-        """Encode images with the present key encoder, for a comparison `life` steps after `step`."""
+        """Encode images with the present key encoder, to compare `life` steps after `step`."""
         self.pending[step + self.life] = self._keys(state)
 
     def measure(self, step: int, state: TrainState) -> dict[str, float]:

@@ -133,7 +133,7 @@ class Monitor:
         return match_sources(self.bank, bank_indices, self.queries, query_indices)
 
     def _can_score(self, matched: Matched) -> bool:
-        """Return whether labels can tell good features from bad; if not, keep the reason for `news`."""
+        """Return whether labels tell good features from bad; if not, keep why for `news`."""
         known = np.unique(matched.train[matched.train >= 0])
         if len(known) < 2:
             self._say(f"no kNN: all labels are of one class, {matched.called[known[0]]!r}")

@@ -71,7 +71,7 @@ class RunSetup:
         program: what the devices compute.
         source: the images that are trained on.
         recipe: the views drawn of them.
-        resident_shape: shape `[N, H, W, C]` of those that the devices hold; None where they hold none.
+        resident_shape: `[N, H, W, C]` of images that the devices hold; None where they hold none.
         monitor: scores an encoder.
         consistency: measures how far the key encoder moves while a key is in the queue.
         steps_per_epoch, total_steps: how long the run is.

@@ -210,8 +210,8 @@ class Lock:
                 ) from error
         else:
             raise Busy(
-                f"{self._workdir} answers too slowly; give the same command again when it is faster, "
-                "and the run goes on"
+                f"{self._workdir} answers too slowly; give the same command again when it is "
+                "faster, and the run goes on"
             )
         if self.lost:
             raise LockLost(self.lost)

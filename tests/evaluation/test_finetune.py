@@ -11,7 +11,7 @@ from scipy.stats import beta
 
 from moco_jax import encoders
 from moco_jax.evaluation import finetune_recipe, finetune_step, linear, mixing
-from moco_jax.parallel import mesh
+from moco_jax.parallel import mesh as mesh_lib
 from moco_jax.weights import torchvision as torchvision_weights
 
 MEAN, STD, CLASSES = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 5
@@ -223,12 +223,12 @@ def test_one_device_and_four_compute_the_same():
     batch, own = batch_of(rng, 16, 11), mixing.piece(0.6, 5, 9, 16, 16)
     results = []
     for count in (1, 4):
-        the_mesh = mesh.create_mesh(jax.devices()[:count])
-        step = finetune_step.jitted_step(encoder, how, CLASSES, MEAN, STD, np.dtype("float32"), the_mesh)
+        mesh = mesh_lib.create_mesh(jax.devices()[:count])
+        step = finetune_step.jitted_step(encoder, how, CLASSES, MEAN, STD, np.dtype("float32"), mesh)
         state = finetune_step.initial_state(variables, optimizer, 0, 8, CLASSES)
         rates = finetune_step.learning_rates(state.params, encoder, how)
         arguments = (
-            jax.device_put(state, mesh.replicated(the_mesh)), mesh.to_devices(the_mesh, batch), rates, 1.0, own,
+            jax.device_put(state, mesh_lib.replicated(mesh)), mesh_lib.to_devices(mesh, batch), rates, 1.0, own,
             jax.random.key(0),
         )  # fmt: skip
         results.append(jax.device_get(step.lower(*arguments).compile(QUICK)(*arguments)))

@@ -6,15 +6,15 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from moco_jax.evaluation import grid, linear
-from moco_jax.parallel import mesh
+from moco_jax.parallel import mesh as mesh_lib
 from tests.evaluation.test_linear import data_of, digits, silent, spectrum
 
 
 def test_a_classifier_of_the_grid_is_that_trained_alone():
     features, classes, *_ = digits()
     tried, how = grid.Grid([0.3, 3.0, 30.0], [0.0, 1e-3]), grid.FitSettings(10, epochs=2)
-    whole = grid.fit([features], classes, tried, mesh.create_mesh(), how, silent)
-    one = mesh.create_mesh(jax.devices()[:1])
+    whole = grid.fit([features], classes, tried, mesh_lib.create_mesh(), how, silent)
+    one = mesh_lib.create_mesh(jax.devices()[:1])
     single = grid.Grid([3.0], [1e-3], [True])
     alone = grid.fit([features], classes, single, one, how, silent)
     for ours, expected in zip(whole.classifiers, alone.classifiers, strict=True):
@@ -27,9 +27,9 @@ def test_a_classifier_of_the_grid_is_that_trained_alone():
 
 def test_the_search_is_as_good_as_logistic_regression_and_says_where_the_grid_ends():
     features, classes, test, truth = digits()
-    the_mesh = mesh.create_mesh(jax.devices()[:2])
+    mesh = mesh_lib.create_mesh(jax.devices()[:2])
     found = grid.search(
-        [features], classes, test, truth, grid.Grid([0.03, 0.3, 3.0, 30.0], [0.0, 1e-4]), the_mesh,
+        [features], classes, test, truth, grid.Grid([0.03, 0.3, 3.0, 30.0], [0.0, 1e-4]), mesh,
         grid.FitSettings(10), silent,
     )  # fmt: skip
     best = max(
@@ -40,7 +40,7 @@ def test_the_search_is_as_good_as_logistic_regression_and_says_where_the_grid_en
     assert abs(found.test - best) < 3 * np.sqrt(best * (1 - best) / len(test))
     assert found.best == found.held_out.max() > 0.93
     slow = grid.search(
-        [features], classes, test, truth, grid.Grid([1e-4, 1e-3], [0.0], [False]), the_mesh,
+        [features], classes, test, truth, grid.Grid([1e-4, 1e-3], [0.0], [False]), mesh,
         grid.FitSettings(10, epochs=3), silent,
     )  # fmt: skip
     assert slow.edges == ["the best learning rate, 0.001, is the largest that was tried"]
@@ -50,7 +50,7 @@ def test_a_rate_that_overflows_is_not_chosen():
     features, classes, test, truth = digits()
     tried = grid.Grid([1.0, 1e38], [0.0], [False])
     found = grid.search(
-        [features], classes, test, truth, tried, mesh.create_mesh(jax.devices()[:2]),
+        [features], classes, test, truth, tried, mesh_lib.create_mesh(jax.devices()[:2]),
         grid.FitSettings(10, epochs=3), silent,
     )  # fmt: skip
     assert found.rate == 1.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moco_jax.method import info_nce, streamed
-from moco_jax.parallel import mesh
+from moco_jax.parallel import mesh as mesh_lib
 from tests.method.plain_info_nce import plain_info_nce
 
 QUERIES, DIM = 6, 5
@@ -70,9 +70,9 @@ def test_equals_the_plain_form(float64, monkeypatch, slots, width, logits, masks
 def test_equals_the_plain_form_on_eight_devices(float64, monkeypatch, masks):
     in_blocks(monkeypatch, QUERIES * 2)
     arrays, more = problem(3, 24, masks)
-    the_mesh = mesh.create_mesh(jax.devices()[:8])
+    mesh = mesh_lib.create_mesh(jax.devices()[:8])
     same(
-        value_and_gradients(info_nce.info_nce, arrays, 0.1, the_mesh, **more),
+        value_and_gradients(info_nce.info_nce, arrays, 0.1, mesh, **more),
         value_and_gradients(plain_info_nce, arrays, 0.1, **more),
     )
 

@@ -22,7 +22,7 @@ from moco_jax.evaluation import knn
 from moco_jax.monitoring import neighbours
 from moco_jax.monitoring.run_log import Writers
 from moco_jax.monitoring.scores import FEW, NEAREST, Monitor
-from moco_jax.parallel import mesh
+from moco_jax.parallel import mesh as mesh_lib
 
 SIDE, BANK, QUERIES = 8, 90, 24
 
@@ -35,15 +35,15 @@ def source(number, label, classes=True):
 
 def monitor_of(devices=2, labelled=True, queries="asked", k=20):
     """Of random images, on so many devices; the encoder is one matrix."""
-    the_mesh = mesh.create_mesh(jax.devices()[:devices])
+    mesh = mesh_lib.create_mesh(jax.devices()[:devices])
     encode = jax.jit(
         lambda weights, images: jnp.reshape(images, (len(images), -1)) / 127.5 @ weights - 1,
-        out_shardings=mesh.replicated(the_mesh),
+        out_shardings=mesh_lib.replicated(mesh),
     )
     return Monitor(
         bank=source(BANK, "searched", labelled), bank_indices=np.arange(3, BANK),
         queries=source(QUERIES, queries, labelled), query_indices=np.arange(QUERIES),
-        recipe=recipes.create("digits", SIDE), encode=encode, mesh=the_mesh, batch_size=16, workers=1, k=k,
+        recipe=recipes.create("digits", SIDE), encode=encode, mesh=mesh, batch_size=16, workers=1, k=k,
         temperature=0.1,
     )  # fmt: skip
 

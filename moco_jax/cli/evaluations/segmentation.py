@@ -110,7 +110,7 @@ def _counts(
     test: data.Scenes,
     mesh: Mesh,
 ) -> tuple[np.ndarray, list[float]]:
-    """Fine-tune the encoder `trained`, and count classes on the test images: (confusion, losses)."""
+    """Fine-tune the encoder `trained`, and count classes on test images: confusion, losses."""
     config = task.trained.config
     inputs = InputSettings(tuple(config.mean), tuple(config.std), config.workers, config.seed)
     network = fcn.create(

@@ -41,8 +41,8 @@ def named_images(given: flags.FlagValues, config: Any, place: str) -> tuple[Sour
     if not has_splits(changed.dataset):
         if split:
             raise UserError(
-                f"--split={split} is for digits and tfds:NAME; dataset={changed.dataset!r} has none, "
-                "so leave it out"
+                f"--split={split} is for digits and tfds:NAME; dataset={changed.dataset!r} has "
+                "none, so leave it out"
             )
     elif not split:
         split = config.split if changed.dataset == config.dataset else "train"

@@ -19,7 +19,7 @@ def queries_of(
     own: np.ndarray,
     workdir: str | None = None,
 ) -> np.ndarray:
-    """Collect the features of the queries; those from the table are verified once all of it is read.
+    """Collect the features of the queries; the table verifies its own at the end of the pass.
 
     Args:
         path: where `features` were opened.

@@ -26,7 +26,7 @@ def nearest(name: str, known: Iterable[str] = tuple(SETTINGS)) -> str:
 
 
 def overview() -> list[str]:
-    """Return the lines on all settings that `--help` prints: topics, and below each its settings."""
+    """Return the lines of `--help` on all settings: topics, and below each its settings."""
     lines: list[str] = []
     for setting in SETTINGS.values():
         heading = f"{setting.topic} ({setting.group}):"

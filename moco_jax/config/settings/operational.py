@@ -57,7 +57,7 @@ OPERATIONAL = table(
             ),
             "knn_features": (
                 choice("backbone", ("backbone", "output")),
-                "features that a kNN score compares: 'backbone' (pooled) or 'output' (after the head)",
+                "what a kNN score compares: 'backbone' (pooled) or 'output' (after the head)",
             ),
             "knn_examples": (
                 count(0, 0, STEPS),

@@ -131,8 +131,8 @@ RECIPE = table(
         "encoder": {
             "arch": (
                 choice("resnet50", registry.BACKBONES),
-                "architecture of the encoders: 'resnet10' to 'resnet152', wide ones, 'vit_small' to "
-                "'vit_huge', 'vit_conv_small' and 'vit_conv_base'",
+                "architecture of the encoders: 'resnet10' to 'resnet152', wide ones, "
+                "'vit_small' to 'vit_huge', 'vit_conv_small' and 'vit_conv_base'",
             ),
             "width": (
                 count(0, 0, 8192),
@@ -168,8 +168,8 @@ RECIPE = table(
         "method": {
             "key_encoder": (
                 choice("momentum", registry.KEY_ENCODERS),
-                "which encoder makes keys: 'momentum', 'query' (end-to-end), 'none' (memory bank); see "
-                "moco_jax/method/choice.py",
+                "which encoder makes keys: 'momentum', 'query' (end-to-end), 'none' (memory bank); "
+                "see moco_jax/method/choice.py",
             ),
             "dictionary": (
                 choice("queue", registry.DICTIONARIES),
