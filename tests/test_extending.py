@@ -12,7 +12,6 @@ from moco_jax import encoders
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.cli import evaluate, evaluation_flags
-from moco_jax.data import pipeline
 from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.views import recipes
 from moco_jax.encoders.configured import encoder_options
@@ -24,6 +23,7 @@ from moco_jax.method.dictionary import DICTIONARIES
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, checks, messages
 from tests.config.test_config import load
+from tests.data.batches import train_batches
 from tests.data.pictures import encoded
 from tests.markdown import ROOT, blocks
 
@@ -170,16 +170,7 @@ def test_they_make_a_step_together(method, plain, young, images, one_device):
     config, (source, _) = tiny(method), images
     config.dictionary = "young_queue"
     checks.check(config, 1)
-    batches = pipeline.train_batches(
-        source,
-        recipes.create("linear", SIDE),
-        seed=0,
-        batch_size=BATCH,
-        rows=np.arange(BATCH),
-        examples_seen=0,
-        workers=2,
-        damaged=pipeline.DamagedImages(0),
-    )
+    batches = train_batches(source, recipes.create("linear", SIDE), BATCH)
     made = next(batches)
     batches.close()
     program = assembly.program(config, one_device, IMAGES)
