@@ -1,4 +1,4 @@
-"""Folders are searched through links at any depth, lists read as written; bad files stop neither."""
+"""Folders are searched through links at any depth, lists read as written; bad files do no harm."""
 
 import os
 
