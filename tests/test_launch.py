@@ -21,6 +21,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
 SCRIPTS = ["tpu_pod.sh", "gke_jobset.sh", "slurm.sh", "local.sh"]
+POD, JOBSET, SLURM, LOCAL = SCRIPTS
 AWKWARD = [
     "--config.data_dir=a folder",
     'it\'s "quoted"',
@@ -137,53 +138,28 @@ def test_help_says_what_it_is_and_lists_all_settings(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "settings", "message"),
     [
+        (POD, ["create"], {"TYPE": "v4-32"}, "ZONE is not set; ZONE=us-central2-b would work"),
+        (POD, ["create"], {"ZONE": "z"}, "TYPE is not set; TYPE=v4-32 would work"),
+        (POD, ["create"], {**TPU, "TYPE": "v99-8"}, "RUNTIME is not set, and TYPE=v99-8"),
+        (POD, ["run"], TPU, "--workdir is missing"),
+        (POD, ["run", "--", "--workdir=runs/a"], TPU, "--workdir=gs://BUCKET/FOLDER would work"),
+        (POD, ["install", "--", "--workdir=/a"], TPU, "install takes no arguments"),
+        (POD, ["create", "delete"], TPU, "create and delete are two sub-commands"),
+        (POD, [], TPU, "a sub-command is missing"),
+        (POD, ["destroy"], TPU, "destroy is no option"),
+        (JOBSET, ["render"], {k: v for k, v in GKE.items() if k != "IMAGE"}, "IMAGE is not set"),
+        (JOBSET, ["render"], {**GKE, "WORKDIR": "runs/a"}, "WORKDIR=gs://BUCKET/FOLDER would work"),
+        (JOBSET, ["submit"], {**GKE, "TOPOLOGY": "4y4"}, "TOPOLOGY=4x4 would work"),
+        (JOBSET, ["submit"], {**GKE, "TOPOLOGY": "1x1"}, "CHIPS_PER_HOST=1 would work"),
+        (JOBSET, ["submit"], {**GKE, "SPOT": "yes"}, "SPOT=yes is neither true nor false"),
+        (JOBSET, [], GKE, "a sub-command is missing"),
+        (SLURM, [], {}, "--workdir is missing"),
+        (SLURM, ["--", "--workdir=a"], {"NODES": "two"}, "NODES=two is no whole number above 0"),
+        (SLURM, ["--workdir=a"], {}, "those of the program follow --"),
+        (LOCAL, [], {}, "--workdir is missing"),
+        (LOCAL, ["--processes"], {}, "--processes needs a number"),
         (
-            "tpu_pod.sh",
-            ["create"],
-            {"TYPE": "v4-32"},
-            "ZONE is not set; ZONE=us-central2-b would work",
-        ),
-        ("tpu_pod.sh", ["create"], {"ZONE": "z"}, "TYPE is not set; TYPE=v4-32 would work"),
-        ("tpu_pod.sh", ["create"], {**TPU, "TYPE": "v99-8"}, "RUNTIME is not set, and TYPE=v99-8"),
-        ("tpu_pod.sh", ["run"], TPU, "--workdir is missing"),
-        (
-            "tpu_pod.sh",
-            ["run", "--", "--workdir=runs/a"],
-            TPU,
-            "--workdir=gs://BUCKET/FOLDER would work",
-        ),
-        ("tpu_pod.sh", ["install", "--", "--workdir=/a"], TPU, "install takes no arguments"),
-        ("tpu_pod.sh", ["create", "delete"], TPU, "create and delete are two sub-commands"),
-        ("tpu_pod.sh", [], TPU, "a sub-command is missing"),
-        ("tpu_pod.sh", ["destroy"], TPU, "destroy is no option"),
-        (
-            "gke_jobset.sh",
-            ["render"],
-            {k: v for k, v in GKE.items() if k != "IMAGE"},
-            "IMAGE is not set",
-        ),
-        (
-            "gke_jobset.sh",
-            ["render"],
-            {**GKE, "WORKDIR": "runs/a"},
-            "WORKDIR=gs://BUCKET/FOLDER would work",
-        ),
-        ("gke_jobset.sh", ["submit"], {**GKE, "TOPOLOGY": "4y4"}, "TOPOLOGY=4x4 would work"),
-        ("gke_jobset.sh", ["submit"], {**GKE, "TOPOLOGY": "1x1"}, "CHIPS_PER_HOST=1 would work"),
-        ("gke_jobset.sh", ["submit"], {**GKE, "SPOT": "yes"}, "SPOT=yes is neither true nor false"),
-        ("gke_jobset.sh", [], GKE, "a sub-command is missing"),
-        ("slurm.sh", [], {}, "--workdir is missing"),
-        (
-            "slurm.sh",
-            ["--", "--workdir=a"],
-            {"NODES": "two"},
-            "NODES=two is no whole number above 0",
-        ),
-        ("slurm.sh", ["--workdir=a"], {}, "those of the program follow --"),
-        ("local.sh", [], {}, "--workdir is missing"),
-        ("local.sh", ["--processes"], {}, "--processes needs a number"),
-        (
-            "local.sh",
+            LOCAL,
             ["--processes=0", "--", "--workdir=a"],
             {},
             "PROCESSES=0 is no whole number above 0",
@@ -203,9 +179,9 @@ def test_what_is_missing_is_named_in_one_line(name, arguments, settings, message
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("tpu_pod.sh", ["create"]),
-        ("gke_jobset.sh", ["submit"]),
-        ("slurm.sh", ["--", "--workdir=a"]),
+        (POD, ["create"]),
+        (JOBSET, ["submit"]),
+        (SLURM, ["--", "--workdir=a"]),
     ],
 )
 def test_a_missing_tool_is_named(name, arguments, tmp_path):
@@ -770,18 +746,13 @@ def test_every_launcher_hands_on_every_character(tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "settings", "message"),
     [
-        ("gke_jobset.sh", ["delete"], {**GKE, "NAME": "--all"}, "NAME=--all is no name"),
-        ("gke_jobset.sh", ["logs"], {**GKE, "WORKER": "0,x=y"}, "WORKER=0,x=y is no number"),
-        ("tpu_pod.sh", ["install"], {**TPU, "NAME": "../x"}, "NAME=../x is no name"),
-        ("tpu_pod.sh", ["status"], {**TPU, "NAME": 'x" OR "'}, "is no name"),
-        ("slurm.sh", ["--", "--workdir=a"], {"LOGDIR": "a\\b"}, "LOGDIR=a\\b has a backslash"),
-        ("slurm.sh", ["--", "--workdir=a"], {"JOB_NAME": "a/b"}, "JOB_NAME=a/b cannot name"),
-        (
-            "slurm.sh",
-            ["--", "--workdir=a"],
-            {"NODES": "1\n2\x1b[31m"},
-            "NODES=1\\n2?[31m is no whole",
-        ),
+        (JOBSET, ["delete"], {**GKE, "NAME": "--all"}, "NAME=--all is no name"),
+        (JOBSET, ["logs"], {**GKE, "WORKER": "0,x=y"}, "WORKER=0,x=y is no number"),
+        (POD, ["install"], {**TPU, "NAME": "../x"}, "NAME=../x is no name"),
+        (POD, ["status"], {**TPU, "NAME": 'x" OR "'}, "is no name"),
+        (SLURM, ["--", "--workdir=a"], {"LOGDIR": "a\\b"}, "LOGDIR=a\\b has a backslash"),
+        (SLURM, ["--", "--workdir=a"], {"JOB_NAME": "a/b"}, "JOB_NAME=a/b cannot name"),
+        (SLURM, ["--", "--workdir=a"], {"NODES": "1\n2\x1b[31m"}, "NODES=1\\n2?[31m is no whole"),
     ],
 )
 def test_texts_that_a_command_would_misread_are_refused(

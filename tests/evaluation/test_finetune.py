@@ -129,7 +129,7 @@ def test_rates_fall_from_layer_to_layer():
     assert how.backbone_rate == 1e-3  # 5e-4 at 512 images, 1024 of them
     rates = named(finetune.learning_rates(params, encoder, how))
     # Twelve blocks: the classifier and the last norm are layer 13, patches and class token layer 0.
-    for name, power in {
+    powers = {
         "classifier.kernel": 0,
         "classifier.bias": 0,
         "backbone.norm.scale": 0,
@@ -139,7 +139,8 @@ def test_rates_fall_from_layer_to_layer():
         "backbone.blocks_0.proj.kernel": 12,
         "backbone.cls_token": 13,
         "backbone.patch_embed.kernel": 13,
-    }.items():
+    }
+    for name, power in powers.items():
         assert rates[name] == pytest.approx(1e-3 * 0.75**power), name
     assert set(named(finetune.learning_rates(params, encoder, how, scratch=True)).values()) == {
         1e-3
