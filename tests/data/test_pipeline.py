@@ -1,4 +1,7 @@
-"""Batches follow from seed and place alone, damaged images are replaced and named, all ends."""
+"""Batches follow from seed and place alone; damaged images are replaced and named.
+
+Batches that nobody waits for any more end cleanly.
+"""
 
 import os
 import subprocess

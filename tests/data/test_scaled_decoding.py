@@ -1,4 +1,4 @@
-"""JPEGs shrunk while they are decoded: nearly the same views of the same boxes, and no more."""
+"""JPEGs shrunk while decoded give nearly the same views of the same boxes; no more changes."""
 
 import io
 

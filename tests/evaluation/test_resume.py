@@ -1,4 +1,4 @@
-"""Evaluations' trainings that are cut off go on to the bit, from a sound state of the same one."""
+"""Evaluations' trainings that are cut off go on to the bit, from a sound state of their own."""
 
 import dataclasses
 import math

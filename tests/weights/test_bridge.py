@@ -391,7 +391,7 @@ def test_what_a_format_cannot_hold_is_said(tmp_path, name, path, kind, which, sa
 
 @pytest.mark.parametrize("kind", ["v1", "v3 vit"])
 def test_the_authors_linear_scripts_read_it(tmp_path, kind):
-    """The scripts take entries of the query encoder without head; only a classifier may lack."""
+    """Scripts take entries of the query encoder without head; only a classifier may be missing."""
     options = MADE[kind] | ({"width": 64} if kind == "v1" else {})
     path = str(tmp_path / "moco.pth.tar")
     bridge.save(Pretrained(options, drawn(options, 0), image_size=32), path, "moco")

@@ -1,4 +1,4 @@
-"""Sources give the same images under a scheme; TensorFlow's own ram:// stands for a bucket."""
+"""Sources read the same images from a bucket, for which TensorFlow's own ram:// stands."""
 
 import numpy as np
 import pytest

@@ -111,9 +111,9 @@ def test_solarize_is_exactly_torchvisions(channels):
 
 
 def test_hue_of_a_million_colours(tmp_path):
-    """A million colours and all grays, of which few lie one step of 255 off.
+    """Hues of a million colours and all grays are PIL's, but for a few one step of 255 off.
 
-    They do because PIL cuts float64 down to whole numbers.
+    PIL cuts numbers of float64 down to whole ones.
     """
     colours = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
     colours[0, :256] = np.arange(256)[:, None]

@@ -1,6 +1,6 @@
-"""Views made in a jitted step are the host's: drawn numbers and crops to the bit.
+"""Views made in a jitted step are the host's.
 
-The other operations differ by rounding alone.
+Drawn numbers and crops are to the bit; the other operations differ by rounding alone.
 """
 
 import contextlib
