@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md, taken from the page and put to work: alone, and together in one step."""
+"""The examples of docs/extending.md work, each alone and all together in one step."""
 
 import zipfile
 
@@ -12,7 +12,6 @@ from moco_jax import encoders
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.cli import evaluate, evaluation_flags
-from moco_jax.data import pipeline
 from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.views import recipes
 from moco_jax.encoders.configured import encoder_options
@@ -24,6 +23,7 @@ from moco_jax.method.dictionary import DICTIONARIES
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, checks, messages
 from tests.config.test_config import load
+from tests.data.batches import train_batches
 from tests.data.pictures import encoded
 from tests.markdown import ROOT, blocks
 
@@ -33,7 +33,8 @@ BATCH, SIDE, IMAGES = 16, 32, 20
 @pytest.fixture(scope="module")
 def examples():
     """The code of each example by the file that its first line names."""
-    found = [code for language, code in blocks((ROOT / "docs/extending.md").read_text()) if language == "python"]  # fmt: skip
+    page = blocks((ROOT / "docs/extending.md").read_text())
+    found = [code for language, code in page if language == "python"]
     assert all(len(code.splitlines()) < 40 for code in found)
     return {code.removeprefix('"""').partition(":")[0]: code for code in found}
 
@@ -82,12 +83,22 @@ def images(examples, tmp_path):
     return names["ZipSource"](str(tmp_path / "images.zip")), pixels
 
 
+TINY = {
+    "arch": "plain",
+    "width": 4,
+    "dim": 8,
+    "image_size": SIDE,
+    "batch_size": BATCH,
+    "bn_groups": 2,
+    "shuffle_groups": 2,
+    "queue_size": 4 * BATCH,
+    "compute_dtype": "float32",
+}
+
+
 def tiny(method):
     config = method()
-    config.update(dict(
-        arch="plain", width=4, dim=8, image_size=SIDE, batch_size=BATCH, bn_groups=2, shuffle_groups=2,
-        queue_size=4 * BATCH, compute_dtype="float32",
-    ))  # fmt: skip
+    config.update(TINY)
     return config
 
 
@@ -128,7 +139,7 @@ def quickly(lowered):
 
 
 def test_a_name_is_all_that_a_dictionary_needs(method, plain, young):
-    """A run's checks, program and words know it; without the name, the error says which there are."""
+    """A run's checks, program and words know the name; of an unknown one, the error lists all."""
     config = tiny(method)
     config.dictionary = "young_queue"
     checks.check(config, 8)
@@ -159,10 +170,7 @@ def test_they_make_a_step_together(method, plain, young, images, one_device):
     config, (source, _) = tiny(method), images
     config.dictionary = "young_queue"
     checks.check(config, 1)
-    batches = pipeline.train_batches(
-        source, recipes.create("linear", SIDE), seed=0, batch_size=BATCH, rows=np.arange(BATCH), examples_seen=0,
-        workers=2, damaged=pipeline.DamagedImages(0),
-    )  # fmt: skip
+    batches = train_batches(source, recipes.create("linear", SIDE), BATCH)
     made = next(batches)
     batches.close()
     program = assembly.program(config, one_device, IMAGES)

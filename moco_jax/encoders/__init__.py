@@ -39,7 +39,7 @@ BACKBONES: dict[str, partial[Any]] = {
     "vit_conv_small": partial(ViT, 11, 12, width=384, conv_stem=True, stop_patch_gradient=False),
     "vit_conv_base": partial(ViT, 11, 12, width=768, conv_stem=True, stop_patch_gradient=False),
 }
-# What only some backbones know, with the value that says nothing: each then does as its own default says.
+# Options that only some backbones know, each with the value that leaves a backbone at its default.
 OPTIONS: dict[str, Any] = {
     "stem": "imagenet",
     "zero_init_residual": False,
@@ -99,11 +99,10 @@ class Encoder(nn.Module):
 
 
 def frozen(encoder: Encoder, params: Any) -> Any:
-    """Mark the leaves of `params` that no gradient reaches: a tree of booleans like `params`.
+    """Mark the parameters of `encoder` that no gradient reaches: `params` as a tree of booleans.
 
-    `params` is a tree of `encoder`, with or without heads and predictor. A backbone names its
-    frozen top-level parameters in its property `frozen`; an optimizer leaves them out, and they
-    have neither decay nor state.
+    A backbone names such parameters, at its top level, in its property `frozen`; an optimizer
+    leaves them out, decay and state too. `params` may lack head or predictor.
     """
     names = getattr(encoder.backbone, "frozen", ())
 
@@ -119,9 +118,9 @@ def frozen_in(encoder: Encoder) -> Callable[[Any], Any] | None:
 
 
 def check(name: str, image_size: int, width: int | None = None, **options: Any) -> None:
-    """Refuse an encoder that could not be created, or not be shown images of `image_size` pixels.
+    """Refuse what `create` would refuse, and images of `image_size` pixels that do not fit.
 
-    The backbone's own `require(height, width)` decides on the images.
+    Whether images fit is asked of the backbone's own `require(height, width)`, where it has one.
 
     Raises:
         UserError: names the setting, its value, and what works.
@@ -140,8 +139,8 @@ def _backbone(name: str, width: int | None, options: Mapping[str, Any], **common
     for key, value in chosen.items():
         if key not in fields:
             raise UserError(
-                f"{key}={value!r} means nothing to {name}; leave it at {OPTIONS[key]!r}, or take"
-                " another encoder"
+                f"{key}={value!r} means nothing to {name}; leave it at {OPTIONS[key]!r}, "
+                "or take another encoder"
             )
     own_width = {} if width is None else {"width": width}
     return module(**common, **chosen, **own_width)

@@ -1,4 +1,4 @@
-"""The grid of classifiers: each is that trained alone, and the choice is as good as scikit-learn's."""
+"""The grid of classifiers: each is as if trained alone; the choice is as good as scikit-learn's."""
 
 import jax
 import numpy as np
@@ -27,11 +27,9 @@ def test_a_classifier_of_the_grid_is_that_trained_alone():
 
 def test_the_search_is_as_good_as_logistic_regression_and_says_where_the_grid_ends():
     features, classes, test, truth = digits()
-    mesh = mesh_lib.create_mesh(jax.devices()[:2])
-    found = grid.search(
-        [features], classes, test, truth, grid.Grid([0.03, 0.3, 3.0, 30.0], [0.0, 1e-4]), mesh,
-        grid.FitSettings(10), silent,
-    )  # fmt: skip
+    sets, mesh = ([features], classes, test, truth), mesh_lib.create_mesh(jax.devices()[:2])
+    tried = grid.Grid([0.03, 0.3, 3.0, 30.0], [0.0, 1e-4])
+    found = grid.search(*sets, tried, mesh, grid.FitSettings(10), silent)
     best = max(
         LogisticRegression(C=c, max_iter=1000).fit(features, classes).score(test, truth)
         for c in (10, 1000, 100_000)
@@ -39,20 +37,16 @@ def test_the_search_is_as_good_as_logistic_regression_and_says_where_the_grid_en
     assert best > 0.88
     assert abs(found.test - best) < 3 * np.sqrt(best * (1 - best) / len(test))
     assert found.best == found.held_out.max() > 0.93
-    slow = grid.search(
-        [features], classes, test, truth, grid.Grid([1e-4, 1e-3], [0.0], [False]), mesh,
-        grid.FitSettings(10, epochs=3), silent,
-    )  # fmt: skip
+    tried = grid.Grid([1e-4, 1e-3], [0.0], [False])
+    slow = grid.search(*sets, tried, mesh, grid.FitSettings(10, epochs=3), silent)
     assert slow.edges == ["the best learning rate, 0.001, is the largest that was tried"]
 
 
 def test_a_rate_that_overflows_is_not_chosen():
     features, classes, test, truth = digits()
     tried = grid.Grid([1.0, 1e38], [0.0], [False])
-    found = grid.search(
-        [features], classes, test, truth, tried, mesh_lib.create_mesh(jax.devices()[:2]),
-        grid.FitSettings(10, epochs=3), silent,
-    )  # fmt: skip
+    sets, mesh = ([features], classes, test, truth), mesh_lib.create_mesh(jax.devices()[:2])
+    found = grid.search(*sets, tried, mesh, grid.FitSettings(10, epochs=3), silent)
     assert found.rate == 1.0
     assert found.held_out[0, 1, 0] == 0
 

@@ -1,4 +1,4 @@
-"""Trainings of evaluations that are cut off go on to the bit, from a sound state of the very same training."""
+"""Evaluations' trainings that are cut off go on to the bit, from a sound state of their own."""
 
 import dataclasses
 import math
@@ -68,19 +68,26 @@ def fewer(images, number):
 
 def small_data(monkeypatch, width):
     """Digits on one device; test images have features of this width that cost nothing."""
-    monkeypatch.setattr(
-        EvaluationData, "extract",
-        lambda self, images, *_: (np.random.default_rng(0).normal(size=(len(images.classes), width)).astype(np.float32), images.classes),
-    )  # fmt: skip
+
+    def extract(self, images, *_):
+        features = np.random.default_rng(0).normal(size=(len(images.classes), width))
+        return features.astype(np.float32), images.classes
+
+    monkeypatch.setattr(EvaluationData, "extract", extract)
     return dataclasses.replace(data_of(150), mesh=mesh.create_mesh(jax.devices()[:1]))
 
 
 def on_crops(monkeypatch):
-    """A run of the training, what there is to change about it, its steps and where it is cut: within the second epoch."""
+    """A run of the training, what may be changed about it, its steps, and where it is cut.
+
+    The cut lies within the second epoch.
+    """
     digits = small_data(monkeypatch, 64)
     usual = dict(
-        data=digits, chosen=linear.Protocol(3, 64, 3.0, "steps"), recipe=linear.crop_recipe("digits", digits)
-    )  # fmt: skip
+        data=digits,
+        chosen=linear.Protocol(3, 64, 3.0, "steps"),
+        recipe=linear.crop_recipe("digits", digits),
+    )
 
     def run(kept, report, **changes):
         return linear.train_on_crops(encode=spectrum, kept=kept, report=report, **usual | changes)
@@ -98,16 +105,20 @@ def on_crops(monkeypatch):
 
 
 def fine_tuning(monkeypatch):
-    """DeiT's recipe, so that images are mixed and the optimizer counts, on a network with BatchNorm."""
+    """DeiT's recipe, which mixes images and whose optimizer counts, on a network with BatchNorm."""
     monkeypatch.setattr(finetune, "encoder_of", lambda config, dtype, drop: tiny(dtype))
     digits = small_data(monkeypatch, 8)
     encoder = tiny(jnp.float32)
     start = TrainedEncoder(encoder, drawn(encoder), digits.config, 0)
     moved = jax.tree.map(lambda x: x * 1.01, start.variables)
+    options = finetune.TrainOptions(exact_epochs=True, tests=2)
     usual = dict(
-        start=start, images=fewer(digits.train, 90), how=finetune_recipe.training("deit", 3, 32),
-        recipe=linear.crop_recipe("digits", digits), options=finetune.TrainOptions(exact_epochs=True, tests=2),
-    )  # fmt: skip
+        start=start,
+        images=fewer(digits.train, 90),
+        how=finetune_recipe.training("deit", 3, 32),
+        recipe=linear.crop_recipe("digits", digits),
+        options=options,
+    )
 
     def run(kept, report, **changes):
         tuned = finetune.train(digits, report=report, kept=kept, **usual | changes)
@@ -119,8 +130,8 @@ def fine_tuning(monkeypatch):
         dict(images=fewer(digits.train, 89)),
         dict(start=dataclasses.replace(start, variables=moved)),
         dict(recipe=linear.crop_recipe("linear", digits)),
-        dict(scratch=True),
-        dict(tests=3),
+        dict(options=dataclasses.replace(options, scratch=True)),
+        dict(options=dataclasses.replace(options, tests=3)),
     ]
     return run, changes, 9, 4
 
@@ -134,13 +145,17 @@ def segmentation(folder):
     voc = str(write_voc(folder, 5, 2))
     inputs = InputSettings((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), workers=2)
     usual = dict(
-        scenes=data.open_scenes(voc, "train", RGB, silent), chosen=training.Protocol(7, 0.01, 24, 2), inputs=inputs,
-    )  # fmt: skip
+        scenes=data.open_scenes(voc, "train", RGB, silent),
+        chosen=training.Protocol(7, 0.01, 24, 2),
+        inputs=inputs,
+    )
+
+    one = mesh.create_mesh(jax.devices()[:1])
 
     def run(kept, report, **changes):
         return training.fine_tune(
-            network, state, mesh=mesh.create_mesh(jax.devices()[:1]), report=report, kept=kept, **usual | changes
-        )  # fmt: skip
+            network, state, mesh=one, report=report, kept=kept, **usual | changes
+        )
 
     changes = [
         dict(chosen=training.Protocol(7, 0.02, 24, 2)),
@@ -185,7 +200,10 @@ def test_a_training_that_was_cut_off_goes_on_to_the_bit(kind, tmp_path):
     assert console.said[1:] == [f"it, trained: goes on after step {steps} ({path})"]
     assert rest.seen == 0
 
-    said = f"it, trained: {path} is of other settings, weights or images and is not used; the training begins anew"
+    said = (
+        f"it, trained: {path} is of other settings, weights or images and is not used; "
+        "the training begins anew"
+    )
     for change in changes:
         strict = resume.Trainings(epath.Path(path.parent), Lines(ends_with=said))
         with pytest.raises(Cut):
@@ -228,9 +246,10 @@ def test_a_damaged_state_is_named_and_not_used(tmp_path, damage):
     content = path.read_bytes()
     place = len(content) - 3
     bad = {
-        "cut short": content[:place], "one bit": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
+        "cut short": content[:place],
+        "one bit": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
         "empty": b"",
-    }  # fmt: skip
+    }
     path.write_bytes(bad[damage])
     assert kept(tmp_path, console).begin(two_devices(), state, None) == (state, 0, {})
     assert console.said == [f"a 1/2: {path} is damaged and is not used; the training begins anew"]
