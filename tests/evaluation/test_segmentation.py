@@ -401,7 +401,7 @@ def test_only_resnets_are_taken():
     config = load("digits")
     config.arch = "vit_small"
     found = TrainedEncoder(encoders.create("vit_small"), {}, config, 0)
-    with pytest.raises(UserError, match=r"needs a ResNet, .* has arch='vit_small'"):
+    with pytest.raises(UserError, match=r"arch='vit_small' has .* needs a ResNet"):
         command._backbone(found)
 
 
