@@ -32,8 +32,8 @@ def absolute(path: str) -> epath.Path:
         return epath.Path(os.path.abspath(path))
     if str(path).partition("://")[0] not in BUCKETS:
         raise UserError(
-            f"{printable(str(path))} is a web address, and nothing is downloaded from there; "
-            "download the file, and give its path"
+            f"{printable(str(path))} is an address from which nothing is downloaded here; "
+            "download it, and give the path of the file"
         )
     return epath.Path(path)
 
