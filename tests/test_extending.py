@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md, taken from the page and put to work: alone, together, and in a copy of the package."""
+"""The examples of docs/extending.md work: alone, together, and in a copy of the package."""
 
 import json
 import os
@@ -22,7 +22,6 @@ from moco_jax import encoders
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.cli import evaluate, evaluation_flags
-from moco_jax.data import pipeline
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.views import recipes
@@ -35,6 +34,7 @@ from moco_jax.method.dictionary import DICTIONARIES
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, checks, messages
 from tests.config.test_config import load
+from tests.data.batches import train_batches
 from tests.data.pictures import encoded
 from tests.markdown import ROOT, blocks, tables
 
@@ -74,7 +74,7 @@ def changes():
 
 
 def changed(text, hunks):
-    """A file's `text` with the lines of a diff's `hunks` put in; each must fit in exactly one place."""
+    """A file's `text` with a diff's `hunks` put in; each must fit in exactly one place."""
     for hunk in hunks:
         lines = hunk.splitlines(keepends=True)
         old = "".join(line[1:] for line in lines if line[0] in " -")
@@ -132,12 +132,22 @@ def images(examples, tmp_path):
     return names["ZipSource"](str(tmp_path / "images.zip")), pixels
 
 
+TINY = {
+    "arch": "plain",
+    "width": 4,
+    "dim": 8,
+    "image_size": SIDE,
+    "batch_size": BATCH,
+    "bn_groups": 2,
+    "shuffle_groups": 2,
+    "queue_size": 4 * BATCH,
+    "compute_dtype": "float32",
+}
+
+
 def tiny(method):
     config = method()
-    config.update(dict(
-        arch="plain", width=4, dim=8, image_size=SIDE, batch_size=BATCH, bn_groups=2, shuffle_groups=2,
-        queue_size=4 * BATCH, compute_dtype="float32",
-    ))  # fmt: skip
+    config.update(TINY)
     return config
 
 
@@ -197,7 +207,7 @@ def quickly(lowered):
 
 
 def test_a_name_is_all_that_a_dictionary_needs(method, plain, young):
-    """A run's checks, program and words know it; without the name, the error says which there are."""
+    """A run's checks, program and words know the name; of an unknown one, the error lists all."""
     config = tiny(method)
     config.dictionary = "young_queue"
     checks.check(config, 8)
@@ -228,10 +238,7 @@ def test_they_make_a_step_together(method, plain, young, images, one_device):
     config, (source, _) = tiny(method), images
     config.dictionary = "young_queue"
     checks.check(config, 1)
-    batches = pipeline.train_batches(
-        source, recipes.create("linear", SIDE), seed=0, batch_size=BATCH, rows=np.arange(BATCH), examples_seen=0,
-        workers=2, damaged=pipeline.DamagedImages(0),
-    )  # fmt: skip
+    batches = train_batches(source, recipes.create("linear", SIDE), BATCH)
     made = next(batches)
     batches.close()
     program = assembly.program(config, one_device, IMAGES)
@@ -379,7 +386,7 @@ print(json.dumps({
 
 
 def test_a_copy_of_the_package_has_them_all(enlarged, tmp_path):
-    """Settings, tables and names agree; hosts and devices make the same views; old recipes draw what they drew."""
+    """Tables and names agree; hosts make the devices' views; old recipes draw what they drew."""
     archive_of_images(tmp_path / "images.zip")
     said = json.loads(in_the_copy(enlarged, "-c", IN_THE_COPY, str(tmp_path / "images.zip")))
     assert said["package"].startswith(str(enlarged))

@@ -39,7 +39,7 @@ def absolute(path: str) -> epath.Path:
 
 
 def said_of_bucket(error: Exception) -> str:
-    """One line on a bucket that cannot be reached, where `error` is what TensorFlow says of one; else ''."""
+    """One line on a bucket that cannot be reached, if that is TensorFlow's `error`; else ''."""
     said = " ".join(str(error).split())
     if not type(error).__module__.startswith("tensorflow.") or not is_remote(said):
         return ""

@@ -39,7 +39,7 @@ BACKBONES: dict[str, partial[Any]] = {
     "vit_conv_small": partial(ViT, 11, 12, width=384, conv_stem=True, stop_patch_gradient=False),
     "vit_conv_base": partial(ViT, 11, 12, width=768, conv_stem=True, stop_patch_gradient=False),
 }
-# What only some backbones know, with the value that says nothing: each then does as its own default says.
+# Options that only some backbones know, each with the value that leaves a backbone at its default.
 OPTIONS: dict[str, Any] = {
     "stem": "imagenet",
     "zero_init_residual": False,
@@ -77,7 +77,7 @@ class Encoder(nn.Module):
     predictor: nn.Module | None = None
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, channels]` -> projections `[B, dim]`, not normalised, at least float32."""
+        """Images `[B, H, W, channels]` -> projections `[B, dim]`, not normalised, >= float32."""
         return self.project(self.backbone(images, train), train)
 
     def predict(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -94,15 +94,15 @@ class Encoder(nn.Module):
         return projected if self.predictor is None else self.predictor(projected, train)
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, channels]` -> pooled features `[B, D]` before the head, at least float32."""
+        """Images `[B, H, W, channels]` -> features `[B, D]` before the head, at least float32."""
         return self.backbone(images, train)
 
 
 def frozen(encoder: Encoder, params: Any) -> Any:
-    """Which of `params`, a tree of `encoder` (heads, predictor or not), no gradient reaches: the same tree of booleans.
+    """Mark the parameters of `encoder` that no gradient reaches: `params` as a tree of booleans.
 
-    A backbone names the top-level ones in its property `frozen`; an optimizer leaves them out,
-    decay and state too.
+    A backbone names such parameters, at its top level, in its property `frozen`; an optimizer
+    leaves them out, decay and state too. `params` may lack head or predictor.
     """
     names = getattr(encoder.backbone, "frozen", ())
 
@@ -118,7 +118,9 @@ def frozen_in(encoder: Encoder) -> Callable[[Any], Any] | None:
 
 
 def check(name: str, image_size: int, width: int | None = None, **options: Any) -> None:
-    """Refuse what `create` would, or the backbone's own `require(height, width)` for images of `image_size` pixels.
+    """Refuse what `create` would refuse, and images of `image_size` pixels that do not fit.
+
+    Whether images fit is asked of the backbone's own `require(height, width)`, where it has one.
 
     Raises:
         UserError: names the setting, its value, and what works.
@@ -137,7 +139,8 @@ def _backbone(name: str, width: int | None, options: Mapping[str, Any], **common
     for key, value in chosen.items():
         if key not in fields:
             raise UserError(
-                f"{key}={value!r} means nothing to {name}; leave it at {OPTIONS[key]!r}, or take another encoder"
+                f"{key}={value!r} means nothing to {name}; leave it at {OPTIONS[key]!r}, "
+                "or take another encoder"
             )
     own_width = {} if width is None else {"width": width}
     return module(**common, **chosen, **own_width)

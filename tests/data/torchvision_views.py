@@ -1,4 +1,4 @@
-"""The second implementation of views: torchvision on PIL, and ours called in the same way on one image."""
+"""The second implementation of views, torchvision on PIL, and ours called alike on one image."""
 
 from collections.abc import Callable
 
@@ -108,28 +108,44 @@ class Solarize:
 
 
 def authors_transform(name: str, size: int, number: int = 0) -> transforms.Compose:
-    """The augmentation of main_moco.py, which draws for itself, to a uint8 tensor; of view `number` where they differ."""
+    """The augmentation of main_moco.py, which draws for itself, to a uint8 tensor.
+
+    `number` is 0 for the first view and 1 for the second: those of v3 differ.
+    """
     crop = transforms.RandomResizedCrop(size, scale=(0.08 if name == "v3" else 0.2, 1.0))
-    flip = transforms.RandomHorizontalFlip()
+    grey, flip = transforms.RandomGrayscale(0.2), transforms.RandomHorizontalFlip()
     if name == "v1":
         jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.4)
-        steps = [crop, transforms.RandomGrayscale(0.2), jitter, flip]
+        steps = [crop, grey, jitter, flip]
     elif name == "v3":
         jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8)
-        steps = [crop, jitter, transforms.RandomGrayscale(0.2), transforms.RandomApply([Blur()], (1.0, 0.1)[number])]  # fmt: skip
+        steps = [crop, jitter, grey, transforms.RandomApply([Blur()], (1.0, 0.1)[number])]
         steps += [transforms.RandomApply([Solarize()], 0.2), flip] if number else [flip]
     else:
         jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)
-        steps = [crop, jitter, transforms.RandomGrayscale(0.2), transforms.RandomApply([Blur()], 0.5), flip]  # fmt: skip
+        steps = [crop, jitter, grey, transforms.RandomApply([Blur()], 0.5), flip]
     return transforms.Compose([*steps, transforms.PILToTensor()])
 
 
 def statistics(view: np.ndarray) -> list[float]:
-    """Of one view uint8 `[H, W, 3]`: mean and deviation of each channel, colourfulness, sharpness along both axes."""
+    """The nine STATISTICS of one view uint8 `[H, W, 3]`.
+
+    They are mean and deviation of each channel, colourfulness, and sharpness along both axes.
+    """
     x = view.astype(np.float32)
     colour = np.abs(x - x.mean(-1, keepdims=True)).mean()
     sharpness = [np.abs(np.diff(x, axis=axis)).mean() for axis in (0, 1)]
     return [*x.mean((0, 1)), *x.std((0, 1)), colour, *sharpness]
 
 
-STATISTICS = ("red", "green", "blue", "red spread", "green spread", "blue spread", "colour", "rows", "columns")  # fmt: skip
+STATISTICS = (
+    "red",
+    "green",
+    "blue",
+    "red spread",
+    "green spread",
+    "blue spread",
+    "colour",
+    "rows",
+    "columns",
+)

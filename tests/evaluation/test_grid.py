@@ -1,4 +1,4 @@
-"""The grid of classifiers: each is that trained alone, and the choice is as good as scikit-learn's."""
+"""The grid of classifiers: each is as if trained alone; the choice is as good as scikit-learn's."""
 
 import jax
 import numpy as np
@@ -28,11 +28,9 @@ def test_a_classifier_of_the_grid_is_that_trained_alone():
 
 def test_the_search_is_as_good_as_logistic_regression_and_says_where_the_grid_ends():
     features, classes, test, truth = digits()
-    run = dict(epochs=30, report=silent)
-    the_mesh = mesh.create_mesh(jax.devices()[:2])
-    found = grid.search(
-        [features], classes, test, truth, 10, grid.Grid([0.03, 0.3, 3.0, 30.0], [0.0, 1e-4]), the_mesh, **run
-    )  # fmt: skip
+    sets, the_mesh = ([features], classes, test, truth, 10), mesh.create_mesh(jax.devices()[:2])
+    tried = grid.Grid([0.03, 0.3, 3.0, 30.0], [0.0, 1e-4])
+    found = grid.search(*sets, tried, the_mesh, epochs=30, report=silent)
     best = max(
         LogisticRegression(C=c, max_iter=1000).fit(features, classes).score(test, truth)
         for c in (10, 1000, 100_000)
@@ -40,19 +38,16 @@ def test_the_search_is_as_good_as_logistic_regression_and_says_where_the_grid_en
     assert best > 0.88
     assert abs(found.test - best) < 3 * np.sqrt(best * (1 - best) / len(test))
     assert found.best == found.held_out.max() > 0.93
-    slow = grid.search(
-        [features], classes, test, truth, 10, grid.Grid([1e-4, 1e-3], [0.0], [False]), the_mesh,
-        epochs=3, report=silent,
-    )  # fmt: skip
+    tried = grid.Grid([1e-4, 1e-3], [0.0], [False])
+    slow = grid.search(*sets, tried, the_mesh, epochs=3, report=silent)
     assert slow.edges == ["the best learning rate, 0.001, is the largest that was tried"]
 
 
 def test_a_rate_that_overflows_is_not_chosen():
     features, classes, test, truth = digits()
     tried = grid.Grid([1.0, 1e38], [0.0], [False])
-    found = grid.search(
-        [features], classes, test, truth, 10, tried, mesh.create_mesh(jax.devices()[:2]), epochs=3, report=silent
-    )  # fmt: skip
+    sets, the_mesh = ([features], classes, test, truth, 10), mesh.create_mesh(jax.devices()[:2])
+    found = grid.search(*sets, tried, the_mesh, epochs=3, report=silent)
     assert found.rate == 1.0
     assert found.held_out[0, 1, 0] == 0
 

@@ -1,4 +1,4 @@
-"""Weighted kNN against scikit-learn's with the same weights; in blocks, on many devices and in a grid."""
+"""Weighted kNN against scikit-learn's with the same weights, in blocks, on devices, in a grid."""
 
 import jax
 import numpy as np

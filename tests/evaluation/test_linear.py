@@ -20,14 +20,14 @@ def silent(_):
 
 
 def digits():
-    """Training and test features float32 `[N, 64]`, small as a contrastive encoder's are, and classes."""
+    """Training and test features float32 `[N, 64]`, small as a contrastive encoder's; classes."""
     features, classes = load_digits(return_X_y=True)
     features = (features / 160).astype(np.float32)
     return features[:1400], classes[:1400], features[1400:], classes[1400:]
 
 
 def torch_run(features, classes, rates, batch, decay=0.0):
-    """Weights and losses of the authors' loop, `main_lincls.py`, on fixed features in the order they come."""
+    """Weights and losses of the authors' loop, `main_lincls.py`, on fixed features in order."""
     torch = pytest.importorskip("torch")
     start = linear.initial(3, features.shape[1], 10)
     fc = torch.nn.Linear(features.shape[1], 10).double()

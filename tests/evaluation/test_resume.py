@@ -1,4 +1,4 @@
-"""Trainings of evaluations that are cut off go on to the bit, from a sound state of the very same training."""
+"""Evaluations' trainings that are cut off go on to the bit, from a sound state of their own."""
 
 import dataclasses
 import math
@@ -67,19 +67,26 @@ def fewer(images, number):
 
 def small_subject(monkeypatch, width):
     """Digits on one device; test images have features of this width that cost nothing."""
-    monkeypatch.setattr(
-        Subject, "extract",
-        lambda self, images, *_: (np.random.default_rng(0).normal(size=(len(images.classes), width)).astype(np.float32), images.classes),
-    )  # fmt: skip
+
+    def extract(self, images, *_):
+        features = np.random.default_rng(0).normal(size=(len(images.classes), width))
+        return features.astype(np.float32), images.classes
+
+    monkeypatch.setattr(Subject, "extract", extract)
     return dataclasses.replace(subject_of(150), mesh=mesh.create_mesh(jax.devices()[:1]))
 
 
 def on_crops(monkeypatch):
-    """A run of the training, what there is to change about it, its steps and where it is cut: within the second epoch."""
+    """A run of the training, what may be changed about it, its steps, and where it is cut.
+
+    The cut lies within the second epoch.
+    """
     subject = small_subject(monkeypatch, 64)
     usual = dict(
-        subject=subject, chosen=linear.Protocol(3, 64, 3.0, "steps"), recipe=linear.crop_recipe("digits", subject)
-    )  # fmt: skip
+        subject=subject,
+        chosen=linear.Protocol(3, 64, 3.0, "steps"),
+        recipe=linear.crop_recipe("digits", subject),
+    )
 
     def run(kept, report, **changes):
         return linear.train_on_crops(encode=spectrum, kept=kept, report=report, **usual | changes)
@@ -97,16 +104,20 @@ def on_crops(monkeypatch):
 
 
 def fine_tuning(monkeypatch):
-    """DeiT's recipe, so that images are mixed and the optimizer counts, on a network with BatchNorm."""
+    """DeiT's recipe, which mixes images and whose optimizer counts, on a network with BatchNorm."""
     monkeypatch.setattr(finetune, "encoder_of", lambda config, dtype, drop: tiny(dtype))
     subject = small_subject(monkeypatch, 8)
     encoder = tiny(jnp.float32)
     start = Trained(encoder, drawn(encoder), subject.config, 0)
     moved = jax.tree.map(lambda x: x * 1.01, start.variables)
     usual = dict(
-        start=start, images=fewer(subject.train, 90), how=finetune.training("deit", 3, 32), exact_epochs=True,
-        recipe=linear.crop_recipe("digits", subject), tests=2,
-    )  # fmt: skip
+        start=start,
+        images=fewer(subject.train, 90),
+        how=finetune.training("deit", 3, 32),
+        exact_epochs=True,
+        recipe=linear.crop_recipe("digits", subject),
+        tests=2,
+    )
 
     def run(kept, report, **changes):
         tuned = finetune.train(subject, report=report, kept=kept, **usual | changes)
@@ -132,14 +143,18 @@ def segmentation(folder):
     state = training.start(network, variables, 3, 0)
     voc = str(write_voc(folder, 5, 2))
     usual = dict(
-        scenes=data.open_scenes(voc, "train", RGB, silent), chosen=training.Protocol(7, 0.01, 24, 2), seed=0,
+        scenes=data.open_scenes(voc, "train", RGB, silent),
+        chosen=training.Protocol(7, 0.01, 24, 2),
+        seed=0,
         mean=(0.5, 0.4, 0.3),
-    )  # fmt: skip
+    )
+
+    fixed = dict(mesh=mesh.create_mesh(jax.devices()[:1]), std=(0.2, 0.2, 0.2), workers=2)
 
     def run(kept, report, **changes):
         return training.fine_tune(
-            network, state, mesh=mesh.create_mesh(jax.devices()[:1]), std=(0.2, 0.2, 0.2), workers=2, report=report, kept=kept, **usual | changes
-        )  # fmt: skip
+            network, state, report=report, kept=kept, **fixed, **usual | changes
+        )
 
     changes = [
         dict(chosen=training.Protocol(7, 0.02, 24, 2)),
@@ -184,7 +199,10 @@ def test_a_training_that_was_cut_off_goes_on_to_the_bit(kind, tmp_path):
     assert console.said[1:] == [f"it, trained: goes on after step {steps} ({path})"]
     assert rest.seen == 0
 
-    said = f"it, trained: {path} is of other settings, weights or images and is not used; the training begins anew"
+    said = (
+        f"it, trained: {path} is of other settings, weights or images and is not used; "
+        "the training begins anew"
+    )
     for change in changes:
         strict = resume.Trainings(epath.Path(path.parent), Lines(ends_with=said))
         with pytest.raises(Cut):
@@ -227,9 +245,10 @@ def test_a_damaged_state_is_named_and_not_used(tmp_path, damage):
     content = path.read_bytes()
     place = len(content) - 3
     bad = {
-        "cut short": content[:place], "one bit": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
+        "cut short": content[:place],
+        "one bit": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
         "empty": b"",
-    }  # fmt: skip
+    }
     path.write_bytes(bad[damage])
     assert kept(tmp_path, console).begin(two_devices(), state, None) == (state, 0, {})
     assert console.said == [f"a 1/2: {path} is damaged and is not used; the training begins anew"]

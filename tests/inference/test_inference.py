@@ -1,4 +1,4 @@
-"""`moco_jax.load` in a user's code: features are those of evaluation, whatever holds the images, and bad ones are refused."""
+"""`moco_jax.load` gives features of evaluation, whatever holds the images, and refuses bad ones."""
 
 import os
 import subprocess
@@ -98,7 +98,10 @@ def test_transparent_pictures_stand_on_the_background_of_the_run(encoder, tmp_pa
 @pytest.mark.parametrize(
     ("images", "says"),
     [
-        (PHOTO.astype(np.float32), "numbers from .* to 2.. is refused; wanted are uint8, or floating"),
+        (
+            PHOTO.astype(np.float32),
+            "numbers from .* to 2.. is refused; wanted are uint8, or floating",
+        ),
         (PHOTO / 255 * np.nan, "numbers from nan to nan is refused"),
         (PHOTO.astype(np.uint16), "uint16 numbers is refused; wanted are uint8"),
         (PHOTO.transpose(2, 0, 1), r"\(3, 97, 131\) is not \[H, W, 3\].*channels stand last"),
@@ -107,7 +110,7 @@ def test_transparent_pictures_stand_on_the_background_of_the_run(encoder, tmp_pa
         ([], "no image to encode"),
         ("/no/such.png", "/no/such.png cannot be read as an image"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_image_is_refused_in_one_line(encoder, images, says):
     with pytest.raises(UserError, match=says) as error:
         encoder(images)

@@ -1,4 +1,4 @@
-"""Every dictionary keeps the protocol, and one made from nothing needs no other word of the package."""
+"""Every dictionary keeps the protocol, and a new one needs nothing else of the package."""
 
 import dataclasses
 from typing import ClassVar

@@ -44,17 +44,17 @@ def views(rng, batch=B):
 
 def make_step(encoder, *, symmetric=False, dtype=jnp.float32, the_mesh=None, groups=G, rate=LR):
     method = Method(temperature=TAU, symmetric=symmetric, bn_groups=groups, shuffle_groups=S)
-    return step.make_train_step(
-        encoder, optimizers.sgd(0.9, DECAY), lambda s: jnp.asarray(rate), lambda s: M, method,
-        mean=MEAN, std=STD, dtype=dtype, mesh=the_mesh,
-    )  # fmt: skip
+    rules = (optimizers.sgd(0.9, DECAY), lambda s: jnp.asarray(rate), lambda s: M, method)
+    options = dict(mean=MEAN, std=STD, dtype=dtype, mesh=the_mesh)
+    return step.make_train_step(encoder, *rules, **options)
 
 
 def new_state(encoder, batch, slots, dtype=jnp.float32):
-    return state.initial_state(
-        0, encoder, optimizers.sgd(0.9, DECAY), 32,
-        lambda rng: Queue.create(rng, slots * batch, batch, DIM, dtype), dtype=dtype,
-    )  # fmt: skip
+    def make_queue(rng):
+        return Queue.create(rng, slots * batch, batch, DIM, dtype)
+
+    optimizer = optimizers.sgd(0.9, DECAY)
+    return state.initial_state(0, encoder, optimizer, 32, make_queue, dtype=dtype)
 
 
 def relative(ours, theirs):
@@ -78,19 +78,19 @@ def test_five_steps_equal_pytorch(float64, head, symmetric):
     rng = np.random.default_rng(0)
     queue = rng.normal(size=(3 * B, DIM))
     queue /= np.linalg.norm(queue, axis=1, keepdims=True)
-    theirs = torch_moco.MoCo(
-        net, torch.tensor(queue), momentum=M, temperature=TAU, groups=G, span=S,
-        symmetric=symmetric, weight_decay=DECAY,
-    )  # fmt: skip
+    settings = dict(momentum=M, temperature=TAU, groups=G, span=S, weight_decay=DECAY)
+    theirs = torch_moco.MoCo(net, torch.tensor(queue), symmetric=symmetric, **settings)
 
     encoder = encoders.create("resnet10", head=head, dim=DIM, bn_groups=G, dtype=jnp.float64)
     before = jax.tree.map(np.array, our_variables(net, head, encoder))
     ours = new_state(encoder, B, 3, jnp.float64)
     ours = ours.replace(
-        params=before["params"], key_params=before["params"],
-        batch_stats=before["batch_stats"], key_batch_stats=before["batch_stats"],
+        params=before["params"],
+        key_params=before["params"],
+        batch_stats=before["batch_stats"],
+        key_batch_stats=before["batch_stats"],
         dictionary=ours.dictionary.replace(keys=jnp.asarray(queue.reshape(3, B, DIM))),
-    )  # fmt: skip
+    )
     train_step = jax.jit(make_step(encoder, symmetric=symmetric, dtype=jnp.float64))
 
     def prepare(x):

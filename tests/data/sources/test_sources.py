@@ -1,4 +1,4 @@
-"""`open_source` opens every kind with its settings, and refuses in one line what cannot be opened."""
+"""`open_source` opens every kind with its settings, or refuses in one line what it cannot open."""
 
 import numpy as np
 import pytest

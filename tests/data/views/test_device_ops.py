@@ -1,4 +1,4 @@
-"""Views finished on devices: every operation and whole chains against torchvision, and against the host's."""
+"""Views finished on devices: operations and chains against torchvision's and the host's."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import pipeline
 from moco_jax.data.sources.memory import digits
 from moco_jax.data.views import augment, device_views, recipes, resize
 from moco_jax.data.views.operations import Grayscale, Solarize, blur, jitter
+from tests.data.batches import train_batches
 from tests.data.views import test_augment  # skips where torch is missing
 
 torchvision_views = pytest.importorskip("tests.data.torchvision_views")
@@ -36,7 +36,10 @@ def test_operation_equals_torchvision(name, tmp_path):
 
 
 def crops_and_views(recipe, times, number):
-    """Crops, their drawn parameters, and the views that the host makes of them; of query (0) or key view (1)."""
+    """Crops, their drawn parameters, and the views that the host makes of them.
+
+    `number` is 0 for the query's view and 1 for the key's.
+    """
     crops, drawn, finished = [], [], []
     pictures = test_augment.photographs()[:2]
     for seed in range(times):
@@ -61,17 +64,14 @@ def test_chain_equals_torchvision(name, size, number, tmp_path):
 
 
 def test_batches_for_the_device_hold_the_hosts_parameters():
-    """Finished on the device, the crops are the views that the host makes of the same batch, within rounding."""
+    """Crops finished on the device are the host's views of the same batch, within rounding."""
     recipe = recipes.create("cifar", 32)
     images = digits("train")
     images.images = np.random.default_rng(0).integers(0, 256, images.images.shape, np.uint8)
 
     def batch(crop_only):
-        batches = pipeline.train_batches(
-            images, recipe, seed=3, batch_size=16, rows=np.arange(16), examples_seen=32, workers=2,
-            damaged=pipeline.DamagedImages(0), crop_only=crop_only,
-        )  # fmt: skip
-        return next(batches)
+        place = dict(seed=3, examples_seen=32, crop_only=crop_only)
+        return next(train_batches(images, recipe, 16, **place))
 
     crops, whole = batch(True), batch(False)
     np.testing.assert_array_equal(crops["index"], whole["index"])
@@ -88,8 +88,11 @@ def test_jitter_applies_each_operation_once_in_the_drawn_order():
     recipe = recipes.create("v1", 32)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
     operations = (
-        jitter.brightness_on_device, jitter.contrast_on_device, jitter.saturation_on_device, jitter.hue_on_device,
-    )  # fmt: skip
+        jitter.brightness_on_device,
+        jitter.contrast_on_device,
+        jitter.saturation_on_device,
+        jitter.hue_on_device,
+    )
     factors = np.asarray([0.7, 1.3, 0.6, 0.2], np.float32)
     seen = set()
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
@@ -99,7 +102,7 @@ def test_jitter_applies_each_operation_once_in_the_drawn_order():
         for number in order:
             expected = operations[number](expected, factors[number])
         result = device_views.finish(image[None], view, recipe)[0]
-        # One program and four round a few values differently; another order would change most of them.
+        # One program and four round a few values differently; another order would change most.
         difference = np.abs(result.astype(int) - expected.transpose(1, 2, 0))
         assert difference.mean() < 0.1
         seen.add(np.asarray(result).tobytes())

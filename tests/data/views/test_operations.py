@@ -1,4 +1,4 @@
-"""The table of stages: where their random numbers lie, what each says of itself, and how the host groups them."""
+"""The table of stages: places of random numbers, what each stage says, and how hosts group them."""
 
 import dataclasses
 import subprocess
@@ -37,7 +37,7 @@ def test_each_random_number_belongs_to_one_stage_and_view():
 
 @pytest.mark.parametrize("stage", recipes.STAGES, ids=lambda stage: stage.name)
 def test_a_stage_draws_what_it_says(stage):
-    """An operation draws whether it is applied, under its own name; settings of two stages have different names."""
+    """An operation draws whether it is applied, under its own name; no settings share a name."""
     if issubclass(stage, Operation):
         assert next(iter(stage.fields.items())) == (stage.name, ("bool",))
     own = {field.name for field in dataclasses.fields(stage)}
@@ -68,7 +68,7 @@ def programs(*operations):
 
 
 def test_operations_in_a_row_are_one_program():
-    """A blur compiles its passes itself; a flip needs no program of its own where it may stand anywhere."""
+    """A blur compiles its passes itself; a flip joins the first program where it may."""
     assert programs() == []
     assert programs(*recipes.RECIPES["v2"].operations) == [["color", "grayscale", "flip"], ["blur"]]
     assert programs(Blur(), Solarize(), Flip()) == [["flip"], ["blur"], ["solarize"]]
@@ -81,8 +81,11 @@ import sys
 sys.modules["tensorflow"] = None
 import jax
 from moco_jax.data.views import device_views, recipes
-images, number = jax.ShapeDtypeStruct((4, 20 * 20 * 3), "uint8"), jax.ShapeDtypeStruct((2,), "int32")
-make = lambda *a: device_views.make_two_views(a[0], (20, 20, 3), a[1], a[2], 3, recipes.create("v3", 16))
+images = jax.ShapeDtypeStruct((4, 20 * 20 * 3), "uint8")
+number = jax.ShapeDtypeStruct((2,), "int32")
+def make(images, index, epoch):
+    recipe = recipes.create("v3", 16)
+    return device_views.make_two_views(images, (20, 20, 3), index, epoch, 3, recipe)
 print([view.shape for view in jax.eval_shape(make, images, number, number)])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
