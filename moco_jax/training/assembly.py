@@ -21,7 +21,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.data import order, resident
 from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.sources import Source
-from moco_jax.data.views import device_ops, device_views, recipes
+from moco_jax.data.views import device_views, recipes
 from moco_jax.encoders.configured import compute_dtype, encoder_options
 from moco_jax.evaluation import features
 from moco_jax.evaluation.held_out import choose
@@ -141,8 +141,8 @@ def views_of(
         )
     if config.augment_on == "device":
         return lambda batch: (
-            device_ops.finish(batch.query, batch.query_view, recipe),
-            device_ops.finish(batch.key, batch.key_view, recipe),
+            device_views.finish(batch.query, batch.query_view, recipe),
+            device_views.finish(batch.key, batch.key_view, recipe),
         )
     return step.as_they_come
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from moco_jax.data import pipeline
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.data.sources.pixels import Decoding
-from moco_jax.data.views import augment, device_ops, recipes, resize
+from moco_jax.data.views import augment, device_views, recipes, resize
 from tests.data.batches import train_batches
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 75, 5), np.uint8)
@@ -90,7 +90,7 @@ def test_the_device_makes_the_hosts_views(name, channels):
     if "solarize" in recipe.stages:
         assert any(v.solarize and v.blur for v in drawn)
     stacked = recipes.View(*(np.stack(field) for field in zip(*drawn, strict=True)))
-    made = np.asarray(jax.jit(device_ops.finish, static_argnums=2)(crops, stacked, recipe))
+    made = np.asarray(jax.jit(device_views.finish, static_argnums=2)(crops, stacked, recipe))
     assert made.shape == (12, SIZE, SIZE, channels)
     assert np.abs(made.astype(int) - expected).max() <= 1  # the blur's rounding
     assert (made == expected).mean() > 0.99

@@ -11,7 +11,7 @@ from moco_jax.data import pipeline
 from moco_jax.data.sources.decode import RATIOS, decode_image, decode_or_flag
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
-from moco_jax.data.views import augment, image_ops, recipes, resize
+from moco_jax.data.views import augment, host_pixels, recipes, resize
 from moco_jax.monitoring import view_pairs
 from tests.data.batches import train_batches
 from tests.data.pictures import encoded, write
@@ -93,7 +93,9 @@ def test_a_box_between_pixels_is_resized_as_pil_does_it():
         planes = resize.resize(
             resize.pad(tf.constant(PHOTO)), tf.constant(box), square, tf.zeros_like(square), 64
         )
-        difference = np.abs(image_ops.to_pixels(planes).numpy().astype(int) - np.asarray(expected))
+        difference = np.abs(
+            host_pixels.to_pixels(planes).numpy().astype(int) - np.asarray(expected)
+        )
         assert difference.max() <= 1
         assert difference.mean() < 0.3
 

@@ -11,7 +11,10 @@ from torchvision.transforms import functional as F
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data.views import augment, image_ops, recipes, resize
+from moco_jax.data.views import augment, host_pixels, recipes, resize
+from moco_jax.data.views.operations import Flip, Grayscale, jitter
+from moco_jax.data.views.operations import Solarize as OurSolarize
+from moco_jax.data.views.operations.blur import gaussian_on_host
 
 
 def blur(image: Image.Image, sigma: float) -> Image.Image:
@@ -21,14 +24,22 @@ def blur(image: Image.Image, sigma: float) -> Image.Image:
 
 # name: ours on packed pixels (blur: on planes), torchvision's, and values of the parameter
 OPERATIONS: dict[str, tuple] = {
-    "brightness": (image_ops.adjust_brightness, F.adjust_brightness, (0.6, 0.97, 1.0, 1.4)),
-    "contrast": (image_ops.adjust_contrast, F.adjust_contrast, (0.6, 0.97, 1.0, 1.4)),
-    "saturation": (image_ops.adjust_saturation, F.adjust_saturation, (0.6, 0.97, 1.0, 1.4)),
-    "hue": (image_ops.adjust_hue, F.adjust_hue, (-0.4, -0.1, -0.003, 0.0, 0.05, 0.4)),
-    "blur": (image_ops.gaussian_blur, blur, (0.1, 0.5, 1.0, 1.4, 1.45, 2.0)),
-    "grayscale": (lambda x, _: image_ops.grayscale(x), lambda x, _: F.rgb_to_grayscale(x, 3), (0,)),
-    "solarize": (lambda x, _: image_ops.solarize(x), lambda x, _: F.solarize(x, 128), (0,)),
-    "flip": (lambda x, _: image_ops.horizontal_flip(x), lambda x, _: F.hflip(x), (0,)),
+    "brightness": (jitter.brightness_on_host, F.adjust_brightness, (0.6, 0.97, 1.0, 1.4)),
+    "contrast": (jitter.contrast_on_host, F.adjust_contrast, (0.6, 0.97, 1.0, 1.4)),
+    "saturation": (jitter.saturation_on_host, F.adjust_saturation, (0.6, 0.97, 1.0, 1.4)),
+    "hue": (jitter.hue_on_host, F.adjust_hue, (-0.4, -0.1, -0.003, 0.0, 0.05, 0.4)),
+    "blur": (gaussian_on_host, blur, (0.1, 0.5, 1.0, 1.4, 1.45, 2.0)),
+    "grayscale": (
+        lambda x, _: Grayscale().on_host(x, None),
+        lambda x, _: F.rgb_to_grayscale(x, 3),
+        (0,),
+    ),
+    "solarize": (
+        lambda x, _: OurSolarize().on_host(x, None),
+        lambda x, _: F.solarize(x, 128),
+        (0,),
+    ),
+    "flip": (lambda x, _: Flip().on_host(x, None), lambda x, _: F.hflip(x), (0,)),
 }
 
 
@@ -37,20 +48,20 @@ def cropped(image: np.ndarray, box: tuple, size: int) -> np.ndarray:
     lengths = tf.constant([size, size])
     padded = resize.pad(tf.constant(image))
     planes = resize.resize(padded, tf.constant(box), lengths, tf.constant([0, 0]), size)
-    return image_ops.to_pixels(planes).numpy()
+    return host_pixels.to_pixels(planes).numpy()
 
 
 def on_planes(operation: Callable, image: np.ndarray, value: float) -> np.ndarray:
     """The result of an operation on an image `[H, W, 3]`, compiled as in a run."""
-    planes, value = image_ops.to_planes(tf.constant(image)), tf.constant(value, tf.float32)
-    if operation is image_ops.gaussian_blur:
-        return image_ops.to_pixels(operation(planes, value)).numpy()
+    planes, value = host_pixels.to_planes(tf.constant(image)), tf.constant(value, tf.float32)
+    if operation is gaussian_on_host:
+        return host_pixels.to_pixels(operation(planes, value)).numpy()
 
     @tf.function(jit_compile=True)
     def run(planes, value):
-        return image_ops.unpack(operation(image_ops.pack(planes), value))
+        return host_pixels.unpack(operation(host_pixels.pack(planes), value))
 
-    return image_ops.to_pixels(run(planes, value)).numpy()
+    return host_pixels.to_pixels(run(planes, value)).numpy()
 
 
 def with_torchvision(image: np.ndarray, view: recipes.View, recipe: recipes.Recipe) -> np.ndarray:

@@ -12,7 +12,8 @@ from sklearn.datasets import load_sample_images
 
 from moco_jax.data.sources.decode import decode_image
 from moco_jax.data.sources.tfds import TFDSSource
-from moco_jax.data.views import augment, device_ops, image_ops, recipes, resize
+from moco_jax.data.views import augment, host_pixels, recipes, resize
+from moco_jax.data.views.operations import Solarize, jitter
 
 torch = pytest.importorskip("torch", reason="compares with torchvision: pip install '.[torch]'")
 transforms = pytest.importorskip("torchvision.transforms", reason="pip install '.[torch]'")
@@ -100,12 +101,12 @@ def test_solarize_is_exactly_torchvisions(channels):
     expected = np.stack([np.asarray(layer) for layer in layers], -1)
     assert expected.max() == 127
     assert (expected[image == 127].max(), expected[image == 128].max()) == (127, 127)
-    planes = image_ops.solarize(image_ops.to_planes(tf.constant(image)))
-    np.testing.assert_array_equal(image_ops.to_pixels(planes), expected)
-    on_device = device_ops.solarize(jnp.asarray(image).transpose(2, 0, 1)).transpose(1, 2, 0)
+    planes = Solarize().on_host(host_pixels.to_planes(tf.constant(image)), None)
+    np.testing.assert_array_equal(host_pixels.to_pixels(planes), expected)
+    on_device = Solarize().on_device(jnp.asarray(image).transpose(2, 0, 1), None).transpose(1, 2, 0)
     np.testing.assert_array_equal(on_device, expected)
     if channels == 3:
-        packed = on_planes(lambda x, _: image_ops.solarize(x), image, 0)
+        packed = on_planes(lambda x, _: Solarize().on_host(x, None), image, 0)
         np.testing.assert_array_equal(packed, expected)
         np.testing.assert_array_equal(packed, F.solarize(Image.fromarray(image), 128))
 
@@ -118,7 +119,7 @@ def test_hue_of_a_million_colours(tmp_path):
     colours = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
     colours[0, :256] = np.arange(256)[:, None]
     for value in (-0.1, 0.013, 0.4):
-        result = on_planes(image_ops.adjust_hue, colours, value)
+        result = on_planes(jitter.hue_on_host, colours, value)
         expected = F.adjust_hue(Image.fromarray(colours), value)
         hold(result, expected, 0, 0.005, 0.998, value, tmp_path)
         hold(result, expected, 6, 0.005, 1, value, tmp_path)

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from moco_jax.data.sources.memory import ArraySource, digits
 from moco_jax.data.views import augment, device_views, recipes
+from moco_jax.data.views.operations import crop as crops
 from tests.data.batches import train_batches
 
 SEED = 3
@@ -73,7 +74,7 @@ CASES = [
 def test_crops_equal_the_hosts(name, size, shape):
     source = noise(*shape) if shape else digits("train")
     batch = hosts_batch(source, recipes.create(name, size), crop_only=True)
-    crop = jax.jit(jax.vmap(functools.partial(device_views.crop, size=size)))
+    crop = jax.jit(jax.vmap(functools.partial(crops.on_device, size=size)))
     for view in ("query", "key"):
         found = crop(source.images[batch["index"]], batch[f"{view}_view"].box)
         np.testing.assert_array_equal(found, batch[view])
