@@ -5,8 +5,7 @@ how many threads and hosts share the work, changes nothing.
 """
 
 import itertools
-import logging
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import tensorflow as tf
 
 from moco_jax.base.errors import UserError
 from moco_jax.data import order
+from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.damage import described
@@ -21,27 +21,6 @@ from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.views import augment, recipes, resize
 
 Rows = dict[str, Any]
-
-
-class DamagedImages:
-    """Collects the names of images that could not be decoded, and ends a run at too many."""
-
-    def __init__(self, limit: int):
-        """Tolerate at most `limit` different damaged images."""
-        self.limit = limit
-        self.names: dict[str, None] = {}
-
-    def add(self, name: str) -> None:
-        """Count and name a damaged image; raises UserError with the list above the limit."""
-        if name in self.names:
-            return
-        self.names[name] = None
-        logging.warning("damaged image %d, replaced by the next: %s", len(self.names), name)
-        if len(self.names) > self.limit:
-            raise UserError(
-                f"more than max_bad_images={self.limit} damaged images; mend or remove them, or"
-                f" raise the limit: {', '.join(self.names)}"
-            )
 
 
 def _many(source: Source, number: int) -> tf.TensorSpec:
@@ -155,59 +134,3 @@ def _replace(
                 old[row] = new.numpy()
             return
     raise UserError(f"none of the {size} images can be decoded; {called} is one of them")
-
-
-def evaluation_batches(
-    source: Source, recipe: recipes.Recipe, indices: np.ndarray, workers: int
-) -> Generator[Rows, None, None]:
-    """Yield the images `indices` int64 `[steps, n]` resized and cropped as for evaluation.
-
-    Nothing is drawn.
-
-    Yields:
-        For each step `image` uint8 `[n, S, S, C]` and `ok` bool `[n]`, false where an image is
-        damaged.
-    """
-
-    def view(record: tf.Tensor) -> dict[str, tf.Tensor]:
-        image = decode_or_flag(source, record)
-        return {"image": augment.evaluation_view(image.pixels, recipe), "ok": image.ok}
-
-    records = ((source.read(some),) for some in indices)
-    with running(records, (_many(source, indices.shape[1]),), view, workers) as batches:
-        yield from batches
-
-
-def view_batches(
-    source: Source,
-    recipe: recipes.Recipe,
-    reads: Iterable[tuple[int, np.ndarray]],
-    rows: int,
-    seed: int,
-    workers: int,
-) -> Generator[Rows, None, None]:
-    """Yield one drawn view of each image, for training on labels.
-
-    It is the query view of pretraining with this recipe and seed. `reads`: for each step the
-    epoch and the images, int64 `[rows]`.
-
-    Yields:
-        For each step `image` uint8 `[rows, S, S, C]` and `ok` bool `[rows]`, false where an
-        image is damaged.
-    """
-
-    def view(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        image = decode_or_flag(source, record)
-        drawn, _ = augment.draw_two_views(image.size, seed, epoch, index, recipe)
-        return {
-            "image": augment.apply_view(resize.pad(image.pixels), drawn, recipe),
-            "ok": image.ok,
-        }
-
-    records = (
-        (np.asarray(some, np.int64), np.full(rows, epoch, np.int64), source.read(some))
-        for epoch, some in reads
-    )
-    numbers = tf.TensorSpec([rows], tf.int64)
-    with running(records, (numbers, numbers, _many(source, rows)), view, workers) as batches:
-        yield from batches

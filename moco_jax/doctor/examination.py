@@ -6,6 +6,7 @@ Each section uses what the earlier ones found, and none is stopped by another's 
 import dataclasses
 import os
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,8 +15,9 @@ from ml_collections import ConfigDict
 
 from moco_jax.base.console import Counter, duration, size
 from moco_jax.base.findings import BUSY, FAULT, NOTE, OK, Finding, Report
-from moco_jax.data import order, pipeline, resident
+from moco_jax.data import order, resident
 from moco_jax.data.configured import open_images, recipe_of
+from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import Source, remarks_of
 from moco_jax.doctor import images, memory, rate, settings, survey, workdir
 from moco_jax.evaluation import features
@@ -182,7 +184,12 @@ class Examination:
         with self.report.section("views"):
             config = self.config
             batch_size = min(config.batch_size, len(self.source))
-            views = dict(seed=config.seed, batch_size=batch_size, workers=config.workers)
+            views: dict[str, Any] = {
+                "seed": config.seed,
+                "batch_size": batch_size,
+                "workers": config.workers,
+                "augment_on": config.augment_on,
+            }
             pairs = view_pairs.first_pairs(
                 self.source, recipe_of(config), scaled_decoding=config.scaled_decoding, **views
             )
@@ -318,6 +325,8 @@ class Examination:
             self._pace(pairs, shared)
 
     def _pairs_per_second(self, source: Source, batch_size: int) -> float:
+        from moco_jax.data import pipeline  # tf.data, which only such views need
+
         config = self.config
         batches = pipeline.train_batches(
             source,
@@ -327,7 +336,7 @@ class Examination:
             rows=np.arange(min(rate.ROWS, batch_size)),
             examples_seen=rate.some_epoch(len(source), batch_size),
             workers=config.workers,
-            damaged=pipeline.DamagedImages(len(source)),
+            damaged=DamagedImages(len(source)),
             crop_only=config.augment_on == "device",
             scaled_decoding=config.scaled_decoding,
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from moco_jax.base.console import duration
 from moco_jax.base.findings import NOTE, OK, WARNING, Finding
-from moco_jax.data import order, pipeline, resident
+from moco_jax.data import order, resident
 from moco_jax.data.sources import Source
 from moco_jax.monitoring.diagnosis.rules import MUCH_WAITING
 from moco_jax.parallel import mesh
@@ -39,7 +39,7 @@ def some_epoch(examples: int, batch_size: int) -> int:
     return time.time_ns() % 10_000 * order.steps_per_epoch(examples, batch_size) * batch_size
 
 
-def pairs_per_second(batches: Iterator[pipeline.Rows], seconds: float) -> float:
+def pairs_per_second(batches: Iterator[dict[str, Any]], seconds: float) -> float:
     """Measure how many view pairs a second `batches` yield, once they do so steadily.
 
     Of windows of at least `seconds` the first is left out, and the last counts: a window that is no

@@ -75,10 +75,13 @@ def show_images(
         seed=config.seed,
         batch_size=config.batch_size,
         workers=config.workers,
+        augment_on=config.augment_on,
         scaled_decoding=config.scaled_decoding,
     )
     view_pairs.draw(workdir / "views.png", parts.source, pairs)
     log.picture(last, "view pairs", workdir / "views.png")
+    if not log.for_tensorboard:
+        return
     images = neighbours.views(parts.source, parts.recipe, found.sample, config.workers)
     numbers = labels.known(parts.source, found.sample)
     names = None

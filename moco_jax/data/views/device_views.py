@@ -21,7 +21,7 @@ def _between(low: float, high: float, uniform: jax.Array) -> jax.Array:
 
 def draw_box(uniforms: jax.Array, height: int, width: int, recipe: Recipe) -> jax.Array:
     """Draw the crop int32 `[4]` that `augment.draw_box` draws from `uniforms` float32 `[22]`."""
-    tall, wide = np.float32(height), np.float32(width)
+    tall, wide = (jnp.asarray(side, jnp.float32) for side in (height, width))
     area = tall * wide * _between(*recipe.crop_scale, uniforms[:ATTEMPTS])
     logs = (math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1]))
     aspect = jnp.exp(_between(*logs, uniforms[ATTEMPTS : 2 * ATTEMPTS]))
@@ -31,8 +31,8 @@ def draw_box(uniforms: jax.Array, height: int, width: int, recipe: Recipe) -> ja
     first, any_fits = jnp.argmax(fits), jnp.any(fits)
 
     low, high = np.float32(recipe.crop_ratio[0]), np.float32(recipe.crop_ratio[1])
-    w_fall = int(np.round(min(wide, tall * high)))
-    h_fall = int(np.round(wide / low if wide / tall < low else tall))
+    w_fall = jnp.round(jnp.minimum(wide, tall * high)).astype(jnp.int32)
+    h_fall = jnp.round(jnp.where(wide / tall < low, wide / low, tall)).astype(jnp.int32)
     w, h = jnp.where(any_fits, w[first], w_fall), jnp.where(any_fits, h[first], h_fall)
     room = jnp.stack([height - h, width - w])
     drawn = (uniforms[2 * ATTEMPTS :] * (room + 1).astype(jnp.float32)).astype(jnp.int32)
@@ -65,7 +65,8 @@ def draw_two_views(
 ) -> tuple[View, View]:
     """Draw the parameters of query and key views, `[B, ...]` each.
 
-    They are for the examples `index` in `epoch`, int32 `[B]` each.
+    They are for the examples `index` in `epoch`, int32 `[B]` each. `height` and `width`, of all
+    the images, may be traced.
     """
     # The second seed of TensorFlow is epoch * 2**31 + index, in 64 bits.
     upper, lower = epoch.astype(jnp.uint32), index.astype(jnp.uint32)
