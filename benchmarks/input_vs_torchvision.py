@@ -35,7 +35,8 @@ from moco_jax.base.console import table
 from moco_jax.data import pipeline, running
 from moco_jax.data.sources.decode import decode_image
 from moco_jax.data.sources.folder import FolderSource
-from moco_jax.data.views import image_ops, recipes, resize
+from moco_jax.data.views import host_pixels, recipes, resize
+from moco_jax.data.views.operations import Crop, Flip, Grayscale, blur, jitter
 from tests.data.torchvision_views import authors_transform
 
 DATASET = flags.DEFINE_string("dataset", "folder", "'folder', or 'tfds:NAME' of JPEG files.")
@@ -200,8 +201,8 @@ def _cases(content: bytes) -> dict[str, Case]:
         np.asarray(picture.crop(part).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     )
     theirs = Image.fromarray(small.numpy())
-    planes, padded = image_ops.to_planes(small), resize.pad(image)
-    packed = image_ops.pack(planes)
+    planes, padded = host_pixels.to_planes(small), resize.pad(image)
+    packed = host_pixels.pack(planes)
     f = transforms.functional
     return {
         "decode": (
@@ -217,17 +218,17 @@ def _cases(content: bytes) -> dict[str, Case]:
         "padding, once for both views": (resize.pad, (image,), None),
         **_colours(packed, theirs),
         "blur": (
-            image_ops.gaussian_blur,
+            blur.gaussian_on_host,
             (planes, 1.0),
             lambda: theirs.filter(ImageFilter.GaussianBlur(radius=1.0)),
         ),
-        "flip": (_compiled(image_ops.horizontal_flip), (packed,), lambda: f.hflip(theirs)),
+        "flip": (_compiled(lambda x: Flip().on_host(x, None)), (packed,), lambda: f.hflip(theirs)),
         "packing and unpacking": (
-            _compiled(lambda x: image_ops.unpack(image_ops.pack(x) ^ 1)),
+            _compiled(lambda x: host_pixels.unpack(host_pixels.pack(x) ^ 1)),
             (planes,),
             None,
         ),
-        "to pixels": (image_ops.to_pixels, (planes,), None),
+        "to pixels": (host_pixels.to_pixels, (planes,), None),
     }
 
 
@@ -236,27 +237,27 @@ def _colours(packed: tf.Tensor, theirs: Image.Image) -> dict[str, Case]:
     f = transforms.functional
     return {
         "brightness": (
-            _compiled(image_ops.adjust_brightness),
+            _compiled(jitter.brightness_on_host),
             (packed, 1.2),
             lambda: f.adjust_brightness(theirs, 1.2),
         ),
         "contrast": (
-            _compiled(image_ops.adjust_contrast),
+            _compiled(jitter.contrast_on_host),
             (packed, 1.2),
             lambda: f.adjust_contrast(theirs, 1.2),
         ),
         "saturation": (
-            _compiled(image_ops.adjust_saturation),
+            _compiled(jitter.saturation_on_host),
             (packed, 1.2),
             lambda: f.adjust_saturation(theirs, 1.2),
         ),
         "hue": (
-            _compiled(image_ops.adjust_hue),
+            _compiled(jitter.hue_on_host),
             (packed, 0.05),
             lambda: f.adjust_hue(theirs, 0.05),
         ),
         "grayscale": (
-            _compiled(image_ops.grayscale),
+            _compiled(lambda x: Grayscale().on_host(x, None)),
             (packed,),
             lambda: f.rgb_to_grayscale(theirs, 3),
         ),
@@ -293,7 +294,7 @@ def main(argv: list[str]) -> None:
                 rows.append(
                     [f"{name}: host, scaled_decoding", f"{fast:.0f}", f"{fast / theirs:.2f}"]
                 )
-        crops = recipes.Recipe(SIDE, ("crop",))
+        crops = recipes.Recipe(SIDE, Crop())
         alone = rate(with_ours(folder, crops, workers), SECONDS.value)
         rows.append(["one decode, two crops, two resizes", f"{alone:.0f}", ""])
         print(table(["views", "pairs/s", "over torchvision"], rows))

@@ -29,7 +29,7 @@ from torchvision.transforms import functional as F
 from moco_jax.base.console import table
 from moco_jax.data.sources import open_source
 from moco_jax.data.sources.decode import RATIOS, decode_image, decode_or_flag
-from moco_jax.data.views import augment, device_ops, recipes, resize
+from moco_jax.data.views import augment, device_views, recipes, resize
 
 DATASET = flags.DEFINE_string("dataset", "folder", "'folder', or 'tfds:NAME'.")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "The folder, or the TFDS data directory.")
@@ -96,7 +96,7 @@ def chain(name: str, number: int, on: str, images: list[np.ndarray]) -> Iterator
     import jax
 
     recipe = recipes.create(name, 32 if name == "cifar" else SIDE)
-    finish = jax.jit(device_ops.finish, static_argnums=2)
+    finish = jax.jit(device_views.finish, static_argnums=2)
     for seed, image in enumerate(images):
         view, padded = views.draw(recipe, image.shape, seed, number), resize.pad(tf.constant(image))
         made = augment.apply_view(padded, view, recipe, on == "device").numpy()

@@ -59,13 +59,13 @@ class Run:
             batch_size=BATCH.value,
             queue_size=8 * BATCH.value,
         )
-        self.parts = assembly.build(config, "")
-        self.state = self.parts.program.initial()
-        self.step = self.parts.program.compile_step()
-        self.rows, held = feed.open_batches(
-            config, self.parts, 0, pipeline.DamagedImages(0), Console()
+        self.setup = assembly.build(config, "")
+        self.state = self.setup.program.initial()
+        self.step = self.setup.program.compile_step()
+        self.rows, images = feed.open_batches(
+            config, self.setup, 0, pipeline.DamagedImages(0), Console()
         )
-        self.batches = feed.device_batches(self.rows, self.parts.program, held)
+        self.batches = feed.device_batches(self.rows, self.setup.program, images)
 
     def turn(self, steps: int) -> tuple[float, float]:
         """Return images a second over so many steps, and the share of time spent on waiting."""
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
             {form: run.turn(STEPS.value) for form, run in runs.items()} for _ in range(TURNS.value)
         ]
         sent = {form: run.sent(5) for form, run in runs.items()}
-        shape = runs["resident"].parts.held
+        shape = runs["resident"].setup.resident_shape
     device = jax.devices()[0].device_kind
     print(
         f"{machine.describe()}, {jax.device_count()} x {device}; {DATASET.value} {shape}, views"

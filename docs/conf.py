@@ -1,7 +1,8 @@
-"""How Sphinx makes a site of these pages, which are plain markdown and read as well without it (`make docs`).
+"""Settings of Sphinx, which makes a site of these pages (`make docs`).
 
-Two things are made while it builds, so that nothing is kept twice: the table of contents, from the links of index.md,
-and the tables of settings.md, from moco_jax/settings.
+The pages are plain markdown and read as well without it. Two things are made while Sphinx builds,
+so that nothing is kept twice: the table of contents, from the links of index.md, and the tables of
+settings.md, from moco_jax/config/settings.
 """
 
 import re
@@ -26,9 +27,10 @@ html_show_copyright = False
 
 
 def contents(index: str, pages: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """The table of contents: titles of the sections of the markdown `index`, and the pages that each links to, in order.
+    """The table of contents: each section of the markdown `index`, and the pages it links to.
 
-    Only points of lists count. Those of `pages` (names without `.md`) that none has come last, so that no page is lost.
+    Only links in points of lists count. Pages among `pages` (names without `.md`) that no section
+    links to come last, so that no page is lost.
     """
     left = sorted(set(pages) - {"index"})
     sections: list[tuple[str, list[str]]] = []

@@ -1,4 +1,4 @@
-"""Momentum-contrast pretraining (MoCo) in JAX: images without labels in, an encoder that transfers out.
+"""Momentum-contrast pretraining (MoCo) in JAX: from images without labels to an encoder.
 
 import moco_jax
 

@@ -1,4 +1,4 @@
-"""Several command lines one after the other in one process, as imports take longer than the work."""
+"""Several command lines, one after the other in one process: imports take longer than the work."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Eight forced CPU devices for every test, quiet TensorFlow, and programs that are compiled once for all tests."""
+"""Eight forced CPU devices for every test, quiet TensorFlow, programs compiled once for all."""
 
 import atexit
 import contextlib
@@ -21,7 +21,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="moco_jax_programs_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-# Torch, where it is installed, must come into a process before TensorFlow: the other way round it crashes.
+# Torch, where it is installed, must be imported before TensorFlow: the other way round a process
+# crashes.
 with contextlib.suppress(ImportError):
     import torch
     import torchvision  # noqa: F401
@@ -41,6 +42,6 @@ def float64():
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Each file leaves the memory of its programs to the next; together they would hold nine gigabytes."""
+    """Free the memory of each file's programs; those of all would take nine gigabytes."""
     yield
     jax.clear_caches()

@@ -1,7 +1,8 @@
-"""What of Detectron2 this project leans on, written from its published source: defaults, data sets, names, and loading by name.
+"""A stand-in for the parts of Detectron2 that this project leans on, after its published source.
 
-Detectron2 has no package to install, so `modules()` gives tests small modules in its place. Networks are plain PyTorch
-under Detectron2's names; nothing trains.
+It has Detectron2's defaults, data sets, names, and loading by name. Detectron2 has no package to
+install, so `modules()` gives tests small modules in its place. Networks are plain PyTorch under
+Detectron2's names; nothing trains.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import torch
 import yaml
 from torch import nn
 
-# detectron2/config/defaults.py: every key that a config of ours or `train.py` uses, with its default.
+# detectron2/config/defaults.py: the keys that our configs or `train.py` use, with their defaults.
 DEFAULTS = {
     "VERSION": 2,
     "OUTPUT_DIR": "./output",
@@ -106,17 +107,19 @@ DATASETS = {
 }
 # projects/DensePose/densepose/data/datasets/coco.py.
 DENSEPOSE_DATASETS = {
-    "densepose_coco_2014_train", "densepose_coco_2014_valminusminival", "densepose_coco_2014_minival",
-}  # fmt: skip
+    "densepose_coco_2014_train",
+    "densepose_coco_2014_valminusminival",
+    "densepose_coco_2014_minival",
+}
 
-# detectron2/layers/batch_norm.py, get_norm: synchronised over one process, both are plain BatchNorm.
+# detectron2/layers/batch_norm.py, get_norm: synchronised over one process, both are BatchNorm2d.
 NORMS = {"BN": nn.BatchNorm2d, "SyncBN": nn.BatchNorm2d, "naiveSyncBN": nn.BatchNorm2d}
 
 BLOCKS = {50: (3, 4, 6, 3)}
 
 
 class Node(dict):
-    """The config as yacs has it: keys and types are those of the defaults, and a file inherits from its _BASE_."""
+    """A config as in yacs: keys and types are the defaults', and a file inherits from _BASE_."""
 
     def __getattr__(self, name):
         try:
@@ -136,7 +139,9 @@ class Node(dict):
     def load_yaml_with_base(path):
         content = yaml.safe_load(Path(path).read_text())
         base = content.pop("_BASE_", None)
-        return over(Node.load_yaml_with_base(Path(path).parent / base), content) if base else content  # fmt: skip
+        if not base:
+            return content
+        return over(Node.load_yaml_with_base(Path(path).parent / base), content)
 
     def merge_from_file(self, path):
         self.take(self.load_yaml_with_base(path))
@@ -162,7 +167,9 @@ class Node(dict):
                 continue
             both = {type(value), type(self[name])}
             if len(both) > 1 and both != {list, tuple}:
-                raise ValueError(f"Type mismatch ({type(self[name])} vs. {type(value)}) for config key: {key}")  # fmt: skip
+                raise ValueError(
+                    f"Type mismatch ({type(self[name])} vs. {type(value)}) for config key: {key}"
+                )
             self[name] = type(self[name])(value)
 
     def freeze(self):
@@ -181,7 +188,8 @@ def get_cfg():
     return cfg
 
 
-# detectron2/layers/wrappers.py and modeling/backbone/resnet.py: a convolution holds its norm, a block its shortcut.
+# detectron2/layers/wrappers.py and modeling/backbone/resnet.py: a convolution holds its norm, and
+# a block holds its shortcut.
 
 
 class Conv2d(nn.Conv2d):
@@ -227,11 +235,11 @@ def stage(number, cfg):
     outer = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 2 ** (number - 2)
     inner = 64 if number == 2 else outer // 2
     norm, in_1x1 = NORMS[cfg.MODEL.RESNETS.NORM], cfg.MODEL.RESNETS.STRIDE_IN_1X1
-    blocks = BLOCKS[cfg.MODEL.RESNETS.DEPTH][number - 2]
-    return nn.Sequential(*(
-        BottleneckBlock(outer if i else inner, outer, 2 if number > 2 and i == 0 else 1, in_1x1, norm)
-        for i in range(blocks)
-    ))  # fmt: skip
+    first = BottleneckBlock(inner, outer, 1 if number == 2 else 2, in_1x1, norm)
+    others = BLOCKS[cfg.MODEL.RESNETS.DEPTH][number - 2] - 1
+    return nn.Sequential(
+        first, *(BottleneckBlock(outer, outer, 1, in_1x1, norm) for _ in range(others))
+    )
 
 
 class ResNet(nn.Module):
@@ -304,7 +312,8 @@ class Network(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(cfg.MODEL.PIXEL_STD).view(-1, 1, 1), False)
         kinds = {"build_resnet_backbone": ResNet, "build_resnet_fpn_backbone": FPN}
         self.backbone = kinds[cfg.MODEL.BACKBONE.NAME](cfg)
-        self.proposal_generator = nn.ModuleDict({"rpn_head": nn.ModuleDict({"conv": nn.Conv2d(8, 8, 3)})})  # fmt: skip
+        rpn_head = nn.ModuleDict({"conv": nn.Conv2d(8, 8, 3)})
+        self.proposal_generator = nn.ModuleDict({"rpn_head": rpn_head})
         self.roi_heads = heads[cfg.MODEL.ROI_HEADS.NAME](cfg, None)
 
     def forward(self, pixels):
@@ -315,7 +324,8 @@ class Network(nn.Module):
 def pairs(model, entries):
     """Which entry fills which tensor: the longest name that the tensor's ends in, cut at a dot.
 
-    c2_model_loading.align_and_update_state_dicts: another shape is left out, one entry for two tensors is an error.
+    As in c2_model_loading.align_and_update_state_dicts, another shape is left out, and one entry
+    for two tensors is an error.
     """
     found, used = {}, set()
     for name in sorted(model):
@@ -347,7 +357,10 @@ def load(model, path):
 
 
 def modules():
-    """Fresh stand-ins for `detectron2` and `densepose`, by module name; `detectron2.runs` notes what was run."""
+    """Fresh stand-ins for `detectron2` and `densepose`, by module name.
+
+    `detectron2.runs` notes what was run.
+    """
     heads, runs = Registry(), []
     heads.register(Res5ROIHeads)
     heads.register(StandardROIHeads)
@@ -391,14 +404,22 @@ def modules():
         return lambda dataset, *, output_dir=None: (name, dataset, output_dir)
 
     def densepose_trainer():
-        return type("Trainer", (DefaultTrainer,), {"build_evaluator": classmethod(lambda *_: "densepose")})  # fmt: skip
+        members = {"build_evaluator": classmethod(lambda *_: "densepose")}
+        return type("Trainer", (DefaultTrainer,), members)
 
     def add_densepose_config(cfg):
         cfg.define(DENSEPOSE_DEFAULTS)
         heads["DensePoseROIHeads"] = StandardROIHeads
 
-    evaluators = ("COCOEvaluator", "LVISEvaluator", "PascalVOCDetectionEvaluator", "CityscapesInstanceEvaluator")  # fmt: skip
-    catalog = types.SimpleNamespace(get=lambda name: types.SimpleNamespace(evaluator_type=DATASETS[name]))  # fmt: skip
+    evaluators = (
+        "COCOEvaluator",
+        "LVISEvaluator",
+        "PascalVOCDetectionEvaluator",
+        "CityscapesInstanceEvaluator",
+    )
+    catalog = types.SimpleNamespace(
+        get=lambda name: types.SimpleNamespace(evaluator_type=DATASETS[name])
+    )
     content = {
         "detectron2": {"runs": runs},
         "detectron2.config": {"get_cfg": get_cfg},

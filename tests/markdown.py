@@ -1,4 +1,7 @@
-"""What the tests of the documentation read out of markdown: blocks, headings as GitHub links to them, links, tables."""
+"""What tests of the documentation read out of markdown: blocks, headings, links, tables.
+
+Headings are named as GitHub links to them.
+"""
 
 import re
 from pathlib import Path
@@ -46,7 +49,7 @@ def links(text):
 
 
 def tables(text):
-    """Each table as a list of rows, and each row as a list of cells; the first row has the heads."""
+    """Each table as a list of rows, each row as a list of cells; the first row has the heads."""
     found = re.findall(r"(?:^\|.*\|\n)+", prose(text), re.MULTILINE)
     cells = [[re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines()] for table in found]
     return [[[cell.strip() for cell in row] for row in [table[0], *table[2:]]] for table in cells]

@@ -1,4 +1,7 @@
-"""Saved states as plain arrays, for tests that compare runs, and runs that were never trained, for what reads them."""
+"""Saved states as plain arrays, and runs that were never trained.
+
+The arrays are for tests that compare runs, the untrained runs for tests of what reads a run.
+"""
 
 import dataclasses
 import re

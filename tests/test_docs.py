@@ -1,4 +1,4 @@
-"""What the documentation says is so: links, pages, settings with their meaning, recipes, published numbers."""
+"""The documentation is right about links, pages, settings, recipes and published numbers."""
 
 import ast
 import re
@@ -68,7 +68,7 @@ def test_every_setting_has_its_meaning_beside_it():
 
 
 def recipe(words):
-    """The settings of `NAME:VARIANT setting=value ...`, as a cell of the recipes' tables has them."""
+    """The settings of `NAME:VARIANT setting=value ...`, which is a cell of the recipes' tables."""
     chosen, *changes = words.strip("`").split()
     config = load(chosen)
     for change in changes:

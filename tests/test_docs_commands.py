@@ -1,6 +1,7 @@
-"""Commands in the documentation: programs, flags, recipes and settings that they name exist, and launch scripts take them.
+"""Commands in the documentation name programs, flags, recipes and settings that exist.
 
-They are read, not executed; what they do is tested elsewhere.
+Commands are read, not executed; what they do is tested elsewhere. Launch scripts take them in a
+dry run.
 """
 
 import ast
@@ -106,7 +107,7 @@ def lines_of(page):
 
 
 def command_in(line):
-    """(module, the words after it) of the program that a line of shell starts; None if it is none of ours."""
+    """(module, words after it) of the program that a line of shell starts; None if not ours."""
     if not re.search(r"python3? -m |moco-[a-z]|launch/\w+\.sh", line):
         return None
     words = shlex.split(line, comments=True)
@@ -197,7 +198,7 @@ def test_what_is_wrong_is_found():
 
 
 def launches(page):
-    """The blocks of a page with launch scripts: their exports, and these scripts told to print and do nothing."""
+    """The blocks of a page with launch scripts: their exports, and the scripts as dry runs."""
     for language, content in blocks(page.read_text()):
         lines = content.replace("\\\n", " ").splitlines()
         chosen = [line for line in lines if re.match(r"export |(\w+=\S+ )*launch/", line)]
@@ -211,9 +212,13 @@ def test_launch_scripts_take_what_the_page_gives_them():
     assert len(list(launches(found))) >= 5
     for block in launches(found):
         done = subprocess.run(
-            ["bash", "-euc", block], cwd=ROOT, capture_output=True, text=True, timeout=30,
+            ["bash", "-euc", block],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
             env={"PATH": "/usr/bin:/bin", "HOME": "/nowhere"},
-        )  # fmt: skip
+        )
         assert not done.returncode, done.stderr
         assert (
             "imagenet:v2" in done.stdout

@@ -1,7 +1,7 @@
-"""The launch scripts: what they would execute, what reaches the program, and how processes are ended together.
+"""The launch scripts: what they execute, what reaches the program, how processes end together.
 
-No cloud, no cluster and no training is needed: `gcloud`, `kubectl`, `sbatch`, `srun` and Python are small stand-ins
-that note what they got.
+No cloud, no cluster and no training is needed: `gcloud`, `kubectl`, `sbatch`, `srun` and Python
+are small stand-ins that note what they got.
 """
 
 import json
@@ -21,10 +21,24 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
 SCRIPTS = ["tpu_pod.sh", "gke_jobset.sh", "slurm.sh", "local.sh"]
-AWKWARD = ["--config.data_dir=a folder", "it's \"quoted\"", "$(touch x) `touch x` $HOME ${A} $$", "a\\b;c&&d|e*", ""]  # fmt: skip
+POD, JOBSET, SLURM, LOCAL = SCRIPTS
+AWKWARD = [
+    "--config.data_dir=a folder",
+    'it\'s "quoted"',
+    "$(touch x) `touch x` $HOME ${A} $$",
+    "a\\b;c&&d|e*",
+    "",
+]
 PROGRAM = ["--config=configs/digits.py", "--workdir=/shared/run", *AWKWARD]
 TPU = dict(ZONE="us-central2-b", TYPE="v4-32", NAME="pod")
-GKE = dict(IMAGE="registry/moco:1", ACCELERATOR="tpu-v5-lite-podslice", TOPOLOGY="4x4", RECIPE="configs/digits.py", WORKDIR="gs://bucket/run", NAME="pod")  # fmt: skip
+GKE = dict(
+    IMAGE="registry/moco:1",
+    ACCELERATOR="tpu-v5-lite-podslice",
+    TOPOLOGY="4x4",
+    RECIPE="configs/digits.py",
+    WORKDIR="gs://bucket/run",
+    NAME="pod",
+)
 SETTINGS = {"tpu_pod.sh": TPU, "gke_jobset.sh": GKE}
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
@@ -39,8 +53,12 @@ def environment(path=None, **settings):
 def launch(script, *arguments, cwd, path=None, env=None, **settings):
     return subprocess.run(
         ["bash", str(LAUNCH / script), *arguments],
-        cwd=cwd, env={**environment(path, **settings), **(env or {})}, capture_output=True, text=True, timeout=20,
-    )  # fmt: skip
+        cwd=cwd,
+        env={**environment(path, **settings), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
 
 
 def dry(script, *arguments, cwd, **settings):
@@ -63,7 +81,10 @@ def stand_in(folder, name, body):
     folder.mkdir(exist_ok=True)
     place = folder / name
     place.write_text(
-        f"#!{sys.executable} -IS\nimport json, os, signal, sys, time\nHERE = {str(folder)!r}\n{body}"
+        f"#!{sys.executable} -IS\n"
+        "import json, os, signal, sys, time\n"
+        f"HERE = {str(folder)!r}\n"
+        f"{body}"
     )
     place.chmod(0o755)
     return place
@@ -117,29 +138,34 @@ def test_help_says_what_it_is_and_lists_all_settings(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "settings", "message"),
     [
-        ("tpu_pod.sh", ["create"], {"TYPE": "v4-32"}, "ZONE is not set; ZONE=us-central2-b would work"),
-        ("tpu_pod.sh", ["create"], {"ZONE": "z"}, "TYPE is not set; TYPE=v4-32 would work"),
-        ("tpu_pod.sh", ["create"], {**TPU, "TYPE": "v99-8"}, "RUNTIME is not set, and TYPE=v99-8"),
-        ("tpu_pod.sh", ["run"], TPU, "--workdir is missing"),
-        ("tpu_pod.sh", ["run", "--", "--workdir=runs/a"], TPU, "--workdir=gs://BUCKET/FOLDER would work"),
-        ("tpu_pod.sh", ["install", "--", "--workdir=/a"], TPU, "install takes no arguments"),
-        ("tpu_pod.sh", ["create", "delete"], TPU, "create and delete are two sub-commands"),
-        ("tpu_pod.sh", [], TPU, "a sub-command is missing"),
-        ("tpu_pod.sh", ["destroy"], TPU, "destroy is no option"),
-        ("gke_jobset.sh", ["render"], {k: v for k, v in GKE.items() if k != "IMAGE"}, "IMAGE is not set"),
-        ("gke_jobset.sh", ["render"], {**GKE, "WORKDIR": "runs/a"}, "WORKDIR=gs://BUCKET/FOLDER would work"),
-        ("gke_jobset.sh", ["submit"], {**GKE, "TOPOLOGY": "4y4"}, "TOPOLOGY=4x4 would work"),
-        ("gke_jobset.sh", ["submit"], {**GKE, "TOPOLOGY": "1x1"}, "CHIPS_PER_HOST=1 would work"),
-        ("gke_jobset.sh", ["submit"], {**GKE, "SPOT": "yes"}, "SPOT=yes is neither true nor false"),
-        ("gke_jobset.sh", [], GKE, "a sub-command is missing"),
-        ("slurm.sh", [], {}, "--workdir is missing"),
-        ("slurm.sh", ["--", "--workdir=a"], {"NODES": "two"}, "NODES=two is no whole number above 0"),
-        ("slurm.sh", ["--workdir=a"], {}, "those of the program follow --"),
-        ("local.sh", [], {}, "--workdir is missing"),
-        ("local.sh", ["--processes"], {}, "--processes needs a number"),
-        ("local.sh", ["--processes=0", "--", "--workdir=a"], {}, "PROCESSES=0 is no whole number above 0"),
+        (POD, ["create"], {"TYPE": "v4-32"}, "ZONE is not set; ZONE=us-central2-b would work"),
+        (POD, ["create"], {"ZONE": "z"}, "TYPE is not set; TYPE=v4-32 would work"),
+        (POD, ["create"], {**TPU, "TYPE": "v99-8"}, "RUNTIME is not set, and TYPE=v99-8"),
+        (POD, ["run"], TPU, "--workdir is missing"),
+        (POD, ["run", "--", "--workdir=runs/a"], TPU, "--workdir=gs://BUCKET/FOLDER would work"),
+        (POD, ["install", "--", "--workdir=/a"], TPU, "install takes no arguments"),
+        (POD, ["create", "delete"], TPU, "create and delete are two sub-commands"),
+        (POD, [], TPU, "a sub-command is missing"),
+        (POD, ["destroy"], TPU, "destroy is no option"),
+        (JOBSET, ["render"], {k: v for k, v in GKE.items() if k != "IMAGE"}, "IMAGE is not set"),
+        (JOBSET, ["render"], {**GKE, "WORKDIR": "runs/a"}, "WORKDIR=gs://BUCKET/FOLDER would work"),
+        (JOBSET, ["submit"], {**GKE, "TOPOLOGY": "4y4"}, "TOPOLOGY=4x4 would work"),
+        (JOBSET, ["submit"], {**GKE, "TOPOLOGY": "1x1"}, "CHIPS_PER_HOST=1 would work"),
+        (JOBSET, ["submit"], {**GKE, "SPOT": "yes"}, "SPOT=yes is neither true nor false"),
+        (JOBSET, [], GKE, "a sub-command is missing"),
+        (SLURM, [], {}, "--workdir is missing"),
+        (SLURM, ["--", "--workdir=a"], {"NODES": "two"}, "NODES=two is no whole number above 0"),
+        (SLURM, ["--workdir=a"], {}, "those of the program follow --"),
+        (LOCAL, [], {}, "--workdir is missing"),
+        (LOCAL, ["--processes"], {}, "--processes needs a number"),
+        (
+            LOCAL,
+            ["--processes=0", "--", "--workdir=a"],
+            {},
+            "PROCESSES=0 is no whole number above 0",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_missing_is_named_in_one_line(name, arguments, settings, message, tmp_path):
     for option in ([], ["--dry-run"]):
         done = launch(name, *option, *arguments, cwd=tmp_path, **settings)
@@ -153,9 +179,9 @@ def test_what_is_missing_is_named_in_one_line(name, arguments, settings, message
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("tpu_pod.sh", ["create"]),
-        ("gke_jobset.sh", ["submit"]),
-        ("slurm.sh", ["--", "--workdir=a"]),
+        (POD, ["create"]),
+        (JOBSET, ["submit"]),
+        (SLURM, ["--", "--workdir=a"]),
     ],
 )
 def test_a_missing_tool_is_named(name, arguments, tmp_path):
@@ -183,8 +209,14 @@ def test_a_missing_tool_is_named(name, arguments, tmp_path):
 def test_tpu_pod_asks_for_the_slice(tmp_path):
     (command,) = dry("tpu_pod.sh", "create", "--spot", cwd=tmp_path, PROJECT="my project")
     assert command[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "pod"]
-    assert {"--accelerator-type=v4-32", "--runtime-version=tpu-ubuntu2204-base", "--node-id=pod", "--zone=us-central2-b",
-            "--project=my project", "--spot"} <= set(command)  # fmt: skip
+    assert {
+        "--accelerator-type=v4-32",
+        "--runtime-version=tpu-ubuntu2204-base",
+        "--node-id=pod",
+        "--zone=us-central2-b",
+        "--project=my project",
+        "--spot",
+    } <= set(command)
     (command,) = dry("tpu_pod.sh", "create", cwd=tmp_path, TYPE="v6e-16")
     assert "--spot" not in command
     assert "--runtime-version=v2-alpha-tpuv6e" in command
@@ -234,21 +266,26 @@ def test_tpu_pod_other_commands(tmp_path):
 
 
 def test_tpu_pod_run_stop_and_status_on_a_host(tmp_path):
-    """What the hosts get, executed here in place of a host: the arguments arrive, and TERM reaches the program."""
+    """What hosts get, executed here in place of a host.
+
+    The arguments arrive, and TERM reaches the program.
+    """
     tools, home = tmp_path / "tools", tmp_path / "home"
     stand_in(
-        tools, "gcloud",
+        tools,
+        "gcloud",
         "if 'list' in sys.argv: print('ACTIVE')\n"
         "if 'ssh' in sys.argv:\n"
         "    command = [a for a in sys.argv if a.startswith('--command=')][0]\n"
         "    os.chdir(os.environ['HOME'])\n"
         "    os.execvp('bash', ['bash', '-c', command.removeprefix('--command=')])\n",
-    )  # fmt: skip
+    )
     stand_in(
-        home, "python",
+        home,
+        "python",
         "def stop(*_): print('saved', flush=True); os._exit(143)\n"
         "signal.signal(signal.SIGTERM, stop)\n" + RECORD % "program" + "time.sleep(20)\n",
-    )  # fmt: skip
+    )
     (home / "moco_jax/.venv/bin").mkdir(parents=True)
     (home / "moco_jax/.venv/bin/python").symlink_to(home / "python")
 
@@ -282,36 +319,32 @@ def test_tpu_pod_run_stop_and_status_on_a_host(tmp_path):
 @pytest.mark.parametrize(
     ("states", "expected"),
     [
-        (["SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE"], ["list", "delete", "create", "list", "list", "scp", "ssh", "ssh"]),
-        (["SUSPENDING", "FAILED", "ACTIVE"], ["list", "list", "delete", "create", "list", "scp", "ssh", "ssh"]),
+        (
+            ["SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE"],
+            ["list", "delete", "create", "list", "list", "scp", "ssh", "ssh"],
+        ),
+        (
+            ["SUSPENDING", "FAILED", "ACTIVE"],
+            ["list", "list", "delete", "create", "list", "scp", "ssh", "ssh"],
+        ),
         (["", "ACTIVE"], ["list", "create", "list", "scp", "ssh", "ssh"]),
         (["PROVISIONING", "ACTIVE"], ["list", "list", "scp", "ssh", "ssh"]),
         (["ACTIVE"], ["list", "ssh"]),
         (["error"], ["list"]),
     ],
-)  # fmt: skip
+)
 def test_tpu_pod_resume_does_what_the_state_asks_for(states, expected, tmp_path):
-    stand_in(
-        tmp_path, "gcloud",
-        RECORD % "gcloud"
-        + f"states = {states!r}\n"
+    answer = (
+        f"states = {states!r}\n"
         "if 'list' in sys.argv:\n"
         "    n = sum('\"list\"' in x for x in open(f'{HERE}/gcloud.jsonl'))\n"
         "    if states[n - 1] == 'error': sys.exit('no network')\n"
-        "    print(states[n - 1])\n",
-    )  # fmt: skip
-    stand_in(tmp_path, "sleep", "")
-    done = launch(
-        "tpu_pod.sh",
-        "resume",
-        "--spot",
-        "--",
-        *PROGRAM,
-        cwd=tmp_path,
-        path=tmp_path,
-        TMPDIR=tmp_path,
-        **TPU,
+        "    print(states[n - 1])\n"
     )
+    stand_in(tmp_path, "gcloud", RECORD % "gcloud" + answer)
+    stand_in(tmp_path, "sleep", "")
+    settings = dict(cwd=tmp_path, path=tmp_path, TMPDIR=tmp_path, **TPU)
+    done = launch("tpu_pod.sh", "resume", "--spot", "--", *PROGRAM, **settings)
     calls = recorded(tmp_path, "gcloud")
     assert [c[3] for c in calls] == expected
     assert done.returncode == (1 if states == ["error"] else 0), done.stderr
@@ -353,8 +386,13 @@ def test_jobset_has_the_fields_that_matter(tmp_path):
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["image"] == "registry/moco:1"
     assert container["command"] == [
-        "python", "-m", "moco_jax.main", "--distributed", "--config=configs/digits.py", "--workdir=gs://bucket/run",
-    ]  # fmt: skip
+        "python",
+        "-m",
+        "moco_jax.main",
+        "--distributed",
+        "--config=configs/digits.py",
+        "--workdir=gs://bucket/run",
+    ]
 
 
 def test_jobset_settings(tmp_path):
@@ -436,8 +474,17 @@ def test_slurm_submits_one_process_a_gpu(tmp_path):
     assert folder == ["mkdir", "-p", "my logs"]
     assert submit[0] == "sbatch"
     job = submit.index(str(LAUNCH / "slurm_job.sh"))
-    assert {"--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--requeue", "--signal=TERM@120", "--open-mode=append",
-            "--partition=gpu", "--account=us", "--output=my logs/%x-%j.log"} <= set(submit[:job])  # fmt: skip
+    assert {
+        "--nodes=2",
+        "--ntasks-per-node=4",
+        "--gpus-per-node=4",
+        "--requeue",
+        "--signal=TERM@120",
+        "--open-mode=append",
+        "--partition=gpu",
+        "--account=us",
+        "--output=my logs/%x-%j.log",
+    } <= set(submit[:job])
     assert submit[job + 1 :] == [f"{tmp_path}/.venv/bin/python", "300", "100", *PROGRAM]
 
 
@@ -456,10 +503,9 @@ def test_slurm_submits_one_process_a_gpu(tmp_path):
 def test_slurm_job_goes_back_into_the_queue_after_it_saved(status, before, requeued, tmp_path):
     stand_in(tmp_path, "srun", RECORD % "srun" + f"sys.exit({status})\n")
     stand_in(tmp_path, "scontrol", RECORD % "scontrol")
-    done = launch(
-        "slurm_job.sh", "/venv/bin/python", "300", "5", *PROGRAM, cwd=tmp_path, path=tmp_path,
-        SLURM_JOB_ID=77, SLURM_CPUS_PER_TASK=8, SLURM_RESTART_COUNT=before,
-    )  # fmt: skip
+    slurm = dict(SLURM_JOB_ID=77, SLURM_CPUS_PER_TASK=8, SLURM_RESTART_COUNT=before)
+    words = ["/venv/bin/python", "300", "5", *PROGRAM]
+    done = launch("slurm_job.sh", *words, cwd=tmp_path, path=tmp_path, **slurm)
     assert done.returncode == status
     (step,) = recorded(tmp_path, "srun")
     assert "--cpus-per-task=8" in step
@@ -485,7 +531,8 @@ PROCESS = (
     "open(f'{HERE}/{number}.part', 'w').write(json.dumps(about))\n"
     "os.rename(f'{HERE}/{number}.part', f'{HERE}/{number}.json')\n"
     "print(f'process {number} speaks', flush=True)\n"
-    "while not all(os.path.exists(f'{HERE}/{n}.json') for n in range(len(json.loads(os.environ['BEHAVIOUR'])))): time.sleep(0.01)\n"
+    "files = [f'{HERE}/{n}.json' for n in range(len(json.loads(os.environ['BEHAVIOUR'])))]\n"
+    "while not all(map(os.path.exists, files)): time.sleep(0.01)\n"
     "time.sleep(0.2)\n"
     "if isinstance(behaviour, int): sys.exit(behaviour)\n"
     "if behaviour == 'killed': os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -510,12 +557,10 @@ def local(tmp_path):
             GRACE=1,
             **settings,
         )
-        started.append(
-            subprocess.Popen(
-                ["bash", str(LAUNCH / "local.sh"), f"--processes={len(behaviour)}", *options, "--", *words],
-                cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
+        script = ["bash", str(LAUNCH / "local.sh"), f"--processes={len(behaviour)}"]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [*script, *options, "--", *words]
+        started.append(subprocess.Popen(command, cwd=folder, env=env, **pipes))
         return started[-1]
 
     yield folder, start
@@ -640,13 +685,14 @@ def test_local_dry_run_prints_what_it_would_execute(tmp_path):
 
 
 def odd_texts():
-    """Every control character, what ends a line in YAML, quotes, and blanks at either end; then drawn ones."""
+    """Control characters, what ends a line in YAML, quotes, blanks at the ends, random texts."""
     letters = [
         *map(chr, range(1, 0x100)),
         *"\u2027\u2028\u2029\ufeff\ufffd\ufffe\uffff\U0001f600\U0010ffff",
     ]
     texts = [f"a{c}b{c}" for c in letters]
-    texts += [" first", "last ", ": x", "- a", "#c", "null", "~", "\\n", "\\", "'", '"', "\r\n", "%d", "$(A)", "$$(A)"]  # fmt: skip
+    texts += [" first", "last ", ": x", "- a", "#c", "null", "~"]
+    texts += ["\\n", "\\", "'", '"', "\r\n", "%d", "$(A)", "$$(A)"]
     rng = random.Random(0)
     return texts + ["".join(rng.choices(letters, k=rng.randrange(20))) for _ in range(100)]
 
@@ -700,16 +746,18 @@ def test_every_launcher_hands_on_every_character(tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "settings", "message"),
     [
-        ("gke_jobset.sh", ["delete"], {**GKE, "NAME": "--all"}, "NAME=--all is no name"),
-        ("gke_jobset.sh", ["logs"], {**GKE, "WORKER": "0,x=y"}, "WORKER=0,x=y is no number"),
-        ("tpu_pod.sh", ["install"], {**TPU, "NAME": "../x"}, "NAME=../x is no name"),
-        ("tpu_pod.sh", ["status"], {**TPU, "NAME": 'x" OR "'}, "is no name"),
-        ("slurm.sh", ["--", "--workdir=a"], {"LOGDIR": "a\\b"}, "LOGDIR=a\\b has a backslash"),
-        ("slurm.sh", ["--", "--workdir=a"], {"JOB_NAME": "a/b"}, "JOB_NAME=a/b cannot name"),
-        ("slurm.sh", ["--", "--workdir=a"], {"NODES": "1\n2\x1b[31m"}, "NODES=1\\n2?[31m is no whole"),
+        (JOBSET, ["delete"], {**GKE, "NAME": "--all"}, "NAME=--all is no name"),
+        (JOBSET, ["logs"], {**GKE, "WORKER": "0,x=y"}, "WORKER=0,x=y is no number"),
+        (POD, ["install"], {**TPU, "NAME": "../x"}, "NAME=../x is no name"),
+        (POD, ["status"], {**TPU, "NAME": 'x" OR "'}, "is no name"),
+        (SLURM, ["--", "--workdir=a"], {"LOGDIR": "a\\b"}, "LOGDIR=a\\b has a backslash"),
+        (SLURM, ["--", "--workdir=a"], {"JOB_NAME": "a/b"}, "JOB_NAME=a/b cannot name"),
+        (SLURM, ["--", "--workdir=a"], {"NODES": "1\n2\x1b[31m"}, "NODES=1\\n2?[31m is no whole"),
     ],
-)  # fmt: skip
-def test_texts_that_a_command_would_misread_are_refused(name, arguments, settings, message, tmp_path):  # fmt: skip
+)
+def test_texts_that_a_command_would_misread_are_refused(
+    name, arguments, settings, message, tmp_path
+):
     done = launch(name, "--dry-run", *arguments, cwd=tmp_path, **settings)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr

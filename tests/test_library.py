@@ -1,4 +1,4 @@
-"""The package used as a library: what each public name loads, and the loops of docs/library.md at work."""
+"""The package as a library: what each public name loads, and the loops of docs/library.md."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 import moco_jax
 from tests.markdown import ROOT, blocks
 
-# What no public name may load; of those that read nothing when they are called, files are none either.
+# What no public name may load; names that read nothing when called may not load OF_FILES either.
 HEAVY = (
     "tensorflow",
     "tensorflow_datasets",
@@ -41,7 +41,8 @@ def test_public_names_load_neither_tensorflow_nor_files():
     code = f"""
 import sys
 import moco_jax
-assert not [m for m in sys.modules if m.startswith(("jax", "numpy", "flax", "moco_jax."))], sys.modules
+early = [m for m in sys.modules if m.startswith(("jax", "numpy", "flax", "moco_jax."))]
+assert not early, sys.modules
 
 def loaded(names):
     return [m for m in sys.modules if any(m == n or m.startswith(n + ".") for n in names)]
@@ -74,7 +75,7 @@ def test_one_table_lists_every_public_name():
 
 @pytest.mark.parametrize("encoder", ["plain", "linen"])
 def test_the_loop_of_the_page_learns(examples, encoder):
-    """With a plain function and with a Linen module: the loss falls far below chance, log(1 + 512)."""
+    """The loss of a plain function and of a Linen module falls far below chance, log(1 + 512)."""
     names = {}
     exec(compile(examples[encoder], encoder, "exec"), names)
     exec(compile(examples["loop"], "loop", "exec"), names)

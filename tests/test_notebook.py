@@ -1,4 +1,4 @@
-"""The Colab notebook runs from its first cell to its last, in small form and without Jupyter's server."""
+"""The Colab notebook runs from its first cell to its last, small and without Jupyter's server."""
 
 import base64
 import os

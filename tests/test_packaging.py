@@ -46,7 +46,8 @@ def test_help_is_the_docstring_and_the_flags_with_their_defaults(monkeypatch, ca
 
 def test_the_installed_package_is_this_one():
     assert metadata.version("moco_jax") == moco_jax.__version__
-    assert set(scripts()) <= {script.name for script in metadata.distribution("moco_jax").entry_points}  # fmt: skip
+    installed = metadata.distribution("moco_jax").entry_points
+    assert set(scripts()) <= {script.name for script in installed}
     assert (Path(moco_jax.__file__).parent / "py.typed").exists()
 
 

@@ -1,4 +1,7 @@
-"""Transfer in Detectron2: configs by the papers' table and the published keys, and our weights under Detectron2's names and rules."""
+"""Transfer in Detectron2: its configs are the papers', and our weights go by its names and rules.
+
+Configs are compared with the papers' table and with Detectron2's published keys.
+"""
 
 import importlib.util
 import re
@@ -22,40 +25,81 @@ from tests import detectron2_stand_in as stand_in
 FOLDER = Path(__file__).resolve().parent.parent / "transfer"
 SIZES = [640, 672, 704, 736, 768, 800]
 COCO = dict(
-    sizes=SIZES, test_size=800, longest=1333, batch=16, lr=0.02, warmup=1000, train=["coco_2017_train"],
-    test=["coco_2017_val"], mask=True, keypoints=False, classes=80,
-)  # fmt: skip
+    sizes=SIZES,
+    test_size=800,
+    longest=1333,
+    batch=16,
+    lr=0.02,
+    warmup=1000,
+    train=["coco_2017_train"],
+    test=["coco_2017_val"],
+    mask=True,
+    keypoints=False,
+    classes=80,
+)
 ONE = dict(steps=[60000, 80000], iterations=90000)
 TWO = dict(steps=[120000, 160000], iterations=180000)
 C4 = dict(head="Res5ROIHeadsExtraNorm", backbone="build_resnet_backbone", pyramid_norm="")
-FPN = dict(head="StandardROIHeads", backbone="build_resnet_fpn_backbone", pyramid_norm="naiveSyncBN")  # fmt: skip
+FPN = dict(
+    head="StandardROIHeads", backbone="build_resnet_fpn_backbone", pyramid_norm="naiveSyncBN"
+)
 
-# MoCo v1: section 4.2, table 6, appendices A.1 to A.4; the authors' configs of VOC and COCO C4; where these are
-# silent, Detectron2's baselines, which the paper names as its code.
+# MoCo v1: section 4.2, table 6, appendices A.1 to A.4; the authors' configs of VOC and COCO C4;
+# where these are silent, Detectron2's baselines, which the paper names as its code.
 TABLE = {
-    "voc_c4": COCO | C4 | dict(
-        sizes=[480, 512, 544, 576, 608, *SIZES], warmup=100, steps=[18000, 22000], iterations=24000, mask=False,
-        classes=20, train=["voc_2007_trainval", "voc_2012_trainval"], test=["voc_2007_test"],
+    "voc_c4": dict(
+        COCO | C4,
+        sizes=[480, 512, 544, 576, 608, *SIZES],
+        warmup=100,
+        steps=[18000, 22000],
+        iterations=24000,
+        mask=False,
+        classes=20,
+        train=["voc_2007_trainval", "voc_2012_trainval"],
+        test=["voc_2007_test"],
     ),
     "coco_c4_1x": COCO | C4 | ONE,
     "coco_c4_2x": COCO | C4 | TWO,
     "coco_fpn_1x": COCO | FPN | ONE,
     "coco_fpn_2x": COCO | FPN | TWO,
-    "keypoints_fpn_2x": COCO | FPN | TWO | dict(
-        mask=False, keypoints=True, classes=1, train=["keypoints_coco_2017_train"], test=["keypoints_coco_2017_val"],
+    "keypoints_fpn_2x": dict(
+        COCO | FPN | TWO,
+        mask=False,
+        keypoints=True,
+        classes=1,
+        train=["keypoints_coco_2017_train"],
+        test=["keypoints_coco_2017_val"],
     ),
-    "densepose_fpn_s1x": COCO | FPN | dict(
-        head="DensePoseROIHeads", steps=[100000, 120000], iterations=130000, lr=0.01, mask=False, classes=1,
+    "densepose_fpn_s1x": dict(
+        COCO | FPN | {"head": "DensePoseROIHeads"},
+        steps=[100000, 120000],
+        iterations=130000,
+        lr=0.01,
+        mask=False,
+        classes=1,
         train=["densepose_coco_2014_train", "densepose_coco_2014_valminusminival"],
         test=["densepose_coco_2014_minival"],
     ),
-    "lvis_fpn_2x": COCO | FPN | TWO | dict(classes=1230, train=["lvis_v0.5_train"], test=["lvis_v0.5_val"]),
-    "cityscapes_fpn": COCO | FPN | dict(
-        sizes=[800, 832, 864, 896, 928, 960, 992, 1024], test_size=1024, longest=2048, batch=8, lr=0.01, classes=8,
-        steps=[18000], iterations=24000, train=["cityscapes_fine_instance_seg_train"],
+    "lvis_fpn_2x": dict(
+        COCO | FPN | TWO,
+        classes=1230,
+        train=["lvis_v0.5_train"],
+        test=["lvis_v0.5_val"],
+    ),
+    "cityscapes_fpn": dict(
+        COCO | FPN,
+        sizes=[800, 832, 864, 896, 928, 960, 992, 1024],
+        test_size=1024,
+        longest=2048,
+        batch=8,
+        lr=0.01,
+        classes=8,
+        steps=[18000],
+        iterations=24000,
+        train=["cityscapes_fine_instance_seg_train"],
         test=["cityscapes_fine_instance_seg_val"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +136,7 @@ def command(script, installed, monkeypatch, capsys):
 
 
 def config(name):
-    """A config of ours laid over the defaults; a key that they lack or a value of another type raises."""
+    """A config of ours laid over the defaults; an unknown key or a value of another type raises."""
     cfg = stand_in.get_cfg()
     if name.startswith("densepose"):
         cfg.define(stand_in.DENSEPOSE_DEFAULTS)
@@ -108,17 +152,27 @@ def test_the_table_is_whole():
 def test_configs_are_the_papers(name):
     cfg = config(name)
     found = dict(
-        sizes=list(cfg.INPUT.MIN_SIZE_TRAIN), test_size=cfg.INPUT.MIN_SIZE_TEST, longest=cfg.INPUT.MAX_SIZE_TRAIN,
-        batch=cfg.SOLVER.IMS_PER_BATCH, lr=cfg.SOLVER.BASE_LR, warmup=cfg.SOLVER.WARMUP_ITERS,
-        steps=list(cfg.SOLVER.STEPS), iterations=cfg.SOLVER.MAX_ITER, train=list(cfg.DATASETS.TRAIN),
-        test=list(cfg.DATASETS.TEST), mask=cfg.MODEL.MASK_ON, keypoints=cfg.MODEL.KEYPOINT_ON,
-        classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, head=cfg.MODEL.ROI_HEADS.NAME, backbone=cfg.MODEL.BACKBONE.NAME,
+        sizes=list(cfg.INPUT.MIN_SIZE_TRAIN),
+        test_size=cfg.INPUT.MIN_SIZE_TEST,
+        longest=cfg.INPUT.MAX_SIZE_TRAIN,
+        batch=cfg.SOLVER.IMS_PER_BATCH,
+        lr=cfg.SOLVER.BASE_LR,
+        warmup=cfg.SOLVER.WARMUP_ITERS,
+        steps=list(cfg.SOLVER.STEPS),
+        iterations=cfg.SOLVER.MAX_ITER,
+        train=list(cfg.DATASETS.TRAIN),
+        test=list(cfg.DATASETS.TEST),
+        mask=cfg.MODEL.MASK_ON,
+        keypoints=cfg.MODEL.KEYPOINT_ON,
+        classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        head=cfg.MODEL.ROI_HEADS.NAME,
+        backbone=cfg.MODEL.BACKBONE.NAME,
         pyramid_norm=cfg.MODEL.FPN.NORM,
-    )  # fmt: skip
+    )
     assert found == TABLE[name]
     assert cfg.INPUT.MAX_SIZE_TEST == cfg.INPUT.MAX_SIZE_TRAIN
     assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.GAMMA) == (0.9, 1e-4, 0.1)
-    # All layers are fine-tuned, with trained and synchronised BatchNorm; heads have none beside C4's.
+    # All layers are fine-tuned, with trained and synchronised BatchNorm; only C4's head has one.
     assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM) == (0, "naiveSyncBN")
     assert (cfg.MODEL.ROI_BOX_HEAD.NORM, cfg.MODEL.ROI_MASK_HEAD.NORM) == ("", "")
     assert cfg.TEST.PRECISE_BN.ENABLED
@@ -133,10 +187,14 @@ def test_configs_are_the_papers(name):
 
 
 def test_details_of_detectron2s_baselines():
-    keypoints, lvis, densepose = map(config, ("keypoints_fpn_2x", "lvis_fpn_2x", "densepose_fpn_s1x"))  # fmt: skip
+    keypoints, lvis = config("keypoints_fpn_2x"), config("lvis_fpn_2x")
+    densepose = config("densepose_fpn_s1x")
     assert keypoints.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA == 0.5
     assert keypoints.MODEL.RPN.POST_NMS_TOPK_TRAIN == 1500
-    assert lvis.DATALOADER == {"SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "REPEAT_THRESHOLD": 0.001}  # fmt: skip
+    assert lvis.DATALOADER == {
+        "SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
+        "REPEAT_THRESHOLD": 0.001,
+    }
     assert (lvis.TEST.DETECTIONS_PER_IMAGE, lvis.MODEL.ROI_HEADS.SCORE_THRESH_TEST) == (300, 1e-4)
     assert densepose.MODEL.ROI_DENSEPOSE_HEAD.NAME == "DensePoseV1ConvXHead"
     assert densepose.SOLVER.WARMUP_FACTOR == 0.1
@@ -146,8 +204,9 @@ def test_details_of_detectron2s_baselines():
         assert cfg.MODEL.RPN.IN_FEATURES == ["p2", "p3", "p4", "p5", "p6"]
         assert cfg.MODEL.ROI_HEADS.IN_FEATURES == ["p2", "p3", "p4", "p5"]
         assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[32], [64], [128], [256], [512]]
-        assert (cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC) == ("FastRCNNConvFCHead", 2)  # fmt: skip
-        assert (cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION, cfg.MODEL.ROI_MASK_HEAD.NUM_CONV) == (7, 4)  # fmt: skip
+        box, mask = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
+        assert (box.NAME, box.NUM_FC) == ("FastRCNNConvFCHead", 2)
+        assert (box.POOLER_RESOLUTION, mask.NUM_CONV) == (7, 4)
 
 
 @pytest.mark.parametrize("fault", [{"SOLVER": {"MAX_ITERS": 9}}, {"SOLVER": {"MAX_ITER": 9.0}}])
@@ -176,10 +235,13 @@ def encoder():
     @jax.jit
     def maps(variables, pictures):
         _, state = backbone.apply(
-            variables, pictures, mutable="intermediates",
+            variables,
+            pictures,
+            mutable="intermediates",
             capture_intermediates=lambda module, _: module.name in ends,
-        )  # fmt: skip
-        return {ends[k]: v["__call__"][0].transpose(0, 3, 1, 2) for k, v in state["intermediates"].items()}  # fmt: skip
+        )
+        kept = state["intermediates"].items()
+        return {ends[k]: v["__call__"][0].transpose(0, 3, 1, 2) for k, v in kept}
 
     pictures = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
     pretraining = imagenet.get_config("v2")
@@ -205,8 +267,11 @@ def assert_same(theirs, ours):
 
 @pytest.mark.parametrize(
     ("task", "resnet"),
-    [("voc_c4", r"(backbone\.(stem|res[234])|roi_heads\.res5\.\d)\."), ("coco_fpn_1x", r"backbone\.bottom_up\.")],
-)  # fmt: skip
+    [
+        ("voc_c4", r"(backbone\.(stem|res[234])|roi_heads\.res5\.\d)\."),
+        ("coco_fpn_1x", r"backbone\.bottom_up\."),
+    ],
+)
 def test_detectron2_finds_every_entry_and_computes_our_features(
     task, resnet, command, installed, encoder, exported
 ):
@@ -275,10 +340,13 @@ def test_the_c4_head_ends_in_a_batch_norm(script, installed):
 @pytest.mark.parametrize(
     ("task", "kind"),
     [
-        ("voc_c4", "PascalVOCDetectionEvaluator"), ("coco_fpn_2x", "COCOEvaluator"), ("keypoints_fpn_2x", "COCOEvaluator"),
-        ("lvis_fpn_2x", "LVISEvaluator"), ("cityscapes_fpn", "CityscapesInstanceEvaluator"),
+        ("voc_c4", "PascalVOCDetectionEvaluator"),
+        ("coco_fpn_2x", "COCOEvaluator"),
+        ("keypoints_fpn_2x", "COCOEvaluator"),
+        ("lvis_fpn_2x", "LVISEvaluator"),
+        ("cityscapes_fpn", "CityscapesInstanceEvaluator"),
     ],
-)  # fmt: skip
+)
 def test_each_data_set_has_its_evaluator(task, kind, script, installed):
     (dataset,) = config(task).DATASETS.TEST
     found, on, folder = script.evaluator(dataset, "out/inference")
@@ -289,7 +357,8 @@ def test_each_data_set_has_its_evaluator(task, kind, script, installed):
 def test_a_data_set_without_an_evaluator_is_named(script, installed, capsys):
     with pytest.raises(SystemExit):
         script.evaluator("cityscapes_fine_sem_seg_val", "x")
-    assert "'cityscapes_fine_sem_seg_val' is scored as 'cityscapes_sem_seg'" in capsys.readouterr().err  # fmt: skip
+    said = capsys.readouterr().err
+    assert "'cityscapes_fine_sem_seg_val' is scored as 'cityscapes_sem_seg'" in said
 
 
 def test_densepose_trains_with_its_own_trainer(command, installed):
@@ -311,14 +380,35 @@ def entries(name, width=64):
     ("name", "width", "words", "fault"),
     [
         ("resnet50", 64, [], ""),
-        ("resnet18", 64, ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"], ""),
-        ("resnet18", 64, ["MODEL.RESNETS.DEPTH", "18"], "has 3 channels in, 64 after the stem and 64 after res2, and the config 3, 64 and 256"),
+        (
+            "resnet18",
+            64,
+            ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"],
+            "",
+        ),
+        (
+            "resnet18",
+            64,
+            ["MODEL.RESNETS.DEPTH", "18"],
+            "has 3 channels in, 64 after the stem and 64 after res2, and the config 3, 64 and 256",
+        ),
         ("resnet34", 64, [], "is of depth 34, and MODEL.RESNETS.DEPTH is 50"),
-        ("resnet50", 64, ["MODEL.RESNETS.DEPTH", "101"], "is of depth 50, and MODEL.RESNETS.DEPTH is 101"),
+        (
+            "resnet50",
+            64,
+            ["MODEL.RESNETS.DEPTH", "101"],
+            "is of depth 50, and MODEL.RESNETS.DEPTH is 101",
+        ),
         ("resnet10", 64, [], "is of depth unknown"),
-        ("resnet50", 128, [], "has 3 channels in, 128 after the stem and 512 after res2, and the config 3, 64 and 256"),
+        (
+            "resnet50",
+            128,
+            [],
+            "has 3 channels in, 128 after the stem and 512 after res2, "
+            "and the config 3, 64 and 256",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_would_be_left_half_unused_is_known(name, width, words, fault, script):
     cfg = config("coco_fpn_1x")
     cfg.merge_from_list(words)
@@ -336,9 +426,14 @@ def test_a_file_that_would_be_left_half_unused_is_known(name, width, words, faul
             ["MODEL.RESNETS.DEPTH", "18"],
             "is of depth 18, and a C4 head is made of bottlenecks; an FPN config takes it",
         ),
-        (detectron2.to_torchvision, [], "has no ResNet under Detectron2's names; moco_jax.convert --format=detectron2 writes them"),
+        (
+            detectron2.to_torchvision,
+            [],
+            "has no ResNet under Detectron2's names; "
+            "moco_jax.convert --format=detectron2 writes them",
+        ),
     ],
-)  # fmt: skip
+)
 def test_and_refused_in_one_line(rename, words, fault, command, installed, tmp_path):
     path = tmp_path / "x.pkl"
     files.write(str(path), rename(entries("resnet18", 8)), detectron2.AROUND)
@@ -353,10 +448,13 @@ def test_and_refused_in_one_line(rename, words, fault, command, installed, tmp_p
         ([], "MODEL.WEIGHTS is not given"),
         (["--eval-only"], "MODEL.WEIGHTS is not given"),
         (["MODEL.WEIGHTS", "none.pkl"], "MODEL.WEIGHTS='none.pkl' is no file"),
-        (["MODEL.WEIGHTS", "", "SOLVER.MAX_ITERS", "9"], "Non-existent config key: SOLVER.MAX_ITERS"),
+        (
+            ["MODEL.WEIGHTS", "", "SOLVER.MAX_ITERS", "9"],
+            "Non-existent config key: SOLVER.MAX_ITERS",
+        ),
         (["MODEL.WEIGHTS"], "odd length"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_command_is_one_line(words, fault, command, installed):
     status, said = command("--config-file", FOLDER / "voc_c4.yaml", *words)
     assert (status, said.count("\n")) == (2, 1)
@@ -366,7 +464,9 @@ def test_a_wrong_command_is_one_line(words, fault, command, installed):
 
 def test_a_missing_config_file_and_a_missing_densepose_are_one_line(command, monkeypatch):
     status, said = command("--config-file", "none.yaml", "MODEL.WEIGHTS", "")
-    assert (status, said) == (2, "error: --config-file='none.yaml' cannot be read: No such file or directory\n")  # fmt: skip
+    reason = "No such file or directory"
+    assert said == f"error: --config-file='none.yaml' cannot be read: {reason}\n"
+    assert status == 2
     monkeypatch.delitem(sys.modules, "densepose")
     status, said = command("--config-file", FOLDER / "densepose_fpn_s1x.yaml", "MODEL.WEIGHTS", "")
     assert status == 2
@@ -377,8 +477,10 @@ def test_a_missing_config_file_and_a_missing_densepose_are_one_line(command, mon
     importlib.util.find_spec("detectron2") is not None, reason="Detectron2 is installed"
 )
 def test_without_detectron2_the_script_says_so_in_one_line():
-    done = subprocess.run([sys.executable, str(FOLDER / "train.py")], capture_output=True, text=True)  # fmt: skip
+    command = [sys.executable, str(FOLDER / "train.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: detectron2 is not installed; https://detectron2.readthedocs.io/tutorials/install.html says how\n"
+        "error: detectron2 is not installed; "
+        "https://detectron2.readthedocs.io/tutorials/install.html says how\n"
     )

@@ -1,4 +1,4 @@
-"""Resident runs, their monitor and their evaluations where TensorFlow, TFDS, clu and TensorBoard are missing."""
+"""Resident runs, their scores and evaluations where TensorFlow, TFDS and clu are missing."""
 
 import io
 import json
@@ -126,7 +126,7 @@ def lines_of(places, out):
 
 @pytest.fixture(scope="module")
 def runs(places, tmp_path_factory):
-    """Workdirs and prints of all command lines with the packages hidden, and of the same without."""
+    """Workdirs and prints of all command lines with the packages hidden, and with them there."""
     found = {}
     for name, hidden in (("without", HIDDEN), ("with", ())):
         out = tmp_path_factory.mktemp(name)
@@ -176,7 +176,7 @@ def test_numbers_are_those_of_a_run_that_has_the_packages(runs, name):
 
 @pytest.mark.parametrize("kind", SETS)
 def test_images_are_those_that_tensorflow_decodes(places, kind):
-    """PIL's and TensorFlow's pixels of plain files are equal: of PNG always, of JPEG by their one library."""
+    """PIL's and TensorFlow's pixels are equal, of PNG and of plain JPEG."""
     source = open_source(kind, "train", places[kind])
     assert len(source) == IMAGES
     for record, (expected, ok) in zip(source.read(np.arange(IMAGES)), decoded(source), strict=True):
@@ -192,8 +192,9 @@ def test_what_needs_the_packages_is_refused_in_one_line(places, tmp_path):
             "pretrain",
             "--config=digits",
             f"--workdir={tmp_path}/a",
-        ): "augment_on='host' needs the package tensorflow, which is not installed here; pip install"
-        " tensorflow, or --config.augment_on=resident, which holds all images on the devices",
+        ): "augment_on='host' needs the package tensorflow, which is not installed here;"
+        " pip install tensorflow, or --config.augment_on=resident, which holds all images on the"
+        " devices",
         (
             "pretrain",
             *resident,

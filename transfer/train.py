@@ -2,8 +2,9 @@
 
     python transfer/train.py --config-file transfer/voc_c4.yaml --num-gpus 8 MODEL.WEIGHTS r50.pkl
 
-Needs Detectron2 (DensePose also its project of that name) and nothing of moco_jax: r50.pkl comes from
-`python -m moco_jax.convert RUN r50.pkl --format=detectron2`, on whatever machine. docs/transfer.md says more.
+Needs Detectron2 (dense pose also needs its project DensePose) and nothing of moco_jax: r50.pkl
+comes from `python -m moco_jax.convert RUN r50.pkl --format=detectron2`, which may run on another
+machine. docs/transfer.md says more.
 """
 
 import importlib
@@ -18,7 +19,13 @@ INSTALL = "https://detectron2.readthedocs.io/tutorials/install.html"
 DENSEPOSE = "https://github.com/facebookresearch/detectron2/tree/main/projects/DensePose"
 
 # Residual blocks of res2 to res5, by RESNETS.DEPTH; from 50 on they are bottlenecks.
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # fmt: skip
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 def fail(what: str) -> NoReturn:
@@ -28,7 +35,7 @@ def fail(what: str) -> NoReturn:
 
 
 def need(module: str, where: str) -> Any:
-    """The module `module`; where its package is missing, the program ends and says that `where` tells how to install it."""
+    """Import `module`; if its package is missing, end and say that `where` tells how to install."""
     package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
@@ -39,7 +46,7 @@ def need(module: str, where: str) -> Any:
 
 
 def configure(args: Any) -> Any:
-    """Detectron2's config: its defaults, then the file, then the words of the command line; not yet frozen."""
+    """Detectron2's config, not frozen yet: defaults, then the file, then the command line."""
     config = need("detectron2.config", INSTALL)
     cfg = config.get_cfg()
     try:
@@ -50,16 +57,23 @@ def configure(args: Any) -> Any:
     except OSError as error:
         fail(f"--config-file={args.config_file!r} cannot be read: {error.strerror or error}")
     except (AssertionError, KeyError, ValueError) as error:
-        fail(f"--config-file={args.config_file!r}, or a word after it: {' '.join(str(error).split())}")  # fmt: skip
+        said = " ".join(str(error).split())
+        fail(f"--config-file={args.config_file!r}, or a word after it: {said}")
     return cfg
 
 
 def check_weights(cfg: Any, args: Any) -> None:
-    """End with one line unless the network has a start: Detectron2 itself draws at random what a file does not fill."""
+    """End with one line unless MODEL.WEIGHTS fills the network, or is '' to start at random.
+
+    Detectron2 itself would draw at random whatever a file does not fill.
+    """
     if args.resume:
         return
     if "MODEL.WEIGHTS" not in args.opts:
-        fail("MODEL.WEIGHTS is not given; add MODEL.WEIGHTS FILE.pkl, or MODEL.WEIGHTS '' to start at random")  # fmt: skip
+        fail(
+            "MODEL.WEIGHTS is not given; "
+            "add MODEL.WEIGHTS FILE.pkl, or MODEL.WEIGHTS '' to start at random"
+        )
     path = cfg.MODEL.WEIGHTS
     if path and "://" not in path and not os.path.isfile(path):
         fail(f"MODEL.WEIGHTS={path!r} is no file")
@@ -75,7 +89,10 @@ def misfit(model: Mapping[str, Any], cfg: Any) -> str:
     """Why the ResNet among `model`'s arrays is not the one of `cfg`; empty where it is."""
     names = {re.sub(r"^.*?\b(?=stem\.|res\d\.\d)", "", name): name for name in model}
     if "stem.conv1.weight" not in names:
-        return "has no ResNet under Detectron2's names; moco_jax.convert --format=detectron2 writes them"  # fmt: skip
+        return (
+            "has no ResNet under Detectron2's names; "
+            "moco_jax.convert --format=detectron2 writes them"
+        )
     depth = cfg.MODEL.RESNETS.DEPTH
     wanted = tuple(cfg.MODEL.RESNETS[key] for key in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS"))
     kind = "conv3" if "res2.0.conv3.weight" in names else "conv2"
@@ -92,22 +109,27 @@ def misfit(model: Mapping[str, Any], cfg: Any) -> str:
     channels = (stem[0], model[names[f"res2.0.{kind}.weight"]].shape[0])
     if channels != wanted or stem[1] != len(cfg.MODEL.PIXEL_MEAN):
         return (
-            f"has {stem[1]} channels in, {channels[0]} after the stem and {channels[1]} after res2, and the config "
-            f"{len(cfg.MODEL.PIXEL_MEAN)}, {wanted[0]} and {wanted[1]} (MODEL.PIXEL_MEAN, RESNETS.*_OUT_CHANNELS)"
+            f"has {stem[1]} channels in, {channels[0]} after the stem and {channels[1]} after "
+            f"res2, and the config {len(cfg.MODEL.PIXEL_MEAN)}, {wanted[0]} and {wanted[1]} "
+            "(MODEL.PIXEL_MEAN, RESNETS.*_OUT_CHANNELS)"
         )
     return ""
 
 
 def register_head() -> None:
-    """Give Detectron2 the head 'Res5ROIHeadsExtraNorm': its C4 head, with a BatchNorm after res5 (MoCo v1, A.1).
+    """Register the head 'Res5ROIHeadsExtraNorm': Detectron2's C4 head, a BatchNorm after res5.
 
-    Without it the features of unsupervised pretraining, larger than supervised ones, reach the box predictor as they are.
+    Without it, features of unsupervised pretraining, which are larger than supervised ones, would
+    reach the box predictor as they are (MoCo v1, appendix A.1).
     """
     layers = need("detectron2.layers", INSTALL)
     heads = need("detectron2.modeling.roi_heads", INSTALL)
 
     class Res5ROIHeadsExtraNorm(heads.Res5ROIHeads):  # type: ignore[name-defined]
-        """`heads.Res5ROIHeads` whose `res5`, `[N, 1024, 14, 14]` -> `[N, 2048, 7, 7]`, ends in a BatchNorm."""
+        """`heads.Res5ROIHeads` whose `res5` ends in a BatchNorm.
+
+        `res5` maps `[N, 1024, 14, 14]` to `[N, 2048, 7, 7]`.
+        """
 
         def __init__(self, cfg: Any, input_shape: Any) -> None:
             super().__init__(cfg, input_shape)
@@ -129,11 +151,14 @@ def evaluator(dataset: str, folder: str) -> Any:
         return scores.PascalVOCDetectionEvaluator(dataset)
     if kind == "cityscapes_instance":
         return scores.CityscapesInstanceEvaluator(dataset)
-    fail(f"DATASETS.TEST={dataset!r} is scored as {kind!r}; known are coco, lvis, pascal_voc, cityscapes_instance")  # fmt: skip
+    fail(
+        f"DATASETS.TEST={dataset!r} is scored as {kind!r}; "
+        "known are coco, lvis, pascal_voc, cityscapes_instance"
+    )
 
 
 def trainer(cfg: Any) -> Any:
-    """The class that trains and tests: DensePose's own, or Detectron2's with our choice of evaluators."""
+    """The class that trains and tests: DensePose's, or Detectron2's with our evaluators."""
     if "DENSEPOSE_ON" in cfg.MODEL:
         return need("densepose.engine", DENSEPOSE).Trainer
 
@@ -157,8 +182,9 @@ def main(args: Any) -> Any:
     Trainer = trainer(cfg)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpoints = need("detectron2.checkpoint", INSTALL).DetectionCheckpointer(model, cfg.OUTPUT_DIR)  # fmt: skip
-        checkpoints.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpoint = need("detectron2.checkpoint", INSTALL)
+        checkpointer = checkpoint.DetectionCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return Trainer.test(cfg, model)
     running = Trainer(cfg)
     running.resume_or_load(resume=args.resume)

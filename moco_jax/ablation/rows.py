@@ -92,7 +92,7 @@ def summary(base: ConfigDict, rows: list[Row], place: epath.Path, seeds: int) ->
     return found
 
 
-def show(found: list[Row], place: epath.Path, console: Console) -> None:
+def show(rows: list[Row], place: epath.Path, console: Console) -> None:
     """Print the tables, write them to `ablation.json`, and draw `ablation.png`."""
 
     def share(row: Row, name: str) -> str:
@@ -103,7 +103,7 @@ def show(found: list[Row], place: epath.Path, console: Console) -> None:
     def level(row: Row) -> str:
         return "-" if row["chance"] is None else f"{row['chance']:.3f}"
 
-    for name in dict.fromkeys(row["table"] for row in found):
+    for name in dict.fromkeys(row["table"] for row in rows):
         cells = [
             [
                 row["line"],
@@ -114,11 +114,11 @@ def show(found: list[Row], place: epath.Path, console: Console) -> None:
                 level(row),
                 str(row["seeds"]),
             ]
-            for row in found
+            for row in rows
             if row["table"] == name
         ]
         heads = [name, "", "kNN %", "contrastive top-1 %", "loss", "chance", "seeds"]
         console.line("\n" + table(heads, cells))
-    files.write(place / "ablation.json", (json.dumps(found, indent=2) + "\n").encode())
-    figures.ablation(place / "ablation.png", found)
+    files.write(place / "ablation.json", (json.dumps(rows, indent=2) + "\n").encode())
+    figures.ablation(place / "ablation.png", rows)
     console.line(f"figure: {place / 'ablation.png'}")

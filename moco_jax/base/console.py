@@ -1,4 +1,4 @@
-"""Text for a person at a console: facts, tables, and one progress line that renews itself."""
+"""Console output for a person: facts, tables, and one progress line that is rewritten."""
 
 import sys
 import time
@@ -110,7 +110,7 @@ class Progress:
 
 
 class Counter:
-    """A progress line on things of a known number: how many are done, how fast, how long still.
+    """A progress line that counts a known number of items: done, items a second, time left.
 
     Attributes:
         form: what the line says of the number, with `{done}` and `{total}` in it.

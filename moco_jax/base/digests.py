@@ -66,7 +66,7 @@ def _of_file(path: epath.Path) -> str:
 
 
 def _listing(folder: epath.Path) -> dict[str, epath.Path]:
-    """All files below `folder`: path within it -> path."""
+    """List all files below `folder`: path within it -> path."""
     paths, open_folders = {}, [folder]
     while open_folders:
         for path in open_folders.pop().iterdir():

@@ -1,4 +1,4 @@
-"""Exceptions that end a command with one line: faults that a user can mend, and passing ones.
+"""Exceptions that end a command with one line: wrong input, and conditions that pass.
 
 Everything that checks a setting, a file or a folder raises `UserError`; the command lines print it
 and end with status 2. `Busy` ends them with status 75, on which schedulers start the same command
@@ -9,15 +9,15 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class UserError(ValueError):
-    """Refuse bad input in one line that names setting, value and remedy."""
+    """Raised for input that the user can correct; the text names setting, value and remedy."""
 
 
 class Busy(RuntimeError):
-    """End a command for a reason that passes by itself, named in one line."""
+    """Raised for a condition that passes by itself; the text names it in one line."""
 
 
 class LockLost(Busy):
-    """End a run whose workdir another run has taken; none of its threads may write there."""
+    """Raised in a run whose workdir another run has taken; no thread may write there any more."""
 
 
 def full_disk(workdir: object) -> UserError:

@@ -15,7 +15,7 @@ from moco_jax.base.text import printable
 
 
 def shown(image: np.ndarray) -> np.ndarray:
-    """Return what is drawn of an image uint8 `[H, W, C]`.
+    """Return the channels of an image uint8 `[H, W, C]` that can be drawn.
 
     Three channels or more: the first three, as RGB; fewer: the first, `[H, W]`, as gray.
     """
@@ -114,14 +114,14 @@ def view_pairs(path: epath.Path, images: Sequence[np.ndarray], pairs: np.ndarray
 
 
 def _short(name: str, length: int) -> str:
-    """Shorten a long name to its end, which tells images apart."""
+    """Shorten a long name to its end, which distinguishes images."""
     return name if len(name) <= length else f"...{name[3 - length :]}"
 
 
 def ranked(
     path: epath.Path,
     queries: Sequence[tuple[str, np.ndarray | None]],
-    found: Sequence[Sequence[tuple[str, str, np.ndarray | None]]],
+    results: Sequence[Sequence[tuple[str, str, np.ndarray | None]]],
 ) -> None:
     """Draw each query image and, to its right, what was found for it, best first.
 
@@ -129,9 +129,9 @@ def ranked(
         path: the PNG to write.
         queries: name and image of each, uint8 `[H, W, C]`, shown as `shown` says; None: the image
             is gone.
-        found: for each query as many of (score, name, image).
+        results: for each query as many of (score, name, image).
     """
-    rows, columns = len(queries), len(found[0])
+    rows, columns = len(queries), len(results[0])
     width, height = 1.5, 1.85
     figure = Figure(figsize=(width * (columns + 1.25), height * rows + 0.1))
     grid = figure.add_gridspec(
@@ -147,7 +147,7 @@ def ranked(
     )
     for row, (name, image) in enumerate(queries):
         cells = [(0, "query", name, image)]
-        cells += [(number, *cell) for number, cell in enumerate(found[row], 2)]
+        cells += [(number, *cell) for number, cell in enumerate(results[row], 2)]
         for column, score, name, image in cells:
             axes = figure.add_subplot(grid[row, column])
             if image is None:

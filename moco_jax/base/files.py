@@ -33,15 +33,15 @@ def absolute(path: str) -> epath.Path:
         return epath.Path(os.path.abspath(path))
     if str(path).partition("://")[0] not in BUCKETS:
         raise UserError(
-            f"{printable(str(path))} is an address that nothing is fetched from here; "
+            f"{printable(str(path))} is an address from which nothing is downloaded here; "
             "download it, and give the path of the file"
         )
     packages.load_tensorflow(printable(str(path)), "a folder of this machine")
     return epath.Path(path)
 
 
-def said_of_bucket(error: Exception) -> str:
-    """One line on a bucket that cannot be reached, where `error` is what TensorFlow says of one; else ''."""
+def describe_bucket_error(error: Exception) -> str:
+    """Describe in one line why a bucket cannot be reached; '' where `error` is of another kind."""
     said = " ".join(str(error).split())
     if not type(error).__module__.startswith("tensorflow.") or not is_remote(said):
         return ""

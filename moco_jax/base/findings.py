@@ -15,7 +15,7 @@ BUSY = "  ...      "  # begins a progress line, as wide as a severity
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was found on a run, its settings or its images.
+    """One observation on a run, its settings or its images, with its severity.
 
     Attributes:
         severity: `ok`, `note` (good to know), `warning` (a run goes on, worse than it could),
@@ -85,7 +85,7 @@ class Report:
             self.marks.append(finding.severity)
 
     def busy(self, text: str) -> None:
-        """Show on the progress line what takes long."""
+        """Show `text` on the progress line while something takes long."""
         self.console.progress(BUSY + text)
 
     def skip(self, title: str, until: str) -> None:

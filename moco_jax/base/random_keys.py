@@ -1,4 +1,4 @@
-"""JAX's random key of a seed, made of all bits of the seed."""
+"""Random keys for JAX, made from all bits of a seed."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""Names as one line of text.
+"""Conversion of names, which may hold any bytes, to one line of text.
 
 File, class and member names may hold any byte; a terminal or a table may not.
 """

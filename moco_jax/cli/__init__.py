@@ -1,1 +1,1 @@
-"""The command lines: a file a command with its flags and its help, folders for the work of some."""
+"""Command lines: one file for each command, with its flags and its help."""

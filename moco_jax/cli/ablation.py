@@ -41,11 +41,11 @@ def define(given: flags.FlagValues) -> None:
 
 
 def rows_of(config: ConfigDict, only: str) -> list[dict[str, Any]]:
-    """The rows of `config`, checked as far as they can be before anything heavy is loaded."""
+    """Return the rows of `config`, checked before anything heavy is loaded."""
     rows = [row.to_dict() if isinstance(row, ConfigDict) else dict(row) for row in config.rows]
     tables = list(dict.fromkeys(row["table"] for row in rows))
     if only and only not in tables:
-        fail(f"--only={only} is no table; there are {', '.join(tables)}")
+        fail(f"--only={only} is no table; use one of {', '.join(tables)}")
     if config.seeds not in SEEDS:
         fail(f"--config.seeds={config.seeds} must be {SEEDS}; try 3")
     config_lib.check_each(config.base)

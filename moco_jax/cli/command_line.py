@@ -1,4 +1,4 @@
-"""What all command lines share: flags, help, subcommands, and how a command ends.
+"""Shared by all commands: flags, help, subcommands, and how a command ends.
 
 A module of `cli/` makes a `Command` of its docstring, its flags and what is to be done. Flags are
 defined when the command starts, in a set of their own, so that modules can be imported together and
@@ -59,7 +59,7 @@ class Command:
 
     @property
     def line(self) -> str:
-        """What the command does, in one line."""
+        """The first line of the help, which says what the command does."""
         return self.about.strip().splitlines()[0]
 
     def start(self) -> None:
@@ -77,12 +77,12 @@ class Command:
             guarded(command.work, *command.parse(rest))
 
     def work(self, given: flags.FlagValues, words: list[str]) -> None:
-        """Call `main`."""
+        """Do the work of the command."""
         assert self.main is not None  # `parse` has refused
         self.main(given, words)
 
     def chosen(self, argv: Sequence[str]) -> tuple["Command", list[str]]:
-        """The subcommand that `argv` names and `argv` without its name; else the command itself."""
+        """Return the subcommand that `argv` names, and `argv` without it; else this command."""
         for place, word in enumerate(argv[1:], start=1):
             command = self.subcommands.get(word)
             # `--out knn linear` evaluates linear: the word before 'knn' is a flag that takes it.
@@ -91,7 +91,7 @@ class Command:
         return self, list(argv)
 
     def own_flags(self) -> flags.FlagValues:
-        """The command's flags, at their defaults and in a set of their own."""
+        """Define the command's flags in a new set, at their defaults, and return the set."""
         given = flags.FlagValues()
         help_text = "Show where in the program an error comes from."
         flags.DEFINE_bool("debug", False, help_text, given)
@@ -99,7 +99,7 @@ class Command:
         return given
 
     def parse(self, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
-        """Read `argv`: the flags with their values, and the words that are no flags.
+        """Parse `argv` to flags with their values, and the words that are no flags.
 
         Recipes are given by name or file. Anything wrong ends the program with one line.
         """
@@ -124,7 +124,7 @@ class Command:
         return given, words[1:]
 
     def help(self) -> str:
-        """What `--help` prints: what the command does, subcommands, flags and settings."""
+        """Return the text of `--help`: what the command does, subcommands, flags and settings."""
         lines = [self.about.strip(), ""]
         if self.subcommands:
             lines += ["subcommands, each with its own --help:", *listing(self.subcommands), ""]
@@ -150,13 +150,13 @@ class Command:
 
 
 def listing(commands: Mapping[str, Command]) -> list[str]:
-    """A line for each of `commands`: its name, and what it does."""
+    """Format a line for each of `commands`: its name, and what it does."""
     width = max(map(len, commands))
     return [f"  {name:{width}}  {command.line}" for name, command in commands.items()]
 
 
 def absl_flags() -> list[flags.Flag]:
-    """The flags that absl defines for every program, as --verbosity."""
+    """Return the flags that absl defines for every program, as --verbosity."""
     known = flags.FLAGS.flags_by_module_dict().items()
     return [flag for module, some in known if module.startswith("absl.") for flag in some]
 
@@ -167,13 +167,13 @@ def define_config(given: flags.FlagValues, help_text: str) -> None:
 
 
 def _takes_a_value(given: flags.FlagValues, word: str) -> bool:
-    """Whether `word` is a flag of `given` whose value is the next word of a command line."""
+    """Return whether `word` is a flag of `given` whose value is the next word of a command line."""
     name = word.lstrip("-")
     return word.startswith("-") and name in given and not given[name].boolean
 
 
 def _recipe(argv: Sequence[str]) -> str:
-    """The word of a command line that names its recipe or file of flags."""
+    """Return the word of a command line that names its recipe or file of flags."""
     words = (word for word in argv[1:] if word.lstrip("-").startswith(("config=", "flagfile=")))
     return next(words, "the command line")
 
@@ -212,37 +212,37 @@ def guarded(work: Callable[..., None], *arguments: Any) -> None:
     except (UserError, OSError) as error:
         fail(error)
     except Exception as error:
-        said = _of_devices(error) or _of_buckets(error)
-        if not said:
+        line = _of_devices(error) or _of_buckets(error)
+        if not line:
             raise
-        fail(error, said)
+        fail(error, line)
 
 
 def _of_devices(error: Exception) -> str:
-    """One line where JAX says that the devices' memory does not suffice, else ''; loads no JAX."""
+    """Describe devices without enough memory in one line; '' for other errors. Loads no JAX."""
     jax = sys.modules.get("jax")
     is_jax = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
     if not is_jax or "RESOURCE_EXHAUSTED" not in str(error):
         return ""
-    said = str(error).splitlines()[0]
-    return f"the devices have too little memory; a smaller batch takes less: {said}"
+    reason = str(error).splitlines()[0]
+    return f"the devices have too little memory; a smaller batch takes less: {reason}"
 
 
 def _of_buckets(error: Exception) -> str:
-    """One line where TensorFlow cannot reach a bucket, else ''; loads no TensorFlow."""
+    """Describe a bucket out of reach in one line; '' for other errors. Loads no TensorFlow."""
     is_tf = isinstance(error, packages.tensorflow_errors())
-    return files.said_of_bucket(error) if is_tf else ""
+    return files.describe_bucket_error(error) if is_tf else ""
 
 
-def fail(error: object, said: str = "") -> NoReturn:
-    """End with status 2 and one line: `said`, or else what `error` says.
+def fail(error: object, line: str = "") -> NoReturn:
+    """End with status 2 and one line: `line`, or else what `error` says.
 
     With --debug an `error` that is an exception is raised, so that its trace is seen.
     """
     if isinstance(error, BaseException) and "--debug" in sys.argv:
         raise error
     # The last resort for what a message quotes: whatever it is, it stays one line, and prints.
-    print(f"error: {printable(said or str(error))}", file=sys.stderr)
+    print(f"error: {printable(line or str(error))}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -283,7 +283,7 @@ def set_up(config: ConfigDict, own: bool = True) -> None:
 
 
 def _wrong_with_cache(place: str) -> str:
-    """Why programs cannot be kept in `place`, which is made if need be; '' if they can."""
+    """Say why programs cannot be kept in `place`, which is made if need be; '' if they can."""
     try:
         if not place or files.is_remote(files.absolute(place)):
             return ""

@@ -12,12 +12,12 @@ ALIASES = {"main": "pretrain"}  # as in `python -m moco_jax.main`
 
 
 def command_of(name: str) -> Command:
-    """The command `name`."""
+    """Load the command `name`."""
     return importlib.import_module(f"moco_jax.cli.{name}").COMMAND
 
 
 def overview() -> str:
-    """What `python -m moco_jax` prints."""
+    """Return the list of commands that `python -m moco_jax` prints."""
     lines = listing({name: command_of(name) for name in COMMANDS})
     head = "Momentum-contrast pretraining in JAX: python -m moco_jax COMMAND, or moco-COMMAND."
     return "\n".join([head, "", "commands, each with its own --help:", *lines])
@@ -33,6 +33,6 @@ def run() -> None:
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1)
         meant = f"; did you mean {close[0]}?" if close else ""
-        fail(f"{name} is none of the commands {', '.join(COMMANDS)}{meant}")
+        fail(f"{name} is no command; use one of {', '.join(COMMANDS)}{meant}")
     sys.argv = [f"{sys.argv[0]} {name}", *rest]
     command_of(name).start()

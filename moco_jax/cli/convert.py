@@ -42,7 +42,7 @@ def define(given: flags.FlagValues) -> None:
         given,
     )
     flags.DEFINE_bool(
-        "verify", False, "Run OUT in PyTorch beside ours and print how far they are apart.", given
+        "verify", False, "Run OUT in PyTorch, and print how far its features are from ours.", given
     )
     flags.DEFINE_string(
         "pictures", "", "Folder of images for --verify; left out: random ones.", given
@@ -50,14 +50,16 @@ def define(given: flags.FlagValues) -> None:
 
 
 def main(given: flags.FlagValues, words: list[str]) -> None:
-    """Convert."""
+    """Convert the weights that the flags name."""
     if len(words) != 2:
         raise UserError(
-            "two names are wanted: a workdir or file of weights, and the file (of huggingface: the "
-            "folder) to write"
+            "two names are needed, IN and OUT: a workdir or file of weights, and the file to write "
+            "(with --format=huggingface a folder)"
         )
     if given.pictures and not given.verify:
-        raise UserError("--pictures means something only with --verify")
+        raise UserError(
+            f"--pictures={given.pictures} needs --verify; add it, or leave --pictures out"
+        )
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what does not matter here
     with contextlib.suppress(ImportError):  # where installed, they must come before TensorFlow
         import torchvision  # noqa: F401
@@ -85,7 +87,7 @@ def convert(given: flags.FlagValues, place: str, out: str, console: Console) -> 
 def verify_in_torch(
     given: flags.FlagValues, pretrained: "Pretrained", out: str, console: Console
 ) -> None:
-    """Say how far PyTorch's features of `out` are from ours; UserError where they are not equal."""
+    """Print how far PyTorch's features of `out` are from ours; refuse those that differ."""
     from moco_jax.weights import verify
 
     pictures = (
@@ -100,7 +102,9 @@ def verify_in_torch(
         )
         far |= not found.largest <= BOUND * found.size
     if far:
-        raise UserError(f"{out} does not give in PyTorch what the encoder gives here")
+        raise UserError(
+            f"{out} gives other features in PyTorch than the encoder gives here; do not use it"
+        )
 
 
 COMMAND = Command(__doc__, define, main)

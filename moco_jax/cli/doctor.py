@@ -35,7 +35,7 @@ def define(given: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", "", "Folder of the run; it is read, not changed.", given)
     shared_flags.allow_change(given)
     flags.DEFINE_bool(
-        "full", False, "Look at every image, and name all in which something is found.", given
+        "full", False, "Look at every image, and name all that have a finding.", given
     )
     number_flags.DEFINE_whole(
         "sample", 200, "Images to look at without --full.", 1, 2**31 - 1, given
@@ -43,7 +43,7 @@ def define(given: flags.FlagValues) -> None:
     number_flags.DEFINE_number(
         "step_seconds",
         None,
-        "Seconds of a step on the devices of the run; measured here where not given.",
+        "Seconds of a step on the run's devices; left out: measured here.",
         1e-6,
         1e6,
         given,
@@ -57,13 +57,13 @@ def define(given: flags.FlagValues) -> None:
 
 
 def recipe_batch_size(config_flag: Any) -> int:
-    """The batch size of the recipe file, before settings on the command line change it."""
+    """Return the batch size of the recipe file, before the command line changes it."""
     path, _, variant = config_flags.get_config_filename(config_flag).partition(":")
     return runpy.run_path(path)["get_config"](*[variant] if variant else []).batch_size
 
 
 def main(given: flags.FlagValues, words: list[str]) -> None:
-    """Examine, and end with the verdict's status."""
+    """Examine a run, and end with the verdict's status."""
     refuse_words(words)
     if given.config is None:
         fail("--config=configs/RECIPE.py is needed; --help lists all flags")
@@ -78,23 +78,22 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # damaged images are findings here, not news
 
     from moco_jax.base.findings import FAULT, SHOWN, Report, verdict
-    from moco_jax.doctor.examination import examine
+    from moco_jax.doctor.examination import Options, examine
 
     console = Console()
     report = Report(console, 0 if given.full else SHOWN)
     out = files.absolute(given.out or os.path.join(given.workdir or "runs", "doctor"))
-    examine(
-        given.config,
-        report,
+    options = Options(
         recipe_batch=recipe_batch_size(given["config"]),
-        count=None if given.full else given.sample,
-        step=given.step_seconds,
         out=out,
+        count=None if given.full else given.sample,
+        step_seconds=given.step_seconds,
         # An index of records is worth keeping, but a workdir gets nothing beside the picture.
         index_dir=str(out / "index") if given.out or not given.workdir else None,
         place=files.absolute(given.workdir) if given.workdir else None,
-        allow_change=set(given.allow_change),
+        allow_change=frozenset(given.allow_change),
     )
+    examine(given.config, report, options)
     console.line(f"\nverdict: {verdict(report.marks)}")
     sys.exit(1 if FAULT in report.marks else 0)
 

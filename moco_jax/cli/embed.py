@@ -49,7 +49,7 @@ def define(given: flags.FlagValues) -> None:
         given,
     )
     flags.DEFINE_string(
-        "split", "", "Part of digits or tfds:NAME; left out: train, or the run's.", given
+        "split", "", "Split of digits or tfds:NAME; left out: train, or the run's.", given
     )
     flags.DEFINE_string("out", "", "The file to write: .npz or .parquet.", given)
 
@@ -60,13 +60,15 @@ def define_search(given: flags.FlagValues) -> None:
         "workdir", None, "Folder of the run that made the features, if it has moved.", given
     )
     flags.DEFINE_string("out", "", "The picture to write; left out: beside the features.", given)
-    number_flags.DEFINE_whole("k", 8, "How many of the nearest.", 1, 10**6, given)
+    number_flags.DEFINE_whole(
+        "k", 8, "Number of nearest images to show for each query.", 1, 10**6, given
+    )
 
 
 def main(given: flags.FlagValues, words: list[str]) -> None:
-    """Embed."""
+    """Write the features of the images that the flags name."""
     if words:
-        fail(f"one of these is wanted: {FORMS}")
+        fail(f"use one of these: {FORMS}")
     if not given.workdir or not given.out:
         raise UserError(f"--workdir=DIR and --out=FILE are needed: {FORMS}")
     from moco_jax.cli.features import embed
@@ -75,9 +77,9 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
 
 
 def main_search(given: flags.FlagValues, words: list[str]) -> None:
-    """Search."""
+    """Search a features file for the images nearest to the given ones."""
     if len(words) < 2:
-        fail(f"one of these is wanted: {FORMS}")
+        fail(f"use one of these: {FORMS}")
     from moco_jax.cli.features import search
 
     search.run(words[0], words[1:], Console(), k=given.k, workdir=given.workdir, out=given.out)

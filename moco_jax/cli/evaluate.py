@@ -33,7 +33,7 @@ OWN = {"process_id", "coordinator", "data_dir", "test_data_dir", "debug"}
 
 
 def require_one_encoder(given: flags.FlagValues) -> str:
-    """The workdir or file of weights of the encoder; UserError where the flags do not name one."""
+    """Return the workdir or file of weights to evaluate; refuse flags that do not name one."""
     if bool(given.workdir) == bool(given.weights):
         raise UserError(
             "--workdir=FOLDER of a run is needed, or --weights=FILE in its place; --help lists all "
@@ -47,13 +47,13 @@ def require_one_encoder(given: flags.FlagValues) -> str:
 
 
 def statistics(flag: flags.Flag) -> tuple[float, ...]:
-    """The numbers of --mean or --std, as that setting may have them."""
+    """Parse the numbers of --mean or --std, and check them as that setting is checked."""
     words: list[str] = flag.value or []
     try:
         found = tuple(float(word) for word in words)
     except ValueError as error:
         raise UserError(
-            f"--{flag.name}={','.join(words)} is no list of numbers; 0.485,0.456,0.406 is one"
+            f"--{flag.name}={','.join(words)} must be a list of numbers, as 0.485,0.456,0.406"
         ) from error
     try:
         settings.SETTINGS[flag.name].check(found)
@@ -63,17 +63,17 @@ def statistics(flag: flags.Flag) -> tuple[float, ...]:
 
 
 def as_all_hosts_must_say(given: flags.FlagValues) -> dict[str, Any]:
-    """The flags, by name, that all hosts of an evaluation must have alike."""
+    """Collect the flags, by name, that all hosts of an evaluation must have alike."""
     left_out = OWN | {flag.name for flag in absl_flags()}
     return {f"--{name}": given[name].value for name in given if name not in left_out}
 
 
-def load(given: flags.FlagValues, place: str) -> "trained_encoder.Trained":
+def load(given: flags.FlagValues, place: str) -> "trained_encoder.TrainedEncoder":
     """Start JAX as the run in `place` says, join the other hosts, and load the encoder."""
     from moco_jax.inference import trained_encoder
 
     if given.workdir and not trained_encoder.is_run(place):
-        raise UserError(f"{place} is no workdir of a run; weights are named by --weights=FILE")
+        raise UserError(f"{place} is no workdir of a run; give a file of weights by --weights=FILE")
     is_run = bool(given.workdir)
     config = trained_encoder.read_config(place) if is_run else config_lib.default_config()
     set_up(config, own=False)
@@ -91,7 +91,7 @@ def load(given: flags.FlagValues, place: str) -> "trained_encoder.Trained":
 
 
 def evaluate(name: str, given: flags.FlagValues, words: list[str]) -> None:
-    """Do the evaluation `name`, and write what it found to a file of JSON."""
+    """Run the evaluation `name`, and write its results to a JSON file."""
     if words:
         raise UserError(f"{words[0]!r} is no flag of {name}; --help lists them")
     place = require_one_encoder(given)
@@ -125,7 +125,7 @@ def evaluate(name: str, given: flags.FlagValues, words: list[str]) -> None:
 
 
 def command_of(name: str) -> Command:
-    """The subcommand `evaluate NAME`."""
+    """Make the subcommand `evaluate NAME`."""
     own = EVALUATIONS[name]
 
     def define(given: flags.FlagValues) -> None:

@@ -42,7 +42,7 @@ def encoder(given: flags.FlagValues) -> None:
         given,
     )
     flags.DEFINE_bool(
-        "untrained", False, "Evaluate the same encoder before its training too.", given
+        "untrained", False, "Also evaluate the encoder as it was before training.", given
     )
     host_flags.define(given)
 
@@ -53,17 +53,17 @@ def labelled_images(given: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "data_dir", "", "Folder, list or shards of its images, as --config.data_dir.", given
     )
-    flags.DEFINE_string("train_split", "", "Part to learn from; left out: the run's own.", given)
+    flags.DEFINE_string("train_split", "", "Split to train on; left out: the run's own.", given)
     flags.DEFINE_string(
         "test_split",
         "",
-        "Part to test on; left out: the run's eval_split, or else a tenth of the training images.",
+        "Split to test on; left out: the run's eval_split, or else a tenth of the training images.",
         given,
     )
     flags.DEFINE_string(
         "test_data_dir",
         "",
-        "Folder, list or shards of the images to test on, if they lie apart.",
+        "Folder, list or shards of the images to test on, if they are in another place.",
         given,
     )
 
@@ -111,7 +111,7 @@ def knn(given: flags.FlagValues) -> None:
     number_flags.DEFINE_numbers(
         "k",
         [],
-        "Numbers of neighbours, all tried at the cost of the largest.",
+        "Numbers of neighbours to try; all together cost what the largest costs.",
         int,
         Range(1, 2**31 - 1),
         given,
@@ -136,8 +136,8 @@ def linear(given: flags.FlagValues) -> None:
         "protocol",
         "fast",
         ["fast", "paper", "v3"],
-        "'fast', features once and many settings at a time; or the training on crops of MoCo v1 "
-        "and v2, or of v3.",
+        "'fast': one set of features, many settings at once; 'paper': training on crops as in "
+        "MoCo v1 and v2; 'v3': as in MoCo v3.",
         given,
     )
     number_flags.DEFINE_whole(
@@ -162,13 +162,16 @@ def finetune(given: flags.FlagValues) -> None:
     number_flags.DEFINE_numbers(
         "labels",
         [],
-        "Shares of the labels in per cent, a training each; left out: 1,10,100, or --subset.",
+        "Shares of the labels in per cent, one training for each; left out: 1,10,100, or --subset.",
         float,
         Range(0, 100, above=True),
         given,
     )
     flags.DEFINE_list(
-        "subset", [], "Text files that name the images to learn from, a training each.", given
+        "subset",
+        [],
+        "Text files that name training images; each file is a training of its own.",
+        given,
     )
     number_flags.DEFINE_whole(
         "subset_seed",
@@ -188,14 +191,14 @@ def finetune(given: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "scratch",
         False,
-        "Train from random weights too (as --untrained says as well).",
+        "Also train from random weights; --untrained means the same.",
         given,
     )
     _rates_of_fine_tuning(given)
     number_flags.DEFINE_whole(
         "tests",
         20,
-        "How often a training is tested on its way, the end included.",
+        "How many times a training is tested, its end included.",
         1,
         10**6,
         given,
@@ -226,7 +229,7 @@ def _rates_of_fine_tuning(given: flags.FlagValues) -> None:
     number_flags.DEFINE_number(
         "layer_decay",
         1.0,
-        "Of a ViT: each layer's rate as a share of the next one's.",
+        "For a ViT: learning rate of each layer, as a share of the next layer's.",
         1e-3,
         1.0,
         given,
@@ -244,9 +247,9 @@ def segmentation(given: flags.FlagValues) -> None:
         "data_dir", "", "Folder of PASCAL VOC or Cityscapes, see docs/evaluation.md.", given
     )
     flags.DEFINE_string(
-        "train_split", "", "Part to learn from; left out: the protocol's own.", given
+        "train_split", "", "Split to train on; left out: the protocol's own.", given
     )
-    flags.DEFINE_string("test_split", "", "Part to test on; left out: 'val'.", given)
+    flags.DEFINE_string("test_split", "", "Split to test on; left out: 'val'.", given)
     batch_size(given)
     number_flags.DEFINE_whole(
         "iterations", 0, "Steps of the training; 0: the protocol's own.", 0, 2**31 - 1, given

@@ -8,7 +8,10 @@ from moco_jax.cli import number_flags
 def define(given: flags.FlagValues) -> None:
     """Define the flags."""
     flags.DEFINE_bool(
-        "distributed", False, "Join a run of many hosts whose addresses the platform gives.", given
+        "distributed",
+        False,
+        "Join a run of several hosts; the platform knows their addresses.",
+        given,
     )
     flags.DEFINE_string(
         "coordinator",

@@ -15,7 +15,7 @@ MOST_DIGITS = 40  # of whole numbers that are written with a point or an exponen
 
 
 def read_whole(text: str) -> int:
-    """The whole number in `text`, as '12', '0x1f', '2.0' or '1e3'; ValueError for other text."""
+    """Parse the whole number in `text`, as '12', '0x1f', '2.0' or '1e3'; else ValueError."""
     try:
         return int(text, 16 if text.lower().startswith("0x") else 10)
     except ValueError:
@@ -43,7 +43,7 @@ class NumberParser(flags.ArgumentParser):
         self.syntactic_help = f"{KINDS[kind]}{bounds}"
 
     def parse(self, argument: Any) -> Any:
-        """The number in `argument`, text or already a number; ValueError says what is required."""
+        """Parse the number in `argument`, text or a number; ValueError says what is required."""
         read, cast = (read_whole, whole) if self.kind is int else (float, real)
         try:
             value = read(argument) if isinstance(argument, str) else cast(argument)
@@ -64,7 +64,7 @@ class NumberParser(flags.ArgumentParser):
         return "" if left_out else f"; try {plain(end)}"
 
     def flag_type(self) -> str:
-        """The name that absl's own lists of flags give the type."""
+        """Return the type's name in absl's own lists of flags."""
         return self.kind.__name__
 
 
@@ -82,7 +82,7 @@ class NumbersParser(flags.BaseListParser):
         self.syntactic_help = f"{SEVERAL[kind]} with commas between them, {allowed} each{example}"
 
     def parse(self, argument: Any) -> list[Any]:
-        """The numbers in `argument`, text or a list of them; ValueError says what is required."""
+        """Parse the numbers in `argument`, text or a list; ValueError says what is required."""
         words = super().parse(argument) if isinstance(argument, str) else argument or []
         try:
             return sorted({self.each.parse(word) for word in words})
@@ -90,7 +90,7 @@ class NumbersParser(flags.BaseListParser):
             raise ValueError(f"must be {self.syntactic_help}") from error
 
     def flag_type(self) -> str:
-        """The name that absl's own lists of flags give the type."""
+        """Return the type's name in absl's own lists of flags."""
         return "comma separated list of numbers"
 
 

@@ -35,7 +35,12 @@ def define(given: flags.FlagValues) -> None:
     formats = " or ".join(registry.SHARD_FORMATS())
     flags.DEFINE_string("format", "tfrecord", f"Format of the shards: {formats}.", given)
     number_flags.DEFINE_whole(
-        "channels", 3, "Channels, as in training: other images are left out.", 1, 1024, given
+        "channels",
+        3,
+        "Channels of the images, as in training; others are left out.",
+        1,
+        1024,
+        given,
     )
     number_flags.DEFINE_number(
         "white", 0.0, "Value that becomes 255, as --config.white.", 0, 2**32, given
@@ -65,7 +70,7 @@ class Shards(Counter):
 
 
 def main(given: flags.FlagValues, words: list[str]) -> None:
-    """Pack."""
+    """Pack the images that the flags name."""
     if words:
         fail(f"{words[0]!r} is no flag; --help lists them")
     logging.set_verbosity(logging.WARNING)
@@ -79,8 +84,8 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
         decoding = Decoding(channels=given.channels, white=given.white, max_pixels=given.max_pixels)
         plan = packing.make_plan(given.data_dir, given.out, given.shards, given.format, decoding)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
-        for said in plan.source.remarks:
-            console.line(said)
+        for remark in plan.source.remarks:
+            console.line(remark)
         packing.pack(plan, Shards(plan, console).seen)
     except KeyboardInterrupt:
         console.line("stopped; finished shards are kept, the same command goes on")

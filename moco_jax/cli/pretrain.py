@@ -40,7 +40,7 @@ def define(given: flags.FlagValues) -> None:
 
 
 def main(given: flags.FlagValues, words: list[str]) -> None:
-    """Train."""
+    """Pretrain as the flags say."""
     refuse_words(words)
     if not given.workdir or given.config is None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")

@@ -52,10 +52,10 @@ def write(places: list[str], out: str, images: int, console: Console) -> None:
     from moco_jax.report.page.render import page
     from moco_jax.report.page.renewal import Renewal
 
-    looks = Renewal(images, Progress(console))
+    renewal = Renewal(images, Progress(console))
     runs = runs_lib.read(places)
     path = files.absolute(out) if out else runs[0].place / "report.html"
-    seen = [looks.at(run) for run in runs]
+    seen = [renewal.at(run) for run in runs]
     left_out: list[str] = []
     content = page(runs, seen, say=left_out.append).encode()
     try:
@@ -77,18 +77,18 @@ def watch(places: list[str], port: int, images: int, console: Console) -> None:
     from moco_jax.report.page.renewal import Renewal
     from moco_jax.report.page.watch import Watch
 
-    looks = Renewal(images, lambda text: None)
+    renewal = Renewal(images, lambda text: None)
     runs_lib.read(places)
-    said: set[str] = set()
+    known: set[str] = set()
 
     def say(line: str) -> None:
-        if line not in said:
-            said.add(line)
+        if line not in known:
+            known.add(line)
             console.line(f"left out: {line}")
 
     def make(version: str) -> str:
         runs = runs_lib.read(places)
-        return page(runs, [looks.at(run) for run in runs], version, say)
+        return page(runs, [renewal.at(run) for run in runs], version, say)
 
     try:
         served = Watch(make, lambda: runs_lib.stamp(places), port)

@@ -15,7 +15,7 @@ def encoder_of_a_run(given: flags.FlagValues) -> None:
         "which",
         "query",
         registry.ENCODERS_OF_A_RUN(),
-        "Which encoder: of queries, or of keys (momentum).",
+        "Which encoder: 'query', or 'key' (the momentum encoder).",
         given,
     )
 

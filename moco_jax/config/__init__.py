@@ -1,4 +1,4 @@
-"""A run's settings as one config: defaults, names, and what differs between two of them.
+"""The settings of a run as one config: defaults, checks of names, and differences.
 
 A recipe file in `configs/` starts from `default_config()` and sets what differs. `config/settings/`
 says what each setting may be and means, `training/checks.py` what several of them must be together.
@@ -20,7 +20,7 @@ OPERATIONAL = {name: setting.default for name, setting in settings.OPERATIONAL.i
 
 
 class Config(ConfigDict):
-    """All settings of a run; what is assigned is cast to a setting's type where nothing is lost.
+    """All settings of a run; a value is cast to its setting's type where nothing is lost.
 
     >>> config = default_config()
     >>> config.epochs, config.lr = 2.0, 1
@@ -39,14 +39,14 @@ class Config(ConfigDict):
 
 
 def default_config() -> ConfigDict:
-    """All settings at their defaults, locked: an unknown name is an error."""
+    """Return all settings at their defaults, locked: an unknown name is an error."""
     config = Config(RECIPE | OPERATIONAL)
     config.lock()
     return config
 
 
 def pick_variant(variant: str, known: Iterable[str]) -> str:
-    """`variant`, or the first of `known` when empty; UserError when it is none of them."""
+    """Return `variant`, or the first of `known` where it is empty; refuse any other."""
     known = list(known)
     if variant and variant not in known:
         raise UserError(f"variant={variant!r} is unknown; this config has {', '.join(known)}")
@@ -93,7 +93,7 @@ def check_background(background: int, channels: int) -> None:
 def recipe_differences(
     old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Recipe settings that differ: name -> (old value, new value).
+    """Compare two recipes: name of each setting that differs -> (old value, new value).
 
     A setting that `old` lacks, as that of an older version may, had its default.
     """

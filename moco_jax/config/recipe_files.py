@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 
 
 def names() -> list[str]:
-    """The names of all recipes."""
+    """List the names of all recipes."""
     return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 
 

@@ -1,4 +1,4 @@
-"""Names of the parts that settings and flags choose from, without the modules that make the parts.
+"""Names that settings and flags choose from, known without loading the modules behind them.
 
 Help, documentation and the check of a value need the names only, and the modules behind them take
 seconds to load, JAX first of all. `tests/config/test_registry.py` compares each row with its table.
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """The names in a table of another module; call it to have them.
+    """The names in a table of another module, which is loaded at the first call.
 
     Attributes:
         place: where the table is, as 'module:attribute'.

@@ -13,7 +13,7 @@ import numpy as np
 
 from moco_jax.data import images
 from moco_jax.data.sources import Source
-from moco_jax.data.views import centre, device_ops, device_views, pil_crop, recipes
+from moco_jax.data.views import centre, device_views, pil_crop, recipes
 
 Rows = dict[str, Any]
 
@@ -109,4 +109,4 @@ def _processor() -> jax.Device | None:
 
 
 _draw = jax.jit(device_views.draw_two_views, static_argnames=("seed", "recipe"))
-_finish = jax.jit(device_ops.finish, static_argnums=2)
+_finish = jax.jit(device_views.finish, static_argnums=2)

@@ -73,7 +73,7 @@ def make_plan(data_dir: str, out: str, shards: int, format: str, decoding: Decod
         UserError: a value cannot work, or there is no image.
     """
     if format not in FORMATS:
-        raise UserError(f"format={format!r} is unknown; known are {', '.join(FORMATS)}")
+        raise UserError(f"format={format!r} is unknown; use one of {', '.join(FORMATS)}")
     if not out:
         raise UserError("out='' names no folder for the shards; give one: --out=FOLDER")
     if not is_utf8(out):
@@ -82,7 +82,7 @@ def make_plan(data_dir: str, out: str, shards: int, format: str, decoding: Decod
     shards = shards or -(-len(source) // PER_SHARD)
     if not 0 < shards <= len(source):
         raise UserError(
-            f"shards={shards} for {len(source)} images; 1 to {len(source)} work, 0 chooses"
+            f"shards={shards} must be from 1 to {len(source)}, the number of images; 0 chooses"
         )
     assert isinstance(source, FolderSource)
     return Plan(source, data_dir, out, format, shards)

@@ -1,10 +1,9 @@
-"""The examination of a run before it starts, section by section.
+"""Examines a run before it starts, section by section.
 
-Each section uses what the earlier ones found, and none is stopped by another's fault.
+Each section uses what the earlier ones found, and a fault in one does not stop the others.
 """
 
 import dataclasses
-import os
 import time
 from typing import Any
 
@@ -13,66 +12,69 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax.base.console import Counter, duration, size
+from moco_jax.base.console import Counter, duration
 from moco_jax.base.findings import BUSY, FAULT, NOTE, OK, Finding, Report
 from moco_jax.data import order, resident
 from moco_jax.data.configured import open_images, recipe_of
-from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import Source, remarks_of
 from moco_jax.doctor import images, memory, rate, settings, survey, workdir
-from moco_jax.evaluation import features
 from moco_jax.evaluation.classes import match_sources
 from moco_jax.evaluation.held_out import choose
 from moco_jax.monitoring import view_pairs
 from moco_jax.parallel import known_answers, mesh
-from moco_jax.training import checks, feed, warm_start
-from moco_jax.training.assembly import Program, program, require_a_batch, resident_shape
-from moco_jax.training.start import query_variables
+from moco_jax.training import checks, warm_start
+from moco_jax.training.assembly import Program, find_resident_shape, program, require_a_batch
 from moco_jax.workdir import integrity
 
 LABELS = 256  # images of each part whose labels are looked at: a record is read for each
 NO_IMAGES, NO_SETTINGS = "the dataset's fault is mended", "the settings' fault is mended"
 
 
-def examine(
-    config: ConfigDict,
-    report: Report,
-    *,
-    recipe_batch: int,
-    count: int | None,
-    step: float | None,
-    out: epath.Path,
-    index_dir: str | None,
-    place: epath.Path | None,
-    allow_change: set[str],
-) -> None:
-    """Put every section of an examination of `config` into `report`.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of an examination, beside the config of the run.
 
-    Args:
-        config: what would run.
-        report: prints and counts what is found.
+    Attributes:
         recipe_batch: the batch size in the recipe file itself.
-        count: how many images are looked at; all where None.
-        step: seconds of a step; measured where None.
         out: the folder that the contact sheet is written to.
+        count: how many images are looked at; all where None.
+        step_seconds: seconds of a step; measured where None.
         index_dir: where an index of records may be kept; None for nowhere.
         place: the workdir, if there is one; it is only read.
         allow_change: recipe settings that may differ from those of the run that is there.
     """
-    examination = Examination(config, report, step)
-    examination.settings(recipe_batch)
-    examination.dataset(index_dir)
-    examination.images(count)
-    examination.views(out / "views.png")
+
+    recipe_batch: int
+    out: epath.Path
+    count: int | None = None
+    step_seconds: float | None = None
+    index_dir: str | None = None
+    place: epath.Path | None = None
+    allow_change: frozenset[str] = frozenset()
+
+
+def examine(config: ConfigDict, report: Report, options: Options) -> None:
+    """Examine the run that `config` describes, and put the findings of all sections into `report`.
+
+    Args:
+        config: what would run.
+        report: prints and counts what is found.
+        options: what else the doctor is told.
+    """
+    examination = Examination(config, report, options.step_seconds)
+    examination.settings(options.recipe_batch)
+    examination.dataset(options.index_dir)
+    examination.images(options.count)
+    examination.views(options.out / "views.png")
     examination.devices()
-    examination.weights(place)
+    examination.weights(options.place)
     examination.input_rate()
-    if place is not None:
-        examination.workdir(place, allow_change)
+    if options.place is not None:
+        examination.workdir(options.place, set(options.allow_change))
 
 
 class Examination:
-    """An examination of one config, which remembers what its sections found.
+    """Examines one config, section by section; later sections use what earlier ones found.
 
     Attributes:
         values_sound, runs: whether each setting is sound alone, and all of them together on these
@@ -208,7 +210,7 @@ class Examination:
         with self.report.section("devices"):
             known_answers.require_right()
             self.report.add(Finding(OK, "sums, products and convolutions come out right"))
-            shape = resident_shape(self.config, self.source) if self.source else None
+            shape = find_resident_shape(self.config, self.source) if self.source else None
             examples = len(self.source) if self.source is not None and self.enough else 1
             self.computed = program(self.config, mesh.create_mesh(), examples, shape)
             began = time.perf_counter()
@@ -216,7 +218,9 @@ class Examination:
             compiled = self.computed.compile_step()
             took = duration(time.perf_counter() - began)
             self.report.add(Finding(OK, f"the train step compiles, in {took}"))
-            memory_findings = self._memory(compiled)
+            memory_findings = memory.of_run(
+                self.config, self.computed, compiled, self.source, self.bank
+            )
             self.report.add(*memory_findings)
             if self.given:
                 self.report.add(Finding(OK, f"a step takes {self.step:g} s, as given"))
@@ -231,52 +235,6 @@ class Examination:
                 self.report.busy("timing the train step")
                 self.step = rate.step_seconds(self.computed, compiled)
                 self.report.add(Finding(OK, f"a step takes {self.step:.3g} s, measured"))
-
-    def _memory(self, compiled) -> list[Finding]:
-        assert self.computed is not None
-        config, count = self.config, jax.device_count()
-        images = self.computed.batch.images
-        views = memory.tree_bytes(dataclasses.replace(self.computed.batch, images=None)) // count
-        queue = memory.tree_bytes(self.computed.abstract.dictionary) // count
-        kept, moment = memory.compiled_bytes(compiled)
-        found = memory.step(
-            kept,
-            moment,
-            feed.AHEAD * views,
-            queue,
-            *memory.device_limit(),
-            config.batch_size,
-            config.queue_size,
-        )
-        if images is not None:
-            text = f"the {images.shape[0]:,} images take {size(images.size)} of it, on every device"
-            found.append(Finding(OK, text))
-        if self.source is not None:
-            found += memory.host(
-                len(self.source),
-                memory.bytes_per_example(self.source),
-                self.bank,
-                self._feature_length(),
-                memory.host_available(),
-            )
-        return found
-
-    def _feature_length(self) -> int:
-        assert self.computed is not None
-        config, state = self.config, self.computed.abstract
-        encode = features.make_encode(
-            self.computed.encoder,
-            config.knn_features,
-            config.mean,
-            config.std,
-            self.computed.dtype,
-            self.computed.mesh,
-        )
-        side = config.image_size
-        images = jax.ShapeDtypeStruct(
-            (config.eval_batch_size, side, side, config.channels), np.uint8
-        )
-        return jax.eval_shape(encode, query_variables(state), images).shape[1]
 
     def weights(self, place: epath.Path | None) -> None:
         """Examine whether the weights of `init_from` fit.
@@ -310,7 +268,7 @@ class Examination:
                 self.report.add(Finding(OK, text))
                 return self._pace(numbers, shared=False)
             self.report.busy(f"making view pairs for {2 * rate.SECONDS:g} s or more")
-            pairs = self._pairs_per_second(source, batch_size)
+            pairs = rate.source_pairs_per_second(config, source, batch_size)
             if self.step is None:
                 text = (
                     f"{rate.number(pairs)} view pairs a second; --step_seconds=S says whether that "
@@ -320,40 +278,10 @@ class Examination:
             shared = not self.given and jax.default_backend() == "cpu"
             reads = rate.reads_per_second(source, rate.READ_SECONDS, time.time_ns())
             needed = config.batch_size / self.step
-            remedies = rate.remedies(pairs, needed, reads, self._input(source))
+            made = rate.Input.of(config, source, self.side, self.could_reside)
+            remedies = rate.remedies(pairs, needed, reads, made)
             self.report.add(rate.feeds(pairs, config.batch_size, self.step, shared, remedies))
             self._pace(pairs, shared)
-
-    def _pairs_per_second(self, source: Source, batch_size: int) -> float:
-        from moco_jax.data import pipeline  # tf.data, which only such views need
-
-        config = self.config
-        batches = pipeline.train_batches(
-            source,
-            recipe_of(config),
-            seed=config.seed,
-            batch_size=batch_size,
-            rows=np.arange(min(rate.ROWS, batch_size)),
-            examples_seen=rate.some_epoch(len(source), batch_size),
-            workers=config.workers,
-            damaged=DamagedImages(len(source)),
-            crop_only=config.augment_on == "device",
-            scaled_decoding=config.scaled_decoding,
-        )
-        return rate.pairs_per_second(batches, rate.SECONDS)
-
-    def _input(self, source: Source) -> rate.Input:
-        return rate.Input(
-            workers=self.config.workers,
-            cores=os.cpu_count() or 1,
-            folder=hasattr(source, "files"),
-            side=self.side,
-            image_size=self.config.image_size,
-            on_device=self.config.augment_on == "device",
-            blurs="blur" in recipe_of(self.config).stages,
-            scaled=self.config.scaled_decoding,
-            could_reside=self.could_reside,
-        )
 
     def _pace(self, pairs: float, shared: bool) -> None:
         if self.enough and self.step is not None:

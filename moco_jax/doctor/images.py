@@ -49,7 +49,7 @@ def _named(
 
 
 def looked(survey: Survey) -> list[Finding]:
-    """Tell how many images were examined, and how large they are."""
+    """Report how many images were examined, and how large they are."""
     n, sides = len(survey.indices), shorter_sides(survey)
     which = (
         f"all {n:,} images"
@@ -72,7 +72,7 @@ def looked(survey: Survey) -> list[Finding]:
 
 
 def measured(survey: Survey) -> list[Finding]:
-    """Tell mean and standard deviation of each channel, and whether images are nearly black."""
+    """Report mean and standard deviation of each channel, and whether images are nearly black."""
     if not survey.good.any():
         return []
     mean, std = (f"({', '.join(f'{x:.3g}' for x in v)})" for v in (survey.mean, survey.std))

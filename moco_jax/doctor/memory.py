@@ -1,15 +1,22 @@
 """Findings on memory: of the compiled step on each device, and of the host."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from ml_collections import ConfigDict
 
 from moco_jax.base.console import size
 from moco_jax.base.findings import FAULT, NOTE, OK, WARNING, Finding
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.records import ENCODED
+from moco_jax.evaluation import features
+from moco_jax.training import feed
+from moco_jax.training.assembly import Program
+from moco_jax.training.start import query_variables
 
 TIGHT = 0.9
 
@@ -147,3 +154,52 @@ def bytes_per_example(source: Source) -> int:
         # File, offset, length and label; the name where a source keeps it.
         return 20 + round(getattr(source, "nbytes", 0) / max(len(source), 1))
     return round(files.nbytes / len(files)) + 4  # name and label
+
+
+def of_run(
+    config: ConfigDict, program: Program, compiled: Any, source: Source | None, bank: int
+) -> list[Finding]:
+    """Find whether a run fits into the memory of its devices and of this host.
+
+    Args:
+        config: of the run.
+        program: what its devices compute.
+        compiled: the compiled step.
+        source: the images, if they could be opened.
+        bank: images whose features the monitor holds.
+    """
+    count, images = jax.device_count(), program.batch.images
+    views = tree_bytes(dataclasses.replace(program.batch, images=None)) // count
+    queue = tree_bytes(program.abstract.dictionary) // count
+    kept, moment = compiled_bytes(compiled)
+    findings = step(
+        kept,
+        moment,
+        feed.AHEAD * views,
+        queue,
+        *device_limit(),
+        config.batch_size,
+        config.queue_size,
+    )
+    if images is not None:
+        text = f"the {images.shape[0]:,} images take {size(images.size)} of it, on every device"
+        findings.append(Finding(OK, text))
+    if source is not None:
+        findings += host(
+            len(source),
+            bytes_per_example(source),
+            bank,
+            _feature_length(config, program),
+            host_available(),
+        )
+    return findings
+
+
+def _feature_length(config: ConfigDict, program: Program) -> int:
+    """Return how many numbers a feature has that the monitor holds."""
+    encode = features.make_encode(
+        program.encoder, config.knn_features, config.mean, config.std, program.dtype, program.mesh
+    )
+    side = config.image_size
+    images = jax.ShapeDtypeStruct((config.eval_batch_size, side, side, config.channels), np.uint8)
+    return jax.eval_shape(encode, query_variables(program.abstract), images).shape[1]

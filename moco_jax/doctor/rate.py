@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from moco_jax.base.console import duration
 from moco_jax.base.findings import NOTE, OK, WARNING, Finding
 from moco_jax.data import order, resident
+from moco_jax.data.configured import recipe_of
+from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import Source
-from moco_jax.monitoring.diagnosis.rules import MUCH_WAITING
+from moco_jax.monitoring.diagnosis.loss_rules import MUCH_WAITING
 from moco_jax.parallel import mesh
 from moco_jax.training.assembly import Program
 
@@ -58,8 +62,27 @@ def pairs_per_second(batches: Iterator[dict[str, Any]], seconds: float) -> float
     return rates[-1]
 
 
+def source_pairs_per_second(config: ConfigDict, source: Source, batch_size: int) -> float:
+    """Measure how many view pairs a second this host makes of the images in `source`."""
+    from moco_jax.data import pipeline  # tf.data, which only such views need
+
+    batches = pipeline.train_batches(
+        source,
+        recipe_of(config),
+        seed=config.seed,
+        batch_size=batch_size,
+        rows=np.arange(min(ROWS, batch_size)),
+        examples_seen=some_epoch(len(source), batch_size),
+        workers=config.workers,
+        damaged=DamagedImages(len(source)),
+        crop_only=config.augment_on == "device",
+        scaled_decoding=config.scaled_decoding,
+    )
+    return pairs_per_second(batches, SECONDS)
+
+
 def numbers_per_second(examples: int, batch_size: int, seed: int) -> float:
-    """Measure how many numbers of images a second this host gives.
+    """Measure how many image indices a second this host yields.
 
     Nothing else is made on the host where devices make views of the images that they hold.
     """
@@ -177,6 +200,21 @@ class Input:
     blurs: bool
     scaled: bool
     could_reside: bool
+
+    @classmethod
+    def of(cls, config: ConfigDict, source: Source, side: float, could_reside: bool) -> "Input":
+        """Read the properties of this host, of `config` and of `source`; arguments as above."""
+        return cls(
+            workers=config.workers,
+            cores=os.cpu_count() or 1,
+            folder=hasattr(source, "files"),
+            side=side,
+            image_size=config.image_size,
+            on_device=config.augment_on == "device",
+            blurs="blur" in recipe_of(config).stages,
+            scaled=config.scaled_decoding,
+            could_reside=could_reside,
+        )
 
 
 def remedies(pairs: float, needed: float, reads: float, made: Input) -> list[str]:

@@ -30,31 +30,31 @@ class Embedder:
     """An encoder that is shown images as evaluation shows them, in float32.
 
     Attributes:
-        found: the encoder and its settings.
+        trained: the encoder and its settings.
         kind: 'backbone' for pooled features, 'output' for those after the head.
         mesh: the devices.
     """
 
-    found: trained_encoder.Trained
+    trained: trained_encoder.TrainedEncoder
     kind: str
     mesh: Mesh
 
     def __post_init__(self) -> None:
-        if self.kind == "output" and "head" not in self.found.variables["params"]:
+        if self.kind == "output" and "head" not in self.trained.variables["params"]:
             raise UserError(
                 "features='output' is of a head, which these weights lack; 'backbone' works"
             )
 
     def facts(self, place: str, which: str) -> dict[str, Any]:
         """Return what tells this encoder from any other: place, which one, weights, settings."""
-        config = self.found.config
+        config = self.trained.config
         named = {
             "place": str(files.absolute(place)),
             "which": which,
-            "step": self.found.step,
+            "step": self.trained.step,
             "features": self.kind,
             "arch": config.arch,
-            "weights_sha256": digests.of_tree(self.found.variables),
+            "weights_sha256": digests.of_tree(self.trained.variables),
         }
         shown = {key: config[key] for key in SHOWN}
         return named | {k: list(v) if isinstance(v, tuple) else v for k, v in shown.items()}
@@ -64,17 +64,17 @@ class Embedder:
 
         Damaged images are left out.
         """
-        config, devices = self.found.config, self.mesh.size
+        config, devices = self.trained.config, self.mesh.size
         batch = -(-min(config.eval_batch_size, len(source)) // devices) * devices
         encode = features.make_encode(
-            self.found.encoder,
+            self.trained.encoder,
             self.kind,
             tuple(config.mean),
             tuple(config.std),
             np.dtype("float32"),
             self.mesh,
         )
-        variables = jax.device_put(self.found.variables, mesh_lib.replicated(self.mesh))
+        variables = jax.device_put(self.trained.variables, mesh_lib.replicated(self.mesh))
         yield from features.stream(
             source,
             recipe_of(config),

@@ -118,18 +118,18 @@ class Npz:
         with user_errors(path):
             self._file = files.open_regular(path)
             self._archive = zipfile.ZipFile(self._file)
-            self._found = self._arrays()
-            if "facts" not in self._found:
+            self._arrays = self._read_arrays()
+            if "facts" not in self._arrays:
                 raise ValueError("it has no facts")
             (facts,) = next(self._pass("facts")).reshape(1).tolist()
             self.facts = facts_lib.checked(columns_lib.parsed(facts, path), path)
-        self.columns = self._found.keys() & PARQUET.keys()
+        self.columns = self._arrays.keys() & PARQUET.keys()
         self.number = columns_lib.require(
-            path, self.columns, {name: self._found[name].shape[0] for name in self.columns}
+            path, self.columns, {name: self._arrays[name].shape[0] for name in self.columns}
         )
-        self.width = self._found["features"].shape[1]
+        self.width = self._arrays["features"].shape[1]
 
-    def _arrays(self) -> dict[str, _Array]:
+    def _read_arrays(self) -> dict[str, _Array]:
         """Find the arrays that a table has, by name, each as long as its header says."""
         arrays: dict[str, _Array] = {}
         for member in self._archive.infolist():
@@ -181,7 +181,7 @@ class Npz:
 
     def _pass(self, column: str) -> Iterator[np.ndarray]:
         """Yield the whole column in blocks; raises BadZipFile if its checksum differs."""
-        array = self._found[column]
+        array = self._arrays[column]
         number = array.shape[0] if array.shape else 1
         rows = columns_lib.at_once(array.row_bytes)
         with self._archive.open(array.member) as file:
@@ -198,7 +198,7 @@ class Npz:
 
     def peek(self, column: str, rows: np.ndarray) -> np.ndarray:
         with user_errors(self._path):
-            array, rows_read = self._found[column], []
+            array, rows_read = self._arrays[column], []
             for row in np.asarray(rows).tolist():
                 if not 0 <= row < self.number:
                     raise IndexError(f"row {row} of {self.number}")

@@ -151,7 +151,7 @@ def same_encoder(table: Table, embedder: Embedder, place: str) -> None:
 
 def encoded(embedder: Embedder, paths: Sequence[str]) -> np.ndarray:
     """Encode image files to features float32 `[n, D]`; raises UserError where one is damaged."""
-    source = FilesSource(paths, Decoding.of(embedder.found.config))
+    source = FilesSource(paths, Decoding.of(embedder.trained.config))
     damaged = Damaged(source)
     blocks = []
     for some, indices in embedder.stream(source):

@@ -39,7 +39,7 @@ BACKBONES: dict[str, partial[Any]] = {
     "vit_conv_small": partial(ViT, 11, 12, width=384, conv_stem=True, stop_patch_gradient=False),
     "vit_conv_base": partial(ViT, 11, 12, width=768, conv_stem=True, stop_patch_gradient=False),
 }
-# What only some backbones know, with the value that says nothing: each then does as its own default says.
+# Options that only some backbones know, each with the value that leaves a backbone at its default.
 OPTIONS: dict[str, Any] = {
     "stem": "imagenet",
     "zero_init_residual": False,
@@ -61,7 +61,7 @@ PREDICTORS: dict[str, Callable[..., nn.Module] | None] = {
 
 
 def has_batch_norm(name: str) -> bool:
-    """Whether the backbone `name` has BatchNorm, which looks at whole groups of images at once."""
+    """Return whether the backbone `name` has BatchNorm, which needs whole groups of images."""
     return not name.startswith("vit_") or name.startswith("vit_conv_")
 
 
@@ -77,32 +77,32 @@ class Encoder(nn.Module):
     predictor: nn.Module | None = None
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, channels]` -> projections `[B, dim]`, not normalised, at least float32."""
+        """Project images `[B, H, W, channels]` to `[B, dim]`, not normalised, at least float32."""
         return self.project(self.backbone(images, train), train)
 
     def predict(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """As a call, with the predictor on top where there is one: what queries are."""
+        """Encode images to queries `[B, dim]`: head, then predictor where there is one."""
         return self.query(self.backbone(images, train), train)
 
     def project(self, features: jax.Array, train: bool = False) -> jax.Array:
-        """Pooled features `[B, D]` -> what keys are, `[B, dim]`."""
+        """Project pooled features `[B, D]` to keys `[B, dim]`."""
         return self.head(features, train)
 
     def query(self, features: jax.Array, train: bool = False) -> jax.Array:
-        """Pooled features `[B, D]` -> what queries are, `[B, dim]`."""
+        """Project pooled features `[B, D]` to queries `[B, dim]`, through a predictor if any."""
         projected = self.head(features, train)
         return projected if self.predictor is None else self.predictor(projected, train)
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Images `[B, H, W, channels]` -> pooled features `[B, D]` before the head, at least float32."""
+        """Pool images `[B, H, W, channels]` to features `[B, D]`, at least float32."""
         return self.backbone(images, train)
 
 
 def frozen(encoder: Encoder, params: Any) -> Any:
-    """Which of `params`, a tree of `encoder` (heads, predictor or not), no gradient reaches: the same tree of booleans.
+    """Mark the parameters of `encoder` that no gradient reaches: `params` as a tree of booleans.
 
-    A backbone names the top-level ones in its property `frozen`; an optimizer leaves them out,
-    decay and state too.
+    A backbone names such parameters, at its top level, in its property `frozen`; an optimizer
+    leaves them out, decay and state too. `params` may lack head or predictor.
     """
     names = getattr(encoder.backbone, "frozen", ())
 
@@ -113,12 +113,14 @@ def frozen(encoder: Encoder, params: Any) -> Any:
 
 
 def frozen_in(encoder: Encoder) -> Callable[[Any], Any] | None:
-    """`frozen` of this `encoder` as a function of parameters; None where nothing is."""
+    """Bind `frozen` to this `encoder`: a function of parameters; None where nothing is frozen."""
     return partial(frozen, encoder) if getattr(encoder.backbone, "frozen", ()) else None
 
 
 def check(name: str, image_size: int, width: int | None = None, **options: Any) -> None:
-    """Refuse what `create` would, or the backbone's own `require(height, width)` for images of `image_size` pixels.
+    """Refuse what `create` would refuse, and images of `image_size` pixels that do not fit.
+
+    Whether images fit is asked of the backbone's own `require(height, width)`, where it has one.
 
     Raises:
         UserError: names the setting, its value, and what works.
@@ -137,7 +139,8 @@ def _backbone(name: str, width: int | None, options: Mapping[str, Any], **common
     for key, value in chosen.items():
         if key not in fields:
             raise UserError(
-                f"{key}={value!r} means nothing to {name}; leave it at {OPTIONS[key]!r}, or take another encoder"
+                f"{key}={value!r} means nothing to {name}; leave it at {OPTIONS[key]!r}, "
+                "or take another encoder"
             )
     own_width = {} if width is None else {"width": width}
     return module(**common, **chosen, **own_width)
@@ -157,7 +160,7 @@ def _require_known(**chosen: str) -> None:
     for setting, value in chosen.items():
         if value not in tables[setting]:
             known = ", ".join(tables[setting])
-            raise UserError(f"{setting}={value!r} is unknown; known are {known}")
+            raise UserError(f"{setting}={value!r} is unknown; use one of {known}")
 
 
 def create(
@@ -178,7 +181,7 @@ def create(
     dtype: Any = jnp.float32,
     reduce: str = "parameter",
 ) -> Encoder:
-    """The encoder `name` with its head.
+    """Create an encoder: a backbone with its head, and a predictor where one is asked for.
 
     Args:
         name: a key of `BACKBONES`.
@@ -189,12 +192,10 @@ def create(
         width: channels of a ResNet's stem, all others in proportion, or of a ViT's tokens; None
             is the architecture's own.
         stem: of a ResNet, a key of `resnet.STEMS`.
-        zero_init_residual: of a ResNet: its blocks start as the identity, the scale of their
-            last BatchNorm at 0.
+        zero_init_residual: of a ResNet: its blocks start as the identity.
         stop_patch_gradient: of a ViT: its patch projection stays as drawn; None: yes, unless it
             is a conv stem.
-        remat: of a ViT, 'none' or 'block': whether blocks are computed again in the backward
-            pass, to save memory.
+        remat: of a ViT, 'none' or 'block': blocks are computed again going backward.
         attention: of a ViT, a key of `attention.ATTENTIONS`.
         bn_groups: G, groups of samples that share BatchNorm statistics; G must divide the batch.
         accumulate: parts in which the backbone goes through a batch; each holds `bn_groups /
@@ -206,15 +207,6 @@ def create(
         UserError: unknown `name`, `head`, `predictor`, `stem`, `remat` or `attention`, or an
             option of another kind of encoder.
     """
-    _require_known(
-        encoder=name,
-        head=head,
-        predictor=predictor,
-        stem=stem,
-        remat=remat,
-        attention=attention,
-        reduce=reduce,
-    )
     options = dict(
         stem=stem,
         zero_init_residual=zero_init_residual,
@@ -222,6 +214,8 @@ def create(
         remat=remat,
         attention=attention,
     )
+    known = dict(encoder=name, head=head, predictor=predictor, reduce=reduce)
+    _require_known(**known, stem=stem, remat=remat, attention=attention)
     backbone = _backbone(
         name, width, options, bn_groups=max(bn_groups // accumulate, 1), dtype=dtype, reduce=reduce
     )

@@ -140,7 +140,7 @@ class ResNet(nn.Module):
         h and w are the sides of the images divided by all strides.
         """
         if self.stem not in STEMS:
-            raise UserError(f"stem={self.stem!r} is unknown; known are {', '.join(STEMS)}")
+            raise UserError(f"stem={self.stem!r} is unknown; use one of {', '.join(STEMS)}")
         stem = STEMS[self.stem]
         beyond = stem.padding - stem.kernel // 2  # the convolution itself pads by half its kernel
         if beyond:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from moco_jax.data.views import recipes
 from moco_jax.evaluation.decide import decide
-from moco_jax.evaluation.images import Report, Subject
+from moco_jax.evaluation.images import EvaluationData, Report
 from moco_jax.evaluation.linear import Classifier, blocks, initial, logits, losses, sgd_step
 from moco_jax.method import optimizers
 from moco_jax.parallel import mesh as mesh_lib
@@ -43,6 +43,22 @@ class Grid(NamedTuple):
     rates: Sequence[float] = RATES
     decays: Sequence[float] = DECAYS
     norms: Sequence[bool] = (False, True)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSettings:
+    """Settings of a training that all classifiers of a grid share.
+
+    Attributes:
+        number: of classes.
+        epochs, batch_size: length, and rows at a step.
+        seed: of weights and order.
+    """
+
+    number: int
+    epochs: int = 30
+    batch_size: int = 256
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +114,8 @@ def _count(classifiers, mean, scale, features, classes, present):
 
 
 @jax.jit(donate_argnums=(0, 1))
-def _step_all(classifiers, buffers, mean, scale, features, classes, present, rates, decays):
+def _step_all(classifiers, buffers, mean, scale, batch, rates, decays):
+    features, classes, present = batch
     over_members = jax.vmap(sgd_step, (0, 0, None, None, None, 0, 0))
     over_norms = jax.vmap(over_members, (0, 0, 0, None, None, None, None))
     scaled = (features - mean) * scale
@@ -108,13 +125,9 @@ def _step_all(classifiers, buffers, mean, scale, features, classes, present, rat
 def fit(
     sets: Sequence[np.ndarray],
     classes: np.ndarray,
-    number: int,
     grid: Grid,
     mesh: Mesh,
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
+    settings: FitSettings,
     report: Report,
 ) -> Fitted:
     """Train all classifiers of `grid` at once on the same batches, divided over the devices.
@@ -125,21 +138,20 @@ def fit(
         sets: features float32 `[N, D]` of the same images, one array a set of crops; epochs take
             turns.
         classes: int `[N]`.
-        number: of classes.
         grid, mesh: the settings to try, and the devices.
-        epochs, batch_size: of the training.
-        seed: of weights and order.
+        settings: of the training, common to all classifiers.
         report: called with a line on how far the training is.
     """
     size, width = sets[0].shape
-    batch = min(batch_size, size)
+    epochs, seed = settings.epochs, settings.seed
+    batch = min(settings.batch_size, size)
     members = [(rate, decay) for rate in grid.rates for decay in grid.decays]
     # Copies fill up the members, so that they divide over the devices; nobody reads the copies.
     padded = -(-len(members) // mesh.size) * mesh.size
     rates, decays = np.resize(np.asarray(members, np.float32), (padded, 2)).T
     mean, scale = _statistics(sets, grid.norms)
     shape = (len(grid.norms), padded)
-    first = jax.device_get(initial(seed, width, number))
+    first = jax.device_get(initial(seed, width, settings.number))
     classifiers = _spread(first, shape, mesh)
     buffers = _spread(jax.tree.map(np.zeros_like, first), shape, mesh)
     steps = -(-size // batch)
@@ -155,9 +167,7 @@ def fit(
                 buffers,
                 mean,
                 scale,
-                features[chosen],
-                classes[chosen],
-                np.arange(batch) < len(places[some]),
+                (features[chosen], classes[chosen], np.arange(batch) < len(places[some])),
                 rates * factors[epoch * steps + n],
                 decays,
             )
@@ -190,7 +200,7 @@ def _statistics(sets: Sequence[np.ndarray], norms: Sequence[bool]) -> tuple[np.n
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Choice:
     """The choice of a search.
 
     Attributes:
@@ -217,15 +227,11 @@ def search(
     classes: np.ndarray,
     test: np.ndarray,
     truth: np.ndarray,
-    number: int,
     grid: Grid,
     mesh: Mesh,
-    *,
-    epochs: int = 30,
-    batch_size: int = 256,
-    seed: int = 0,
+    settings: FitSettings,
     report: Report,
-) -> Found:
+) -> Choice:
     """Train `grid` on nine tenths of the images, choose on the last, train the choice on all.
 
     The choice is made on centre crops.
@@ -236,20 +242,18 @@ def search(
         classes: int `[N]`.
         test, truth: features `[M, D]` and classes `[M]` of the test images, which choose
             nothing.
-        number: of classes.
-        grid, mesh, epochs, batch_size, seed, report: as in `fit`.
+        grid, mesh, settings, report: as in `fit`.
     """
     size = len(classes)
-    apart = np.random.default_rng(seed).permutation(size) < max(size // 10, 1)
-    how: Any = dict(epochs=epochs, batch_size=batch_size, seed=seed, report=report)
-    fitted = fit([x[~apart] for x in sets], classes[~apart], number, grid, mesh, **how)
+    apart = np.random.default_rng(settings.seed).permutation(size) < max(size // 10, 1)
+    fitted = fit([x[~apart] for x in sets], classes[~apart], grid, mesh, settings, report)
     right, loss = fitted.scores(sets[0][apart], classes[apart])
     finite = np.where(np.isfinite(loss), loss, np.inf)
     right = np.where(np.isfinite(loss), right, 0.0)
     v, r, w = np.unravel_index(np.lexsort((finite.ravel(), -right.ravel()))[0], right.shape)
     rate, decay, norm = grid.rates[r], grid.decays[w], grid.norms[v]
-    again = fit(sets, classes, number, Grid([rate], [decay], [norm]), mesh, **how)
-    return Found(
+    again = fit(sets, classes, Grid([rate], [decay], [norm]), mesh, settings, report)
+    return Choice(
         rate=rate,
         decay=decay,
         norm=norm,
@@ -273,7 +277,7 @@ def _edges(grid: Grid, rate: float, decay: float) -> list[str]:
 
 
 def feature_sets(
-    subject: Subject,
+    data: EvaluationData,
     encode: Callable[[Any], Any],
     recipe: recipes.Recipe,
     crops: int,
@@ -284,7 +288,7 @@ def feature_sets(
     Returns:
         One array a set, the centre crops first, and classes `[N]`.
     """
-    center, classes = subject.extract(subject.train, encode, report)
-    drawn = partial(subject.extract, subject.train, encode, report, recipe)
-    seed = subject.config.seed
+    center, classes = data.extract(data.train, encode, report)
+    drawn = partial(data.extract, data.train, encode, report, recipe)
+    seed = data.config.seed
     return [center, *(drawn(crops=(seed, epoch))[0] for epoch in range(crops))], classes

@@ -17,7 +17,7 @@ from moco_jax.encoders import Encoder
 from moco_jax.evaluation import features
 from moco_jax.evaluation.held_out import choose
 from moco_jax.evaluation.labelled import Labelled, Part, labelled
-from moco_jax.inference.trained_encoder import Trained
+from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.parallel import mesh as mesh_lib
 
 Report = Callable[[str], None]
@@ -31,7 +31,7 @@ def _make_encode(
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class EvaluationData:
     """Training and test images for an encoder, and the devices that compute their features.
 
     Attributes:
@@ -66,7 +66,7 @@ class Subject:
             for name, part in parts.items()
         }
 
-    def encoder(self, trained: Trained, kind: str) -> Callable[[Any], Any]:
+    def encoder(self, trained: TrainedEncoder, kind: str) -> Callable[[Any], Any]:
         """Return a function from uint8 images `[B, S, S, C]` to features `[B, D]` on every device.
 
         `kind` as in `make_encode`.
@@ -74,8 +74,8 @@ class Subject:
         config = self.config
         if kind == "output" and not trained.has_head:
             raise UserError(
-                "features='output' needs a head, and these weights have none; 'backbone' is what"
-                " there is"
+                "features='output' needs a head, and these weights have none; features='backbone'"
+                " works"
             )
         encode = _make_encode(
             trained.encoder, kind, tuple(config.mean), tuple(config.std), self.mesh
@@ -123,7 +123,7 @@ class Subject:
         return np.concatenate(rows), np.concatenate(classes)
 
 
-def open_subject(
+def open_evaluation_data(
     config: ConfigDict,
     index_dir: str,
     *,
@@ -132,7 +132,7 @@ def open_subject(
     train_split: str = "",
     test_split: str = "",
     test_data_dir: str = "",
-) -> Subject:
+) -> EvaluationData:
     """Open the images that the arguments name; empty arguments take the run's own.
 
     Where no argument names images to test on, a tenth of the others is set apart, as the monitor
@@ -158,13 +158,13 @@ def open_subject(
     if config.eval_batch_size % mesh.size:
         raise UserError(
             f"eval_batch_size={config.eval_batch_size} of this run does not divide over"
-            f" {mesh.size} devices"
+            f" {mesh.size} devices; use a number of devices that divides it"
         )
     ours, theirs = _parts(
         config, index_dir, dataset, data_dir, train_split, test_split, test_data_dir
     )
     learnt, tested, remarks = labelled(ours, theirs)
-    return Subject(
+    return EvaluationData(
         train=learnt,
         test=tested,
         own=own,
@@ -184,7 +184,7 @@ def _parts(
     test_split: str,
     test_data_dir: str,
 ) -> tuple[Part, Part]:
-    """Open the training and the test images; arguments are those of `open_subject`."""
+    """Open the training and the test images; arguments are those of `open_evaluation_data`."""
     changed = config.copy_and_resolve_references()
     same = dataset in ("", config.dataset)
     if not same:

@@ -16,7 +16,7 @@ from moco_jax.data.views import recipes
 from moco_jax.evaluation import resume
 from moco_jax.evaluation.batches import epoch_batches
 from moco_jax.evaluation.decide import decide
-from moco_jax.evaluation.images import Report, Subject
+from moco_jax.evaluation.images import EvaluationData, Report
 from moco_jax.method import optimizers
 from moco_jax.parallel import mesh as mesh_lib
 
@@ -48,6 +48,7 @@ def logits(classifier: Classifier, features: jax.Array) -> jax.Array:
 
 def losses(classifier: Classifier, features: jax.Array, classes: jax.Array) -> jax.Array:
     """Compute the cross-entropy `[B]` of each row of `features` `[B, D]` of classes int `[B]`."""
+    # optax's cross-entropy of integer labels differs from this in the last bits.
     log = jax.nn.log_softmax(logits(classifier, features))
     return -jnp.take_along_axis(log, classes[:, None], 1)[:, 0]
 
@@ -127,7 +128,7 @@ def blocks(number: int, size: int):
 
 
 def train_on_crops(
-    subject: Subject,
+    data: EvaluationData,
     encode: Callable[[Any], Any],
     chosen: Protocol,
     recipe: recipes.Recipe,
@@ -140,7 +141,7 @@ def train_on_crops(
     smaller, as in the authors' script.
 
     Args:
-        subject: the images.
+        data: the images.
         encode: from uint8 images `[B, S, S, C]` to features `[B, D]`.
         chosen: the schedule.
         recipe: of the crops.
@@ -150,13 +151,13 @@ def train_on_crops(
     Returns:
         Share of test images classified rightly at the end, and after each epoch.
     """
-    config, mesh, train = subject.config, subject.mesh, subject.train
+    config, mesh, train = data.config, data.mesh, data.train
     steps = -(-len(train.indices) // chosen.batch_size)
-    test, truth = subject.extract(subject.test, encode, report)
-    classifier = initial(config.seed, test.shape[1], subject.classes)
+    test, truth = data.extract(data.test, encode, report)
+    classifier = initial(config.seed, test.shape[1], data.classes)
     state = jax.device_get((classifier, jax.tree.map(jnp.zeros_like, classifier)))
     state = mesh_lib.to_every_device(mesh, state)
-    facts = chosen, recipe, config.seed, subject.recipe, train.facts, subject.test.facts
+    facts = chosen, recipe, config.seed, data.recipe, train.facts, data.test.facts
     (classifier, buffer), begun, notes = kept.begin(mesh, state, facts)
     rates = optimizers.values(chosen.rate_at(steps), chosen.epochs * steps)
     step = jax.jit(sgd_step, donate_argnums=(0, 1), out_shardings=mesh_lib.replicated(mesh))
@@ -185,6 +186,6 @@ def predict(classifier: Classifier, features: np.ndarray, block: int = 4096) -> 
     return np.concatenate(parts)
 
 
-def crop_recipe(name: str, subject: Subject) -> recipes.Recipe:
+def crop_recipe(name: str, data: EvaluationData) -> recipes.Recipe:
     """Create the recipe `name` for training crops, of the size of the run's views."""
-    return recipes.create(name, subject.config.image_size, channels=subject.config.channels)
+    return recipes.create(name, data.config.image_size, channels=data.config.channels)

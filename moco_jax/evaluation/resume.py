@@ -87,7 +87,7 @@ class Kept:
         return None
 
     def due(self, last: bool) -> bool:
-        """Whether to `save` now, which is true on the first host alone.
+        """Return whether to `save` now, which is true on the first host alone.
 
         It is true after the `last` step, and when the time has come.
         """

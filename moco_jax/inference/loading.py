@@ -24,7 +24,7 @@ from moco_jax.inference.features import make_features
 from moco_jax.parallel import xla_flags
 
 FEATURES = ("backbone", "output")
-WANTED = "wanted are uint8, or floating-point numbers from 0 to 1"
+WANTED = "use uint8, or floating-point numbers from 0 to 1"
 
 
 def images_in(folder: str | os.PathLike) -> list[str]:
@@ -48,44 +48,46 @@ class FeatureEncoder:
     """A trained encoder that turns images into features: what `load` returns.
 
     Attributes:
-        found: encoder, weights and settings.
+        trained: encoder, weights and settings.
         recipe: for the evaluation view.
         about: a sentence on which encoder it is, what becomes of an image, and what comes out.
     """
 
-    def __init__(self, found: trained_encoder.Trained, features: str, called: str, batch_size: int):
+    def __init__(
+        self, trained: trained_encoder.TrainedEncoder, features: str, called: str, batch_size: int
+    ):
         """Place an encoder on JAX's default device.
 
         Args:
-            found: what `trained_encoder.load` returns.
+            trained: what `trained_encoder.load` returns.
             features: one of `FEATURES`.
             called: name of the encoder and of its place, for `about`.
             batch_size: images that are encoded at once.
         """
         if features not in FEATURES:
-            raise UserError(f"features={features!r} is unknown; known are {', '.join(FEATURES)}")
-        if features == "output" and not found.has_head:
+            raise UserError(f"features={features!r} is unknown; use one of {', '.join(FEATURES)}")
+        if features == "output" and not trained.has_head:
             raise UserError(
-                f"{called} has no weights of a head; features='backbone' is what there is"
+                f"features='output' needs a head, and {called} has none; features='backbone' works"
             )
         if type(batch_size) is not int or batch_size < 1:
             raise UserError(
                 f"batch_size={batch_size!r} must be a whole number of at least 1; 64 is the default"
             )
-        config = found.config
-        self.found, self.recipe = found, recipes.create(config.augment, config.image_size)
+        config = trained.config
+        self.trained, self.recipe = trained, recipes.create(config.augment, config.image_size)
         self._batch_size, self._kind, self._called = batch_size, features, called
-        self._variables = jax.device_put(found.variables)
+        self._variables = jax.device_put(trained.variables)
         self._encode = jax.jit(
             make_features(
-                found.encoder, features, tuple(config.mean), tuple(config.std), jnp.float32
+                trained.encoder, features, tuple(config.mean), tuple(config.std), jnp.float32
             )
         )
 
     @functools.cached_property
     def dim(self) -> int:
         """D, the length of a feature vector."""
-        config = self.found.config
+        config = self.trained.config
         shape = (1, config.image_size, config.image_size, config.channels)
         images = jax.ShapeDtypeStruct(shape, np.uint8)
         return jax.eval_shape(self._encode, self._variables, images).shape[-1]
@@ -93,19 +95,19 @@ class FeatureEncoder:
     @property
     def about(self) -> str:
         """A sentence on which encoder this is, what becomes of an image, and what comes out."""
-        config, side = self.found.config, self.recipe.image_size
+        config, side = self.trained.config, self.recipe.image_size
 
         def numbers(name: str) -> str:
-            assumed = " (ImageNet's, as nothing says it)" if name in self.found.assumed else ""
+            assumed = " (ImageNet's, as nothing says it)" if name in self.trained.assumed else ""
             return f"{name} ({', '.join(f'{x:g}' for x in config[name])}){assumed}"
 
-        guess = " (as nothing says it)" if "image_size" in self.found.assumed else ""
+        guess = " (as nothing says it)" if "image_size" in self.trained.assumed else ""
         where = "before" if self._kind == "backbone" else "after"
         return (
             f"{config.arch}, {self._called}: images of {config.channels} channel(s), shorter side"
             f" to {self.recipe.evaluation_resize} pixels, centre {side} x {side}{guess}, (x / 255 -"
             f" mean) / std with {numbers('mean')} and {numbers('std')}; "
-            + "; ".join([f"{self.dim} features {where} the head", *self.found.remarks])
+            + "; ".join([f"{self.dim} features {where} the head", *self.trained.remarks])
         )
 
     def __repr__(self) -> str:
@@ -180,7 +182,7 @@ class FeatureEncoder:
         return centre.view(self._pixels(image), recipe.evaluation_resize, recipe.image_size)
 
     def _pixels(self, image: Any) -> np.ndarray:
-        config = self.found.config
+        config = self.trained.config
         decoding = pixels.Decoding.of(config)
         if isinstance(image, str | os.PathLike):
             try:
@@ -265,9 +267,9 @@ def load(
             path, which, step, image_size=image_size, mean=mean, std=std, stem=stem
         )
     except Exception as error:
-        said = files.said_of_bucket(error)
-        if not said:
+        reason = files.describe_bucket_error(error)
+        if not reason:
             raise
-        raise UserError(f"{printable(path)}: {said}") from error
+        raise UserError(f"{printable(path)}: {reason}") from error
     of = f"step {trained.step} of {path}" if trained_encoder.is_run(path) else path
     return FeatureEncoder(trained, features, f"{which} encoder of {of}", batch_size)

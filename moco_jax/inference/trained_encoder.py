@@ -17,7 +17,7 @@ from moco_jax.weights import bridge, workdir
 from moco_jax.weights.pretrained import Pretrained
 from moco_jax.weights.workdir import PARTS, read_config
 
-__all__ = ["PARTS", "Trained", "is_run", "load", "read_config", "untrained"]
+__all__ = ["PARTS", "TrainedEncoder", "is_run", "load", "read_config", "untrained"]
 
 Settings = dict[str, Any]
 
@@ -25,7 +25,7 @@ is_run = bridge.is_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedEncoder:
     """An encoder with its weights and the settings of its images.
 
     Attributes:
@@ -63,7 +63,7 @@ def load(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     stem: str = "",
-) -> Trained:
+) -> TrainedEncoder:
     """Load a trained encoder from a run or a weights file.
 
     Args:
@@ -80,45 +80,50 @@ def load(
             statistics that do not fit.
     """
     if which not in PARTS:
-        raise UserError(f"which={which!r} is no encoder of a run; known are {', '.join(PARTS)}")
+        raise UserError(f"which={which!r} is no encoder of a run; use one of {', '.join(PARTS)}")
     given: dict[str, Any] = {"image_size": image_size, "mean": tuple(mean), "std": tuple(std)}
     given = {name: value for name, value in given.items() if value}
     if is_run(place):
         return _of_run(place, which, step, stem, given)
     if step and files.absolute(place).exists():  # 0 is the step of every file
-        raise UserError(f"step={step} is of a run, and {place} is a file; leave it out")
+        raise UserError(f"step={step} is for runs, and {place} is a file; leave step out")
     return _of_file(place, which, stem, given)
 
 
-def _create(config: ConfigDict, given: Settings, which: str, **fields: Any) -> Trained:
+def _create(config: ConfigDict, given: Settings, which: str, **fields: Any) -> TrainedEncoder:
     """Create the encoder for a run's or a file's settings, of which `given` ones are changed."""
     config.update(given)
     check_views(config)
     options = encoder_options(config)
     if which == "key":
         options["predictor"] = "none"
-    return Trained(encoders.create(**options), config=config, **fields)
+    return TrainedEncoder(encoders.create(**options), config=config, **fields)
 
 
-def _of_run(place: str, which: str, step: int | None, stem: str, given: Settings) -> Trained:
+def _of_run(place: str, which: str, step: int | None, stem: str, given: Settings) -> TrainedEncoder:
     """Load the encoder of a run from a sound checkpoint."""
     if stem:
-        raise UserError(f"stem={stem!r} is of files; the run in {place} has its own")
+        raise UserError(
+            f"stem={stem!r} is for files; the run in {place} has its own stem, so leave it out"
+        )
     config = read_config(place)
     step = workdir.sound_step(place, step)
     variables = workdir.variables(place, which, step)
     if not variables["params"]:
-        raise UserError(f"{place} has no momentum encoder (key_encoder={config.key_encoder!r})")
+        raise UserError(
+            f"{place} has no momentum encoder (key_encoder={config.key_encoder!r}); which='query'"
+            " works"
+        )
     bridge.check_run(place, step, variables)
     return _create(config, given, which, variables=variables, step=step)
 
 
-def _of_file(place: str, which: str, stem: str, given: Settings) -> Trained:
+def _of_file(place: str, which: str, stem: str, given: Settings) -> TrainedEncoder:
     """Load the encoder of a file or folder of weights."""
     pretrained = bridge.load(place, stem=stem)
     variables = pretrained.chosen(which)
     if variables is None:
-        raise UserError(f"{place} holds no momentum encoder; which='query' is there")
+        raise UserError(f"{place} holds no momentum encoder; which='query' works")
     known = pretrained.preprocessing | given
     assumed = tuple(name for name in ("image_size", "mean", "std") if name not in known)
     if pretrained.channels != 3 and {"mean", "std"} & set(assumed):
@@ -160,7 +165,7 @@ def _config_of(pretrained: Pretrained) -> ConfigDict:
     return config
 
 
-def untrained(trained: Trained) -> Trained:
+def untrained(trained: TrainedEncoder) -> TrainedEncoder:
     """Return the encoder of the same run before its first step.
 
     For a file of weights it is its architecture, drawn afresh.

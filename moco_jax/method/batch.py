@@ -1,4 +1,4 @@
-"""Batch: what a training step is fed with, the one type in which the images meet the method."""
+"""Batch: the input of a training step."""
 
 from typing import Any
 

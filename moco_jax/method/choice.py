@@ -1,4 +1,4 @@
-"""The method as a choice of parts: who encodes keys, where negatives come from, which loss.
+"""A method as a choice: which encoder makes keys, where negatives come from, which loss.
 
 | method | key_encoder | dictionary | also | in |
 |---|---|---|---|---|
@@ -23,7 +23,7 @@ QUEUE_STARTS = ("random", "empty")
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What a step does with queries and keys.
+    """The choices that define a method: key encoder, dictionary, loss.
 
     Attributes:
         key_encoder: 'momentum' (a moving average of the query encoder), 'query' (the same encoder,
@@ -99,5 +99,5 @@ class Method:
 def dictionary_class(name: str) -> type[Dictionary]:
     """Look up the dictionary `name`; UserError where there is none of that name."""
     if name not in DICTIONARIES:
-        raise UserError(f"dictionary={name!r} is unknown; known are {', '.join(DICTIONARIES)}")
+        raise UserError(f"dictionary={name!r} is unknown; use one of {', '.join(DICTIONARIES)}")
     return DICTIONARIES[name]

@@ -1,4 +1,4 @@
-"""Makes the method of a config: the choice of its parts, and numbers from several settings."""
+"""Makes the method that a config chooses, and numbers that follow from several settings."""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +6,7 @@ from moco_jax.method.choice import Method, dictionary_class
 
 
 def method_of(config: ConfigDict) -> Method:
-    """Read the choice of parts that `config` makes."""
+    """Read the method that `config` chooses."""
     return Method(
         key_encoder=config.key_encoder,
         dictionary=config.dictionary,

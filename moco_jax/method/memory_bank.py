@@ -1,4 +1,4 @@
-"""Memory bank: nobody encodes keys; the key of an image is its own entry in a bank of all images.
+"""Memory bank: no encoder makes keys; an image's key is its entry in a bank of all images.
 
 Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination (arXiv
 1805.01978); the second mechanism that MoCo is compared with (arXiv 1911.05722, figure 2b).

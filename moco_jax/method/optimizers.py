@@ -158,6 +158,8 @@ def moving_average(average, new, momentum):
         new: the same of the query encoder.
         momentum: m, a number or a scalar array.
     """
+    # optax.incremental_update adds the terms in the other order, and where XLA fuses a product with
+    # the sum, a quarter of the numbers then differ in their last bit.
     m, rest = momentum, 1 - momentum
     return jax.tree.map(
         lambda a, n: jnp.asarray(m, a.dtype) * a + jnp.asarray(rest, a.dtype) * n, average, new

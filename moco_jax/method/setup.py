@@ -1,4 +1,4 @@
-"""Setup: what a step is given beside state and batch, and what all methods' steps share."""
+"""Setup: the fixed inputs of a step, and the pieces that the steps of all methods share."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ class Setup:
     mesh: Mesh | None
 
     def random_key(self, state: TrainState) -> jax.Array:
-        """Make the step's random key of the seed and the examples seen, both words of them."""
+        """Make the step's random key from the seed and both words of the examples seen."""
         key = jax.random.fold_in(random_keys.of_seed(self.seed), state.examples_seen[1])
         return jax.random.fold_in(key, state.examples_seen[0])
 

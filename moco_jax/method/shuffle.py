@@ -1,4 +1,4 @@
-"""Shuffled BatchNorm: key images change their BN groups before they are encoded (v1, section 3.3).
+"""Shuffled BatchNorm: key images change their BN groups before encoding (v1, section 3.3).
 
 A query and its key must not share BatchNorm statistics, or the statistics give the answer away.
 """
@@ -17,7 +17,7 @@ from moco_jax.parallel import mesh as mesh_lib
 def exchange(
     x: jax.Array, bn_groups: int, shuffle_groups: int, mesh: Mesh | None = None
 ) -> jax.Array:
-    """Shuffle `x` `[B, ...]` by a transposition that gives each group other company.
+    """Shuffle `x` `[B, ...]` by a transposition, so that each BatchNorm group gets other images.
 
     The batch is viewed as `[G/S, S, S, B/(G S), ...]` and its middle axes change places (G =
     `bn_groups`, S = `shuffle_groups`, G where smaller): each group of S takes an equal part of all
@@ -38,7 +38,7 @@ def shuffled(
     rng: jax.Array,
     mesh: Mesh | None,
 ) -> tuple[jax.Array, Any]:
-    """Encode `images` `[B, ...]` in other company, and put the keys back in order.
+    """Encode `images` `[B, ...]` in other BatchNorm groups, and put the keys back in order.
 
     Args:
         encode: from images to keys `[B, C]` and BatchNorm statistics.

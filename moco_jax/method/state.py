@@ -24,7 +24,7 @@ FORMAT_VERSION = 2
 
 @flax.struct.dataclass
 class TrainState:
-    """A run at one moment.
+    """The whole state of a run at one moment, as a frozen pytree.
 
     Attributes:
         step: int32, steps taken, skipped ones included.

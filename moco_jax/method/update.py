@@ -1,4 +1,4 @@
-"""The end of every method's step: the optimizer, and a new state that counts whole or not."""
+"""The end of every method's step: the optimizer, and a new state that is kept only if finite."""
 
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ class Update(NamedTuple):
     rate: jax.Array
 
     def is_finite(self, loss: jax.Array, stats: Any, entering: Any = ()) -> jax.Array:
-        """Say whether loss, gradient, update, `stats` and what is `entering` are finite, all of it.
+        """Say whether loss, gradient, update, `stats` and `entering` keys are all finite.
 
         `stats` and `entering` are trees: BatchNorm statistics, and what the dictionary takes in.
 

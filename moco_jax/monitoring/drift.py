@@ -1,4 +1,4 @@
-"""Drift of keys: how far those in a queue still agree with the key encoder of now.
+"""Drift of keys: how far old keys in the queue still agree with the present key encoder.
 
 The paper calls a dictionary of little drift consistent.
 """
@@ -78,7 +78,7 @@ class Consistency:
         return knn.unit(found), kept
 
     def prepare(self, step: int, state: TrainState) -> None:
-        """Encode images with the key encoder of now, to compare `life` steps after `step`."""
+        """Encode images with the present key encoder, to compare `life` steps after `step`."""
         self.pending[step + self.life] = self._keys(state)
 
     def measure(self, step: int, state: TrainState) -> dict[str, float]:

@@ -18,7 +18,7 @@ from moco_jax.data import labelled_views
 from moco_jax.data.sources import Source, labels
 from moco_jax.data.views.recipes import Recipe
 from moco_jax.monitoring.run_log import Writers
-from moco_jax.monitoring.scores import Found, Monitor
+from moco_jax.monitoring.scores import Monitor, Snapshot
 from moco_jax.parallel import hosts
 
 Nearest = dict[int, list[int]]  # index of a query -> those of its nearest, nearest first
@@ -56,22 +56,22 @@ class Picture:
         """
         self.path, self._kept = place / "neighbours.png", place / "neighbours.json"
         self.monitor, self.console, self.log, self.last = monitor, console, log, last
-        self._asked: Images = {}
-        self._found: Images = {}
+        self._query_images: Images = {}
+        self._bank_images: Images = {}
         self._broken = False
         self.before = self._read() if start else None
 
-    def begin(self, found: Found) -> None:
-        """Keep what was `found` before training, for the pictures that follow."""
-        self.before = _nearest(found)
+    def begin(self, snapshot: Snapshot) -> None:
+        """Keep the neighbours before training, for the pictures that follow."""
+        self.before = _nearest(snapshot)
         self._try(self._keep, self.before)
 
-    def renew(self, step: int, found: Found) -> None:
-        """Draw what was `found` after `step`; at step 0 it is kept as well."""
+    def renew(self, step: int, snapshot: Snapshot) -> None:
+        """Draw the neighbours after `step`; those at step 0 are kept as well."""
         if step == 0:
-            self.begin(found)
-        if len(found.queries):
-            self._try(self._draw, step, _nearest(found))
+            self.begin(snapshot)
+        if len(snapshot.queries):
+            self._try(self._draw, step, _nearest(snapshot))
 
     def _try(self, do: Callable, *arguments: Any) -> None:
         if not self.log.writes or self._broken:
@@ -84,14 +84,14 @@ class Picture:
 
     def complete(
         self,
-        found: Found | None,
+        snapshot: Snapshot | None,
         now: Callable[[], Mapping[str, Any]],
         first: Callable[[], Mapping[str, Any]],
-    ) -> Found:
+    ) -> Snapshot:
         """Draw the last picture of a run, with both its columns; every host must call this.
 
         Args:
-            found: at the last step; None where there was no score.
+            snapshot: at the last step; None where there was no score.
             now: gives the variables of the encoder at the end.
             first: those before training; a UserError says why they are gone.
 
@@ -104,10 +104,10 @@ class Picture:
                 self.begin(self.monitor.look(first()))
             except UserError as error:
                 self.console.line(f"{error}; the picture shows the encoder after training alone")
-        if found is None or not known:
-            found = found or self.monitor.look(now())
-            self.renew(self.last, found)
-        return found
+        if snapshot is None or not known:
+            snapshot = snapshot or self.monitor.look(now())
+            self.renew(self.last, snapshot)
+        return snapshot
 
     def _keep(self, nearest: Nearest) -> None:
         kept = {"names": self._names(nearest), "nearest": nearest}
@@ -123,8 +123,8 @@ class Picture:
         asked = np.asarray([*nearest])
         searched = np.unique(np.concatenate([found.ravel() for found in rows.values()]))
         # Queries, and neighbours that were drawn last time, are not decoded again.
-        self._asked = self._images(queries, asked, self._asked)
-        self._found = self._images(bank, searched, self._found)
+        self._query_images = self._images(queries, asked, self._query_images)
+        self._bank_images = self._images(bank, searched, self._bank_images)
         matched, right = self.monitor.matched(searched, asked), None
         if matched is not None:
             truth = np.ma.masked_equal(matched.test[:, None], labels.MISSING)
@@ -132,9 +132,9 @@ class Picture:
             right = {t: found[np.searchsorted(searched, f)] == truth for t, f in rows.items()}
         figures.neighbours(
             self.path,
-            np.stack([self._asked[q] for q in nearest]),
+            np.stack([self._query_images[q] for q in nearest]),
             {
-                t: np.stack([[self._found[i] for i in row] for row in f.tolist()])
+                t: np.stack([[self._bank_images[i] for i in row] for row in f.tolist()])
                 for t, f in rows.items()
             },
             right,
@@ -190,8 +190,8 @@ class Picture:
         return None
 
 
-def _nearest(found: Found) -> Nearest:
-    return dict(zip(found.queries.tolist(), found.nearest.tolist(), strict=True))
+def _nearest(snapshot: Snapshot) -> Nearest:
+    return dict(zip(snapshot.queries.tolist(), snapshot.nearest.tolist(), strict=True))
 
 
 def views(source: Source, recipe: Recipe, indices: np.ndarray, workers: int) -> np.ndarray:

@@ -38,7 +38,7 @@ def effective_rank(features: np.ndarray) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Snapshot:
     """Neighbours and features that an encoder gives to some of a monitor's images.
 
     Attributes:
@@ -85,7 +85,7 @@ class Monitor:
     k: int
     temperature: float
     _remarks: list[str] = dataclasses.field(default_factory=list)
-    _told: int = 0
+    _announced: int = 0
 
     def features(
         self, encode, query_indices: np.ndarray | None = None
@@ -99,7 +99,7 @@ class Monitor:
         bank = features.extract(self.bank, self.recipe, self.bank_indices, *common)
         return *bank, *features.extract(self.queries, self.recipe, chosen, *common)
 
-    def score(self, encode) -> tuple[dict[str, float], Found]:
+    def score(self, encode) -> tuple[dict[str, float], Snapshot]:
         """Score the features that `encode` makes.
 
         Returns the numbers, and what was found on the way. The numbers are `knn` (share of queries
@@ -126,14 +126,14 @@ class Monitor:
                 rows = rows[few]
             else:
                 rows = knn.nearest(bank, queries[few], NEAREST)[1]
-        return result, _found(bank, bank_indices, query_indices[few], rows)
+        return result, _snapshot(bank, bank_indices, query_indices[few], rows)
 
     def matched(self, bank_indices: np.ndarray, query_indices: np.ndarray) -> Matched | None:
         """Number the classes of searched images and queries alike; None without labels."""
         return match_sources(self.bank, bank_indices, self.queries, query_indices)
 
     def _can_score(self, matched: Matched) -> bool:
-        """Whether labels tell good features from bad ones; if not, why is kept for `news`."""
+        """Return whether labels tell good features from bad; if not, keep why for `news`."""
         known = np.unique(matched.train[matched.train >= 0])
         if len(known) < 2:
             self._say(f"no kNN: all labels are of one class, {matched.called[known[0]]!r}")
@@ -169,7 +169,7 @@ class Monitor:
 
     def news(self) -> list[str]:
         """Return new lines on the labels that scores were made with; each is returned once."""
-        new, self._told = self._remarks[self._told :], len(self._remarks)
+        new, self._announced = self._remarks[self._announced :], len(self._remarks)
         return new
 
     @property
@@ -177,15 +177,15 @@ class Monitor:
         """The queries int64 `[Q]` whose neighbours are handed over; they never change."""
         return self.query_indices[evenly(len(self.query_indices), FEW)]
 
-    def look(self, variables: Mapping[str, Any]) -> Found:
+    def look(self, variables: Mapping[str, Any]) -> Snapshot:
         """Find neighbours by the encoder with these variables, without a score."""
         bank, bank_indices, queries, kept = self.features(
             lambda images: self.encode(variables, images), self.few
         )
-        return _found(bank, bank_indices, kept, knn.nearest(bank, queries, NEAREST)[1])
+        return _snapshot(bank, bank_indices, kept, knn.nearest(bank, queries, NEAREST)[1])
 
-    def measure(self, variables: Mapping[str, Any]) -> tuple[dict[str, float], Found]:
-        """Score the encoder with these variables; also return what it found on the way."""
+    def measure(self, variables: Mapping[str, Any]) -> tuple[dict[str, float], Snapshot]:
+        """Score the encoder with these variables; also return its neighbours and features."""
         return self.score(lambda images: self.encode(variables, images))
 
     def raw_pixels(self) -> dict[str, float]:
@@ -199,8 +199,8 @@ class Monitor:
         return self.score(flatten)[0]
 
 
-def _found(
+def _snapshot(
     bank: np.ndarray, bank_indices: np.ndarray, queries: np.ndarray, rows: np.ndarray
-) -> Found:
+) -> Snapshot:
     some = evenly(len(bank), SAMPLE)
-    return Found(queries, bank_indices[rows[:, :NEAREST]], bank_indices[some], bank[some])
+    return Snapshot(queries, bank_indices[rows[:, :NEAREST]], bank_indices[some], bank[some])

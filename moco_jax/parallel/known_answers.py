@@ -1,4 +1,4 @@
-"""Computations with known results, by which a compiler that computes wrong values is refused.
+"""A self-test of the compiler: computations whose right results are known.
 
 Compilers have had faults that are silent: jaxlib 0.10.2 gives wrong sums on CPUs (jax issue 39103).
 The questions are those

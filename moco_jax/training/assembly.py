@@ -1,4 +1,4 @@
-"""Makes the parts of a run of its config, each checked before use.
+"""Assembles a run from its config: program, images, views and monitors, each checked.
 
 The program (mesh, encoder, step) knows no dataset; images and monitor come around it.
 """
@@ -21,7 +21,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.data import order, resident
 from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.sources import Source
-from moco_jax.data.views import device_ops, device_views, recipes
+from moco_jax.data.views import device_views, recipes
 from moco_jax.encoders.configured import compute_dtype, encoder_options
 from moco_jax.evaluation import features
 from moco_jax.evaluation.held_out import choose
@@ -38,7 +38,7 @@ from moco_jax.training import checks
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the devices compute, whatever the images are.
+    """The computation of a run: mesh, encoder, state and step; it knows no dataset.
 
     Attributes:
         mesh: the devices.
@@ -64,14 +64,14 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """The parts that the training loop puts to work.
+class RunSetup:
+    """Everything that the training loop needs: program, images, views and monitors.
 
     Attributes:
         program: what the devices compute.
         source: the images that are trained on.
         recipe: the views drawn of them.
-        held: shape `[N, H, W, C]` of those that the devices hold; None where they hold none.
+        resident_shape: `[N, H, W, C]` of images that the devices hold; None where they hold none.
         monitor: scores an encoder.
         consistency: measures how far the key encoder moves while a key is in the queue.
         steps_per_epoch, total_steps: how long the run is.
@@ -80,14 +80,14 @@ class Parts:
     program: Program
     source: Source
     recipe: recipes.Recipe
-    held: resident.Shape | None
+    resident_shape: resident.Shape | None
     monitor: Monitor
     consistency: Consistency
     steps_per_epoch: int
     total_steps: int
 
 
-def resident_shape(config: ConfigDict, source: Source) -> resident.Shape | None:
+def find_resident_shape(config: ConfigDict, source: Source) -> resident.Shape | None:
     """Return the shape of the images that devices hold throughout a run; None: they hold none.
 
     Raises:
@@ -100,10 +100,10 @@ def resident_shape(config: ConfigDict, source: Source) -> resident.Shape | None:
     return shape
 
 
-def batch_of(config: ConfigDict, mesh: Mesh, held: resident.Shape | None) -> step.Batch:
+def batch_of(config: ConfigDict, mesh: Mesh, resident_shape: resident.Shape | None) -> step.Batch:
     """Describe what the step is fed with, as shapes, dtypes and shardings.
 
-    `held`: shape of the images that devices hold.
+    `resident_shape`: shape of the images that devices hold.
     """
     rows, side = config.batch_size, config.image_size
     layout = mesh_lib.sharded(mesh)
@@ -111,9 +111,11 @@ def batch_of(config: ConfigDict, mesh: Mesh, held: resident.Shape | None) -> ste
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=layout)
 
-    if held is not None:
-        pixels, everywhere = math.prod(held[1:]), mesh_lib.replicated(mesh)
-        everything = jax.ShapeDtypeStruct((held[0], pixels), jnp.uint8, sharding=everywhere)
+    if resident_shape is not None:
+        pixels, everywhere = math.prod(resident_shape[1:]), mesh_lib.replicated(mesh)
+        everything = jax.ShapeDtypeStruct(
+            (resident_shape[0], pixels), jnp.uint8, sharding=everywhere
+        )
         numbers = array(jnp.int32)
         return step.Batch(None, None, numbers, images=everything, epoch=numbers)
     images = array(jnp.uint8, side, side, config.channels)
@@ -124,23 +126,23 @@ def batch_of(config: ConfigDict, mesh: Mesh, held: resident.Shape | None) -> ste
 
 
 def views_of(
-    config: ConfigDict, held: resident.Shape | None
+    config: ConfigDict, resident_shape: resident.Shape | None
 ) -> Callable[[step.Batch], tuple[jax.Array, jax.Array]]:
     """Make the function from a batch to query and key views, which the step begins with.
 
     It does the part of the work on views that `augment_on` leaves to the devices.
 
-    `held`: shape of the images that devices hold.
+    `resident_shape`: shape of the images that devices hold.
     """
     recipe = recipe_of(config)
-    if held is not None:
+    if resident_shape is not None:
         return lambda batch: device_views.make_two_views(
-            batch.images, held[1:], batch.index, batch.epoch, config.seed, recipe
+            batch.images, resident_shape[1:], batch.index, batch.epoch, config.seed, recipe
         )
     if config.augment_on == "device":
         return lambda batch: (
-            device_ops.finish(batch.query, batch.query_view, recipe),
-            device_ops.finish(batch.key, batch.key_view, recipe),
+            device_views.finish(batch.query, batch.query_view, recipe),
+            device_views.finish(batch.key, batch.key_view, recipe),
         )
     return step.as_they_come
 
@@ -185,11 +187,11 @@ def _initial(
 
 
 def program(
-    config: ConfigDict, mesh: Mesh, examples: int, held: resident.Shape | None = None
+    config: ConfigDict, mesh: Mesh, examples: int, resident_shape: resident.Shape | None = None
 ) -> Program:
     """Build what the devices of `mesh` compute for `config` and a dataset of so many `examples`.
 
-    `held`: shape of the images that devices hold, as `resident_shape` says.
+    `resident_shape`: shape of the images that devices hold, as `find_resident_shape` says.
     """
     steps_per_epoch = max(order.steps_per_epoch(examples, config.batch_size), 1)
     method, dtype = method_of(config), compute_dtype(config.compute_dtype)
@@ -214,9 +216,9 @@ def program(
         backbone_groups=config.bn_groups if encoders.has_batch_norm(config.arch) else None,
         dtype=dtype,
         mesh=mesh,
-        views=views_of(config, held),
+        views=views_of(config, resident_shape),
     )
-    everywhere, batch = mesh_lib.replicated(mesh), batch_of(config, mesh, held)
+    everywhere, batch = mesh_lib.replicated(mesh), batch_of(config, mesh, resident_shape)
     return Program(
         mesh=mesh,
         encoder=encoder,
@@ -240,12 +242,12 @@ def require_a_batch(config: ConfigDict, source: Source) -> None:
     if len(source) < config.batch_size:
         raise UserError(
             f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "
-            f"batch_size={config.batch_size}; a batch of at most {len(source)} works"
+            f"batch_size={config.batch_size}; use a batch_size of at most {len(source)}"
         )
 
 
-def build(config: ConfigDict, index_dir: str) -> Parts:
-    """Build all parts of the run that `config` describes.
+def build(config: ConfigDict, index_dir: str) -> RunSetup:
+    """Assemble the run that `config` describes.
 
     Args:
         config: checked first.
@@ -260,15 +262,15 @@ def build(config: ConfigDict, index_dir: str) -> Parts:
     require_a_batch(config, source)
     recipe = recipe_of(config)
     steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size)
-    held = resident_shape(config, source)
-    computed = program(config, mesh_lib.create_mesh(), len(source), held)
+    resident_shape = find_resident_shape(config, source)
+    computed = program(config, mesh_lib.create_mesh(), len(source), resident_shape)
     bank, chosen = choose(source, queries, config.knn_examples, config.seed)
     encode_as = functools.partial(_encode, config, computed)
-    return Parts(
+    return RunSetup(
         program=computed,
         source=source,
         recipe=recipe,
-        held=held,
+        resident_shape=resident_shape,
         monitor=Monitor(
             bank=source,
             bank_indices=bank,

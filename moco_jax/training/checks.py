@@ -19,7 +19,11 @@ from moco_jax.method.configured import method_of, peak_learning_rate
 
 
 def check(config: ConfigDict, device_count: int) -> None:
-    """Refuse, by a UserError that names setting, value and remedy, what cannot run on `device_count` devices."""
+    """Refuse a config that cannot run on `device_count` devices.
+
+    Raises:
+        UserError: names the setting, its value, and a value that works.
+    """
     check_values(config)
     check_batch(config, device_count)
 
@@ -38,8 +42,9 @@ def check_values(config: ConfigDict) -> None:
         )
     if config.eval_split and config.dataset != "digits" and not config.dataset.startswith("tfds:"):
         raise UserError(
-            f"eval_split={config.eval_split!r} is of 'digits' and 'tfds:NAME', and dataset={config.dataset!r} is one whole: "
-            "the images would be scored among themselves; --config.eval_split= sets some of them apart"
+            f"eval_split={config.eval_split!r} is of 'digits' and 'tfds:NAME', "
+            f"and dataset={config.dataset!r} is one whole: the images would be scored "
+            "among themselves; --config.eval_split= sets some of them apart"
         )
     sources.require_no_place(config.dataset, config.data_dir)
     if config.augment_on != "resident":
@@ -49,8 +54,8 @@ def check_values(config: ConfigDict) -> None:
         )
     if config.augment_on == "resident" and config.scaled_decoding:
         raise UserError(
-            "scaled_decoding=True shrinks images for the views of an epoch, and augment_on='resident' decodes each once "
-            "for all; scaled_decoding=False works"
+            "scaled_decoding=True shrinks images for the views of an epoch, "
+            "and augment_on='resident' decodes each once for all; scaled_decoding=False works"
         )
     if config.loss == "nce" and config.temperature < 0.03:
         raise UserError(
@@ -75,12 +80,13 @@ def check_schedule(config: ConfigDict) -> None:
 
 
 def check_batch(config: ConfigDict, device_count: int) -> None:
-    """The part of `check` that looks at how batch, BN groups, queue and devices divide; values must be sound."""
+    """The part of `check` on how batch, BN groups, queue and devices divide; needs sound values."""
     batch, groups = config.batch_size, config.bn_groups
     span = min(config.shuffle_groups, groups)
     if batch % groups:
         raise UserError(
-            f"batch_size={batch} does not divide into bn_groups={groups}; {nearest_multiples(batch, groups)}"
+            f"batch_size={batch} does not divide into bn_groups={groups}; "
+            f"{nearest_multiples(batch, groups)}"
         )
     if groups % span:
         raise UserError(
@@ -89,8 +95,9 @@ def check_batch(config: ConfigDict, device_count: int) -> None:
         )
     if (batch // groups) % span:
         raise UserError(
-            f"batch_size={batch} makes BN groups of {batch // groups}, no multiple of shuffle_groups={span}; "
-            f"take a multiple of {groups * span}: {nearest_multiples(batch, groups * span)}"
+            f"batch_size={batch} makes BN groups of {batch // groups}, no multiple of "
+            f"shuffle_groups={span}; take a multiple of {groups * span}: "
+            f"{nearest_multiples(batch, groups * span)}"
         )
     for key in ("batch_size", "eval_batch_size"):
         if config[key] % device_count:
@@ -101,13 +108,14 @@ def check_batch(config: ConfigDict, device_count: int) -> None:
     parts = config.accumulate
     if groups % parts and encoders.has_batch_norm(config.arch):
         raise UserError(
-            f"accumulate={parts} would cut BatchNorm groups of {config.arch} apart (bn_groups={groups}), and each needs "
-            f"all of its images at once; accumulate={math.gcd(parts, groups)} works, or a vit without conv stem, "
+            f"accumulate={parts} would cut BatchNorm groups of {config.arch} apart "
+            f"(bn_groups={groups}), and each needs all of its images at once; "
+            f"accumulate={math.gcd(parts, groups)} works, or a vit without conv stem, "
             "whose only BatchNorm is in the head"
         )
     if batch % (parts * device_count):
         raise UserError(
-            f"batch_size={batch} does not divide into accumulate={parts} parts on {device_count} devices; "
-            f"{nearest_multiples(batch, parts * device_count)}"
+            f"batch_size={batch} does not divide into accumulate={parts} parts on {device_count} "
+            f"devices; {nearest_multiples(batch, parts * device_count)}"
         )
     dictionary_class(config.dictionary).require(method_of(config).negatives, device_count)

@@ -7,8 +7,8 @@ from moco_jax.base.console import table
 from moco_jax.data.sources import labels
 from moco_jax.method.state import TrainState
 from moco_jax.monitoring import neighbours, run_log, tensorboard_files, view_pairs
-from moco_jax.monitoring.scores import Found
-from moco_jax.training.assembly import Parts
+from moco_jax.monitoring.scores import Snapshot
+from moco_jax.training.assembly import RunSetup
 from moco_jax.training.journal import Journal, Scores
 from moco_jax.training.start import first_variables, query_variables
 
@@ -29,15 +29,15 @@ def conclude(config: ConfigDict, journal: Journal, scores: Scores, state: TrainS
         scores: of the run.
         state: after its last step.
     """
-    parts, plan, log = journal.parts, journal.plan, journal.log
-    found = scores.picture.complete(
+    setup, plan, log = journal.setup, journal.plan, journal.log
+    snapshot = scores.picture.complete(
         scores.latest,
         lambda: query_variables(state),
-        lambda: first_variables(config, parts.program),
+        lambda: first_variables(config, setup.program),
     )
     journal.lock.check()
     if log.writes:
-        show_images(config, journal.workdir, parts, log, plan.last, found)
+        show_images(config, journal.workdir, setup, log, plan.last, snapshot)
     # Before the records are read again: what is buffered would be missing.
     log.close()
     console, records = journal.console, run_log.records(journal.workdir)
@@ -54,37 +54,37 @@ def conclude(config: ConfigDict, journal: Journal, scores: Scores, state: TrainS
 def show_images(
     config: ConfigDict,
     workdir: epath.Path,
-    parts: Parts,
+    setup: RunSetup,
     log: run_log.Writers,
     last: int,
-    found: Found,
+    snapshot: Snapshot,
 ) -> None:
     """Give TensorBoard the first view pairs, and the features of some training images.
 
     Args:
         config: the settings.
         workdir: of the run.
-        parts: of the run.
+        setup: of the run.
         log: takes the picture of view pairs, at the step `last`.
         last: the last step.
-        found: images and their features, by the encoder after training.
+        snapshot: images and their features, by the encoder after training.
     """
     pairs = view_pairs.first_pairs(
-        parts.source,
-        parts.recipe,
+        setup.source,
+        setup.recipe,
         seed=config.seed,
         batch_size=config.batch_size,
         workers=config.workers,
         augment_on=config.augment_on,
         scaled_decoding=config.scaled_decoding,
     )
-    view_pairs.draw(workdir / "views.png", parts.source, pairs)
+    view_pairs.draw(workdir / "views.png", setup.source, pairs)
     log.picture(last, "view pairs", workdir / "views.png")
     if not log.for_tensorboard:
         return
-    images = neighbours.views(parts.source, parts.recipe, found.sample, config.workers)
-    numbers = labels.known(parts.source, found.sample)
+    images = neighbours.views(setup.source, setup.recipe, snapshot.sample, config.workers)
+    numbers = labels.known(setup.source, snapshot.sample)
     names = None
     if numbers is not None:
-        names = [labels.called(parts.source.classes, number) for number in numbers.tolist()]
-    tensorboard_files.project(workdir, found.features, images, names)
+        names = [labels.called(setup.source.classes, number) for number in numbers.tolist()]
+    tensorboard_files.project(workdir, snapshot.features, images, names)

@@ -12,7 +12,7 @@ from moco_jax.data import resident
 from moco_jax.data.damaged import DamagedImages
 from moco_jax.method.step import Batch
 from moco_jax.parallel import mesh
-from moco_jax.training.assembly import Parts, Program
+from moco_jax.training.assembly import Program, RunSetup
 
 Rows = dict[str, Any]
 AHEAD = 2  # batches under way to the devices while a step runs
@@ -20,7 +20,7 @@ AHEAD = 2  # batches under way to the devices while a step runs
 
 def open_batches(
     config: ConfigDict,
-    parts: Parts,
+    setup: RunSetup,
     examples_seen: int,
     damaged: DamagedImages,
     console: Console,
@@ -29,7 +29,7 @@ def open_batches(
 
     Args:
         config: the settings.
-        parts: of the run.
+        setup: of the run.
         examples_seen: examples drawn before the first batch.
         damaged: told of each image that cannot be decoded.
         console: shows how far loading is.
@@ -38,19 +38,19 @@ def open_batches(
         this host's rows of each batch, without end, and the resident images of all devices, uint8
         `[N, H * W * C]`; None where the host makes the views.
     """
-    program = parts.program
+    program = setup.program
     common: dict[str, Any] = {
         "seed": config.seed,
         "batch_size": config.batch_size,
         "rows": mesh.local_rows(program.mesh, config.batch_size),
         "examples_seen": examples_seen,
     }
-    if parts.held is None:
+    if setup.resident_shape is None:
         from moco_jax.data import pipeline  # tf.data, which resident images do without
 
         batches = pipeline.train_batches(
-            parts.source,
-            parts.recipe,
+            setup.source,
+            setup.recipe,
             workers=config.workers,
             damaged=damaged,
             crop_only=config.augment_on == "device",
@@ -58,8 +58,10 @@ def open_batches(
             **common,
         )
         return batches, None
-    progress = Counter(console, "loading images: {done} of {total}", len(parts.source))
-    images, stand_in = resident.load(parts.source, parts.held, config.workers, damaged, progress)
+    progress = Counter(console, "loading images: {done} of {total}", len(setup.source))
+    images, stand_in = resident.load(
+        setup.source, setup.resident_shape, config.workers, damaged, progress
+    )
     rows = mesh.to_every_device(program.mesh, images.reshape(len(images), -1))
     return resident.train_batches(stand_in, **common), rows
 

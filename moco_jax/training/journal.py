@@ -12,13 +12,13 @@ from moco_jax.data.sources import remarks_of
 from moco_jax.method.state import TrainState
 from moco_jax.monitoring import neighbours, run_log
 from moco_jax.monitoring.diagnosis import announce, rules
-from moco_jax.monitoring.scores import Found
+from moco_jax.monitoring.scores import Snapshot
 from moco_jax.training import environment, messages
-from moco_jax.training.assembly import Parts
+from moco_jax.training.assembly import RunSetup
 from moco_jax.training.start import Start, query_variables
 from moco_jax.training.step_plan import StepPlan
 from moco_jax.training.throughput import Clock
-from moco_jax.workdir import run_lock
+from moco_jax.workdir.lock import Lock
 
 
 class Journal:
@@ -35,18 +35,18 @@ class Journal:
     def __init__(
         self,
         config: ConfigDict,
-        parts: Parts,
+        setup: RunSetup,
         workdir: epath.Path,
         console: Console,
-        lock: run_lock.Lock,
+        lock: Lock,
         plan: StepPlan,
     ):
-        """Open the records of the run with these settings and `parts` in `workdir`."""
-        self.config, self.parts, self.plan = config, parts, plan
+        """Open the records of the run with these settings and `setup` in `workdir`."""
+        self.config, self.setup, self.plan = config, setup, plan
         self.workdir, self.console, self.lock = workdir, console, lock
         lock.check()
         self.log = run_log.Writers(workdir, jax.process_index() == 0, plan.start)
-        self._facts = rules.facts_of(config.to_dict(), len(parts.source))
+        self._facts = rules.facts_of(config.to_dict(), len(setup.source))
 
     def begin(self, start: Start) -> None:
         """Record and print with what the run begins, or goes on."""
@@ -54,8 +54,8 @@ class Journal:
         for line in (*start.remarks, *self.log.remarks):
             self.console.line(line)
         facts = {
-            "examples": len(self.parts.source),
-            "steps_per_epoch": self.parts.steps_per_epoch,
+            "examples": len(self.setup.source),
+            "steps_per_epoch": self.setup.steps_per_epoch,
             "schedule_shift": self.plan.shift,
             "chance": self._facts.chance,
         }
@@ -64,8 +64,8 @@ class Journal:
             self.log.settings(self.config.to_dict())
         # It reads from the records what was announced before the run was stopped.
         self._announcer = announce.Announcer(self.console, self.log, self._facts)
-        self.console.facts(messages.facts(self.config, self.parts, self.workdir, start.state))
-        for line in (*remarks_of(self.parts.source), *start.weights):
+        self.console.facts(messages.facts(self.config, self.setup, self.workdir, start.state))
+        for line in (*remarks_of(self.setup.source), *start.weights):
             self.console.line(line)
 
     def event(self, step: int, kind: str, text: str, facts: Mapping[str, Any]) -> None:
@@ -80,14 +80,14 @@ class Journal:
         self.lock.check()
         self.log.write(step, numbers)
         self.console.progress(
-            messages.progress(step + self.plan.shift, numbers, self.config, self.parts, clock.left)
+            messages.progress(step + self.plan.shift, numbers, self.config, self.setup, clock.left)
         )
 
     def score(self, step: int, when: str, score: dict[str, float]) -> None:
         """Record and print a score of the encoder, and what it leaves out for want of a label."""
         self.log.write(step, score)
         self.console.line(messages.score(when, score))
-        for remark in self.parts.monitor.news():
+        for remark in self.setup.monitor.news():
             self.console.line(remark)
 
     def diagnose(self, step: int, at_once: bool) -> None:
@@ -106,27 +106,27 @@ class Scores:
         latest: what the monitor found after the latest step; None where it was not scored.
     """
 
-    def __init__(self, parts: Parts, journal: Journal):
-        """Score with the monitor of `parts`; results go to `journal`."""
-        self.parts, self.journal, self.plan = parts, journal, journal.plan
+    def __init__(self, setup: RunSetup, journal: Journal):
+        """Score with the monitor of `setup`; results go to `journal`."""
+        self.setup, self.journal, self.plan = setup, journal, journal.plan
         self.picture = neighbours.Picture(
             journal.workdir,
-            parts.monitor,
+            setup.monitor,
             journal.console,
             journal.log,
             self.plan.start,
             self.plan.last,
         )
-        self.latest: Found | None = None
+        self.latest: Snapshot | None = None
 
     def before_training(self, state: TrainState) -> None:
         """Score raw pixels and the encoder before the first step, to compare later scores with."""
-        monitor, log = self.parts.monitor, self.journal.log
+        monitor, log = self.setup.monitor, self.journal.log
         raw = monitor.raw_pixels()
         if raw:
             log.write(0, {f"raw_{name}": value for name, value in raw.items()})
-        score, found = monitor.measure(query_variables(state))
-        self.picture.renew(0, found)
+        score, snapshot = monitor.measure(query_variables(state))
+        self.picture.renew(0, snapshot)
         self.journal.score(0, "before training", score)
 
     def after(self, step: int, state: TrainState, clock: Clock) -> dict[str, float]:
@@ -136,7 +136,7 @@ class Scores:
             the score by name; empty where there is none after this step.
         """
         self.latest = None
-        consistency = self.parts.consistency
+        consistency = self.setup.consistency
         # Of the keys that are in the queue at a later score, the oldest are made now: the images
         # whose keys are compared then are encoded for the first time.
         if consistency.life and self.plan.scores(step + consistency.life):
@@ -145,7 +145,7 @@ class Scores:
         if not self.plan.scores(step):
             return {}
         with clock.pause():
-            score, self.latest = self.parts.monitor.measure(query_variables(state))
+            score, self.latest = self.setup.monitor.measure(query_variables(state))
             score |= consistency.measure(step, state)
             # Scoring takes minutes with many images; the picture is the first thing written after.
             self.journal.lock.check()

@@ -22,6 +22,7 @@ from moco_jax.training.step_plan import StepPlan
 from moco_jax.training.stop_signals import StopSignals
 from moco_jax.training.throughput import Clock, Profile
 from moco_jax.workdir import run_lock
+from moco_jax.workdir.lock import Lock
 
 
 def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
@@ -57,24 +58,24 @@ def _train(
     workdir: epath.Path,
     allow_change: set[str],
     console: Console,
-    lock: run_lock.Lock,
+    lock: Lock,
 ) -> int:
     """Train in `workdir`, whose `lock` is held; arguments and result as of `train`."""
     # Settings and images that cannot work are refused here, before the workdir is looked at.
-    parts = build(config, str(workdir / "index"))
-    start = begin_or_go_on(config, workdir, allow_change, parts.program, lock)
-    plan = StepPlan.of(config, parts, start.step, int(start.state.schedule_step))
-    journal = Journal(config, parts, workdir, console, lock, plan)
+    setup = build(config, str(workdir / "index"))
+    start = begin_or_go_on(config, workdir, allow_change, setup.program, lock)
+    plan = StepPlan.of(config, setup, start.step, int(start.state.schedule_step))
+    journal = Journal(config, setup, workdir, console, lock, plan)
     journal.begin(start)
     damaged = DamagedImages(config.max_bad_images)
     seen = count_examples(start.state.examples_seen)
-    host_batches, images = feed.open_batches(config, parts, seen, damaged, console)
+    host_batches, images = feed.open_batches(config, setup, seen, damaged, console)
     # Compiled before the first score: a step that does not fit on the devices ends the run at once.
-    train_step = parts.program.compile_step()
-    scores = Scores(parts, journal)
+    train_step = setup.program.compile_step()
+    scores = Scores(setup, journal)
     if plan.start == 0 and config.monitor_every:
         scores.before_training(start.state)
-    batches = feed.device_batches(host_batches, parts.program, images)
+    batches = feed.device_batches(host_batches, setup.program, images)
     loop = Loop(config, journal, scores, start.checkpoints, train_step)
     try:
         state, step, signal = loop.take_steps(start.state, batches)
@@ -123,7 +124,7 @@ class Loop:
         self.guard = bad_steps.Guard(
             config.max_bad_steps,
             config.spike_factor,
-            journal.parts.source.name,
+            journal.setup.source.name,
             journal.event,
             checkpoints.good,
         )

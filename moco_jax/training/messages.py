@@ -10,25 +10,27 @@ from moco_jax.base.console import duration, size
 from moco_jax.data.views import recipes
 from moco_jax.method.configured import method_of, peak_learning_rate
 from moco_jax.method.state import TrainState
-from moco_jax.training.assembly import Parts
+from moco_jax.training.assembly import RunSetup
 
 
-def facts(config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState) -> dict[str, str]:
+def facts(
+    config: ConfigDict, setup: RunSetup, place: epath.Path, state: TrainState
+) -> dict[str, str]:
     """Describe what will run, on what, and where it is written."""
     count = sum(x.size for x in jax.tree.leaves(state.params))
     devices = jax.devices()
     hardware = f"{len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s)"
-    steps = f"{parts.total_steps:,} = {config.epochs} epochs x {parts.steps_per_epoch:,}"
+    steps = f"{setup.total_steps:,} = {config.epochs} epochs x {setup.steps_per_epoch:,}"
     rate = f"{config.lr:g}"
     if config.lr_reference_batch:
         scaling = f"{config.lr:g} x {config.batch_size} / {config.lr_reference_batch}"
         rate = f"{peak_learning_rate(config):g} = {scaling}"
     lines = {
-        "devices": f"{hardware}, {parts.program.dtype}",
-        "images": f"{len(parts.source):,} of {config.dataset} ({config.split}){_resident(parts)}",
+        "devices": f"{hardware}, {setup.program.dtype}",
+        "images": f"{len(setup.source):,} of {config.dataset} ({config.split}){_resident(setup)}",
         "encoder": f"{config.arch}, {count:,} parameters",
         "batch": f"{config.batch_size} in {config.bn_groups} BN groups",
-        "dictionary": dictionary(config, len(parts.source)),
+        "dictionary": dictionary(config, len(setup.source)),
         "steps": f"{steps}; lr {rate}",
         "workdir": str(place),
     }
@@ -40,8 +42,10 @@ def facts(config: ConfigDict, parts: Parts, place: epath.Path, state: TrainState
     return lines
 
 
-def _resident(parts: Parts) -> str:
-    return f", {size(math.prod(parts.held))} on every device" if parts.held else ""
+def _resident(setup: RunSetup) -> str:
+    return (
+        f", {size(math.prod(setup.resident_shape))} on every device" if setup.resident_shape else ""
+    )
 
 
 def dictionary(config: ConfigDict, examples: int) -> str:
@@ -62,14 +66,14 @@ def dictionary(config: ConfigDict, examples: int) -> str:
 
 
 def progress(
-    step: int, n: dict[str, float], config: ConfigDict, parts: Parts, seconds_left: float
+    step: int, n: dict[str, float], config: ConfigDict, setup: RunSetup, seconds_left: float
 ) -> str:
     """Return the progress line after `step`; `n`: the numbers of the clock."""
     chance = method_of(config).chance_level(config.batch_size)
     beside = "" if chance is None else f" (chance {chance:.2f})"
     utilised = f"MFU {n['mfu']:.1%}  " if "mfu" in n else ""
     return (
-        f"epoch {step / parts.steps_per_epoch:6.2f}/{config.epochs}  loss {n['loss']:.3f}{beside}  "
+        f"epoch {step / setup.steps_per_epoch:6.2f}/{config.epochs}  loss {n['loss']:.3f}{beside}  "
         f"top-1 {n['top1']:.1%}  {n['images_per_second']:,.0f} images/s  waiting "
         f"{n['waiting_share']:.0%}  {utilised}left {duration(seconds_left)}"
     )

@@ -15,7 +15,8 @@ from moco_jax.parallel import hosts
 from moco_jax.training import warm_start
 from moco_jax.training.assembly import Program
 from moco_jax.training.checkpoint import Checkpoints
-from moco_jax.workdir import integrity, recipe_check, run_lock
+from moco_jax.workdir import integrity, recipe_check
+from moco_jax.workdir.lock import Lock
 
 
 @dataclasses.dataclass
@@ -42,9 +43,9 @@ def begin_or_go_on(
     workdir: epath.Path,
     allow_change: set[str],
     program: Program,
-    lock: run_lock.Lock,
+    lock: Lock,
 ) -> Start:
-    """Make `workdir` this run's, and give the state that it begins with, or goes on from.
+    """Claim `workdir` for this run, and return the state that it begins with or goes on from.
 
     Args:
         config: the settings.

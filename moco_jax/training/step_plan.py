@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from moco_jax.training import checkpoint
-from moco_jax.training.assembly import Parts
+from moco_jax.training.assembly import RunSetup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,20 +32,20 @@ class StepPlan:
     save_every: int
 
     @classmethod
-    def of(cls, config: ConfigDict, parts: Parts, start: int, schedule_step: int) -> "StepPlan":
+    def of(cls, config: ConfigDict, setup: RunSetup, start: int, schedule_step: int) -> "StepPlan":
         """Make the plan of a run that goes on after `start`; schedules are at `schedule_step`."""
         # Epochs and schedules count the steps of a run that had this batch size from its beginning.
         shift = schedule_step - start
-        last = parts.total_steps - shift
+        last = setup.total_steps - shift
         return cls(
             start=start,
             end=min(config.stop_at_step or last, last),
             last=last,
             shift=shift,
-            steps_per_epoch=parts.steps_per_epoch,
+            steps_per_epoch=setup.steps_per_epoch,
             log_every=config.log_every,
-            score_every=config.monitor_every * parts.steps_per_epoch,
-            save_every=checkpoint.interval(config.checkpoint_every, parts.steps_per_epoch),
+            score_every=config.monitor_every * setup.steps_per_epoch,
+            save_every=checkpoint.interval(config.checkpoint_every, setup.steps_per_epoch),
         )
 
     def epoch(self, step: int) -> float:

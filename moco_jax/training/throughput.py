@@ -63,7 +63,7 @@ class Clock:
         return _Timed(lambda seconds: setattr(self, "began", self.began + seconds))
 
     def count(self, metrics: dict[str, jax.Array]) -> None:
-        """Take in the metrics of one more step, still on the device."""
+        """Add the metrics of one more step, which are still on the device."""
         self.step += 1
         self.window.append(metrics)
 

@@ -95,7 +95,7 @@ def read(config: ConfigDict, like: TrainState) -> Weights:
 
 
 def _on_top(offered: Variables, wanted: Variables) -> tuple[list[str], list[str]]:
-    """Which parts after the backbone are taken from those `offered`, and a line on each other."""
+    """Choose the parts after the backbone to take from those `offered`; explain each other one."""
     taken, remarks = [], []
     for name in ON_TOP:
         ours, theirs = part(wanted, name), part(offered, name)

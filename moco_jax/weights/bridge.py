@@ -31,7 +31,7 @@ FORMATS = ("torchvision", "timm", "moco", "detectron2", "huggingface")
 
 
 def is_run(place: str) -> bool:
-    """Whether the folder `place` is the workdir of a run, and no model folder of Hugging Face."""
+    """Return whether the folder `place` is a run's workdir, and no folder of Hugging Face."""
     found = files.absolute(place)
     # Of a bucket that cannot be reached `is_dir` alone says False.
     return found.exists() and found.is_dir() and not huggingface.weights_in(place)
@@ -52,7 +52,7 @@ def load(place: str, arch: str = "", stem: str = "") -> Pretrained:
     """
     if not files.absolute(place).exists():
         raise UserError(
-            f"{printable(place)} is not there; a workdir, or a file or folder of weights, is wanted"
+            f"{printable(place)} is not there; give a workdir, or a file or folder of weights"
         )
     if is_run(place):
         return _from_workdir(place, arch, stem)
@@ -91,8 +91,8 @@ def check_values(arrays: layouts.Arrays) -> None:
                 count = array.size - np.isfinite(array.astype(np.float32)).sum()
             raise UserError(
                 f"{name} is not finite: {count:,} of its {array.size:,} values are NaN, infinite or"
-                " beyond float32, and so would all features be; weights saved before that are"
-                " needed"
+                " beyond float32, and so would all features be; use weights that were saved"
+                " earlier"
             )
         if name.endswith("running_var") and lowest < 0:
             raise UserError(f"{name} has a variance of {lowest:g}, and none is below 0")
@@ -278,16 +278,16 @@ def entries(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return what `save` writes: names to arrays, and what stands around them in the file."""
     if kind not in FORMATS:
-        raise UserError(f"format={kind!r} is unknown; known are {', '.join(FORMATS)}")
+        raise UserError(f"format={kind!r} is unknown; use one of {', '.join(FORMATS)}")
     if which not in workdir.PARTS:
-        raise UserError(f"which={which!r} is no encoder; known are {', '.join(workdir.PARTS)}")
+        raise UserError(f"which={which!r} is no encoder; use one of {', '.join(workdir.PARTS)}")
     if kind == "moco":
         if which != "query":
             raise UserError("format=moco holds both encoders; leave which out")
         return moco.save(pretrained), moco.around(pretrained)
     variables = pretrained.query if which == "query" else pretrained.key
     if variables is None:
-        raise UserError("there is no momentum encoder among these weights; which=query is there")
+        raise UserError("these weights have no momentum encoder; which=query works")
     backbone: Variables = {"batch_stats": {}} | part(variables, "backbone")
     if kind == "detectron2":
         return detectron2.save(backbone), detectron2.AROUND

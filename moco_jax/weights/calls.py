@@ -210,7 +210,7 @@ class Calls:
 
 
 def _is_enumeration(name: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether this may be a member of an enumeration: a call of a class with one value."""
+    """Return whether this may be a member of an enumeration: a call of a class with one value."""
     package, last = name.partition(".")[0], name.rpartition(".")[2].lstrip("_")
     plain = len(arguments) == 1 and isinstance(arguments[0], str | int | float)
     return plain and last[:1].isupper() and package not in _NO_ENUMERATIONS

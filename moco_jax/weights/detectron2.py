@@ -38,7 +38,7 @@ def save(variables: Variables) -> dict[str, np.ndarray]:
         UserError: the stem is not the 7x7 one, the only one that Detectron2 has.
     """
     if "conv1" not in variables["params"] or variables["params"]["conv1"]["kernel"].shape[0] != 7:
-        raise UserError("Detectron2 has ResNets with a 7x7 stem, and no other encoder of these")
+        raise UserError("format=detectron2 holds only ResNets with the 7x7 stem; use format=timm")
     return {
         _name(name): array
         for name, array in torchvision.save(variables).items()

@@ -116,7 +116,7 @@ def _has_arrays(tree: Mapping[Any, Any]) -> bool:
 
 
 def _holds(tree: Mapping[Any, Any], seen: set[int], depth: int = _DEPTH) -> bool:
-    """Whether arrays are in `tree`, or in dictionaries of usual names in it."""
+    """Return whether arrays are in `tree`, or in dictionaries of usual names in it."""
     if id(tree) in seen or not depth:
         return False
     seen.add(id(tree))

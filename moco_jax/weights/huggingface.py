@@ -101,7 +101,7 @@ def from_timm(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def is_theirs(arrays: Arrays) -> bool:
-    """Whether these are the entries of one of transformers' encoders.
+    """Return whether these are the entries of one of transformers' encoders.
 
     The prefix that a classifier's file puts before the names must be off.
     """

@@ -115,7 +115,10 @@ def recognise(arrays: Arrays) -> Layout:
 
 def _unknown(arrays: Arrays) -> UserError:
     some = ", ".join(list(arrays)[:3])
-    return UserError(f"these names are of no layout that is known here: {some}, ...")
+    return UserError(
+        f"the weights' names ({some}, ...) are of no layout that is known here; docs/weights.md"
+        " lists those that are"
+    )
 
 
 def under(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
@@ -128,7 +131,7 @@ def under(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
 
 
 def is_beside(name: str) -> bool:
-    """Whether an encoder's entry belongs to a part after the backbone, as a classifier.
+    """Return whether an encoder's entry belongs to a part after the backbone, as a classifier.
 
     `name` is without the prefix of `Layout`.
     """
@@ -239,9 +242,9 @@ def architecture(arrays: Arrays, name: str = "", stem: str = "") -> dict[str, An
         UserError: no known architecture, or another one than `name`.
     """
     if name and name not in BACKBONES:
-        raise UserError(f"arch={name!r} is unknown; known are {', '.join(BACKBONES)}")
+        raise UserError(f"arch={name!r} is unknown; use one of {', '.join(BACKBONES)}")
     if stem and stem not in STEMS:
-        raise UserError(f"stem={stem!r} is unknown; known are {', '.join(STEMS)}")
+        raise UserError(f"stem={stem!r} is unknown; use one of {', '.join(STEMS)}")
     try:
         traits, width = _traits(arrays)
     except (KeyError, IndexError) as error:

@@ -148,7 +148,7 @@ def _with_token(table: np.ndarray) -> np.ndarray:
 
 
 def _are_fixed(positions: np.ndarray) -> bool:
-    """Whether these are the fixed positions of a square grid, up to the rounding of float32."""
+    """Return whether these are the fixed positions of a square grid, up to float32's rounding."""
     if positions.ndim != 3 or not positions.size:
         return False
     _, tokens, width = positions.shape

@@ -53,7 +53,8 @@ def read_pictures(folder: str, pretrained: Pretrained) -> np.ndarray:
     """
     if pretrained.channels != 3:
         raise UserError(
-            f"pictures have three channels, the encoder {pretrained.channels}; leave them out"
+            f"--pictures have three channels, and the encoder takes {pretrained.channels}; leave"
+            " them out"
         )
     side, pictures = pretrained.image_size, []
     try:

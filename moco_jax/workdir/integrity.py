@@ -144,7 +144,7 @@ def lost(workdir: epath.Path, examined: list[Examined]) -> str:
 
 
 def find(workdir: epath.Path, before: int | None = None) -> tuple[int | None, list[Examined]]:
-    """Find the checkpoint that a run goes on from; every host must call this, process 0 looks.
+    """Find the checkpoint that a run goes on from; process 0 looks, every host must call this.
 
     Args:
         workdir: of the run; nothing in it is changed.

@@ -1,4 +1,4 @@
-"""Different seeds have different random keys, with and without 64-bit numbers; small ones have JAX's own."""
+"""Different seeds have different random keys, also with 64-bit numbers; small seeds have JAX's."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Names of every kind become one line that prints, and different names of plain text stay different."""
+"""Names of every kind become one line that prints; different names of plain text stay different."""
 
 import doctest
 import os

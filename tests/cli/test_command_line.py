@@ -194,7 +194,7 @@ def test_one_command_after_the_other_in_one_process(monkeypatch, tmp_path):
             "--rates=1,nan: must be numbers",
         ),
         (["embed", "--data_dir=x"], "--out=FILE are needed"),
-        (["convert", "x"], "two names are wanted"),
+        (["convert", "x"], "two names are needed"),
         (["pack", "x"], "is no flag"),
         (["report"], "a workdir is needed"),
     ],

@@ -1,4 +1,4 @@
-"""Flags of numbers: what is inside comes through, all else is refused by a line that names the flag."""
+"""Flags of numbers take what is in their range; one line that names the flag refuses all else."""
 
 import math
 
@@ -18,15 +18,30 @@ NAMES = {
     "main": {"num_processes", "process_id"},
     "doctor": {"sample", "step_seconds"},
     "evaluate": {
-        "step", "image_size", "epochs", "batch_size", "crops", "subset_seed", "backbone_lr", "classifier_lr", "scratch_lr",
-        "weight_decay", "layer_decay", "tests", "iterations", "rate", "crop", "num_processes", "process_id",
+        "step",
+        "image_size",
+        "epochs",
+        "batch_size",
+        "crops",
+        "subset_seed",
+        "backbone_lr",
+        "classifier_lr",
+        "scratch_lr",
+        "weight_decay",
+        "layer_decay",
+        "tests",
+        "iterations",
+        "rate",
+        "crop",
+        "num_processes",
+        "process_id",
     },
     "embed": {"step", "k"},
     "pack": {"shards", "channels", "white", "max_pixels"},
     "convert": set(),
     "report": {"port", "images"},
     "ablation": set(),
-}  # fmt: skip
+}
 LISTS = {"evaluate": {"k", "temperature", "rates", "decays", "labels"}}
 
 

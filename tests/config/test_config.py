@@ -11,24 +11,67 @@ from moco_jax.data.configured import recipe_of
 from moco_jax.method.configured import peak_learning_rate
 from moco_jax.training import checks
 
-RECIPES = ["digits", "folder", "folder:cpu", "cifar10", "cifar10:symmetric", "cifar10:cpu", "imagenet:v1", "imagenet:v2",
-           "imagenet:v2_800ep"]  # fmt: skip
-NCE = {"key_encoder": "none", "dictionary": "memory_bank", "loss": "nce"}
+RECIPES = [
+    "digits",
+    "folder",
+    "folder:cpu",
+    "cifar10",
+    "cifar10:symmetric",
+    "cifar10:cpu",
+    "imagenet:v1",
+    "imagenet:v2",
+    "imagenet:v2_800ep",
+]
+BANK = {"key_encoder": "none", "dictionary": "memory_bank"}
+NCE = BANK | {"loss": "nce"}
 # What the paper and its authors' code (MoCo v3) say of all models, of each kind, and of each.
 V3 = dict(
-    image_size=224, augment="v3", batch_size=4096, lr_reference_batch=256, lr_schedule="cosine_per_step", first_epoch=0,
-    key_encoder="momentum", momentum_schedule="cosine", dictionary="batch", symmetric=True, loss="info_nce", times_2t=True,
-    bn_groups=1, shuffle="none", dim=256, head_width=4096, width=0, stem="imagenet", channels=3,
-    mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-)  # fmt: skip
+    image_size=224,
+    augment="v3",
+    batch_size=4096,
+    lr_reference_batch=256,
+    lr_schedule="cosine_per_step",
+    first_epoch=0,
+    key_encoder="momentum",
+    momentum_schedule="cosine",
+    dictionary="batch",
+    symmetric=True,
+    loss="info_nce",
+    times_2t=True,
+    bn_groups=1,
+    shuffle="none",
+    dim=256,
+    head_width=4096,
+    width=0,
+    stem="imagenet",
+    channels=3,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
 V3_RESNET = dict(
-    arch="resnet50", head="v3_resnet", predictor="v3_resnet", zero_init_residual=True, crop_min=0.2, temperature=1.0,
-    optimizer="lars", sgd_momentum=0.9, warmup_epochs=10,
-)  # fmt: skip
+    arch="resnet50",
+    head="v3_resnet",
+    predictor="v3_resnet",
+    zero_init_residual=True,
+    crop_min=0.2,
+    temperature=1.0,
+    optimizer="lars",
+    sgd_momentum=0.9,
+    warmup_epochs=10,
+)
 V3_VIT = dict(
-    head="v3_vit", predictor="v3_vit", crop_min=0.08, temperature=0.2, optimizer="adamw", lr=1.5e-4, weight_decay=0.1,
-    epochs=300, warmup_epochs=40, momentum=0.99, zero_init_residual=False,
-)  # fmt: skip
+    head="v3_vit",
+    predictor="v3_vit",
+    crop_min=0.08,
+    temperature=0.2,
+    optimizer="adamw",
+    lr=1.5e-4,
+    weight_decay=0.1,
+    epochs=300,
+    warmup_epochs=40,
+    momentum=0.99,
+    zero_init_residual=False,
+)
 V3_MODELS = {
     "": V3_RESNET | dict(epochs=100, lr=0.6, weight_decay=1e-6, momentum=0.99),
     "resnet50": V3_RESNET | dict(epochs=100, lr=0.6, weight_decay=1e-6, momentum=0.99),
@@ -89,27 +132,42 @@ def test_views_of_v3_are_as_published():
         ),
         ({"shuffle_groups": 3}, 1, "bn_groups=8 is no multiple of shuffle_groups=3"),
         ({}, 3, "batch_size=256 does not divide over 3 devices; use 192 or 384"),
-        ({"key_encoder": "query"}, 1, "key_encoder='query' does not go with dictionary='queue'; use dictionary='batch'"),
-        ({"loss": "nce"}, 1, "loss='nce' is the memory bank's"),
-        ({"accumulate": 3}, 1, "accumulate=3 would cut BatchNorm groups of resnet50 apart .*accumulate=1 works"),
-        ({"warmup_epochs": 200}, 1, "warmup_epochs=200 must be less than epochs=200; try 20"),
         (
-            {"key_encoder": "none", "dictionary": "memory_bank", "symmetric": True}, 1,
-            "symmetric=True needs keys of both views",
+            {"key_encoder": "query"},
+            1,
+            "key_encoder='query' does not go with dictionary='queue'; use dictionary='batch'",
         ),
+        ({"loss": "nce"}, 1, "loss='nce' is the memory bank's"),
         (
-            {"key_encoder": "none", "dictionary": "memory_bank", "batch_size": 240, "eval_batch_size": 240, "bn_groups": 6,
-             "shuffle_groups": 2}, 3, "'memory_bank' does not divide over 3 devices",
+            {"accumulate": 3},
+            1,
+            "accumulate=3 would cut BatchNorm groups of resnet50 apart .*accumulate=1 works",
+        ),
+        ({"warmup_epochs": 200}, 1, "warmup_epochs=200 must be less than epochs=200; try 20"),
+        (BANK | {"symmetric": True}, 1, "symmetric=True needs keys of both views"),
+        (
+            dict(BANK, batch_size=240, eval_batch_size=240, bn_groups=6, shuffle_groups=2),
+            3,
+            "'memory_bank' does not divide over 3 devices",
         ),
         ({"queue_size": 0}, 1, "queue_size=0 must be at least 1 and at most"),
-        ({"arch": "resnet19"}, 1, "arch='resnet19' is unknown; known are resnet10, resnet18"),
-        ({"head": "none"}, 1, "head='none' is unknown; known are linear, mlp"),
-        ({"augment": "v5"}, 1, "augment='v5' is unknown; known are v1, v2, v3"),
-        ({"temperature": 0.0}, 1, "temperature=0.0 must be at least 0.0001 and at most 100; try 0.07"),
-        (NCE | {"temperature": 0.01}, 1, "temperature=0.01 .*0.03"),
-        ({"augment_on": "tpu"}, 1, "augment_on='tpu' is unknown; known are host, device, resident"),
+        ({"arch": "resnet19"}, 1, "arch='resnet19' is unknown; use one of resnet10, resnet18"),
+        ({"head": "none"}, 1, "head='none' is unknown; use one of linear, mlp"),
+        ({"augment": "v5"}, 1, "augment='v5' is unknown; use one of v1, v2, v3"),
         (
-            {"channels": 1, "mean": (0.5,), "std": (0.2,), "scaled_decoding": True}, 1,
+            {"temperature": 0.0},
+            1,
+            "temperature=0.0 must be at least 0.0001 and at most 100; try 0.07",
+        ),
+        (NCE | {"temperature": 0.01}, 1, "temperature=0.01 .*0.03"),
+        (
+            {"augment_on": "tpu"},
+            1,
+            "augment_on='tpu' is unknown; use one of host, device, resident",
+        ),
+        (
+            {"channels": 1, "mean": (0.5,), "std": (0.2,), "scaled_decoding": True},
+            1,
             "scaled_decoding=True .*channels=1; scaled_decoding=False works",
         ),
         (
@@ -118,10 +176,15 @@ def test_views_of_v3_are_as_published():
             "scaled_decoding=True .*augment_on='resident'.*scaled_decoding=False works",
         ),
         (
-            {"dataset": "folder", "eval_split": "validation"}, 1,
+            {"dataset": "folder", "eval_split": "validation"},
+            1,
             "eval_split='validation' .*dataset='folder' is one whole: .*--config.eval_split= sets",
         ),
-        ({"dataset": "digits", "data_dir": "x"}, 1, "data_dir=x says .* dataset='folder' reads yours"),
+        (
+            {"dataset": "digits", "data_dir": "x"},
+            1,
+            "data_dir=x says .* dataset='folder' reads yours",
+        ),
         ({"momentum": 1.0}, 1, "momentum=1.0 must be at least 0 and below 1"),
         ({"lr": 0.0}, 1, "lr=0.0 must be above 0"),
         ({"cpu_devices": -1}, 1, "cpu_devices=-1 must be at least 0 and at most 1024; try 0"),
@@ -132,9 +195,9 @@ def test_views_of_v3_are_as_published():
             "image_size=36 .* patches of 16; use 32 or 48",
         ),
         ({"arch": "vit_small", "width": 64}, 1, "width=64 does not divide into 12 heads"),
-        ({"reduce": "float32"}, 1, "reduce='float32' is unknown; known are parameter, compute"),
+        ({"reduce": "float32"}, 1, "reduce='float32' is unknown; use one of parameter, compute"),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_refused(changes, devices, message):
     config = config_lib.default_config()
     config.update(changes)

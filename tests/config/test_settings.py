@@ -1,4 +1,4 @@
-"""Every setting has type, bounds and meaning, and what lies outside is refused by one line that names it."""
+"""Every setting has type, bounds and meaning; one line that names it refuses what lies outside."""
 
 import importlib
 import json
@@ -57,7 +57,7 @@ def test_the_table_is_whole():
 
 
 def outside(setting):
-    """Values that a setting of numbers does not allow: beyond its ends, not finite, of another type."""
+    """Values that a setting of numbers refuses: beyond its ends, not finite, of another type."""
     low, high = setting.range.least, setting.range.most
     odd = [math.nan, math.inf, -math.inf, "abc", None, True, 10**400, [low, "x"], 1 + 2j]
     beyond = st.one_of(
@@ -133,8 +133,10 @@ def test_no_name_outside_is_accepted(name, value):
 
 
 @steady
-@given(st.sampled_from([n for n, s in SETTINGS.items() if s.kind in (bool, str)]),
-       st.one_of(st.integers(), st.floats(), st.none(), st.tuples(st.text()), st.binary()))  # fmt: skip
+@given(
+    st.sampled_from([n for n, s in SETTINGS.items() if s.kind in (bool, str)]),
+    st.one_of(st.integers(), st.floats(), st.none(), st.tuples(st.text()), st.binary()),
+)
 def test_switches_and_names_are_no_numbers(name, value):
     with pytest.raises(UserError, match=f"^{name}=.* must be .*; try"):
         config_lib.default_config()[name] = value
@@ -200,7 +202,7 @@ FOLDER = ["--config=folder:cpu", "--config.data_dir=nowhere"]
 
 @pytest.fixture(params=["main", "doctor"])
 def command(request, monkeypatch, tmp_path):
-    """A command line in this process: words -> (its config if it is taken, what it printed, its status)."""
+    """A command line in this process: words -> (its config if it is taken, its status if not)."""
 
     class Taken(Exception):
         """The settings are checked, and work would begin."""

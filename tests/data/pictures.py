@@ -30,7 +30,7 @@ def opened(content):
 
 
 def decoded(source):
-    """Each image of a source, decoded in one graph as in training: [(pixels, whether it is sound)]."""
+    """Each image of a source, decoded in one graph as in training: [(pixels, is it sound)]."""
     records = source.read(np.arange(len(source))).tolist()
     data = tf.data.Dataset.from_tensor_slices(records).map(lambda r: decode_or_flag(source, r))
     return [(image.pixels, image.ok) for image in data.as_numpy_iterator()]

@@ -1,14 +1,18 @@
-"""Views of any number of channels: each channel as if it were alone, the host's those of the device, colours left out."""
+"""Views of any number of channels: each channel as if alone, operations on colours left out.
+
+The host's views are the device's.
+"""
 
 import jax
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import labelled_views, pipeline
+from moco_jax.data import labelled_views
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.data.sources.pixels import Decoding
-from moco_jax.data.views import augment, device_ops, recipes, resize
+from moco_jax.data.views import augment, device_views, recipes, resize
+from tests.data.batches import train_batches
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 75, 5), np.uint8)
 SIZE = 32
@@ -27,9 +31,11 @@ def apply(image, view, recipe, crop_only=False):
 
 def test_other_channels_than_three_leave_the_colours_out_and_say_so():
     every = {
-        "v1": ("crop", "flip"), "v2": ("crop", "blur", "flip"), "v3": ("crop", "blur", "solarize", "flip"),
+        "v1": ("crop", "flip"),
+        "v2": ("crop", "blur", "flip"),
+        "v3": ("crop", "blur", "solarize", "flip"),
         "digits": ("crop",),
-    }  # fmt: skip
+    }
     for name, kept in every.items():
         for channels in (1, 4, 9):
             assert recipes.create(name, SIZE, channels=channels).stages == kept
@@ -84,7 +90,7 @@ def test_the_device_makes_the_hosts_views(name, channels):
     if "solarize" in recipe.stages:
         assert any(v.solarize and v.blur for v in drawn)
     stacked = recipes.View(*(np.stack(field) for field in zip(*drawn, strict=True)))
-    made = np.asarray(jax.jit(device_ops.finish, static_argnums=2)(crops, stacked, recipe))
+    made = np.asarray(jax.jit(device_views.finish, static_argnums=2)(crops, stacked, recipe))
     assert made.shape == (12, SIZE, SIZE, channels)
     assert np.abs(made.astype(int) - expected).max() <= 1  # the blur's rounding
     assert (made == expected).mean() > 0.99
@@ -94,14 +100,9 @@ def test_the_device_makes_the_hosts_views(name, channels):
 @pytest.mark.parametrize("crop_only", [False, True])
 def test_batches_have_the_sources_channels(crop_only):
     images = np.random.default_rng(0).integers(0, 256, (20, 40, 36, 2), np.uint8)
-    source, recipe = (
-        ArraySource(images, None, "noise", Decoding(channels=2)),
-        recipes.create("v2", SIZE, channels=2),
-    )
-    batches = pipeline.train_batches(
-        source, recipe, seed=0, batch_size=8, rows=np.arange(8), examples_seen=0, workers=2,
-        damaged=pipeline.DamagedImages(0), crop_only=crop_only,
-    )  # fmt: skip
+    source = ArraySource(images, None, "noise", Decoding(channels=2))
+    recipe = recipes.create("v2", SIZE, channels=2)
+    batches = train_batches(source, recipe, 8, crop_only=crop_only)
     assert next(batches)["query"].shape == (8, SIZE, SIZE, 2)
     batches.close()
     (batch,) = labelled_views.evaluation_batches(source, recipe, np.arange(20)[None], 2)

@@ -1,4 +1,4 @@
-"""Packed images read back as they were; packing goes on where it was cut off, and mixes with no other."""
+"""Packed images read back as they were; packing cut off goes on, and mixes with no other."""
 
 import json
 import os
@@ -33,10 +33,11 @@ def images(tmp_path):
 
 def read_back(out, format="tfrecord"):
     source = open_source(format, "train", str(out))
-    found = {}
-    for record, label in zip(source.read(np.arange(len(source))), source.labels(np.arange(len(source))), strict=True):  # fmt: skip
+    found, every = {}, np.arange(len(source))
+    for record, label in zip(source.read(every), source.labels(every), strict=True):
         feature = tf.train.Example.FromString(record).features.feature
-        found[feature["name"].bytes_list.value[0].decode()] = (feature["image"].bytes_list.value[0], label)  # fmt: skip
+        name, image = (feature[key].bytes_list.value[0] for key in ("name", "image"))
+        found[name.decode()] = (image, label)
     assert len(found) == len(source)
     return found
 
@@ -112,9 +113,9 @@ def test_a_list_without_classes_is_packed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("out", 12, "tfrecord"), "shards=12 for 11 images; 1 to 11 work"),
+        (("out", 12, "tfrecord"), "shards=12 must be from 1 to 11"),
         (("out", -1, "tfrecord"), "shards=-1 for 11 images"),
-        (("out", 1, "zip"), "format='zip' is unknown; known are tfrecord, arrayrecord"),
+        (("out", 1, "zip"), "format='zip' is unknown; use one of tfrecord, arrayrecord"),
         (("", 1, "tfrecord"), "out='' names no folder"),
         (("file/out", 1, "tfrecord"), "file/out cannot be written .*the same command goes on"),
     ],

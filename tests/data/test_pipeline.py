@@ -1,4 +1,7 @@
-"""Batches are functions of seed and place alone, damaged images are replaced and named, and all ends cleanly."""
+"""Batches follow from seed and place alone; damaged images are replaced and named.
+
+Batches that nobody waits for any more end cleanly.
+"""
 
 import os
 import subprocess
@@ -16,6 +19,7 @@ from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.memory import digits
 from moco_jax.data.sources.pixels import RGB
 from moco_jax.data.views import recipes
+from tests.data.batches import train_batches
 from tests.data.pictures import encoded, write
 
 
@@ -27,10 +31,7 @@ def test_damaged_images_are_replaced_by_the_next_and_named(tmp_path):
 
     def first_epoch(limit):
         damaged = pipeline.DamagedImages(limit)
-        batches = pipeline.train_batches(
-            images, recipes.create("digits", 32), seed=0, batch_size=9, rows=np.arange(9),
-            examples_seen=0, workers=2, damaged=damaged,
-        )  # fmt: skip
+        batches = train_batches(images, recipes.create("digits", 32), 9, damaged=damaged)
         return next(batches), damaged
 
     batch, damaged = first_epoch(3)
@@ -45,10 +46,8 @@ def test_batches_are_the_same_from_any_start_with_any_workers_and_split_over_hos
     images = digits("train")
 
     def batches(start, workers, rows, count):
-        iterator = pipeline.train_batches(
-            images, recipes.create("digits", 32), seed=1, batch_size=16, rows=np.asarray(rows),
-            examples_seen=start, workers=workers, damaged=pipeline.DamagedImages(0),
-        )  # fmt: skip
+        place = dict(seed=1, rows=np.asarray(rows), examples_seen=start, workers=workers)
+        iterator = train_batches(images, recipes.create("digits", 32), 16, **place)
         return [next(iterator) for _ in range(count)]
 
     whole = batches(0, 1, range(16), 4)
@@ -60,7 +59,10 @@ def test_batches_are_the_same_from_any_start_with_any_workers_and_split_over_hos
 
 
 class Slow:
-    """Images that only PIL decodes, whose reading gives Python up and wants it back all the time, and fails at `last`."""
+    """Images that only PIL decodes; the read number `last` fails.
+
+    Reading them gives Python's lock up and wants it back all the time.
+    """
 
     record_spec, decoding = tf.TensorSpec([], tf.string), RGB
 
@@ -89,10 +91,7 @@ class Slow:
 
 
 def batches(source):
-    return pipeline.train_batches(
-        source, recipes.create("digits", 32), seed=0, batch_size=8, rows=np.arange(8), examples_seen=0,
-        workers=4, damaged=pipeline.DamagedImages(0),
-    )  # fmt: skip
+    return train_batches(source, recipes.create("digits", 32), 8, workers=4)
 
 
 def test_an_error_in_reading_reaches_the_reader():
@@ -102,7 +101,7 @@ def test_an_error_in_reading_reaches_the_reader():
 
 
 def test_batches_thrown_away_while_they_are_made_do_not_hold_the_process():
-    """In a process of its own: where it fails, TensorFlow and Python wait for each other without end."""
+    """In a process of its own: if it fails, TensorFlow and Python wait for each other for ever."""
     code = (
         "from tests.data.test_pipeline import Slow, batches\n"
         "for _ in range(5):\n"

@@ -1,4 +1,4 @@
-"""Images for the devices: all are loaded once, damaged ones have their stand-in, and what does not fit is refused."""
+"""Images for the devices are loaded once, damaged ones replaced, those that do not fit refused."""
 
 import itertools
 

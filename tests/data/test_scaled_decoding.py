@@ -1,4 +1,4 @@
-"""JPEGs shrunk as they are decoded: nearly the same views of the same boxes; nothing else changes."""
+"""JPEGs shrunk while decoded give nearly the same views of the same boxes; no more changes."""
 
 import io
 
@@ -11,8 +11,9 @@ from moco_jax.data import pipeline
 from moco_jax.data.sources.decode import RATIOS, decode_image, decode_or_flag
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
-from moco_jax.data.views import augment, image_ops, recipes, resize
+from moco_jax.data.views import augment, host_pixels, recipes, resize
 from moco_jax.monitoring import view_pairs
+from tests.data.batches import train_batches
 from tests.data.pictures import encoded, write
 
 PHOTO = load_sample_images().images[0]
@@ -20,13 +21,8 @@ PHOTO = load_sample_images().images[0]
 
 def first(folder, size, **options):
     images, recipe = FolderSource(str(folder)), recipes.create("v2", size)
-    rows = np.arange(len(images))
-    return next(
-        pipeline.train_batches(
-            images, recipe, seed=0, batch_size=len(images), rows=rows, examples_seen=0, workers=2,
-            damaged=pipeline.DamagedImages(2), **options,
-        )
-    )  # fmt: skip
+    options |= {"damaged": pipeline.DamagedImages(2)}
+    return next(train_batches(images, recipe, len(images), **options))
 
 
 def files(**options):
@@ -97,7 +93,9 @@ def test_a_box_between_pixels_is_resized_as_pil_does_it():
         planes = resize.resize(
             resize.pad(tf.constant(PHOTO)), tf.constant(box), square, tf.zeros_like(square), 64
         )
-        difference = np.abs(image_ops.to_pixels(planes).numpy().astype(int) - np.asarray(expected))
+        difference = np.abs(
+            host_pixels.to_pixels(planes).numpy().astype(int) - np.asarray(expected)
+        )
         assert difference.max() <= 1
         assert difference.mean() < 0.3
 
@@ -110,7 +108,7 @@ def test_the_shorter_side_of_the_smaller_crop_decides():
         return recipes.View(tf.constant([0, 0, height, width]), *nothing)
 
     large = view(2000, 2000)
-    for sides, number in (((191, 900), 0), ((900, 192), 1), ((384, 384), 2), ((767, 768), 2), ((768, 768), 3)):  # fmt: skip
+    for *sides, number in (191, 900, 0), (900, 192, 1), (384, 384, 2), (767, 768, 2), (768, 768, 3):
         assert augment.shrink((large, view(*sides)), recipe) == number
         assert augment.shrink((view(*sides), large), recipe) == number
 

@@ -1,4 +1,4 @@
-"""The second implementation of views: torchvision on PIL, and ours called in the same way on one image."""
+"""The second implementation of views, torchvision on PIL, and ours called alike on one image."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,10 @@ from torchvision.transforms import functional as F
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.data.views import augment, image_ops, recipes, resize
+from moco_jax.data.views import augment, host_pixels, recipes, resize
+from moco_jax.data.views.operations import Flip, Grayscale, jitter
+from moco_jax.data.views.operations import Solarize as OurSolarize
+from moco_jax.data.views.operations.blur import gaussian_on_host
 
 
 def blur(image: Image.Image, sigma: float) -> Image.Image:
@@ -21,14 +24,22 @@ def blur(image: Image.Image, sigma: float) -> Image.Image:
 
 # name: ours on packed pixels (blur: on planes), torchvision's, and values of the parameter
 OPERATIONS: dict[str, tuple] = {
-    "brightness": (image_ops.adjust_brightness, F.adjust_brightness, (0.6, 0.97, 1.0, 1.4)),
-    "contrast": (image_ops.adjust_contrast, F.adjust_contrast, (0.6, 0.97, 1.0, 1.4)),
-    "saturation": (image_ops.adjust_saturation, F.adjust_saturation, (0.6, 0.97, 1.0, 1.4)),
-    "hue": (image_ops.adjust_hue, F.adjust_hue, (-0.4, -0.1, -0.003, 0.0, 0.05, 0.4)),
-    "blur": (image_ops.gaussian_blur, blur, (0.1, 0.5, 1.0, 1.4, 1.45, 2.0)),
-    "grayscale": (lambda x, _: image_ops.grayscale(x), lambda x, _: F.rgb_to_grayscale(x, 3), (0,)),
-    "solarize": (lambda x, _: image_ops.solarize(x), lambda x, _: F.solarize(x, 128), (0,)),
-    "flip": (lambda x, _: image_ops.horizontal_flip(x), lambda x, _: F.hflip(x), (0,)),
+    "brightness": (jitter.brightness_on_host, F.adjust_brightness, (0.6, 0.97, 1.0, 1.4)),
+    "contrast": (jitter.contrast_on_host, F.adjust_contrast, (0.6, 0.97, 1.0, 1.4)),
+    "saturation": (jitter.saturation_on_host, F.adjust_saturation, (0.6, 0.97, 1.0, 1.4)),
+    "hue": (jitter.hue_on_host, F.adjust_hue, (-0.4, -0.1, -0.003, 0.0, 0.05, 0.4)),
+    "blur": (gaussian_on_host, blur, (0.1, 0.5, 1.0, 1.4, 1.45, 2.0)),
+    "grayscale": (
+        lambda x, _: Grayscale().on_host(x, None),
+        lambda x, _: F.rgb_to_grayscale(x, 3),
+        (0,),
+    ),
+    "solarize": (
+        lambda x, _: OurSolarize().on_host(x, None),
+        lambda x, _: F.solarize(x, 128),
+        (0,),
+    ),
+    "flip": (lambda x, _: Flip().on_host(x, None), lambda x, _: F.hflip(x), (0,)),
 }
 
 
@@ -37,20 +48,20 @@ def cropped(image: np.ndarray, box: tuple, size: int) -> np.ndarray:
     lengths = tf.constant([size, size])
     padded = resize.pad(tf.constant(image))
     planes = resize.resize(padded, tf.constant(box), lengths, tf.constant([0, 0]), size)
-    return image_ops.to_pixels(planes).numpy()
+    return host_pixels.to_pixels(planes).numpy()
 
 
 def on_planes(operation: Callable, image: np.ndarray, value: float) -> np.ndarray:
     """The result of an operation on an image `[H, W, 3]`, compiled as in a run."""
-    planes, value = image_ops.to_planes(tf.constant(image)), tf.constant(value, tf.float32)
-    if operation is image_ops.gaussian_blur:
-        return image_ops.to_pixels(operation(planes, value)).numpy()
+    planes, value = host_pixels.to_planes(tf.constant(image)), tf.constant(value, tf.float32)
+    if operation is gaussian_on_host:
+        return host_pixels.to_pixels(operation(planes, value)).numpy()
 
     @tf.function(jit_compile=True)
     def run(planes, value):
-        return image_ops.unpack(operation(image_ops.pack(planes), value))
+        return host_pixels.unpack(operation(host_pixels.pack(planes), value))
 
-    return image_ops.to_pixels(run(planes, value)).numpy()
+    return host_pixels.to_pixels(run(planes, value)).numpy()
 
 
 def with_torchvision(image: np.ndarray, view: recipes.View, recipe: recipes.Recipe) -> np.ndarray:
@@ -97,28 +108,44 @@ class Solarize:
 
 
 def authors_transform(name: str, size: int, number: int = 0) -> transforms.Compose:
-    """The augmentation of main_moco.py, which draws for itself, to a uint8 tensor; of view `number` where they differ."""
+    """The augmentation of main_moco.py, which draws for itself, to a uint8 tensor.
+
+    `number` is 0 for the first view and 1 for the second: those of v3 differ.
+    """
     crop = transforms.RandomResizedCrop(size, scale=(0.08 if name == "v3" else 0.2, 1.0))
-    flip = transforms.RandomHorizontalFlip()
+    grey, flip = transforms.RandomGrayscale(0.2), transforms.RandomHorizontalFlip()
     if name == "v1":
         jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.4)
-        steps = [crop, transforms.RandomGrayscale(0.2), jitter, flip]
+        steps = [crop, grey, jitter, flip]
     elif name == "v3":
         jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8)
-        steps = [crop, jitter, transforms.RandomGrayscale(0.2), transforms.RandomApply([Blur()], (1.0, 0.1)[number])]  # fmt: skip
+        steps = [crop, jitter, grey, transforms.RandomApply([Blur()], (1.0, 0.1)[number])]
         steps += [transforms.RandomApply([Solarize()], 0.2), flip] if number else [flip]
     else:
         jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)
-        steps = [crop, jitter, transforms.RandomGrayscale(0.2), transforms.RandomApply([Blur()], 0.5), flip]  # fmt: skip
+        steps = [crop, jitter, grey, transforms.RandomApply([Blur()], 0.5), flip]
     return transforms.Compose([*steps, transforms.PILToTensor()])
 
 
 def statistics(view: np.ndarray) -> list[float]:
-    """Of one view uint8 `[H, W, 3]`: mean and deviation of each channel, colourfulness, sharpness along both axes."""
+    """The nine STATISTICS of one view uint8 `[H, W, 3]`.
+
+    They are mean and deviation of each channel, colourfulness, and sharpness along both axes.
+    """
     x = view.astype(np.float32)
     colour = np.abs(x - x.mean(-1, keepdims=True)).mean()
     sharpness = [np.abs(np.diff(x, axis=axis)).mean() for axis in (0, 1)]
     return [*x.mean((0, 1)), *x.std((0, 1)), colour, *sharpness]
 
 
-STATISTICS = ("red", "green", "blue", "red spread", "green spread", "blue spread", "colour", "rows", "columns")  # fmt: skip
+STATISTICS = (
+    "red",
+    "green",
+    "blue",
+    "red spread",
+    "green spread",
+    "blue spread",
+    "colour",
+    "rows",
+    "columns",
+)

@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, each thing by its own line, lets nothing stop the rest, and changes nothing."""
+"""The doctor tells each thing that is wrong by a line, lets none stop the rest, changes nothing."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from moco_jax.base import findings
 from moco_jax.base.console import Console
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.doctor import images, rate, survey
-from moco_jax.doctor.examination import Examination, examine
+from moco_jax.doctor.examination import Examination, Options, examine
 from tests.config.test_config import load
 
 
@@ -51,13 +51,24 @@ def bad(tmp_path_factory):
     return folder
 
 
+SMALL = {
+    "arch": "resnet10",
+    "width": 8,
+    "stem": "cifar_stride2",
+    "image_size": 32,
+    "batch_size": 16,
+    "bn_groups": 2,
+    "shuffle_groups": 2,
+    "queue_size": 32,
+    "eval_batch_size": 8,
+    "workers": 2,
+    "epochs": 3,
+}
+
+
 def small(folder, **changes):
     config = load("folder")
-    config.update(dict(
-        data_dir=str(folder), arch="resnet10", width=8, stem="cifar_stride2", image_size=32, batch_size=16,
-        bn_groups=2, shuffle_groups=2, queue_size=32, eval_batch_size=8, workers=2, epochs=3,
-    ))  # fmt: skip
-    config.update(changes)
+    config.update(SMALL | {"data_dir": str(folder)} | changes)
     return config
 
 
@@ -76,10 +87,8 @@ def doctor(tmp_path, monkeypatch):
     def run(config, place=None):
         out = io.StringIO()
         report = findings.Report(Console(out=out))
-        examine(
-            config, report, recipe_batch=16, count=None, step=None, out=epath.Path(tmp_path / "out"),
-            index_dir=None, place=place and epath.Path(place), allow_change=set(),
-        )  # fmt: skip
+        out_dir, place = epath.Path(tmp_path / "out"), place and epath.Path(place)
+        examine(config, report, Options(recipe_batch=16, out=out_dir, place=place))
         return report.marks, out.getvalue()
 
     return run
@@ -93,9 +102,19 @@ def line_with(text, words):
 def test_a_good_folder_is_ready(good, doctor, tmp_path):
     marks, text = doctor(small(good), tmp_path / "new")
     assert findings.verdict(marks) == "ready", text
-    for words in ("40 images of folder", "2 steps an epoch, 6 in 3 epochs", "looked at all 40 images", "none is damaged",
-                  "none is tiny", "none is there twice", "every ending is that of the content",
-                  "the train step compiles", "s, measured", "view pairs a second", "the run begins at step 0"):  # fmt: skip
+    for words in (
+        "40 images of folder",
+        "2 steps an epoch, 6 in 3 epochs",
+        "looked at all 40 images",
+        "none is damaged",
+        "none is tiny",
+        "none is there twice",
+        "every ending is that of the content",
+        "the train step compiles",
+        "s, measured",
+        "view pairs a second",
+        "the run begins at step 0",
+    ):
         assert line_with(text, words) in ("ok", "note"), text
     sheet = np.asarray(Image.open(tmp_path / "out/views.png").convert("RGB"))
     assert sheet.shape[0] > 500
@@ -154,8 +173,13 @@ def test_a_config_that_cannot_run_does_not_stop_the_rest(bad, doctor, tmp_path):
 def test_images_that_the_devices_will_hold(good, bad, doctor):
     marks, text = doctor(small(good, augment_on="resident", augment="cifar"))
     assert findings.verdict(marks) == "ready", text
-    for words in ("all are 60 x 48 pixels", "the 40 images take 346 kB of it, on every device", "s, measured",
-                  "this host says of which images", "the run's 6 steps take about"):  # fmt: skip
+    for words in (
+        "all are 60 x 48 pixels",
+        "the 40 images take 346 kB of it, on every device",
+        "s, measured",
+        "this host says of which images",
+        "the run's 6 steps take about",
+    ):
         assert line_with(text, words) == "ok", text
     examination, out = begin(small(bad, augment_on="resident"))
     examination.devices()
@@ -198,9 +222,8 @@ def test_a_sample_speaks_for_the_whole(bad):
 
 def command(*words):
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "moco_jax.doctor", *words], capture_output=True, text=True, env=environment, check=False,
-    )  # fmt: skip
+    program = [sys.executable, "-m", "moco_jax.doctor", *words]
+    return subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.mark.parametrize(

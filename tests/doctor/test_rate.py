@@ -6,7 +6,7 @@ from moco_jax.doctor import rate
 
 
 def test_the_rate_is_taken_once_it_is_steady(monkeypatch):
-    """A clock that only the batches move: seconds for each of the first, then faster and faster to ten a second."""
+    """A clock that only the batches move: the first take seconds, later ones come ever faster."""
     now = [0.0]
     monkeypatch.setattr(rate.time, "perf_counter", lambda: now[0])
 
@@ -43,8 +43,14 @@ def test_a_run_of_days_on_a_cpu_is_told_what_takes_less():
 
 def test_remedies_follow_from_what_is_slow():
     common = dict(
-        cores=8, folder=True, image_size=224, on_device=False, blurs=True, scaled=False, could_reside=False
-    )  # fmt: skip
+        cores=8,
+        folder=True,
+        image_size=224,
+        on_device=False,
+        blurs=True,
+        scaled=False,
+        could_reside=False,
+    )
     slow_disk = rate.remedies(100, 400, 110, rate.Input(workers=0, side=300, **common))
     assert "pack the folder" in slow_disk[0]
     assert any("36 cores" in x for x in slow_disk)

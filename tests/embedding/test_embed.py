@@ -1,4 +1,4 @@
-"""Features files hold what the encoder says of each image, by name; a search in them finds what a sort of all would."""
+"""Features files hold the encoder's features by name; a search finds what a sort of all finds."""
 
 import io
 import json
@@ -32,14 +32,25 @@ SIDE = 16
 DAMAGED = "dog/2.png"
 
 
+SMALL = {
+    "arch": "resnet10",
+    "width": 8,
+    "dim": 8,
+    "bn_groups": 1,
+    "shuffle": "none",
+    "queue_size": 64,
+    "batch_size": 64,
+    "image_size": SIDE,
+    "workers": 2,
+    "eval_batch_size": 64,
+}
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with the workdirs `run` and `other`, whose states are drawn at random, and images in `photos`."""
+    """A folder with images in `photos`, and workdirs `run` and `other` of randomly drawn states."""
     place, config = epath.Path(tmp_path_factory.mktemp("embed")), load("digits")
-    config.update(dict(
-        arch="resnet10", width=8, dim=8, bn_groups=1, shuffle="none", queue_size=64, batch_size=64,
-        image_size=SIDE, workers=2, eval_batch_size=64,
-    ))  # fmt: skip
+    config.update(SMALL)
     shapes = assembly.program(config, mesh.create_mesh(jax.devices()[:1]), 1437).abstract
     rng = np.random.default_rng(0)
 
@@ -53,7 +64,8 @@ def place(tmp_path_factory):
         checkpoints.save(4, jax.tree.map(drawn, shapes), config.to_dict(), {})
         checkpoints.close()
     pixels = rng.integers(0, 256, (11, SIDE, SIDE, 3), np.uint8)
-    images = {f"{'cat' if n % 2 else 'dog'}/{n}.png": encoded("PNG", pixels=pixels[n]) for n in range(10)}  # fmt: skip
+    names = [f"{'cat' if n % 2 else 'dog'}/{n}.png" for n in range(10)]
+    images = {names[n]: encoded("PNG", pixels=pixels[n]) for n in range(10)}
     images[DAMAGED] = images[DAMAGED][:40]
     write(place / "photos", images)
     write(place, {"new.png": encoded("PNG", pixels=pixels[10])})
@@ -62,7 +74,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(place):
-    """Features `[D]`, pooled and after the head, of one encoded image by itself, with PIL and NumPy."""
+    """Features `[D]`, pooled and after the head, of one encoded image, with PIL and NumPy."""
     found = trained_encoder.load(str(place / "run"), "key")
 
     @jax.jit
@@ -249,30 +261,34 @@ def test_command_lines(place, alone):
     (place / "bad").mkdir()
     (place / "bad" / "x.png").write_bytes(b"no image")
     (place / "bad.jpg").write_bytes(b"no image")
-    npz, _, named, strange, *refused = command_lines("moco_jax.embed", [
-        [run, "--data_dir=photos", "--out=f.npz"],
-        [run, "--data_dir=photos", "--out=out/f.parquet", "--which=key"],
-        ["search", "f.npz", "cat/3.png", "photos/dog/4.png", "--k=3"],
-        ["search", "out/f.parquet", "new.png", "cat/3.png", "--k=20", "--out=pictures/new.png"],
-        [run, "--out=f.npz", "--data_dir=none"],
-        ["--workdir=none", "--out=f.txt", "--data_dir=photos"],
-        [run, "--out=f.npz", "--data_dir=photos", "--dataset=digits"],
-        [run, "--out=photos/cat/1.png/f.npz", "--data_dir=photos"],
-        [run, "--out=bad.npz", "--data_dir=bad"],
-        [run, "--out=bad.npz", "--data_dir=photos", "--split=test"],
-        ["--workdir=none", "--out=f.npz", "--data_dir=photos"],
-        [run, "--data_dir=photos"],
-        ["search", "f.npz"],
-        ["search", "f.npz", "nothing.png"],
-        ["search", "f.npz", "bad.jpg"],
-        ["search", "f.npz", "new.png", "--workdir=other"],
-        ["search", "f.npz", "new.png", "--workdir=gone"],
-        ["search", "small.npz", "new.png"],
-        ["search", "foreign.npz", "new.png"],
-        ["search", "none.npz", "new.png"],
-        ["search", "new.png", "new.png"],
-        ["search", "f.npz", "new.png", "--k=0"],
-    ], place)  # fmt: skip
+    npz, _, named, strange, *refused = command_lines(
+        "moco_jax.embed",
+        [
+            [run, "--data_dir=photos", "--out=f.npz"],
+            [run, "--data_dir=photos", "--out=out/f.parquet", "--which=key"],
+            ["search", "f.npz", "cat/3.png", "photos/dog/4.png", "--k=3"],
+            ["search", "out/f.parquet", "new.png", "cat/3.png", "--k=20", "--out=pictures/new.png"],
+            [run, "--out=f.npz", "--data_dir=none"],
+            ["--workdir=none", "--out=f.txt", "--data_dir=photos"],
+            [run, "--out=f.npz", "--data_dir=photos", "--dataset=digits"],
+            [run, "--out=photos/cat/1.png/f.npz", "--data_dir=photos"],
+            [run, "--out=bad.npz", "--data_dir=bad"],
+            [run, "--out=bad.npz", "--data_dir=photos", "--split=test"],
+            ["--workdir=none", "--out=f.npz", "--data_dir=photos"],
+            [run, "--data_dir=photos"],
+            ["search", "f.npz"],
+            ["search", "f.npz", "nothing.png"],
+            ["search", "f.npz", "bad.jpg"],
+            ["search", "f.npz", "new.png", "--workdir=other"],
+            ["search", "f.npz", "new.png", "--workdir=gone"],
+            ["search", "small.npz", "new.png"],
+            ["search", "foreign.npz", "new.png"],
+            ["search", "none.npz", "new.png"],
+            ["search", "new.png", "new.png"],
+            ["search", "f.npz", "new.png", "--k=0"],
+        ],
+        place,
+    )
     assert "written: f.npz, 9 x 64 features" in npz[0], npz
     assert "1 damaged images are left out: dog/2.png; the first is" in npz[0]
     tables = [table.opened(str(place / name)) for name in ("f.npz", "out/f.parquet")]
@@ -294,7 +310,8 @@ def test_command_lines(place, alone):
     best = [n for n in np.argsort(-cosines) if n != 1][:3]
     names = tables[0].take("names", np.arange(9))
     lines = named[0].split("nearest to ")[1].splitlines()[3:6]
-    expected = [[f"{r}", f"{cosines[n]:.4f}", names[n], names[n][:3]] for r, n in enumerate(best, 1)]  # fmt: skip
+    rows = enumerate(best, 1)
+    expected = [[f"{r}", f"{cosines[n]:.4f}", names[n], names[n][:3]] for r, n in rows]
     assert [line.split() for line in lines] == expected
     assert "picture: f_nearest.png" in named[0]
     assert Image.open(place / "f_nearest.png").width > 400
@@ -308,12 +325,25 @@ def test_command_lines(place, alone):
     assert (place / "pictures" / "new.png").exists()
 
     words = (
-        "data_dir=none is no folder", "out='f.txt' is no file here that ends in .npz or .parquet", "data_dir=photos says where", "cannot be written",
-        "none of the 1 images can be decoded; bad/x.png", "dataset='folder' has none", "none is not there", "--out=FILE are needed", "one of these is wanted",
-        "'nothing.png' is neither a file nor a name in f.npz, as 'cat/1.png' is", "the query bad.jpg cannot be decoded",
-        "other is not the one that made these features: its weights differ", "gone is not there", "small.npz is compressed",
-        "foreign.npz is damaged, or not written by", "none.npz cannot be read (No such file", "'new.png' is no features file", "--k",
-    )  # fmt: skip
+        "data_dir=none is no folder",
+        "out='f.txt' is no file here that ends in .npz or .parquet",
+        "data_dir=photos says where",
+        "cannot be written",
+        "none of the 1 images can be decoded; bad/x.png",
+        "dataset='folder' has none",
+        "none is not there",
+        "--out=FILE are needed",
+        "use one of these",
+        "'nothing.png' is neither a file nor a name in f.npz, as 'cat/1.png' is",
+        "the query bad.jpg cannot be decoded",
+        "other is not the one that made these features: its weights differ",
+        "gone is not there",
+        "small.npz is compressed",
+        "foreign.npz is damaged, or not written by",
+        "none.npz cannot be read (No such file",
+        "'new.png' is no features file",
+        "--k",
+    )
     for (printed, errors), message in zip(refused, words, strict=True):
         assert printed.endswith("ended with 2\n"), (printed, errors)
         told = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -326,7 +356,8 @@ def test_command_lines(place, alone):
 
 def test_tables_of_older_versions_say_nothing_of_a_background(tmp_path):
     found = saved(tmp_path / "x.npz", made_up(3), sizes=(3,))
-    now = dict.fromkeys(SHOWN) | {"channels": 3, "white": 0.0, "exif_rotation": False, "background": -1, "max_pixels": 178_956_970}  # fmt: skip
+    now = dict.fromkeys(SHOWN) | {"channels": 3, "white": 0.0, "exif_rotation": False}
+    now |= {"background": -1, "max_pixels": 178_956_970}
     older = {k: v for k, v in now.items() if k not in ("background", "max_pixels")}
     found.facts = {"encoder": older | {"which": ""}}
     assert Decoding.of(found.facts["encoder"]) == Decoding()
@@ -342,7 +373,8 @@ def test_pictures_are_those_of_the_rows(tmp_path):
     whole = made_up(3)._replace(indices=np.asarray([4, 0, 7]))
     whole = whole._replace(names=digits.names(whole.indices))
     found = saved(tmp_path / "x.npz", whole, sizes=(3,))
-    made = {"augment": "digits", "image_size": 32, "channels": 3, "white": 0.0, "exif_rotation": False}  # fmt: skip
+    made = {"augment": "digits", "image_size": 32}
+    made |= {"channels": 3, "white": 0.0, "exif_rotation": False}
     images = {"dataset": "digits", "split": "test", "data_dir": "", "number": 1440, "root": ""}
     found.facts = {"encoder": made, "images": images}
     pictures = search.pictures_of_rows(found, np.asarray([2, 0]))

@@ -1,4 +1,7 @@
-"""A table of features is right or refused: a file that was altered, or made by others, never gives other neighbours."""
+"""A table of features is right or refused.
+
+A file that was altered, or made by others, never gives other neighbours.
+"""
 
 import io
 import json
@@ -61,7 +64,7 @@ def write_npz(path, facts=WHOLE, without=(), text=None, **instead):
 
 
 def header_says(path, column, **changes):
-    """The table of `write_npz` at `path` whose header of one array says something else than is there."""
+    """The table of `write_npz` at `path`, except that the header of one array says `changes`."""
     write_npz(path)
     with zipfile.ZipFile(path) as whole:
         contents = {name: whole.read(name) for name in whole.namelist()}
@@ -205,7 +208,7 @@ def test_cut_files_are_refused(tmp_path, kind):
 
 
 def test_a_table_is_read_once_and_its_checksum_is_seen(tmp_path, monkeypatch):
-    """Rows that were peeked at are trusted after a whole pass, and taken rows without one are verified first."""
+    """Peeked rows are trusted after a whole pass; without one, taken rows are verified first."""
     features = np.ascontiguousarray(np.pad(FEATURES, ((0, 0), (0, 4000))))
     path = write_npz(tmp_path / "x.npz", features=features)
     content = bytearray(path.read_bytes())
@@ -316,7 +319,10 @@ def test_names_reach_the_console_on_one_line(tmp_path):
 
 
 def _features(pa, chosen, rows):
-    """A column of the rows `rows` (a list of lists), of a type, layout and damage drawn by `chosen`; None if damaged."""
+    """A column of the rows `rows` (a list of lists), and whether it may be read.
+
+    Its type, layout and damage are drawn by `chosen`.
+    """
     value = chosen.choice(
         [pa.float16(), pa.float32(), pa.float64(), pa.int8(), pa.int64(), pa.string(), pa.bool_()]
     )

@@ -1,4 +1,4 @@
-"""Widths, stems and heads against torchvision's network with the same weights; the registry; gradients."""
+"""Widths, stems and heads against torchvision's network of the same weights; names; gradients."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ def resnet():
 
 
 def assert_same_network(torch, net, backbone, size):
-    """Outputs in both modes, statistics and parameter gradients of `net` and `backbone` in float64."""
+    """`net` and `backbone` agree in float64: outputs in both modes, statistics and gradients."""
     net.fc = torch.nn.Identity()
     net.double().train()
     for module in net.modules():
@@ -162,13 +162,13 @@ def test_head_layers_start_as_torchs_do(torch):
     ],
 )
 def test_an_unknown_word_is_refused_with_the_known_ones(setting, known):
-    with pytest.raises(ValueError, match="is unknown; known are") as error:
+    with pytest.raises(ValueError, match="is unknown; use one of") as error:
         encoders.create(**{"name": "resnet18", **setting})
     assert all(word in str(error.value) for word in known)
 
 
 def test_gradients_are_slopes(float64):
-    """Along a random direction of all parameters, the gradient is the central difference's limit."""
+    """Along a random direction of all parameters, gradients are limits of central differences."""
     encoder = encoders.create(
         "resnet10", head="mlp", dim=8, width=8, stem="cifar_stride2", bn_groups=2, dtype=jnp.float64
     )

@@ -1,4 +1,4 @@
-"""Heads and predictors against PyTorch with the same weights, in training mode, and their first weights."""
+"""Heads and predictors against PyTorch with the same weights, in training; their first weights."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,13 @@ from tests.method.torch_moco_v3 import batch_norm_mlp, mlp_variables
 
 @pytest.mark.parametrize(
     ("table", "name", "layers", "last_norm"),
-    [(HEADS, "v3_resnet", 2, True), (HEADS, "v3_vit", 3, True), (PREDICTORS, "v3_resnet", 2, False), (PREDICTORS, "v3_vit", 2, True)],
-)  # fmt: skip
+    [
+        (HEADS, "v3_resnet", 2, True),
+        (HEADS, "v3_vit", 3, True),
+        (PREDICTORS, "v3_resnet", 2, False),
+        (PREDICTORS, "v3_vit", 2, True),
+    ],
+)
 def test_a_head_of_v3_equals_pytorchs(float64, table, name, layers, last_norm):
     head = table[name](6, hidden=10, dtype=jnp.float64)
     x = np.random.default_rng(0).normal(size=(12, 8))
@@ -48,7 +53,8 @@ def test_published_widths():
 
 
 def test_a_predictor_acts_on_queries_alone():
-    encoder = create("resnet10", width=8, stem="cifar", head="v3_resnet", predictor="v3_resnet", dim=4, head_width=16)  # fmt: skip
+    parts = dict(head="v3_resnet", predictor="v3_resnet", dim=4, head_width=16)
+    encoder = create("resnet10", width=8, stem="cifar", **parts)
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
     variables = encoder.init(jax.random.key(0), images, method=encoder.predict)
     without = {

@@ -1,4 +1,4 @@
-"""Convolution and dense layer equal JAX's own, with gradients that bfloat16 does not round where they need not be."""
+"""Convolution and dense layer equal JAX's own, but bfloat16 rounds gradients only where it must."""
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,13 @@ def drawn(*shape, dtype=jnp.float64):
 def plain(x, kernel, stride, dilation):
     pad = dilation * (kernel.shape[0] // 2)
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(pad, pad)] * 2, rhs_dilation=(dilation, dilation),
+        x,
+        kernel,
+        (stride, stride),
+        [(pad, pad)] * 2,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (7, 1), (3, 2), (5, 3)])

@@ -61,8 +61,9 @@ def outputs(net, images):
 def test_outputs_and_statistics_equal_torchvisions(name, dtype):
     """Torchvision computes in float64 both times, so that only our own rounding counts.
 
-    In float32 the statistics of few values in the last stages make much of any rounding, in whatever order a compiler
-    sums up: there ours may be four times as far from float64 as torchvision's own float32 is.
+    In float32 the statistics of few values in the last stages make much of any rounding, in
+    whatever order a compiler sums up: there ours may be four times as far from float64 as
+    torchvision's own float32 is.
     """
     with jax.enable_x64(dtype == "float64"):
         net = torch_network(name)
@@ -118,7 +119,7 @@ def test_batch_norm_groups_equal_separate_passes(float64):
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 def test_initialisation_has_torchvisions_moments(stem):
-    """Mean and deviation of every convolution, within four standard errors; bounds of uniform layers."""
+    """Convolutions' means and deviations within four standard errors; bounds of uniform layers."""
     net = models.resnet18()
     net.fc = torch.nn.Linear(512, 128)
     if stem == "cifar":  # as the authors' demo puts a fresh layer there
@@ -170,7 +171,7 @@ def test_weights_round_trip_bitwise_and_refuse_what_does_not_fit():
 @pytest.mark.parametrize(("bottleneck", "last"), [(False, "bn2"), (True, "bn3")])
 @pytest.mark.parametrize("zero", [False, True])
 def test_blocks_may_start_as_the_identity(bottleneck, last, zero):
-    """torchvision's `zero_init_residual`: the scale of each block's last BatchNorm, and no other, starts at 0."""
+    """Only the scale of each block's last BatchNorm starts at 0: `zero_init_residual`."""
     name = "resnet50" if bottleneck else "resnet10"
     backbone = encoders.create(name, width=4, zero_init_residual=zero).backbone
     backbone = backbone.clone(stage_sizes=(2, 1))

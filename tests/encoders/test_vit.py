@@ -1,4 +1,7 @@
-"""The Vision Transformer against timm's with the same weights, and what MoCo v3 fixes of it: start, positions, freezing."""
+"""The Vision Transformer against timm's of the same weights, and what MoCo v3 fixes of it.
+
+MoCo v3 fixes first weights, positions, and the frozen patch projection.
+"""
 
 import itertools
 import math
@@ -75,15 +78,24 @@ def conv_stem(torch):
 
 
 def timm_network(timm, backbone, variables, size):
-    """timm's network in float64 with these variables; images `[2, size, size, 3]` for us, and as it wants them."""
+    """timm's network in float64 with these variables, and images for it and for us.
+
+    Ours are `[2, size, size, 3]`, the same for timm `[2, 3, size, size]`.
+    """
     import torch
 
     own_stem = {"embed_layer": conv_stem(torch)} if backbone.conv_stem else {}
+    kind = dict(mlp_ratio=4, qkv_bias=True, class_token=True, global_pool="token", num_classes=0)
     net = timm.VisionTransformer(
-        img_size=size, patch_size=backbone.patch, embed_dim=backbone.width, depth=backbone.depth,
-        num_heads=backbone.heads, mlp_ratio=4, qkv_bias=True, class_token=True, global_pool="token",
-        num_classes=0, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), **own_stem,
-    ).double()  # fmt: skip
+        img_size=size,
+        patch_size=backbone.patch,
+        embed_dim=backbone.width,
+        depth=backbone.depth,
+        num_heads=backbone.heads,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        **kind,
+        **own_stem,
+    ).double()
     saved = weights.save(variables, size)
     net.load_state_dict({k: torch.tensor(v) for k, v in saved.items()}, strict=True)
     images = np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(backbone.dtype)
@@ -118,7 +130,8 @@ def test_gradients_are_timms(timm, float64, name):
     net, images, inputs = timm_network(timm, backbone, variables, size)
 
     def loss(params):
-        out, _ = backbone.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])  # fmt: skip
+        own = {**variables, "params": params}
+        out, _ = backbone.apply(own, images, True, mutable=["batch_stats"])
         return jnp.sum(jnp.sin(out)), out
 
     grads, trained = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
@@ -153,7 +166,7 @@ def test_timms_own_vit_small_has_six_heads_and_means_something_else():
     ],
 )
 def test_parameter_counts_are_published_ones_less_the_positions(name, published):
-    """The published counts are those of timm without classifier, where positions at 224 pixels are a parameter."""
+    """Published counts are timm's without classifier; there, positions at 224 pixels count too."""
     backbone = encoders.create(name).backbone
     variables = shapes_of(backbone)
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
@@ -178,7 +191,7 @@ def test_the_conv_stem_takes_the_place_of_one_block(name):
 
 
 def test_positions_are_the_closed_form():
-    """sin and cos of the row and of the column, each times 1/10000^(i/(dim/4)); the class token's position is zero."""
+    """Positions are sin and cos of row and column, each times 1/10000^(i/(dim/4))."""
     rows, columns, width = 3, 5, 16
     table = vit.sincos_positions(rows, columns, width)
     assert table.shape == (rows * columns, width)
@@ -187,8 +200,8 @@ def test_positions_are_the_closed_form():
             for i in range(width // 4):
                 omega = 1 / 10000 ** (i / (width / 4))
                 found = table[row * columns + column, i :: width // 4]
-                wanted = [math.sin(row * omega), math.cos(row * omega),
-                          math.sin(column * omega), math.cos(column * omega)]  # fmt: skip
+                angles = (row * omega, column * omega)
+                wanted = [function(x) for x in angles for function in (math.sin, math.cos)]
                 np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-15)
 
 
@@ -203,7 +216,7 @@ def test_positions_are_the_authors_table_on_a_square():
 
 
 def test_without_positions_patches_could_change_places(float64):
-    """They are added to the patches in the grid's order: exchanging two patches changes the features."""
+    """Positions are added in the grid's order: exchanging two patches changes the features."""
     backbone = vit.ViT(**SMALL, dtype=jnp.float64)
     variables = drawn(backbone, 8)
     images = np.random.default_rng(0).normal(size=(1, 8, 12, 3))
@@ -261,7 +274,7 @@ def test_the_conv_stem_starts_as_torch_starts_convolutions():
     ],
 )
 def test_frozen_says_where_no_gradient_arrives(name, stop, wanted):
-    """Frozen unless told otherwise, but for the conv stem; `frozen` and the gradients agree leaf by leaf."""
+    """Only the conv stem is not frozen by default; `frozen` and gradients agree leaf by leaf."""
     encoder = encoders.create(name, width=24, dim=4, stop_patch_gradient=stop)
     encoder = encoder.clone(backbone=encoder.backbone.clone(depth=1))
     images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
@@ -270,7 +283,8 @@ def test_frozen_says_where_no_gradient_arrives(name, stop, wanted):
     @jax.jit
     def gradients(params):
         def loss(params):
-            out, _ = encoder.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])  # fmt: skip
+            own = {**variables, "params": params}
+            out, _ = encoder.apply(own, images, True, mutable=["batch_stats"])
             return jnp.sum(jnp.sin(out))
 
         return jax.grad(loss)(params)
@@ -341,7 +355,7 @@ def kept(backbone, size):
 
 
 def test_what_is_kept_for_the_backward_pass():
-    """Lean attention keeps nothing of size N x N; with remat, a block keeps its input and no more."""
+    """Lean attention keeps nothing of size N x N; with remat, a block keeps only its input."""
     size = 96
     plain = vit.ViT(**SMALL)
     tokens, images = (size // 4) ** 2 + 1, 2
@@ -382,22 +396,29 @@ def test_bfloat16_is_near_float32_and_keeps_parameters_in_it():
     [
         (dict(image_size=30), "image_size=30 does not divide into patches of 16; use 16 or 32"),
         (dict(image_size=8), "image_size=8 does not divide into patches of 16; use 16"),
-        (dict(image_size=32, width=100), "width=100 does not divide into 12 heads .*; use 96 or 108"),
+        (
+            dict(image_size=32, width=100),
+            "width=100 does not divide into 12 heads .*; use 96 or 108",
+        ),
         (dict(image_size=32, stem="cifar"), "stem='cifar' means nothing to vit_small"),
-        (dict(image_size=32, zero_init_residual=True), "zero_init_residual=True means nothing to vit"),
+        (
+            dict(image_size=32, zero_init_residual=True),
+            "zero_init_residual=True means nothing to vit",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         encoders.check("vit_small", **settings)
 
 
 def test_create_and_call_refuse_too():
-    with pytest.raises(ValueError, match="stem='cifar' means nothing to vit_small; leave it at 'imagenet'"):  # fmt: skip
+    says = "stem='cifar' means nothing to vit_small; leave it at 'imagenet'"
+    with pytest.raises(ValueError, match=says):
         encoders.create("vit_small", stem="cifar")
     with pytest.raises(ValueError, match="remat='block' means nothing to resnet18"):
         encoders.create("resnet18", remat="block")
-    with pytest.raises(ValueError, match="attention='flash' is unknown; known are plain, lean"):
+    with pytest.raises(ValueError, match="attention='flash' is unknown; use one of plain, lean"):
         encoders.create("vit_small", attention="flash")
     with pytest.raises(ValueError, match="image_size=40 does not divide into patches of 16"):
         shapes_of(encoders.create("vit_small").backbone, 40)

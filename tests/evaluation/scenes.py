@@ -1,4 +1,7 @@
-"""A small data set of labelled pixels, laid out as PASCAL VOC: coloured shapes on noise, edges that do not count."""
+"""A small data set of labelled pixels, laid out as PASCAL VOC: coloured shapes on noise.
+
+The shapes have edges that do not count.
+"""
 
 import numpy as np
 from PIL import Image
@@ -8,7 +11,7 @@ COLOURS = {1: (220, 40, 40), 2: (40, 200, 60)}
 
 
 def scene(rng, height, width):
-    """Image uint8 `[H, W, 3]` and label uint8 `[H, W]`: one shape of each class, 255 at their edges."""
+    """Image uint8 `[H, W, 3]`, label uint8 `[H, W]`: a shape of each class, 255 at their edges."""
     image = rng.integers(60, 160, (height, width, 3), np.uint8)
     label = np.zeros((height, width), np.uint8)
     y, x = np.mgrid[:height, :width]
@@ -24,9 +27,13 @@ def scene(rng, height, width):
 
 
 def write_voc(folder, train=12, test=4, seed=0):
-    """The folder, with `train` and `test` images of many sizes in the lists train and val, and a `classes.txt`."""
+    """Write images of many sizes and a `classes.txt`; the folder.
+
+    The lists train and val have `train` and `test` images.
+    """
     rng = np.random.default_rng(seed)
-    places = [folder / "JPEGImages", folder / "SegmentationClass", folder / "ImageSets/Segmentation"]  # fmt: skip
+    parts = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+    places = [folder / part for part in parts]
     for place in places:
         place.mkdir(parents=True)
     (folder / "classes.txt").write_text("\n".join(CLASSES))

@@ -1,4 +1,4 @@
-"""A class is decided for by the largest score alone; NaN and ties never count as right, whoever counts."""
+"""The largest score alone decides for a class; NaN and ties never count as right, anywhere."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The command line of evaluation on the workdir of a run, the published numbers, and what is refused."""
+"""The command line of evaluation on a run's workdir, the published numbers, and what is refused."""
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ from etils import epath
 from benchmarks import machine
 from moco_jax.base.errors import UserError
 from moco_jax.evaluation import published
-from moco_jax.evaluation.images import open_subject
+from moco_jax.evaluation.images import open_evaluation_data
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, checkpoint
 from moco_jax.weights import bridge
@@ -26,10 +26,8 @@ from tests.evaluation.scenes import CLASSES, write_voc
 
 def tiny(**changes):
     config = load("digits")
-    config.update(dict(
-        width=8, bn_groups=1, shuffle="none", queue_size=256, workers=2, eval_batch_size=480,
-    ))  # fmt: skip
-    config.update(changes)
+    config.update(dict(width=8, bn_groups=1, shuffle="none", queue_size=256))
+    config.update(dict(workers=2, eval_batch_size=480) | changes)
     return config
 
 
@@ -39,9 +37,8 @@ def workdir(tmp_path_factory):
     place, config = epath.Path(tmp_path_factory.mktemp("run")), tiny()
     one = mesh.create_mesh(jax.devices()[:1])
     lowered = assembly.program(config, one, 1437).initial.lower()
-    state = lowered.compile(
-        {"xla_backend_optimization_level": 0}
-    )()  # compiled in a fourth of the time
+    # Compiled in a fourth of the time.
+    state = lowered.compile({"xla_backend_optimization_level": 0})()
     recipe_check.claim_workdir(place, config.to_dict(), set())
     checkpoints = checkpoint.Checkpoints(place, 2)
     checkpoints.save(4, state, config.to_dict(), {})
@@ -64,14 +61,18 @@ def test_command_lines(workdir, tmp_path):
     for name in ("mean", "std"):
         weights.append(f"--{name}={','.join(map(str, config[name]))}")
     digits = "--dataset=digits"
-    knn, linear, paper, finetune, segmented, others, *refused = command_lines("moco_jax.evaluate", [
+    grid = ["--rates=0.1,1", "--decays=0", "--which=key", "--augment=digits"]
+    steps = ["--batch_size=64", "--augment=digits", "--tests=2"]
+    splits = ["--train_split=train", "--test_split=test"]
+    works = [
         ["knn", at, "--untrained", "--k=20,2000", "--temperature=0.1"],
-        ["linear", at, "--epochs=2", "--rates=0.1,1", "--decays=0", "--which=key", "--augment=digits"],
+        ["linear", at, "--epochs=2", *grid],
         ["linear", at, "--protocol=paper", "--epochs=1", "--batch_size=480", "--augment=digits"],
-        ["finetune", at, "--labels=15", "--scratch", "--epochs=3", "--batch_size=64", "--augment=digits", "--tests=2",
-         *save],
+        ["finetune", at, "--labels=15", "--scratch", "--epochs=3", *steps, *save],
         [*scenes, "--iterations=3", "--crop=32", "--batch_size=4"],
-        ["knn", *weights, f"--stem={config.stem}", digits, "--train_split=train", "--test_split=test", "--k=20", "--temperature=0.1"],
+        ["knn", *weights, f"--stem={config.stem}", digits, *splits, "--k=20", "--temperature=0.1"],
+    ]
+    fails = [
         ["knn"],
         ["knn", f"--workdir={tmp_path}/empty"],
         ["nearest", at],
@@ -95,7 +96,9 @@ def test_command_lines(workdir, tmp_path):
         ["finetune", at, "--labels=100", "--save=tuned.pth"],
         ["finetune", at, f"--subset={tmp_path}/none.txt"],
         ["finetune", at, "--batch_size=3"],
-    ])  # fmt: skip
+    ]
+    printed = command_lines("moco_jax.evaluate", [*works, *fails])
+    knn, linear, paper, finetune, segmented, others, *refused = printed
     assert "k=2000 is cut to 1437" in knn[0]
     assert "untrained  20" in knn[0]
     assert "published" not in knn[0]
@@ -112,13 +115,11 @@ def test_command_lines(workdir, tmp_path):
     assert "key, step 4" in linear[0]
     assert "untrained" not in linear[0]
     assert "the best learning rate" in linear[0]
-    assert "not the protocol itself: 1 epochs with batches of 480 instead of 100 with 256" in paper[0]  # fmt: skip
+    other = "1 epochs with batches of 480 instead of 100 with 256"
+    assert f"not the protocol itself: {other}" in paper[0]
     written = json.loads((workdir / "evaluate_linear.json").read_text())
-    assert (written["protocol"], written["features"], written["rate"]) == (
-        "paper",
-        "backbone",
-        30.0,
-    )
+    assert (written["protocol"], written["features"]) == ("paper", "backbone")
+    assert written["rate"] == 30.0
     assert 0.05 < written["results"][0]["accuracy"] < 1
 
     assert "15 %    216     3" in finetune[0]
@@ -138,7 +139,8 @@ def test_command_lines(workdir, tmp_path):
         moved = np.abs(saved["conv1.weight"].transpose(2, 3, 1, 0) - before).max()
         assert 0 < moved < 0.1
 
-    assert "not the protocol itself: iterations 3 instead of 30000, crop 32 instead of 513, batch_size 4 instead of 16" in segmented[0]  # fmt: skip
+    other = "iterations 3 instead of 30000, crop 32 instead of 513, batch_size 4 instead of 16"
+    assert f"not the protocol itself: {other}" in segmented[0]
     assert "published" not in segmented[0]
     written = json.loads((workdir / "evaluate_segmentation.json").read_text())
     (result,) = written["results"]
@@ -154,16 +156,30 @@ def test_command_lines(workdir, tmp_path):
     assert written["results"][0]["accuracy"] == pytest.approx(of["trained", 20], abs=0.003)
 
     words = (
-        "--workdir=FOLDER of a run is needed", "is no workdir", "one of knn, linear, finetune, segmentation is needed",
-        "--k=0: must be whole numbers with commas between them, at least 1", "empty says where images are", "--which", "none is no folder",
-        "--batch_size=3 does not divide over 2 devices", "has no checkpoint of step 99",
-        "--data_dir=FOLDER is needed", "--batch_size=3 does not divide", "test.txt is missing; splits there are train, val",
-        "does not say which images to evaluate", "needs --out=FOLDER", "--mean=a,b is no list of numbers", "is no workdir of a run",
-        "10 classes need at least --labels=0.6959", "--labels=1,101: must be numbers with commas between them, above 0 and at most 100 each",
-        "--layer_decay=0.75 is for the layers of a ViT", "there are 3 trainings",
-        "--save=tuned.pth has another ending than .safetensors", "none.txt is no text file",
+        "--workdir=FOLDER of a run is needed",
+        "is no workdir",
+        "one of knn, linear, finetune, segmentation is needed",
+        "--k=0: must be whole numbers with commas between them, at least 1",
+        "empty says where images are",
+        "--which",
+        "none is no folder",
         "--batch_size=3 does not divide over 2 devices",
-    )  # fmt: skip
+        "has no checkpoint of step 99",
+        "--data_dir=FOLDER is needed",
+        "--batch_size=3 does not divide",
+        "test.txt is missing; splits there are train, val",
+        "does not say which images to evaluate",
+        "needs --out=FOLDER",
+        "--mean=a,b must be a list of numbers",
+        "is no workdir of a run",
+        "10 classes need at least --labels=0.6959",
+        "--labels=1,101: must be numbers with commas between them, above 0 and at most 100 each",
+        "--layer_decay=0.75 is for the layers of a ViT",
+        "there are 3 trainings",
+        "--save=tuned.pth must end in .safetensors",
+        "none.txt is no text file",
+        "--batch_size=3 does not divide over 2 devices",
+    )
     for (printed, errors), expected in zip(refused, words, strict=True):
         assert printed.endswith("ended with 2\n")
         lines = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -179,7 +195,10 @@ def joined(lines, port, number):
 
 
 def test_two_hosts_find_what_one_finds(workdir, tmp_path):
-    """Two processes of two devices each, and one of four: every evaluation comes to the same numbers, but for rounding."""
+    """Two processes of two devices each find what one of four finds, except for rounding.
+
+    Every evaluation is made.
+    """
     at, voc = f"--workdir={workdir}", write_voc(tmp_path / "voc", 4, 5)
     lines = [
         ["knn", at, "--k=20", "--temperature=0.1"],
@@ -187,7 +206,7 @@ def test_two_hosts_find_what_one_finds(workdir, tmp_path):
         ["linear", at, "--protocol=paper", "--epochs=1", "--batch_size=480", "--augment=digits"],
         ["finetune", at, "--labels=15", "--epochs=1", "--batch_size=64", "--augment=digits"],
         ["segmentation", at, f"--data_dir={voc}", "--iterations=2", "--crop=32", "--batch_size=4"],
-    ]  # fmt: skip
+    ]
     one, two = (
         [[*words, f"--out={tmp_path}/{who}{n}"] for n, words in enumerate(lines)]
         for who in ("one", "two")
@@ -261,10 +280,10 @@ def test_folders_of_other_images(tmp_path):
     other = folder(tmp_path / "other", ["cat", "emu"])
     plain = folder(tmp_path / "plain", ["all"])
     config = tiny()
-    two = open_subject(config, "", dataset="folder", data_dir=train_dir, test_data_dir=same)
+    two = open_evaluation_data(config, "", dataset="folder", data_dir=train_dir, test_data_dir=same)
     assert (len(two.train.indices), len(two.test.indices), two.classes) == (8, 8, 2)
     assert not two.own
-    one = open_subject(config, "", dataset="folder", data_dir=train_dir)
+    one = open_evaluation_data(config, "", dataset="folder", data_dir=train_dir)
     assert (len(one.train.indices), len(one.test.indices)) == (7, 1)
     assert "a tenth of" in one.test.about
     assert list(one.train.classes_of(one.train.indices[2:4])) == list(one.train.classes[2:4])
@@ -274,4 +293,4 @@ def test_folders_of_other_images(tmp_path):
         "has no splits": dict(data_dir=train_dir, test_split="test"),
     }.items():
         with pytest.raises(UserError, match=message):
-            open_subject(config, "", dataset="folder", **words)
+            open_evaluation_data(config, "", dataset="folder", **words)

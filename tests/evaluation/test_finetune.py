@@ -1,4 +1,4 @@
-"""Fine-tuning: its step against PyTorch's, its optimizer and mixing against torch and timm, its rates in closed form."""
+"""Fine-tuning: step and optimizer against PyTorch, mixing against timm, rates in closed form."""
 
 import functools
 import math
@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import beta
 
 from moco_jax import encoders
-from moco_jax.evaluation import finetune, linear, mixing
-from moco_jax.parallel import mesh
+from moco_jax.evaluation import finetune_recipe, finetune_step, linear, mixing
+from moco_jax.parallel import mesh as mesh_lib
 from moco_jax.weights import torchvision as torchvision_weights
 
 MEAN, STD, CLASSES = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 5
@@ -55,7 +55,10 @@ def torchs_tiny(torch):
 
 
 def test_steps_of_sgd_equal_pytorch(float64):
-    """Losses, the change of every weight and BatchNorm's statistics; two rates; two rows do not count, but for BatchNorm."""
+    """Losses, the change of every weight, and BatchNorm's statistics agree, at two rates.
+
+    Two rows do not count, except for BatchNorm.
+    """
     torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[torch]'")
     net = torchs_tiny(torch)
     encoder = tiny(jnp.float64)
@@ -70,11 +73,15 @@ def test_steps_of_sgd_equal_pytorch(float64):
         classifier = linear.Classifier(found["fc.weight"].T.copy(), found["fc.bias"].copy())
         return {"backbone": loaded["params"], "classifier": classifier}, loaded["batch_stats"]
 
-    how = finetune.training("sgd", weight_decay=1e-3)
+    how = finetune_recipe.training("sgd", weight_decay=1e-3)
     params, stats = jax.tree.map(np.copy, ours_of(net))
-    state = finetune.State(params, {"backbone": stats}, finetune.make_optimizer(how).init(params))
-    rates = finetune.learning_rates(params, encoder, how)
-    step = jax.jit(finetune.make_step(encoder, how, CLASSES, mean=MEAN, std=STD, dtype=jnp.float64))
+    state = finetune_step.State(
+        params, {"backbone": stats}, finetune_step.make_optimizer(how).init(params)
+    )
+    rates = finetune_step.learning_rates(params, encoder, how)
+    step = jax.jit(
+        finetune_step.make_step(encoder, how, CLASSES, mean=MEAN, std=STD, dtype=jnp.float64)
+    )
     body = [p for name, p in net.named_parameters() if not name.startswith("fc.")]
     theirs = torch.optim.SGD(
         [{"params": body}, {"params": net.fc.parameters()}], 0.0, momentum=0.9, weight_decay=1e-3
@@ -122,37 +129,42 @@ def named(tree):
 
 def test_rates_fall_from_layer_to_layer():
     encoder, params = vit_params(stop_patch_gradient=False)
-    how = finetune.training("deit", layer_decay=0.75)
+    how = finetune_recipe.training("deit", layer_decay=0.75)
     assert how.backbone_rate == 1e-3  # 5e-4 at 512 images, 1024 of them
-    rates = named(finetune.learning_rates(params, encoder, how))
+    rates = named(finetune_step.learning_rates(params, encoder, how))
     # Twelve blocks: the classifier and the last norm are layer 13, patches and class token layer 0.
-    for name, power in {
-        "classifier.kernel": 0, "classifier.bias": 0, "backbone.norm.scale": 0, "backbone.blocks_11.qkv.kernel": 1,
-        "backbone.blocks_11.norm1.bias": 1, "backbone.blocks_1.fc1.bias": 11, "backbone.blocks_0.proj.kernel": 12,
-        "backbone.cls_token": 13, "backbone.patch_embed.kernel": 13,
-    }.items():  # fmt: skip
-        assert rates[name] == pytest.approx(1e-3 * 0.75**power), name
-    assert set(named(finetune.learning_rates(params, encoder, how, scratch=True)).values()) == {
-        1e-3
+    powers = {
+        "classifier.kernel": 0,
+        "classifier.bias": 0,
+        "backbone.norm.scale": 0,
+        "backbone.blocks_11.qkv.kernel": 1,
+        "backbone.blocks_11.norm1.bias": 1,
+        "backbone.blocks_1.fc1.bias": 11,
+        "backbone.blocks_0.proj.kernel": 12,
+        "backbone.cls_token": 13,
+        "backbone.patch_embed.kernel": 13,
     }
+    for name, power in powers.items():
+        assert rates[name] == pytest.approx(1e-3 * 0.75**power), name
+    assert set(
+        named(finetune_step.learning_rates(params, encoder, how, scratch=True)).values()
+    ) == {1e-3}
     encoder, params = vit_params()
-    rates = named(finetune.learning_rates(params, encoder, how))
-    assert {name for name, rate in rates.items() if rate == 0} == {
-        "backbone.patch_embed.kernel", "backbone.patch_embed.bias",
-    }  # fmt: skip
+    rates = named(finetune_step.learning_rates(params, encoder, how))
+    unmoved = {name for name, rate in rates.items() if rate == 0}
+    assert unmoved == {"backbone.patch_embed.kernel", "backbone.patch_embed.bias"}
 
 
 def test_adamw_equals_torchs_with_groups_that_do_not_decay():
     torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[torch]'")
     rng = np.random.default_rng(0)
-    params = {"cls_token": rng.normal(size=(1, 1, 4)), "kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)}  # fmt: skip
-    params = {name: value.astype(np.float32) for name, value in params.items()}
+    shapes = {"cls_token": (1, 1, 4), "kernel": (4, 3), "bias": 3}
+    params = {name: rng.normal(size=size).astype(np.float32) for name, size in shapes.items()}
     tensors = {name: torch.tensor(value, requires_grad=True) for name, value in params.items()}
     plain = [tensors["cls_token"], tensors["bias"]]
-    theirs = torch.optim.AdamW(
-        [{"params": [tensors["kernel"]], "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    )  # fmt: skip
-    optimizer = finetune.make_optimizer(finetune.training("deit"))
+    decaying = {"params": [tensors["kernel"]], "weight_decay": 0.05}
+    theirs = torch.optim.AdamW([decaying, {"params": plain, "weight_decay": 0.0}])
+    optimizer = finetune_step.make_optimizer(finetune_recipe.training("deit"))
     state = optimizer.init(params)
     for rate in (1e-2, 5e-3, 1e-3):
         gradients = {n: rng.normal(size=p.shape).astype(np.float32) for n, p in params.items()}
@@ -169,8 +181,9 @@ def test_adamw_equals_torchs_with_groups_that_do_not_decay():
 
 @pytest.mark.parametrize(("cut", "share"), [(False, 0.3), (True, 0.4), (True, 0.9)])
 def test_mixing_equals_timms(monkeypatch, cut, share):
-    torch = pytest.importorskip("torch", reason="compares with timm: pip install '.[torch]'")
-    theirs = pytest.importorskip("timm.data.mixup", reason="compares with timm: pip install '.[torch]'", exc_type=ImportError)  # fmt: skip
+    reason = "compares with timm: pip install '.[torch]'"
+    torch = pytest.importorskip("torch", reason=reason)
+    theirs = pytest.importorskip("timm.data.mixup", reason=reason, exc_type=ImportError)
     rng = np.random.default_rng(0)
     images = rng.random((6, 12, 10, 3)).astype(np.float32)
     classes, center = rng.integers(0, CLASSES, 6), [2, 7]
@@ -215,26 +228,31 @@ def drawn(encoder, classes=CLASSES):
 
 
 def test_one_device_and_four_compute_the_same():
-    """DeiT's recipe, so that mixing crosses devices, on a network with BatchNorm; some rows do not count."""
+    """DeiT's recipe, so that mixing crosses devices, on a network with BatchNorm.
+
+    Some rows do not count.
+    """
     encoder = tiny(jnp.float32)
-    how = finetune.training("deit", batch_size=16)
-    variables, optimizer = drawn(encoder), finetune.make_optimizer(how)
+    how = finetune_recipe.training("deit", batch_size=16)
+    variables, optimizer = drawn(encoder), finetune_step.make_optimizer(how)
     rng = np.random.default_rng(0)
     batch, own = batch_of(rng, 16, 11), mixing.piece(0.6, 5, 9, 16, 16)
     results = []
     for count in (1, 4):
-        the_mesh = mesh.create_mesh(jax.devices()[:count])
-        step = finetune.jitted_step(encoder, how, CLASSES, MEAN, STD, np.dtype("float32"), the_mesh)
-        state = finetune.initial_state(variables, optimizer, 0, 8, CLASSES)
-        rates = finetune.learning_rates(state.params, encoder, how)
-        arguments = (
-            jax.device_put(state, mesh.replicated(the_mesh)), mesh.to_devices(the_mesh, batch), rates, 1.0, own,
-            jax.random.key(0),
-        )  # fmt: skip
+        mesh = mesh_lib.create_mesh(jax.devices()[:count])
+        step = finetune_step.jitted_step(
+            encoder, how, CLASSES, MEAN, STD, np.dtype("float32"), mesh
+        )
+        state = finetune_step.initial_state(variables, optimizer, 0, 8, CLASSES)
+        rates = finetune_step.learning_rates(state.params, encoder, how)
+        there = jax.device_put(state, mesh_lib.replicated(mesh))
+        rows = mesh_lib.to_devices(mesh, batch)
+        arguments = (there, rows, rates, 1.0, own, jax.random.key(0))
         results.append(jax.device_get(step.lower(*arguments).compile(QUICK)(*arguments)))
     (one, loss), (four, other) = results
     assert loss == pytest.approx(other, rel=1e-5)
-    for a, b in zip(*(jax.tree.leaves((r.batch_stats, r.opt_state)) for r in (one, four)), strict=True):  # fmt: skip
+    leaves = [jax.tree.leaves((r.batch_stats, r.opt_state)) for r in (one, four)]
+    for a, b in zip(*leaves, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     # Adam's first step is the rate in the gradient's direction.
     moved = one.params["classifier"].kernel - linear.initial(0, 8, CLASSES).kernel
@@ -250,9 +268,11 @@ def test_one_device_and_four_compute_the_same():
         (64, 1437, 2, False, (64, 23, 44)),
     ],
 )
-def test_small_sets_get_small_batches_and_enough_steps(batch_size, number, devices, exact, expected):  # fmt: skip
-    how = finetune.training("sgd", batch_size=batch_size)
-    assert finetune.shape(how, number, devices, exact) == expected
+def test_small_sets_get_small_batches_and_enough_steps(
+    batch_size, number, devices, exact, expected
+):
+    how = finetune_recipe.training("sgd", batch_size=batch_size)
+    assert finetune_recipe.shape(how, number, devices, exact) == expected
 
 
 def test_paths_are_dropped_as_often_as_asked_for_and_only_in_training():

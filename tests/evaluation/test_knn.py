@@ -1,4 +1,4 @@
-"""Weighted kNN against scikit-learn's with the same weights; in blocks, on many devices and in a grid."""
+"""Weighted kNN against scikit-learn's with the same weights, in blocks, on devices, in a grid."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from moco_jax.evaluation import knn
-from moco_jax.parallel import mesh
+from moco_jax.parallel import mesh as mesh_lib
 
 
 def made_up(number=700, classes=5, width=12):
@@ -54,8 +54,8 @@ def unstreamed(bank, queries, k):
 def test_blocks_and_devices_change_nothing(block, bank_block, devices):
     features, _ = made_up()
     bank, queries = features[:500], features[500:]
-    the_mesh = mesh.create_mesh(jax.devices()[:devices])
-    cosines, rows = knn.nearest(bank, queries, 20, block, bank_block, the_mesh)
+    mesh = mesh_lib.create_mesh(jax.devices()[:devices])
+    cosines, rows = knn.nearest(bank, queries, 20, block, bank_block, mesh)
     expected, expected_rows = unstreamed(bank, queries, 20)
     np.testing.assert_array_equal(rows, expected_rows)
     np.testing.assert_allclose(cosines, expected, atol=1e-6)

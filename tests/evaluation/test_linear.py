@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from moco_jax.base.errors import UserError
 from moco_jax.data.configured import open_images
 from moco_jax.evaluation import linear
-from moco_jax.evaluation.images import Labelled, open_subject
+from moco_jax.evaluation.images import Labelled, open_evaluation_data
 from tests.config.test_config import load
 
 
@@ -20,14 +20,14 @@ def silent(_):
 
 
 def digits():
-    """Training and test features float32 `[N, 64]`, small as a contrastive encoder's are, and classes."""
+    """Training and test features float32 `[N, 64]`, small as a contrastive encoder's; classes."""
     features, classes = load_digits(return_X_y=True)
     features = (features / 160).astype(np.float32)
     return features[:1400], classes[:1400], features[1400:], classes[1400:]
 
 
 def torch_run(features, classes, rates, batch, decay=0.0):
-    """Weights and losses of the authors' loop, `main_lincls.py`, on fixed features in the order they come."""
+    """Weights and losses of the authors' loop, `main_lincls.py`, on fixed features in order."""
     torch = pytest.importorskip("torch")
     start = linear.initial(3, features.shape[1], 10)
     fc = torch.nn.Linear(features.shape[1], 10).double()
@@ -96,11 +96,11 @@ def test_protocols_are_as_published():
     assert linear.protocol("v3", "vit_base", 0, 256).rate == 3.0
 
 
-def subject_of(number=300):
+def data_of(number=300):
     """Digits at 32 x 32: `number` to learn from; features are their pixels in 8 x 8."""
     config = load("digits")
     config.eval_batch_size, config.workers = 120, 2
-    found = open_subject(config, "")
+    found = open_evaluation_data(config, "")
     train = found.train
     few = Labelled(train.source, train.indices[:number], train.classes[:number], "few")
     return dataclasses.replace(found, train=few)
@@ -115,18 +115,18 @@ def spectrum(images):
 
 
 def test_training_on_crops_learns_and_is_the_same_each_time():
-    subject = subject_of()
+    data = data_of()
     chosen = linear.Protocol(5, 64, 3.0, "steps")
-    recipe = linear.crop_recipe("digits", subject)
-    last, scores = linear.train_on_crops(subject, spectrum, chosen, recipe, silent)
+    recipe = linear.crop_recipe("digits", data)
+    last, scores = linear.train_on_crops(data, spectrum, chosen, recipe, silent)
     assert last == scores[-1]
     assert len(scores) == 5
     assert last > 0.3
-    assert linear.train_on_crops(subject, spectrum, chosen, recipe, silent)[1] == scores
+    assert linear.train_on_crops(data, spectrum, chosen, recipe, silent)[1] == scores
 
 
 def test_images_without_labels_are_refused(monkeypatch):
     source = open_images(load("digits"), "train", None)
     monkeypatch.setattr(type(source), "labels", lambda *_: None)
     with pytest.raises(UserError, match=r"^digits \(train\) has no labels"):
-        open_subject(load("digits"), "")
+        open_evaluation_data(load("digits"), "")

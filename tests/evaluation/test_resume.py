@@ -1,4 +1,4 @@
-"""Trainings of evaluations that are cut off go on to the bit, from a sound state of the very same training."""
+"""Evaluations' trainings that are cut off go on to the bit, from a sound state of their own."""
 
 import dataclasses
 import math
@@ -12,15 +12,16 @@ from etils import epath
 from moco_jax.base.errors import UserError
 from moco_jax.data.sources.pixels import RGB
 from moco_jax.encoders.resnet import ResNet
-from moco_jax.evaluation import finetune, linear, resume
-from moco_jax.evaluation.images import Labelled, Subject
+from moco_jax.evaluation import finetune, finetune_recipe, linear, resume
+from moco_jax.evaluation.images import EvaluationData, Labelled
 from moco_jax.evaluation.segmentation import data, fcn, training
-from moco_jax.inference.trained_encoder import Trained
+from moco_jax.evaluation.segmentation.views import InputSettings
+from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.parallel import mesh
 from tests import states
 from tests.evaluation.scenes import write_voc
 from tests.evaluation.test_finetune import QUICK, drawn, tiny
-from tests.evaluation.test_linear import silent, spectrum, subject_of
+from tests.evaluation.test_linear import data_of, silent, spectrum
 
 
 class Lines:
@@ -65,61 +66,72 @@ def fewer(images, number):
     return Labelled(images.source, images.indices[:number], images.classes[:number], images.about)
 
 
-def small_subject(monkeypatch, width):
+def small_data(monkeypatch, width):
     """Digits on one device; test images have features of this width that cost nothing."""
-    monkeypatch.setattr(
-        Subject, "extract",
-        lambda self, images, *_: (np.random.default_rng(0).normal(size=(len(images.classes), width)).astype(np.float32), images.classes),
-    )  # fmt: skip
-    return dataclasses.replace(subject_of(150), mesh=mesh.create_mesh(jax.devices()[:1]))
+
+    def extract(self, images, *_):
+        features = np.random.default_rng(0).normal(size=(len(images.classes), width))
+        return features.astype(np.float32), images.classes
+
+    monkeypatch.setattr(EvaluationData, "extract", extract)
+    return dataclasses.replace(data_of(150), mesh=mesh.create_mesh(jax.devices()[:1]))
 
 
 def on_crops(monkeypatch):
-    """A run of the training, what there is to change about it, its steps and where it is cut: within the second epoch."""
-    subject = small_subject(monkeypatch, 64)
+    """A run of the training, what may be changed about it, its steps, and where it is cut.
+
+    The cut lies within the second epoch.
+    """
+    digits = small_data(monkeypatch, 64)
     usual = dict(
-        subject=subject, chosen=linear.Protocol(3, 64, 3.0, "steps"), recipe=linear.crop_recipe("digits", subject)
-    )  # fmt: skip
+        data=digits,
+        chosen=linear.Protocol(3, 64, 3.0, "steps"),
+        recipe=linear.crop_recipe("digits", digits),
+    )
 
     def run(kept, report, **changes):
         return linear.train_on_crops(encode=spectrum, kept=kept, report=report, **usual | changes)
 
-    other = subject.config.copy_and_resolve_references()
+    other = digits.config.copy_and_resolve_references()
     other.seed = 1
     changes = [
         dict(chosen=linear.Protocol(3, 64, 1.0, "steps")),
-        dict(recipe=linear.crop_recipe("linear", subject)),
-        dict(subject=dataclasses.replace(subject, config=other)),
-        dict(subject=dataclasses.replace(subject, train=fewer(subject.train, 140))),
-        dict(subject=dataclasses.replace(subject, test=fewer(subject.test, 140))),
+        dict(recipe=linear.crop_recipe("linear", digits)),
+        dict(data=dataclasses.replace(digits, config=other)),
+        dict(data=dataclasses.replace(digits, train=fewer(digits.train, 140))),
+        dict(data=dataclasses.replace(digits, test=fewer(digits.test, 140))),
     ]
     return run, changes, 9, 5
 
 
 def fine_tuning(monkeypatch):
-    """DeiT's recipe, so that images are mixed and the optimizer counts, on a network with BatchNorm."""
+    """DeiT's recipe, which mixes images and whose optimizer counts, on a network with BatchNorm."""
     monkeypatch.setattr(finetune, "encoder_of", lambda config, dtype, drop: tiny(dtype))
-    subject = small_subject(monkeypatch, 8)
+    digits = small_data(monkeypatch, 8)
     encoder = tiny(jnp.float32)
-    start = Trained(encoder, drawn(encoder), subject.config, 0)
+    start = TrainedEncoder(encoder, drawn(encoder), digits.config, 0)
     moved = jax.tree.map(lambda x: x * 1.01, start.variables)
+    options = finetune.TrainOptions(exact_epochs=True, tests=2)
     usual = dict(
-        start=start, images=fewer(subject.train, 90), how=finetune.training("deit", 3, 32), exact_epochs=True,
-        recipe=linear.crop_recipe("digits", subject), tests=2,
-    )  # fmt: skip
+        start=start,
+        images=fewer(digits.train, 90),
+        how=finetune_recipe.training("deit", 3, 32),
+        recipe=linear.crop_recipe("digits", digits),
+        options=options,
+    )
 
     def run(kept, report, **changes):
-        tuned = finetune.train(subject, report=report, kept=kept, **usual | changes)
-        arrays = {"variables": tuned.found.variables, "classifier": tuned.classifier}
+        tuned = finetune.train(digits, report=report, kept=kept, **usual | changes)
+        arrays = {"variables": tuned.trained.variables, "classifier": tuned.classifier}
         return arrays, tuned.tested, tuned.accuracies, tuned.loss
 
     changes = [
-        dict(how=finetune.training("deit", 3, 32, backbone_rate=0.1)),
-        dict(images=fewer(subject.train, 89)),
+        dict(how=finetune_recipe.training("deit", 3, 32, backbone_rate=0.1)),
+        dict(images=fewer(digits.train, 89)),
         dict(start=dataclasses.replace(start, variables=moved)),
-        dict(recipe=linear.crop_recipe("linear", subject)),
-        dict(scratch=True),
-        dict(tests=3),
+        dict(recipe=linear.crop_recipe("linear", digits)),
+        dict(options=dataclasses.replace(options, scratch=True)),
+        dict(options=dataclasses.replace(options, tests=3)),
     ]
     return run, changes, 9, 4
 
@@ -131,21 +143,25 @@ def segmentation(folder):
     variables = lowered.compile(QUICK)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     state = training.start(network, variables, 3, 0)
     voc = str(write_voc(folder, 5, 2))
+    inputs = InputSettings((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), workers=2)
     usual = dict(
-        scenes=data.open_scenes(voc, "train", RGB, silent), chosen=training.Protocol(7, 0.01, 24, 2), seed=0,
-        mean=(0.5, 0.4, 0.3),
-    )  # fmt: skip
+        scenes=data.open_scenes(voc, "train", RGB, silent),
+        chosen=training.Protocol(7, 0.01, 24, 2),
+        inputs=inputs,
+    )
+
+    one = mesh.create_mesh(jax.devices()[:1])
 
     def run(kept, report, **changes):
         return training.fine_tune(
-            network, state, mesh=mesh.create_mesh(jax.devices()[:1]), std=(0.2, 0.2, 0.2), workers=2, report=report, kept=kept, **usual | changes
-        )  # fmt: skip
+            network, state, mesh=one, report=report, kept=kept, **usual | changes
+        )
 
     changes = [
         dict(chosen=training.Protocol(7, 0.02, 24, 2)),
         dict(scenes=data.open_scenes(voc, "val", RGB, silent)),
-        dict(seed=1),
-        dict(mean=(0.5, 0.5, 0.5)),
+        dict(inputs=dataclasses.replace(inputs, seed=1)),
+        dict(inputs=dataclasses.replace(inputs, mean=(0.5, 0.5, 0.5))),
     ]
     # A step is reported one later, and its state is the one before.
     return run, changes, 7, 4
@@ -184,7 +200,10 @@ def test_a_training_that_was_cut_off_goes_on_to_the_bit(kind, tmp_path):
     assert console.said[1:] == [f"it, trained: goes on after step {steps} ({path})"]
     assert rest.seen == 0
 
-    said = f"it, trained: {path} is of other settings, weights or images and is not used; the training begins anew"
+    said = (
+        f"it, trained: {path} is of other settings, weights or images and is not used; "
+        "the training begins anew"
+    )
     for change in changes:
         strict = resume.Trainings(epath.Path(path.parent), Lines(ends_with=said))
         with pytest.raises(Cut):
@@ -227,9 +246,10 @@ def test_a_damaged_state_is_named_and_not_used(tmp_path, damage):
     content = path.read_bytes()
     place = len(content) - 3
     bad = {
-        "cut short": content[:place], "one bit": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
+        "cut short": content[:place],
+        "one bit": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
         "empty": b"",
-    }  # fmt: skip
+    }
     path.write_bytes(bad[damage])
     assert kept(tmp_path, console).begin(two_devices(), state, None) == (state, 0, {})
     assert console.said == [f"a 1/2: {path} is damaged and is not used; the training begins anew"]

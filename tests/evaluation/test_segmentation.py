@@ -1,4 +1,7 @@
-"""Segmentation: network and training step against PyTorch, IoU against scikit-learn, views, borders, folders, learning."""
+"""Segmentation: network and step against PyTorch, IoU against scikit-learn, views and folders.
+
+Borders do not count, and a small network learns.
+"""
 
 import dataclasses
 
@@ -16,8 +19,8 @@ from moco_jax.data.sources.pixels import RGB
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.evaluation.segmentation import data, fcn, scoring, training
 from moco_jax.evaluation.segmentation.data import IGNORED
-from moco_jax.evaluation.segmentation.views import ahead, training_view
-from moco_jax.inference.trained_encoder import Trained
+from moco_jax.evaluation.segmentation.views import InputSettings, ahead, training_view
+from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh
 from moco_jax.weights import torchvision as weights
@@ -47,7 +50,10 @@ def compiled(function, *arguments):
 
 
 def torch_fcn(torch):
-    """The network as the appendix says it, with two of torchvision's four stages, and statistics not at their start."""
+    """The appendix's network, with two of torchvision's four stages.
+
+    Its statistics are not at their start.
+    """
     from torchvision.models.resnet import Bottleneck
     from torchvision.models.resnet import ResNet as Theirs
 
@@ -85,7 +91,8 @@ def ours_of(net, head, template):
     backbone = {kind: template[kind]["backbone"] for kind in template}
     loaded = weights.load(arrays(net), backbone)
     found = arrays(head)
-    params = {"classifier": {"kernel": found["6.weight"].transpose(2, 3, 1, 0)}, "bias": found["6.bias"]}  # fmt: skip
+    params = {"classifier": {"kernel": found["6.weight"].transpose(2, 3, 1, 0)}}
+    params["bias"] = found["6.bias"]
     stats = {}
     for i, at in ((1, 0), (2, 3)):
         norm = f"{at + 1}"
@@ -99,7 +106,10 @@ def ours_of(net, head, template):
 
 
 def test_network_and_a_training_step_are_pytorchs(float64):
-    """All 3x3 convolutions of the last stage are dilated; on two devices, where BatchNorm must see the whole batch."""
+    """All 3x3 convolutions of the last stage are dilated.
+
+    Two devices make the step: BatchNorm must see the whole batch.
+    """
     torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[torch]'")
     net, head, whole = torch_fcn(torch)
     rng = np.random.default_rng(0)
@@ -124,9 +134,10 @@ def test_network_and_a_training_step_are_pytorchs(float64):
     everywhere, divided = mesh.replicated(two), mesh.sharded(two)
     state = training.State(variables, training.optimizer().init(variables["params"]))
     step = jax.jit(
-        training.make_step(network, MEAN, STD), out_shardings=everywhere,
+        training.make_step(network, MEAN, STD),
+        out_shardings=everywhere,
         in_shardings=(everywhere, divided, divided, everywhere),
-    )  # fmt: skip
+    )
     step = step.lower(state, images, labels, 0.0).compile({"xla_backend_optimization_level": 0})
     sgd = torch.optim.SGD(whole.parameters(), 0.0, momentum=0.9, weight_decay=1e-4)
     whole.train()
@@ -148,7 +159,7 @@ def test_network_and_a_training_step_are_pytorchs(float64):
 
 
 def tiny(seed=0):
-    """A network on a small encoder, and its variables; statistics and biases are not at their start."""
+    """A network on a small encoder, and its variables, with statistics and biases drawn anew."""
     backbone = ResNet((1, 1, 1), bottleneck=False, width=8)
     network = fcn.create(backbone, 3, jnp.float32, channels=16)
     variables = compiled(network.init, jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))
@@ -161,7 +172,7 @@ def tiny(seed=0):
 
 
 def test_padding_changes_nothing_inside_an_image():
-    """Two sizes in one padded batch, and each alone as it is; padding without care would be seen."""
+    """Two sizes in one padded batch equal each alone; padding without care would be seen."""
     network, variables = tiny()
     rng = np.random.default_rng(1)
     sizes = [(37, 64), (50, 33)]
@@ -185,7 +196,8 @@ def test_padding_changes_nothing_inside_an_image():
 def test_intersection_over_union_is_scikit_learns():
     rng = np.random.default_rng(0)
     labels = rng.choice([0, 1, 2, 4, IGNORED], (30, 40), p=[0.4, 0.3, 0.1, 0.1, 0.1])
-    predicted = np.where(rng.random(labels.shape) < 0.6, labels % 5, rng.integers(0, 4, labels.shape))  # fmt: skip
+    right = rng.random(labels.shape) < 0.6
+    predicted = np.where(right, labels % 5, rng.integers(0, 4, labels.shape))
     counts = sum(
         scoring.confusion(truth.astype(np.uint8), guess.astype(np.uint8), 6)
         for truth, guess in zip(np.split(labels, 2), np.split(predicted, 2), strict=True)
@@ -199,7 +211,10 @@ def test_intersection_over_union_is_scikit_learns():
 
 
 def test_views_keep_labels_on_their_pixels():
-    """Image and label are the same ramp, so that both say where a pixel came from; beyond them is the fill and 255."""
+    """Image and label are the same ramp, so that both say where a pixel came from.
+
+    Beyond their edges lie the fill and 255.
+    """
     ramp = np.arange(100, dtype=np.uint8)
     label = np.broadcast_to(ramp, (60, 100))
     image = np.stack([2 * label, 2 * np.broadcast_to(ramp[:60, None], (60, 100)), 0 * label], -1)
@@ -271,16 +286,16 @@ def test_fine_tuning_learns(folder):
     network = fcn.create(backbone, 3, jnp.float32, channels=16)
     one = mesh.create_mesh(jax.devices()[:1])
     state = training.start(network, jax.device_get(variables), 3, 0)
-    usual = dict(mean=MEAN, std=STD, workers=2, report=silent)
+    inputs = InputSettings(MEAN, STD, workers=2)
 
     def ious(variables):
-        counts = scoring.score(network, variables, test, one, **usual, unit=64)
+        counts = scoring.score(network, variables, test, one, inputs, silent, unit=64)
         assert counts.sum() == sum((test.label(n) != IGNORED).sum() for n in range(4))
         return scoring.intersection_over_union(counts)
 
     before = ious(state.variables)
     chosen = training.Protocol(40, 0.1, 48, 8)
-    tuned, losses = training.fine_tune(network, state, train, chosen, one, seed=0, **usual)
+    tuned, losses = training.fine_tune(network, state, train, chosen, one, inputs, silent)
     after = ious(tuned)
     assert np.nanmean(before) < 0.35
     assert np.mean(after) > np.nanmean(before) + 0.3
@@ -360,9 +375,11 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     label.write_bytes(kept[:40])
     refused(r"train_1\.png cannot be read")
     save(np.where(good == 2, 3, good).astype(np.uint8))
-    refused(r"train_1\.png has the value 3; classes are 0 to 2, and 255 does not count .*classes\.txt")  # fmt: skip
+    meant = r"classes are 0 to 2, and 255 does not count .*classes\.txt"
+    refused(r"train_1\.png has the value 3; " + meant)
     save(good[:-1])
-    refused(rf"train_1\.png is of {good.shape[1]} x {good.shape[0] - 1} pixels, its image of {good.shape[1]} x {good.shape[0]}")  # fmt: skip
+    height, width = good.shape
+    refused(rf"train_1\.png is of {width} x {height - 1} pixels, its image of {width} x {height}")
     save(np.zeros((*good.shape, 3), np.uint8))
     refused(r"train_1\.png has colours; a label is")
     label.write_bytes(kept)
@@ -370,7 +387,9 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     refused(r"odd\.txt names nowhere, which has no image", "odd")
     (lists / "empty.txt").write_text("\n")
     refused(r"empty\.txt names no image", "empty")
-    Image.fromarray(np.full_like(np.asarray(Image.open(voc / "SegmentationClass/val_0.png")), 255)).save(voc / "SegmentationClass/val_0.png")  # fmt: skip
+    other = voc / "SegmentationClass/val_0.png"
+    nothing = np.full_like(np.asarray(Image.open(other)), 255)
+    Image.fromarray(nothing).save(other)
     refused(r"no label of .* has a pixel that counts", "val")
     (voc / "classes.txt").write_text("alone\n")
     refused(r"classes\.txt has 1 names")
@@ -381,8 +400,8 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
 def test_only_resnets_are_taken():
     config = load("digits")
     config.arch = "vit_small"
-    found = Trained(encoders.create("vit_small"), {}, config, 0)
-    with pytest.raises(UserError, match=r"needs a ResNet, .* has arch='vit_small'"):
+    found = TrainedEncoder(encoders.create("vit_small"), {}, config, 0)
+    with pytest.raises(UserError, match=r"arch='vit_small' has .* needs a ResNet"):
         command._backbone(found)
 
 

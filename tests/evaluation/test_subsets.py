@@ -1,4 +1,4 @@
-"""Subsets of the labels: balanced, inside one another, the same each time; and those that a file lists."""
+"""Subsets of the labels: balanced, inside one another, the same each time, or as a file lists."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,11 @@ def test_a_share_is_pinned():
 
 def test_a_class_that_would_be_empty_is_named_with_the_share_that_works():
     images = made_up()
-    with pytest.raises(UserError, match=r"leaves 2 of 500 images, and none of class \d; 4 classes need at least --labels=0\.8$"):  # fmt: skip
+    says = (
+        r"leaves 2 of 500 images, and none of class \d; "
+        r"4 classes need at least --labels=0\.8$"
+    )
+    with pytest.raises(UserError, match=says):
         subsets.share(images, 0.4, 0)
     assert counts_of(subsets.share(images, 0.8, 0)).tolist() == [1, 1, 1, 1]
 

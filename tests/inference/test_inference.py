@@ -1,4 +1,4 @@
-"""`moco_jax.load` in a user's code: features are those of evaluation, whatever holds the images, and bad ones are refused."""
+"""`moco_jax.load` gives features of evaluation, whatever holds the images, and refuses bad ones."""
 
 import os
 import subprocess
@@ -88,7 +88,7 @@ def test_transparent_pictures_stand_on_the_background_of_the_run(encoder, tmp_pa
     picture, path = Image.fromarray(np.dstack([PHOTO, alpha])), tmp_path / "1.png"
     picture.save(path)
     np.testing.assert_array_equal(encoder._view(picture), encoder._view(PHOTO))
-    monkeypatch.setitem(encoder.found.config, "background", 255)
+    monkeypatch.setitem(encoder.trained.config, "background", 255)
     canvas = Image.new("RGB", picture.size, "white")
     canvas.paste(picture, mask=picture)
     for image in (picture, path):
@@ -98,16 +98,19 @@ def test_transparent_pictures_stand_on_the_background_of_the_run(encoder, tmp_pa
 @pytest.mark.parametrize(
     ("images", "says"),
     [
-        (PHOTO.astype(np.float32), "numbers from .* to 2.. is refused; wanted are uint8, or floating"),
+        (
+            PHOTO.astype(np.float32),
+            "numbers from .* to 2.. is refused; use uint8, or floating",
+        ),
         (PHOTO / 255 * np.nan, "numbers from nan to nan is refused"),
-        (PHOTO.astype(np.uint16), "uint16 numbers is refused; wanted are uint8"),
+        (PHOTO.astype(np.uint16), "uint16 numbers is refused; use uint8"),
         (PHOTO.transpose(2, 0, 1), r"\(3, 97, 131\) is not \[H, W, 3\].*channels stand last"),
         (PHOTO[None, ..., :2], r"\(97, 131, 2\) is not \[H, W, 3\]"),
         (PHOTO[..., 0], r"\(97, 131\) are neither"),
         ([], "no image to encode"),
         ("/no/such.png", "/no/such.png cannot be read as an image"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_image_is_refused_in_one_line(encoder, images, says):
     with pytest.raises(UserError, match=says) as error:
         encoder(images)
@@ -162,23 +165,23 @@ def test_a_file_of_weights_serves_as_the_run_does(workdir, tmp_path):
     read = moco_jax.load(path, **key, **given)
     np.testing.assert_array_equal(read(PHOTO), expected(PHOTO))
     assert "step 7" in expected.about
-    assert (read.dim, read.found.step, read.found.config.dataset) == (128, 0, "")
+    assert (read.dim, read.trained.step, read.trained.config.dataset) == (128, 0, "")
 
     silent = moco_jax.load(backbone)
-    assert silent.found.assumed == ("image_size", "mean", "std")
+    assert silent.trained.assumed == ("image_size", "mean", "std")
     assert "centre 224 x 224 (as nothing says it)" in repr(silent)
     assert "mean (0.485, 0.456, 0.406) (ImageNet's, as nothing says it)" in repr(silent)
     for place, wishes, says in (
         (backbone, dict(features="output"), "no weights of a head"),
         (backbone, dict(which="key"), "holds no momentum encoder"),
-        (backbone, dict(step=3), "step=3 is of a run"),
+        (backbone, dict(step=3), "step=3 is for runs"),
         (backbone, dict(mean=(0.5,)), r"mean=\(0.5,\) has 1 values, and channels=3 asks for 3"),
         (backbone, dict(std=(0.1, 0, 1)), "must be at least 0.0001"),
         (workdir, dict(which="both"), "which='both' is no encoder"),
         (workdir, dict(step=3), "has no checkpoint of step 3"),
         (workdir, dict(features="all"), "features='all' is unknown"),
         (str(tmp_path), {}, "is no workdir"),
-        (str(tmp_path / "none"), {}, "none is not there; a workdir, or a file"),
+        (str(tmp_path / "none"), {}, "none is not there; give a workdir, or a file"),
     ):
         with pytest.raises(UserError, match=says):
             moco_jax.load(place, **wishes)

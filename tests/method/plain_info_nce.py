@@ -1,14 +1,16 @@
-"""InfoNCE with all logits in one array: what `info_nce.info_nce` is compared with, in tests and benchmarks."""
+"""InfoNCE with all logits in one array, with which tests and benchmarks compare `info_nce`."""
 
 import jax
 import jax.numpy as jnp
 
 
-def plain_info_nce(query, key, negatives, temperature, *, counts=None, query_index=None, negative_index=None):  # fmt: skip
+def plain_info_nce(
+    query, key, negatives, temperature, *, counts=None, query_index=None, negative_index=None
+):
     """Arguments and results of `info_nce.info_nce`, without a mesh."""
     own = jnp.sum(query * key, axis=-1)
     cosine = jnp.einsum("bc,snc->bsn", query, negatives, precision="highest")
-    keep = jnp.ones(cosine.shape, bool) if counts is None else jnp.broadcast_to(counts, cosine.shape)  # fmt: skip
+    keep = jnp.broadcast_to(True if counts is None else counts, cosine.shape)
     if query_index is not None:
         keep &= negative_index != query_index[:, None, None]
     logits = jnp.where(keep, cosine / temperature, -jnp.inf)

@@ -1,4 +1,4 @@
-"""Every dictionary keeps the protocol, and one made from nothing needs no other word of the package."""
+"""Every dictionary keeps the protocol, and a new one needs nothing else of the package."""
 
 import dataclasses
 from typing import ClassVar
@@ -95,7 +95,7 @@ def test_the_age_of_keys_is_the_classes_to_say():
 
 
 def test_an_unknown_dictionary_is_refused_by_name():
-    with pytest.raises(UserError, match="known are queue, batch, memory_bank"):
+    with pytest.raises(UserError, match="use one of queue, batch, memory_bank"):
         Method(dictionary="heap").chance_level(4)
 
 

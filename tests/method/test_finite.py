@@ -18,7 +18,8 @@ from moco_jax.training import checkpoint
 from tests import states
 from tests.method.test_mechanisms import CASES, DIM, MEAN, SIDE, STD, TAU, B, Flat, K, Linear, N
 
-# Of a step, in turn; the first is applied. All but infinity and NaN are numbers of float32: it is the weights that overflow.
+# Rates of steps, in turn; only the first step is applied. All but infinity and NaN are numbers of
+# float32, so that it is the weights that overflow.
 RATES = (0.4, np.inf, -np.inf, 3e38, -3e38, 1e25, np.nan, 1e30)
 COUNTERS = {"step", "schedule_step", "examples_seen", "skipped_steps"}
 
@@ -32,9 +33,10 @@ def begin(method, optimizer, seed=0):
             return Queue.create(rng, K, B, DIM)
         return MemoryBank.create(rng, N, DIM) if method.dictionary == "memory_bank" else None
 
+    momentum_encoder = method.key_encoder == "momentum"
     first = state.initial_state(
-        seed, encoder, optimizer, SIDE, make_dictionary, momentum_encoder=method.key_encoder == "momentum"
-    )  # fmt: skip
+        seed, encoder, optimizer, SIDE, make_dictionary, momentum_encoder=momentum_encoder
+    )
     rates = jnp.asarray(RATES, jnp.float32)
     made = step.make_train_step(
         encoder, optimizer, lambda s: rates[s], lambda s: 0.9, method, mean=MEAN, std=STD
@@ -101,7 +103,8 @@ def test_an_optimizer_that_overflows_is_not_applied(name):
     found, train_step = begin(method_of("queue"), HUGE[name])
     applied, skipped = 0, 0
     for number in range(3):
-        # Each at the rate of the first step: it is the optimizer that overflows, at once or by its memory.
+        # Each step has the rate of the first: it is the optimizer that overflows, at once or by
+        # what it remembers.
         before = dataclasses.replace(found, schedule_step=jnp.zeros((), jnp.int32))
         after, metrics = train_step(before, batch(number))
         assert is_finite(after)

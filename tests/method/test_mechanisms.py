@@ -1,4 +1,7 @@
-"""Whole steps of every mechanism against NumPy: losses, gradients through a linear encoder, what dictionaries hold."""
+"""Whole steps of every mechanism against NumPy: losses, gradients, what dictionaries hold.
+
+Gradients go through a linear encoder.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -138,17 +141,12 @@ def test_steps_equal_closed_forms(float64, name):
         return MemoryBank.create(rng, N, DIM, jnp.float64) if bank else None
 
     optimizer = optimizers.sgd(0.0, 0.0)
-    ours = state.initial_state(
-        0, encoder, optimizer, SIDE, make_dictionary,
-        momentum_encoder=method.key_encoder == "momentum", dtype=jnp.float64,
-    )  # fmt: skip
+    options = dict(momentum_encoder=method.key_encoder == "momentum", dtype=jnp.float64)
+    ours = state.initial_state(0, encoder, optimizer, SIDE, make_dictionary, **options)
     theirs = Reference(method, np.asarray(ours.params["head"]["w"]), ours.dictionary)
-    train_step = jax.jit(
-        step.make_train_step(
-            encoder, optimizer, lambda s: jnp.asarray(LR), lambda s: M, method,
-            mean=MEAN, std=STD, dtype=jnp.float64,
-        )
-    )  # fmt: skip
+    rules = (lambda s: jnp.asarray(LR), lambda s: M, method)
+    images = dict(mean=MEAN, std=STD, dtype=jnp.float64)
+    train_step = jax.jit(step.make_train_step(encoder, optimizer, *rules, **images))
     rng = np.random.default_rng(0)
     for number in range(6):
         views = [rng.integers(0, 256, (B, SIDE, SIDE, 3), dtype=np.uint8) for _ in range(2)]

@@ -18,10 +18,21 @@ from moco_jax.training import assembly
 
 B, SIDE, EXAMPLES = 32, 16, 70
 COMMON = dict(
-    arch="tiny", dim=8, head="mlp", image_size=SIDE, batch_size=B, bn_groups=8,
-    shuffle_groups=2, queue_size=75, temperature=0.2, optimizer="sgd", lr=0.1, epochs=2, weight_decay=1e-3,
+    arch="tiny",
+    dim=8,
+    head="mlp",
+    image_size=SIDE,
+    batch_size=B,
+    bn_groups=8,
+    shuffle_groups=2,
+    queue_size=75,
+    temperature=0.2,
+    optimizer="sgd",
+    lr=0.1,
+    epochs=2,
+    weight_decay=1e-3,
     compute_dtype="float64",
-)  # fmt: skip
+)
 BANK = dict(key_encoder="none", dictionary="memory_bank", bank_negatives=48)
 METHODS = {
     "queue": {},
@@ -32,18 +43,34 @@ METHODS = {
     "memory bank": BANK,
     "memory bank, NCE": BANK | dict(loss="nce", lr=1e-3),
     "v3, LARS": dict(
-        dictionary="batch", symmetric=True, times_2t=True, head="v3_resnet", predictor="v3_resnet", head_width=16,
-        bn_groups=1, shuffle="none", optimizer="lars", warmup_epochs=1, momentum_schedule="cosine", lr=5.0,
+        dictionary="batch",
+        symmetric=True,
+        times_2t=True,
+        head="v3_resnet",
+        predictor="v3_resnet",
+        head_width=16,
+        bn_groups=1,
+        shuffle="none",
+        optimizer="lars",
+        warmup_epochs=1,
+        momentum_schedule="cosine",
+        lr=5.0,
     ),
     "v3, AdamW": dict(
-        dictionary="batch", symmetric=True, times_2t=True, head="v3_vit", predictor="v3_vit", head_width=16,
-        optimizer="adamw", lr=1e-3,
+        dictionary="batch",
+        symmetric=True,
+        times_2t=True,
+        head="v3_vit",
+        predictor="v3_vit",
+        head_width=16,
+        optimizer="adamw",
+        lr=1e-3,
     ),
-}  # fmt: skip
+}
 
 
 class Tiny(nn.Module):
-    """A backbone that compiles in an instant and has all that matters here: convolution, BatchNorm, pooling."""
+    """A backbone that compiles in an instant: one convolution, one BatchNorm, pooling."""
 
     bn_groups: int
     dtype: Any

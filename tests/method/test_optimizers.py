@@ -1,4 +1,4 @@
-"""Schedules against PyTorch's and the authors' formulas over whole runs, and optimizers' rules apart.
+"""Schedules against PyTorch's and the authors' formulas over whole runs; optimizers' rules alone.
 
 Whole steps of SGD, LARS and AdamW are compared with PyTorch in test_step.py and test_step_v3.py.
 """

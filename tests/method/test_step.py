@@ -10,7 +10,7 @@ from moco_jax.method import info_nce, optimizers, shuffle, state, step
 from moco_jax.method.choice import Method
 from moco_jax.method.dictionary import Queue
 from moco_jax.method.encoding import to_network_input
-from moco_jax.parallel import mesh
+from moco_jax.parallel import mesh as mesh_lib
 from moco_jax.weights import torchvision as torchvision_weights
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -42,19 +42,19 @@ def views(rng, batch=B):
     return [rng.integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8) for _ in range(2)]
 
 
-def make_step(encoder, *, symmetric=False, dtype=jnp.float32, the_mesh=None, groups=G, rate=LR):
+def make_step(encoder, *, symmetric=False, dtype=jnp.float32, mesh=None, groups=G, rate=LR):
     method = Method(temperature=TAU, symmetric=symmetric, bn_groups=groups, shuffle_groups=S)
-    return step.make_train_step(
-        encoder, optimizers.sgd(0.9, DECAY), lambda s: jnp.asarray(rate), lambda s: M, method,
-        mean=MEAN, std=STD, dtype=dtype, mesh=the_mesh,
-    )  # fmt: skip
+    rules = (optimizers.sgd(0.9, DECAY), lambda s: jnp.asarray(rate), lambda s: M, method)
+    options = dict(mean=MEAN, std=STD, dtype=dtype, mesh=mesh)
+    return step.make_train_step(encoder, *rules, **options)
 
 
 def new_state(encoder, batch, slots, dtype=jnp.float32):
-    return state.initial_state(
-        0, encoder, optimizers.sgd(0.9, DECAY), 32,
-        lambda rng: Queue.create(rng, slots * batch, batch, DIM, dtype), dtype=dtype,
-    )  # fmt: skip
+    def make_queue(rng):
+        return Queue.create(rng, slots * batch, batch, DIM, dtype)
+
+    optimizer = optimizers.sgd(0.9, DECAY)
+    return state.initial_state(0, encoder, optimizer, 32, make_queue, dtype=dtype)
 
 
 def relative(ours, theirs):
@@ -78,19 +78,19 @@ def test_five_steps_equal_pytorch(float64, head, symmetric):
     rng = np.random.default_rng(0)
     queue = rng.normal(size=(3 * B, DIM))
     queue /= np.linalg.norm(queue, axis=1, keepdims=True)
-    theirs = torch_moco.MoCo(
-        net, torch.tensor(queue), momentum=M, temperature=TAU, groups=G, span=S,
-        symmetric=symmetric, weight_decay=DECAY,
-    )  # fmt: skip
+    settings = dict(momentum=M, temperature=TAU, groups=G, span=S, weight_decay=DECAY)
+    theirs = torch_moco.MoCo(net, torch.tensor(queue), symmetric=symmetric, **settings)
 
     encoder = encoders.create("resnet10", head=head, dim=DIM, bn_groups=G, dtype=jnp.float64)
     before = jax.tree.map(np.array, our_variables(net, head, encoder))
     ours = new_state(encoder, B, 3, jnp.float64)
     ours = ours.replace(
-        params=before["params"], key_params=before["params"],
-        batch_stats=before["batch_stats"], key_batch_stats=before["batch_stats"],
+        params=before["params"],
+        key_params=before["params"],
+        batch_stats=before["batch_stats"],
+        key_batch_stats=before["batch_stats"],
         dictionary=ours.dictionary.replace(keys=jnp.asarray(queue.reshape(3, B, DIM))),
-    )  # fmt: skip
+    )
     train_step = jax.jit(make_step(encoder, symmetric=symmetric, dtype=jnp.float64))
 
     def prepare(x):
@@ -150,13 +150,13 @@ def test_one_device_and_eight_compute_the_same(small):
     results = []
     batch = step.Batch(*views(np.random.default_rng(1), 64), np.arange(64, dtype=np.int32))
     for count in (1, 8):
-        the_mesh = mesh.create_mesh(jax.devices()[:count])
+        mesh = mesh_lib.create_mesh(jax.devices()[:count])
         begin = small_state(small)
-        layout = state.shardings(begin, the_mesh)
+        layout = state.shardings(begin, mesh)
         run = jax.jit(
-            make_step(small, the_mesh=the_mesh, groups=8),
-            in_shardings=(layout, mesh.sharded(the_mesh)),
-            out_shardings=(layout, mesh.replicated(the_mesh)),
+            make_step(small, mesh=mesh, groups=8),
+            in_shardings=(layout, mesh_lib.sharded(mesh)),
+            out_shardings=(layout, mesh_lib.replicated(mesh)),
         )
         results.append(run(jax.device_put(begin, layout), batch))
     (one, one_metrics), (eight, eight_metrics) = jax.device_get(results)

@@ -58,23 +58,21 @@ def our_variables(net, predictor, encoder):
 def compare(encoder, net, predictor, name, rate):
     """Five steps of both: losses, the change of every parameter, statistics."""
     optimizer = optimizers.create(name, 0.9, DECAY, encoders.frozen_in(encoder))
-    theirs = torch_moco_v3.MoCo(
-        net, predictor, momentum=M, temperature=METHOD.temperature, optimizer=name, weight_decay=DECAY
-    )  # fmt: skip
+    settings = dict(momentum=M, temperature=METHOD.temperature, weight_decay=DECAY)
+    theirs = torch_moco_v3.MoCo(net, predictor, optimizer=name, **settings)
     before = our_variables(net, predictor, encoder)
     key = {kind: state.key_part(tree) for kind, tree in before.items()}
     ours = state.initial_state(0, encoder, optimizer, SIDE, lambda rng: None, dtype=jnp.float64)
     assert jax.tree.structure(ours.params) == jax.tree.structure(before["params"])
     ours = ours.replace(
-        params=before["params"], batch_stats=before["batch_stats"],
-        key_params=key["params"], key_batch_stats=key["batch_stats"],
-    )  # fmt: skip
-    train_step = jax.jit(
-        step.make_train_step(
-            encoder, optimizer, lambda s: jnp.asarray(rate), lambda s: M, METHOD,
-            mean=MEAN, std=STD, dtype=jnp.float64,
-        )
-    )  # fmt: skip
+        params=before["params"],
+        batch_stats=before["batch_stats"],
+        key_params=key["params"],
+        key_batch_stats=key["batch_stats"],
+    )
+    rules = (lambda s: jnp.asarray(rate), lambda s: M, METHOD)
+    images = dict(mean=MEAN, std=STD, dtype=jnp.float64)
+    train_step = jax.jit(step.make_train_step(encoder, optimizer, *rules, **images))
 
     def prepare(x):
         return torch.tensor((x / 255.0 - MEAN) / STD).permute(0, 3, 1, 2)
@@ -95,7 +93,8 @@ def compare(encoder, net, predictor, name, rate):
         paths = jax.tree_util.tree_leaves_with_path(start)
         leaves = jax.tree.leaves(new), jax.tree.leaves(reference)
         for (path, old), n, r in zip(paths, *leaves, strict=True):
-            # A bias that a BatchNorm takes out again has no gradient but rounding, which AdamW magnifies.
+            # A bias that a BatchNorm takes out again has no gradient but rounding errors, which
+            # AdamW magnifies.
             nothing = 1e-6 * rate * np.sqrt(old.size)
             if np.linalg.norm(r - old) < nothing:
                 assert np.linalg.norm(n - old) < nothing, (what, path)
@@ -105,7 +104,8 @@ def compare(encoder, net, predictor, name, rate):
                 assert change < 1e-8, (what, path, change)
     assert unmoved <= {"patch_embed", "norm"}
     for new, reference in ((ours.batch_stats, last), (ours.key_batch_stats, keys)):
-        # Means behind a BatchNorm are zero but for rounding; those behind an unmoved bias have its rounding.
+        # Means behind a BatchNorm are zero but for rounding errors; means behind an unmoved bias
+        # have the bias's.
         pairs = zip(jax.tree.leaves(new), jax.tree.leaves(reference["batch_stats"]), strict=True)
         for n, r in pairs:
             np.testing.assert_allclose(n, r, rtol=1e-8, atol=1e-7 if unmoved else 1e-12)
@@ -118,9 +118,8 @@ def test_five_steps_of_a_resnet_with_lars_equal_pytorch(float64):
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1.5)
-    encoder = encoders.create(
-        "resnet10", head="v3_resnet", predictor="v3_resnet", head_width=HIDDEN, dim=DIM, dtype=jnp.float64
-    )  # fmt: skip
+    parts = dict(head="v3_resnet", predictor="v3_resnet", head_width=HIDDEN, dim=DIM)
+    encoder = encoders.create("resnet10", dtype=jnp.float64, **parts)
     compare(encoder, net, predictor, "lars", 30.0)
 
 

@@ -1,4 +1,7 @@
-"""Streamed InfoNCE against all logits in one array: values, gradients, statistics, masks, memory, several devices."""
+"""Streamed InfoNCE equals InfoNCE of all logits in one array, on one device and on several.
+
+Values, gradients, statistics, masks and memory are compared.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +9,12 @@ import numpy as np
 import pytest
 
 from moco_jax.method import info_nce, streamed
-from moco_jax.parallel import mesh
+from moco_jax.parallel import mesh as mesh_lib
 from tests.method.plain_info_nce import plain_info_nce
 
 QUERIES, DIM = 6, 5
-# slots, keys in a slot, logits in a block: one block, equal blocks, a last block that overlaps, a key at a time
+# Slots, keys in a slot, logits in a block: one block, equal blocks, a last block that overlaps the
+# one before, one key at a time.
 SHAPES = [(1, 7, 10**6), (3, 8, 6 * 4), (5, 8, 6 * 11), (2, 9, 6)]
 ARGUMENTS = (0, 1, 2)  # query, key, negatives
 
@@ -41,7 +45,8 @@ def value_and_gradients(loss, arrays, temperature, *rest, **more):
     def total(*arrays):
         return loss(*arrays, temperature, *rest, **more)
 
-    (value, metrics), gradients = jax.jit(jax.value_and_grad(total, ARGUMENTS, has_aux=True))(*arrays)  # fmt: skip
+    both = jax.jit(jax.value_and_grad(total, ARGUMENTS, has_aux=True))
+    (value, metrics), gradients = both(*arrays)
     return {"loss": value, **metrics}, gradients
 
 
@@ -70,9 +75,9 @@ def test_equals_the_plain_form(float64, monkeypatch, slots, width, logits, masks
 def test_equals_the_plain_form_on_eight_devices(float64, monkeypatch, masks):
     in_blocks(monkeypatch, QUERIES * 2)
     arrays, more = problem(3, 24, masks)
-    the_mesh = mesh.create_mesh(jax.devices()[:8])
+    mesh = mesh_lib.create_mesh(jax.devices()[:8])
     same(
-        value_and_gradients(info_nce.info_nce, arrays, 0.1, the_mesh, **more),
+        value_and_gradients(info_nce.info_nce, arrays, 0.1, mesh, **more),
         value_and_gradients(plain_info_nce, arrays, 0.1, **more),
     )
 
@@ -118,13 +123,14 @@ def test_float32_is_no_further_from_float64_than_twice_the_plain_form(temperatur
         exact = [unit(rng, *shape) for shape in [(16, 128), (16, 128), (16, 4096, 128)]]
         exact[1] = info_nce.normalize(exact[0] + 0.5 * exact[1])
         rounded = [np.asarray(x, np.float32) for x in exact]
-        metrics, gradients = value_and_gradients(plain_info_nce, [jnp.asarray(x, jnp.float64) for x in rounded], temperature)  # fmt: skip
+        doubles = [jnp.asarray(x, jnp.float64) for x in rounded]
+        metrics, gradients = value_and_gradients(plain_info_nce, doubles, temperature)
         true = np.asarray(metrics["loss"]), *map(np.asarray, gradients)
 
     def distances(loss):
         metrics, gradients = value_and_gradients(loss, rounded, temperature)
-        found = metrics["loss"], *gradients
-        return [np.abs(np.asarray(f, np.float64) - t).max() for f, t in zip(found, true, strict=True)]  # fmt: skip
+        found = [np.asarray(x, np.float64) for x in (metrics["loss"], *gradients)]
+        return [np.abs(f - t).max() for f, t in zip(found, true, strict=True)]
 
     for ours, plain, value in zip(
         distances(info_nce.info_nce), distances(plain_info_nce), true, strict=True
@@ -135,7 +141,8 @@ def test_float32_is_no_further_from_float64_than_twice_the_plain_form(temperatur
 
 def test_memory_holds_a_block_of_logits_and_not_all():
     queries, keys = 64, 2**18
-    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in [(queries, 32), (queries, 32), (1, keys, 32)]]  # fmt: skip
+    lengths = [(queries, 32), (queries, 32), (1, keys, 32)]
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in lengths]
 
     def temporary(loss):
         step = jax.grad(lambda q, k, n: loss(q, k, n, 0.1)[0])

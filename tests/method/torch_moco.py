@@ -1,7 +1,8 @@
-"""Algorithm 1 of the MoCo paper in PyTorch, the second implementation that `test_step.py` compares with.
+"""Algorithm 1 of the MoCo paper in PyTorch: the second implementation, for `test_step.py`.
 
-Written from the paper and the semantics of the authors' code, sharing nothing with the package: the shuffle
-is an explicit list of places, BatchNorm groups are separate calls, the queue is a flat array with a pointer.
+It is written from the paper and the semantics of the authors' code, and shares nothing with the
+package: the shuffle is an explicit list of places, BatchNorm groups are separate calls, the queue
+is a flat array with a pointer.
 """
 
 import copy
@@ -58,9 +59,8 @@ class MoCo:
     ):
         self.q, self.k = encoder, copy.deepcopy(encoder)
         self.queue, self.pointer = queue.clone(), 0
-        self.m, self.tau, self.groups, self.span, self.symmetric = (
-            momentum, temperature, groups, span, symmetric
-        )  # fmt: skip
+        self.m, self.tau, self.symmetric = momentum, temperature, symmetric
+        self.groups, self.span = groups, span
         self.optimizer = torch.optim.SGD(
             self.q.parameters(), 1.0, momentum=0.9, weight_decay=weight_decay
         )

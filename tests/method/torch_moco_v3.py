@@ -1,7 +1,8 @@
 """MoCo v3 in PyTorch, the second implementation that `test_step_v3.py` compares with.
 
-Written from the paper (algorithm 1) and the semantics of the authors' code, sharing nothing with the package: the
-optimizer LARS is a loop over parameters, the vision transformer is made of torch's own layers.
+It is written from the paper (algorithm 1) and the semantics of the authors' code, and shares
+nothing with the package: the optimizer LARS is a loop over parameters, the vision transformer is
+made of torch's own layers.
 """
 
 import copy
@@ -14,7 +15,10 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 
 def batch_norm_mlp(layers, fan_in, hidden, dim, last_norm):
-    """Linear layers without bias, BatchNorm after each (the last without scale and bias, or left out), ReLU between."""
+    """Linear layers without bias, a BatchNorm after each, ReLU between.
+
+    The last BatchNorm has no scale and bias; without `last_norm` it is left out.
+    """
     parts = []
     for number in range(layers):
         last = number == layers - 1
@@ -47,7 +51,7 @@ def mlp_variables(mlp):
 
 
 def resnet(dim, hidden):
-    """Encoder and predictor of the ResNet recipe: the last BatchNorm of each block starts at zero."""
+    """Encoder and predictor of the ResNet recipe; each block's last BatchNorm starts at zero."""
     net = ResNet(BasicBlock, [1, 1, 1, 1], zero_init_residual=True)
     net.fc = batch_norm_mlp(2, 512, hidden, dim, True)
     return net.double().train(), batch_norm_mlp(2, dim, hidden, dim, False).double().train()
@@ -117,7 +121,10 @@ def vit(width, depth, heads, patch, side, dim, hidden):
 
 
 class LARS:
-    """One layer after the other: trust ratio and decay on parameters of rank above 1; the rate outside the buffer."""
+    """LARS, one layer after the other; the learning rate stays outside the buffer.
+
+    Only parameters of rank above 1 have a trust ratio and decay.
+    """
 
     def __init__(self, parameters, weight_decay, momentum=0.9, trust=0.001):
         self.parameters = list(parameters)

@@ -1,4 +1,7 @@
-"""The rules on recorded runs of the digits, healthy and faulty, and on made records; a real run tells a finding once."""
+"""Rules of the diagnosis, on recorded runs of the digits and on made-up records.
+
+Recorded runs are healthy and faulty; a real run tells a finding once.
+"""
 
 import json
 import math
@@ -14,7 +17,15 @@ from moco_jax.monitoring.diagnosis import announce, rules
 from tests.config.test_config import load
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_runs.json").read_text())
-HEALTHY = ("moco", "moco_20_epochs", "symmetric", "v3", "end_to_end", "memory_bank", "momentum_0.999")  # fmt: skip
+HEALTHY = (
+    "moco",
+    "moco_20_epochs",
+    "symmetric",
+    "v3",
+    "end_to_end",
+    "memory_bank",
+    "momentum_0.999",
+)
 IMAGES = 1437
 
 
@@ -67,11 +78,22 @@ def test_a_collapse_names_its_cause():
 
 
 def course(steps=2000, every=20, **numbers):
-    """Records of a healthy run, with `numbers` in place of its own: constants, or functions of the step's share."""
+    """Records of a healthy run, with `numbers` in place of its own.
+
+    Each is a constant, or a function of the share of steps done.
+    """
     usual = {
-        "loss": lambda x: 5.5 - 2 * x, "top1": lambda x: 0.1 + 0.3 * x, "spread": 0.6, "waiting_share": 0.03,
-        "knn": lambda x: 0.6 + 0.3 * x, "feature_spread": 0.5, "effective_rank": 30.0, "drift": 0.03, "raw_knn": 0.5, "lr": 0.06,
-    }  # fmt: skip
+        "loss": lambda x: 5.5 - 2 * x,
+        "top1": lambda x: 0.1 + 0.3 * x,
+        "spread": 0.6,
+        "waiting_share": 0.03,
+        "knn": lambda x: 0.6 + 0.3 * x,
+        "feature_spread": 0.5,
+        "effective_rank": 30.0,
+        "drift": 0.03,
+        "raw_knn": 0.5,
+        "lr": 0.06,
+    }
     at = usual | numbers
 
     def value(name, step):
@@ -115,7 +137,7 @@ MADE = [
     ("knn_stuck", "note", {}, dict(knn=share(0.6, 0.8))),
     ("below_pixels", "warning", {}, dict(knn=0.6, raw_knn=0.9)),
     ("below_pixels", "note", {}, dict(raw_knn=0.95)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "severity", "settings", "numbers"), MADE)
@@ -210,7 +232,8 @@ def test_a_finding_is_told_once_also_after_a_restart_and_again_where_it_gets_wor
         log.records.append(record)
         teller.consider(record["step"], at_once=number == 0)
     events = [r for r in log.records if r.get("event") == "finding"]
-    assert [(e["name"], e["severity"]) for e in events][:2] == [("batch_norm_leak", "warning"), ("batch_norm_leak", "fault")]  # fmt: skip
+    told = [(e["name"], e["severity"]) for e in events]
+    assert told[:2] == [("batch_norm_leak", "warning"), ("batch_norm_leak", "fault")]
     assert len(said) == len(events)
     again, once_more = Said(), Log(log.records)
     announce.Announcer(again, once_more, known).consider(1000, at_once=True)
@@ -224,7 +247,8 @@ def test_a_rule_that_fails_ends_the_diagnosis_and_not_the_run(monkeypatch):
     teller = announce.Announcer(said, Log(course()), facts())
     for step in (20, 40):
         teller.consider(step, at_once=True)
-    assert said == ["the diagnosis failed and is left out from here on: ZeroDivisionError('division by zero')"]  # fmt: skip
+    failure = "ZeroDivisionError('division by zero')"
+    assert said == [f"the diagnosis failed and is left out from here on: {failure}"]
 
 
 def test_long_runs_keep_scores_and_events_and_thin_out_old_losses():

@@ -1,9 +1,10 @@
-"""The neighbours that a score finds on its way, and their picture: drawn anew, and taken up by a run that goes on."""
+"""The neighbours that a score finds, and their picture: renewed, and kept by a run that goes on."""
 
 import dataclasses
 import io
 import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from moco_jax.evaluation import knn
 from moco_jax.monitoring import neighbours
 from moco_jax.monitoring.run_log import Writers
 from moco_jax.monitoring.scores import FEW, NEAREST, Monitor
-from moco_jax.parallel import mesh
+from moco_jax.parallel import mesh as mesh_lib
 
 SIDE, BANK, QUERIES = 8, 90, 24
 
@@ -35,17 +36,24 @@ def source(number, label, classes=True):
 
 def monitor_of(devices=2, labelled=True, queries="asked", k=20):
     """Of random images, on so many devices; the encoder is one matrix."""
-    the_mesh = mesh.create_mesh(jax.devices()[:devices])
+    mesh = mesh_lib.create_mesh(jax.devices()[:devices])
     encode = jax.jit(
         lambda weights, images: jnp.reshape(images, (len(images), -1)) / 127.5 @ weights - 1,
-        out_shardings=mesh.replicated(the_mesh),
+        out_shardings=mesh_lib.replicated(mesh),
     )
     return Monitor(
-        bank=source(BANK, "searched", labelled), bank_indices=np.arange(3, BANK),
-        queries=source(QUERIES, queries, labelled), query_indices=np.arange(QUERIES),
-        recipe=recipes.create("digits", SIDE), encode=encode, mesh=the_mesh, batch_size=16, workers=1, k=k,
+        bank=source(BANK, "searched", labelled),
+        bank_indices=np.arange(3, BANK),
+        queries=source(QUERIES, queries, labelled),
+        query_indices=np.arange(QUERIES),
+        recipe=recipes.create("digits", SIDE),
+        encode=encode,
+        mesh=mesh,
+        batch_size=16,
+        workers=1,
+        k=k,
         temperature=0.1,
-    )  # fmt: skip
+    )
 
 
 def weights(seed):
@@ -71,11 +79,15 @@ def drawn(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize(("devices", "labelled", "k"), [(2, True, 20), (1, True, 3), (2, False, 20)])  # fmt: skip
+CASES = [(2, True, 20), (1, True, 3), (2, False, 20)]
+
+
+@pytest.mark.parametrize(("devices", "labelled", "k"), CASES)
 def test_neighbours_of_a_score_are_those_of_brute_force(devices, labelled, k):
     monitor = monitor_of(devices, labelled, k=k)
     numbers, found = monitor.measure(weights(0))
-    bank, bank_indices, queries, kept = monitor.features(lambda images: monitor.encode(weights(0), images))  # fmt: skip
+    encode = partial(monitor.encode, weights(0))
+    bank, bank_indices, queries, kept = monitor.features(encode)
     few = np.linspace(0, QUERIES - 1, FEW).astype(int)
     order = np.argsort(-(knn.unit(queries[few]) @ knn.unit(bank).T), axis=1, kind="stable")
     np.testing.assert_array_equal(found.queries, kept[few])
@@ -104,8 +116,10 @@ def test_the_picture_renews_and_a_run_that_goes_on_has_the_same(tmp_path, drawn)
     log.close()
     assert len(set(files)) == 3
     assert [list(columns) for _, columns, _ in drawn] == [
-        ["before training"], ["before training", "step 20"], ["before training", "after"],
-    ]  # fmt: skip
+        ["before training"],
+        ["before training", "step 20"],
+        ["before training", "after"],
+    ]
     queries, columns, right = drawn[1]
     np.testing.assert_array_equal(queries, monitor.queries.images[finds[20].queries])
     for title, step in {"before training": 0, "step 20": 20}.items():

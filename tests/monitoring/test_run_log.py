@@ -1,4 +1,4 @@
-"""Records are read over whatever is damaged among them, and what is taken out of their file is kept."""
+"""Records are read whatever is damaged among them; what is taken out of their file is kept."""
 
 import json
 
@@ -16,13 +16,38 @@ SCORE = {"step": 8, "knn": 0.5, "feature_spread": float("nan")}
 EVENT = {"step": 4, "event": "skipped_step", "grad_norm": "nan", "indices": [1, 2]}
 WHOLE = [START, *LOGS[:4], EVENT, *LOGS[4:], SCORE]
 DAMAGE = [
-    bytes(100), b"7", b'{"loss": 1.5}', b"\xff\xfe", b'{"step": 5, "lo', b"null", b"[]", b'"text"', b"true", b"1e999",
-    b'{"step": "5", "loss": 1}', b'{"step": 5.5, "loss": 1}', b'{"step": -1, "loss": 1}', b'{"step": null}', b'{"step": true}',
-    b'{"step": 1' + b"0" * 400 + b"}", b'{"step": 5, "loss": "high"}', b'{"step": 5, "loss": null}', b'{"step": 5, "loss": [1]}',
-    b'{"step": 5, "loss": 1' + b"0" * 400 + b"}", b"[" * 100_000, b'{"step": 5, "event": "start"}', b'{"step": 5, "event": 7}',
-    b'{"step": 5, "event": "finding", "name": 3}', b'{"step": 5}}', b"{'step': 5}", b"\r", b" ", b"nan", b'{"step": NaN}',
+    bytes(100),
+    b"7",
+    b'{"loss": 1.5}',
+    b"\xff\xfe",
+    b'{"step": 5, "lo',
+    b"null",
+    b"[]",
+    b'"text"',
+    b"true",
+    b"1e999",
+    b'{"step": "5", "loss": 1}',
+    b'{"step": 5.5, "loss": 1}',
+    b'{"step": -1, "loss": 1}',
+    b'{"step": null}',
+    b'{"step": true}',
+    b'{"step": 1' + b"0" * 400 + b"}",
+    b'{"step": 5, "loss": "high"}',
+    b'{"step": 5, "loss": null}',
+    b'{"step": 5, "loss": [1]}',
+    b'{"step": 5, "loss": 1' + b"0" * 400 + b"}",
+    b"[" * 100_000,
+    b'{"step": 5, "event": "start"}',
+    b'{"step": 5, "event": 7}',
+    b'{"step": 5, "event": "finding", "name": 3}',
+    b'{"step": 5}}',
+    b"{'step': 5}",
+    b"\r",
+    b" ",
+    b"nan",
+    b'{"step": NaN}',
     b'{"step": 5, "event": "start", "examples": "x", "steps_per_epoch": 1, "schedule_shift": 0}',
-]  # fmt: skip
+]
 
 
 def lines_of(records):
@@ -40,7 +65,10 @@ def same(one, other):
 
 @pytest.mark.parametrize("number", range(len(DAMAGE)))
 def test_a_damaged_line_is_left_out_and_the_others_are_read(tmp_path, number):
-    """Thirty-one kinds of line, each at a place that is drawn; the run goes on, and what was taken out is kept."""
+    """Thirty-one kinds of line, each at a place drawn at random.
+
+    The run goes on, and what was taken out is kept.
+    """
     rng = np.random.default_rng(number)
     lines = lines_of(WHOLE)
     at = int(rng.integers(1, len(lines) + 1))

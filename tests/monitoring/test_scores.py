@@ -44,7 +44,7 @@ def changed(monitor, bank, queries, of_bank=(), of_queries=()):
         bank=relabelled(monitor.bank, bank, of_bank),
         queries=relabelled(monitor.queries, queries, of_queries),
         _remarks=[],
-        _told=0,
+        _announced=0,
     )
 
 
@@ -67,7 +67,7 @@ def test_images_without_a_label_change_no_score_and_are_counted(monitor, seed):
         bank_indices=np.flatnonzero((bank >= 0) & (np.arange(BANK) > 2)),
         query_indices=np.flatnonzero(queries >= 0),
         _remarks=[],
-        _told=0,
+        _announced=0,
     )
     assert numbers["knn"] == alone.measure(None)[0]["knn"]
     np.testing.assert_array_equal(found.nearest, monitor.look(None).nearest)

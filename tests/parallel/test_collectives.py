@@ -1,4 +1,4 @@
-"""What crosses between eight devices in one compiled step, and that image-sized traffic would be noticed."""
+"""What crosses between eight devices in one compiled step; traffic of image size is noticed."""
 
 import math
 
@@ -17,14 +17,25 @@ DEVICES, B, SIDE, DIM, SLOTS, EXAMPLES = 8, 128, 32, 16, 64, 100_000
 IMAGE = SIDE * SIDE * 3
 
 
+SMALL = {
+    "arch": "resnet10",
+    "width": 16,
+    "stem": "cifar_stride2",
+    "dim": DIM,
+    "head": "mlp",
+    "image_size": SIDE,
+    "batch_size": B,
+    "shuffle_groups": 8,
+    "queue_size": SLOTS * B,
+    "compute_dtype": "float32",
+}
+
+
 def compiled(groups, exchange=None, monkeypatch=None, held=None, **changes):
     if exchange is not None:
         monkeypatch.setattr(shuffle, "exchange", exchange)
     config = default_config()
-    config.update(
-        arch="resnet10", width=16, stem="cifar_stride2", dim=DIM, head="mlp", image_size=SIDE, batch_size=B,
-        bn_groups=groups, shuffle_groups=8, queue_size=SLOTS * B, compute_dtype="float32",
-    )  # fmt: skip
+    config.update(SMALL | {"bn_groups": groups})
     if held:
         config.update(augment="cifar", augment_on="resident")
     config.update(changes)
@@ -35,7 +46,10 @@ def compiled(groups, exchange=None, monkeypatch=None, held=None, **changes):
 
 
 def judge(found, shapes, groups, largest=B * DIM):
-    """Sentences on every collective that the design does not name; `largest`: values of features that may cross."""
+    """One sentence on every collective that the design does not name.
+
+    At most `largest` values of features may cross.
+    """
     parameters = {tuple(x.shape) for x in jax.tree.leaves(shapes.params)}
     # XLA may lay a kernel's gradient out in another order of its axes.
     parameters = {tuple(sorted(s)) for s in parameters}
@@ -95,10 +109,17 @@ def test_a_permutation_of_images_is_noticed(monkeypatch):
 
 
 V3 = dict(
-    dictionary="batch", symmetric=True, times_2t=True, head="v3_resnet", predictor="v3_resnet", head_width=32,
-    bn_groups=1, shuffle="none",
-)  # fmt: skip
+    dictionary="batch",
+    symmetric=True,
+    times_2t=True,
+    head="v3_resnet",
+    predictor="v3_resnet",
+    head_width=32,
+    bn_groups=1,
+    shuffle="none",
+)
 BANK = dict(key_encoder="none", dictionary="memory_bank", shuffle="none", bank_negatives=1024)
+ANY_QUEUE = dict(queue_size=SLOTS * B - 5, mask_same_example=True, queue_start="empty")
 
 
 @pytest.mark.parametrize(
@@ -106,14 +127,14 @@ BANK = dict(key_encoder="none", dictionary="memory_bank", shuffle="none", bank_n
     [
         (DEVICES, B * DIM, dict(key_encoder="query", dictionary="batch")),
         (1, B * DIM, V3),
-        (DEVICES, B * DIM, dict(queue_size=SLOTS * B - 5, mask_same_example=True, queue_start="empty")),
+        (DEVICES, B * DIM, ANY_QUEUE),
         (2 * DEVICES, B * DIM, dict(accumulate=2)),
         # The drawn entries travel from where they lie to where they are compared.
         (DEVICES, 1024 * DIM, BANK),
         (DEVICES, 1024 * DIM, BANK | dict(loss="nce")),
     ],
     ids=["end-to-end", "v3", "any queue", "accumulated", "memory bank", "memory bank, NCE"],
-)  # fmt: skip
+)
 def test_every_method_moves_no_more(groups, largest, changes):
     found, shapes = compiled(groups, **changes)
     assert found

@@ -37,7 +37,7 @@ def test_one_wrong_value_is_noticed(name, place):
 
 
 def test_numbers_are_exact_in_bfloat16():
-    """Devices multiply in bfloat16 or TF32 unless told otherwise; whole numbers up to 256 lose nothing."""
+    """Whole numbers up to 256 lose nothing where devices multiply in bfloat16 or TF32."""
     for operand in known_answers.given().values():
         np.testing.assert_array_equal(operand, operand.astype(jax.numpy.bfloat16), strict=False)
 

@@ -1,4 +1,4 @@
-"""The page on a run whose files hold anything: what is damaged is left out and said, and the rest is as it was."""
+"""The page on a run whose files may hold anything: damage is left out and said, the rest stays."""
 
 import html
 import json
@@ -92,7 +92,7 @@ def write_records(place, *lines):
 
 
 def _line(chosen):
-    """A record in which some values are of a kind that no run writes, or something that is no record."""
+    """A record in which some values are of kinds that no run writes, or what is no record."""
     if chosen.random() < 0.15:
         return chosen.choice(VALUES)
     names = dict.fromkeys(chosen.sample(KEYS, chosen.randrange(1, 6)))
@@ -203,7 +203,7 @@ def test_evaluations_that_are_no_text_or_no_file(place):
 
 @pytest.mark.parametrize("seed", range(24))
 def test_damaged_pictures_are_left_out_and_said(place, seed):
-    """A picture that a run drew, with bytes changed or cut off: shown if PIL reads it, else said."""
+    """A run's picture, with bytes changed or cut off: shown if PIL reads it, else said."""
     rng, path = np.random.default_rng(seed), place / "neighbours.png"
     write_records(place)
     Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(str(path))

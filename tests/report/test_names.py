@@ -1,4 +1,7 @@
-"""The page and the board take names of any bytes: it is UTF-8, and nothing in it turns, hides or ends what follows."""
+"""The page and the board take names of any bytes.
+
+The page is UTF-8, and nothing in a name turns, hides or ends what follows.
+"""
 
 import os
 

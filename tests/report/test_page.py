@@ -1,4 +1,7 @@
-"""The page on runs: its markup, its numbers beside the records, what is left out, and that it is served to this machine alone."""
+"""The page on runs: its markup, its numbers beside the records, what is left out, who gets it.
+
+It is served to this machine alone.
+"""
 
 import contextlib
 import html
@@ -87,20 +90,28 @@ def tiny(**changes):
     return config
 
 
+LOGGED = ("step", "loss", "top1", "lr", "momentum", "images_per_second", "waiting_share")
+
+
+def logged(*values):
+    return dict(zip(LOGGED, values, strict=True))
+
+
 RECORDS = [
     {"step": 0, "raw_knn": 0.74, "raw_feature_spread": 0.5},
     {"step": 0, "knn": 0.5, "feature_spread": 0.25},
-    {"step": 11, "loss": 6.5, "top1": 0.125, "lr": 0.06, "momentum": 0.99, "images_per_second": 1234.0, "waiting_share": 0.5},
+    logged(11, 6.5, 0.125, 0.06, 0.99, 1234.0, 0.5),
     {"step": 20, "event": "spike", "grad_norm": 77.0, "indices": list(range(9))},
-    {"step": 33, "loss": float("nan"), "top1": 0.25, "lr": 0.03, "momentum": 0.99, "images_per_second": 999.0, "waiting_share": 0.0},
+    logged(33, float("nan"), 0.25, 0.03, 0.99, 999.0, 0.0),
     {"step": 44, "knn": 0.75, "feature_spread": 0.5},
-]  # fmt: skip
+]
 
 
 def write_run(place, config, state, records=RECORDS):
     place = epath.Path(place)
     recipe_check.claim_workdir(place, config.to_dict(), set())
-    start = {"step": 0, "event": "start", **environment.facts(), "examples": 1437, "steps_per_epoch": 22, "schedule_shift": 0}  # fmt: skip
+    start = {"step": 0, "event": "start", **environment.facts()}
+    start |= {"examples": 1437, "steps_per_epoch": 22, "schedule_shift": 0}
     lines = "".join(json.dumps(r) + "\n" for r in [start, *records])
     (place / "metrics.jsonl").write_text(lines)
     if state is not None:
@@ -117,8 +128,8 @@ def two(tmp_path_factory):
     lowered = assembly.program(config, mesh.create_mesh(jax.devices()[:1]), 1437).initial.lower()
     state = lowered.compile({"xla_backend_optimization_level": 0})()
     first = write_run(folder / "first", config, state)
-    knn = {"evaluation": "knn", "step": 44, "published": None,
-           "results": [{"encoder": "trained", "k": 20, "accuracy": 0.6125}]}  # fmt: skip
+    results = [{"encoder": "trained", "k": 20, "accuracy": 0.6125}]
+    knn = {"evaluation": "knn", "step": 44, "published": None, "results": results}
     (folder / "first" / "evaluate_knn.json").write_text(json.dumps(knn))
     second = write_run(folder / "second", tiny(momentum=0.9, lr=0.01, seed=3), None, RECORDS[:3])
     return [first, second]
@@ -153,25 +164,28 @@ def test_nothing_is_loaded_from_elsewhere_and_every_picture_has_words(page):
 
 def test_tables_behind_curves_are_the_records(page):
     assert page.table("Contrastive loss") == [
-        ["epoch", "first", "second"], ["0.5", "6.5", "6.5"], ["1.5", "not a number", ""],
-    ]  # fmt: skip
+        ["epoch", "first", "second"],
+        ["0.5", "6.5", "6.5"],
+        ["1.5", "not a number", ""],
+    ]
     assert page.table("kNN accuracy, per cent")[1:] == [["0", "50", "50"], ["2", "75", ""]]
     assert page.table("Images per second")[2] == ["1.5", "999", ""]
     summary = {row[0]: row[1:] for row in page.table("Runs at a glance")}
     assert summary["state"] == ["epoch 2 of 2, finished", "epoch 0.5 of 2, step 11"]
     assert summary["kNN, last"] == ["75.00 %", ""]
     assert summary["kNN, raw pixels"] == ["74.00 %", "74.00 %"]
-    assert page.table("What first reported on the way")[1] == [
-        "20", "spike", "grad norm: 77, indices: 0, 1, 2, 3, 4, ...",
-    ]  # fmt: skip
+    spike = ["20", "spike", "grad norm: 77, indices: 0, 1, 2, 3, 4, ..."]
+    assert page.table("What first reported on the way")[1] == spike
     assert page.table("Results of knn, first")[1] == ["trained", "20", "61.25 %"]
 
 
 def test_settings_that_differ_and_a_file_that_repeats_a_run(page, two, tmp_path):
     assert page.table("Settings in which the runs differ") == [
         ["setting", "first", "second"],
-        ["seed", "0", "3"], ["momentum", "0.99", "0.9"], ["lr", "0.06", "0.01"],
-    ]  # fmt: skip
+        ["seed", "0", "3"],
+        ["momentum", "0.99", "0.9"],
+        ["lr", "0.06", "0.01"],
+    ]
     run = runs_lib.read(two)[1]
     found: dict = {}
     exec(settings.recipe_file(run.config), found)

@@ -1,4 +1,7 @@
-"""Steps that cannot be applied are skipped, named and counted; many in a row end the run; spikes are reported."""
+"""Steps that cannot be applied are skipped, named, counted; many in a row end the run.
+
+Spikes are reported.
+"""
 
 import re
 

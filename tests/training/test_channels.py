@@ -1,4 +1,7 @@
-"""Runs and the doctor on images of other channels than three: arrays and TIFF, host and device, and what is refused."""
+"""Runs and the doctor on images of other channels than three, from arrays and TIFF.
+
+Views are made on the host and on the device; what does not fit is refused.
+"""
 
 import re
 
@@ -36,10 +39,8 @@ def folder_of(kind, folder, count=40):
 
 
 def settings(folder, **changes):
-    return small(
-        folder, channels=BANDS, white=float(WHITE), mean=(0.5,) * BANDS, std=(0.25,) * BANDS, monitor_every=3,
-        **changes,
-    )  # fmt: skip
+    numbers = dict(channels=BANDS, white=float(WHITE), mean=(0.5,) * BANDS, std=(0.25,) * BANDS)
+    return small(folder, monitor_every=3, **numbers, **changes)
 
 
 @pytest.mark.parametrize(("kind", "place"), [("npy", "device"), ("tif", "host")])
@@ -97,20 +98,33 @@ def test_the_doctor_asks_for_white_where_images_are_nearly_black(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 5}, r"mean=\(0.485, 0.456, 0.406\) has 3 values, and channels=5 .*moco_jax\.doctor"),
-        ({"channels": 1, "mean": (0.5,)}, r"std=\(0.229, 0.224, 0.225\) has 3 values, and channels=1 asks for 1"),
+        (
+            {"channels": 5},
+            r"mean=\(0.485, 0.456, 0.406\) has 3 values, and channels=5 .*moco_jax\.doctor",
+        ),
+        (
+            {"channels": 1, "mean": (0.5,)},
+            r"std=\(0.229, 0.224, 0.225\) has 3 values, and channels=1 asks for 1",
+        ),
         ({"channels": 0}, r"channels=0 must be at least 1 and at most 1024; try 3"),
         ({"white": -1.0}, r"white=-1.0 must be at least 0 and at most 4294967296; try 0.0"),
-        ({"background": 256}, r"background=256 must be at least -1 and at most 255 \(a gray level: 0 is black, 255 white; -1"),
+        (
+            {"background": 256},
+            r"background=256 must be at least -1 and at most 255 "
+            r"\(a gray level: 0 is black, 255 white; -1",
+        ),
         ({"background": -2}, "background=-2 must be at least -1 and at most 255 .*a gray level"),
-        ({"max_pixels": 0}, "max_pixels=0 must be at least 1 and at most 1099511627776; try 178956970"),
+        (
+            {"max_pixels": 0},
+            "max_pixels=0 must be at least 1 and at most 1099511627776; try 178956970",
+        ),
         (
             {"background": 255, "channels": 4, "mean": (0.5,) * 4, "std": (0.2,) * 4},
             "background=255 is for images in gray or colour, and channels=4; background=-1 works",
         ),
         ({"std": (0.2, 0.0, 0.2)}, r"std=\(0.2, 0.0, 0.2\) must be at least 0.0001"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_fit_are_refused(changes, message):
     config = config_lib.default_config()
     config.update(changes)

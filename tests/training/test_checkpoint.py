@@ -1,4 +1,4 @@
-"""Damage to checkpoints is found wherever it is, named, and stepped over; a full disk loses nothing."""
+"""Damage to checkpoints is found anywhere, named, and stepped over; a full disk loses nothing."""
 
 import os
 import re

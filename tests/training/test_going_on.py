@@ -1,4 +1,4 @@
-"""Damaged copies of one small run: each goes on, or is refused again and again, and its readers read it."""
+"""Damaged copies of one small run: each goes on, or is refused each time; its readers read it."""
 
 import json
 import os
@@ -31,7 +31,7 @@ BREAKS = 20
 
 
 class Small(nn.Module):
-    """A backbone that compiles in an instant and has all that a state has: kernels and statistics."""
+    """A backbone that compiles in an instant, and has kernels and statistics as every state has."""
 
     bn_groups: int = 1
     dtype: Any = jnp.float32
@@ -45,10 +45,9 @@ class Small(nn.Module):
 
 
 def settings(**changes):
-    return tiny(
-        arch="tiny", stem="imagenet", width=0, epochs=3, image_size=16, checkpoint_every=2, keep=2,
-        monitor_every=0, **changes,
-    )  # fmt: skip
+    encoder = dict(arch="tiny", stem="imagenet", width=0, image_size=16)
+    run = dict(epochs=3, checkpoint_every=2, keep=2, monitor_every=0)
+    return tiny(**encoder, **run, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +134,17 @@ GOES_ON = {  # name: what is done, the step it goes on from, words that are said
     "a cut line": (cut, 8, "is damaged and left out"),
     "a superscript": (lambda w: (w / "checkpoints/²").mkdir(), 8, ""),
     "leading zeros": (lambda w: (w / "checkpoints/08").mkdir(), 8, ""),
-    "a file named as a step": (lambda w: (w / "checkpoints/58").write_text(""), 8, "checkpoint 58 is damaged"),
-    "a checkpoint under another step": (
-        lambda w: (w / "checkpoints/8").rename(w / "checkpoints/9"), 6, "checkpoint 9 is damaged",
+    "a file named as a step": (
+        lambda w: (w / "checkpoints/58").write_text(""),
+        8,
+        "checkpoint 58 is damaged",
     ),
-}  # fmt: skip
+    "a checkpoint under another step": (
+        lambda w: (w / "checkpoints/8").rename(w / "checkpoints/9"),
+        6,
+        "checkpoint 9 is damaged",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", GOES_ON)
@@ -161,16 +166,26 @@ def test_it_goes_on_and_says_what_was_wrong(run, workdir, name, capsys):
         assert aside == ["8" if "link" in name else "9"]
 
 
+def warmer(workdir):
+    path = workdir / "config.json"
+    old, new = '"temperature": 0.1,', '"temperature": 0.9,'
+    path.write_text(path.read_text().replace(old, new))
+
+
 REFUSED = {
     "another recipe, no config.json": (config_json(None), dict(lr=9.0), "lr: 0.06 -> 9.0"),
     "another recipe, config.json of null": (config_json("null"), dict(lr=9.0), "lr: 0.06 -> 9.0"),
     "another config.json": (
-        lambda w: (w / "config.json").write_text(
-            (w / "config.json").read_text().replace('"temperature": 0.1,', '"temperature": 0.9,')
-        ), {}, "temperature: 0.9 in config.json, 0.1 in checkpoint 8 -> 0.1",
+        warmer,
+        {},
+        "temperature: 0.9 in config.json, 0.1 in checkpoint 8 -> 0.1",
     ),
-    "no digests": (lambda w: shutil.rmtree(w / "digests"), {}, "/digests has no digests of checkpoint 8, 6"),
-}  # fmt: skip
+    "no digests": (
+        lambda w: shutil.rmtree(w / "digests"),
+        {},
+        "/digests has no digests of checkpoint 8, 6",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -19,13 +19,21 @@ from moco_jax.monitoring import run_log
 from moco_jax.training import loop, messages
 from tests.config.test_config import load
 
+TINY = {
+    "width": 8,
+    "epochs": 2,
+    "batch_size": 64,
+    "bn_groups": 8,
+    "shuffle_groups": 8,
+    "queue_size": 256,
+    "log_every": 1,
+    "workers": 2,
+}
+
 
 def tiny(name="digits", **changes):
     config = load(name)
-    config.update(dict(
-        width=8, epochs=2, batch_size=64, bn_groups=8, shuffle_groups=8, queue_size=256, log_every=1, workers=2,
-    ))  # fmt: skip
-    config.update(changes)
+    config.update(TINY | changes)
     return config
 
 
@@ -78,7 +86,8 @@ def test_a_run_on_images_that_the_devices_hold_is_the_hosts_run(
     assert "1 x cpu" in capsys.readouterr().out
     expected = losses(tmp_path / "host")
     assert len(set(expected)) == len(expected) == 4
-    # Other programs round differently, and that grows from step to step: in float32 to 6e-4 within four.
+    # Other programs round differently, and the difference grows from step to step: in float32 to
+    # 6e-4 within four steps.
     np.testing.assert_allclose(losses(tmp_path / "resident"), expected, rtol=1e-9)
     np.testing.assert_allclose(losses(tmp_path / "one"), expected, rtol=1e-9)
     assert losses(tmp_path / "cut") == losses(tmp_path / "resident")
@@ -202,10 +211,8 @@ def test_the_command_line_refuses_with_one_line(words, message):
 
 
 def test_a_cpu_is_divided_into_the_devices_asked_for(tmp_path):
-    command = [
-        sys.executable, "-m", "moco_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path}",
-        "--config.cpu_devices=3",
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "moco_jax.main", "--config=configs/digits.py"]
+    command += [f"--workdir={tmp_path}", "--config.cpu_devices=3"]
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     ended = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert ended.returncode == 2

@@ -1,6 +1,7 @@
 """A run that is killed at any moment and started again ends bit for bit as the run that was not.
 
-MOCO_JAX_KILLS: how many kills (2 unless told); where it is set, two processes are stopped and killed as well.
+MOCO_JAX_KILLS: how many kills (2 unless told); where it is set, two processes are stopped and
+killed as well.
 """
 
 import os
@@ -24,10 +25,19 @@ STEPS = 24
 
 def command(workdir, cache):
     return [
-        sys.executable, "-m", "moco_jax.main", "--config=configs/digits.py", f"--workdir={workdir}",
-        "--config.width=8", "--config.monitor_every=0", "--config.log_every=5", "--config.checkpoint_every=2",
-        f"--config.stop_at_step={STEPS}", f"--config.compilation_cache={cache}", "--config.workers=2",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "moco_jax.main",
+        "--config=configs/digits.py",
+        f"--workdir={workdir}",
+        "--config.width=8",
+        "--config.monitor_every=0",
+        "--config.log_every=5",
+        "--config.checkpoint_every=2",
+        f"--config.stop_at_step={STEPS}",
+        f"--config.compilation_cache={cache}",
+        "--config.workers=2",
+    ]
 
 
 def run(workdir, cache, kill_after=None):
@@ -78,10 +88,8 @@ class Pair:
     def __init__(self, workdir, cache):
         self.workdir = workdir
         env = {**os.environ, "PYTHON": sys.executable, "LOGDIR": f"{workdir}_logs", "XLA_FLAGS": ""}
-        line = [
-            "launch/local.sh", "--processes", "2", "--devices-per-process", "1", "--",
-            *command(workdir, cache)[3:], "--config.log_every=1",
-        ]  # fmt: skip
+        two = ["launch/local.sh", "--processes", "2", "--devices-per-process", "1"]
+        line = [*two, "--", *command(workdir, cache)[3:], "--config.log_every=1"]
         self.launcher = subprocess.Popen(
             line, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )

@@ -1,4 +1,4 @@
-"""The clock of a run knows devices by their names; a trace is written whether or not its steps are all run."""
+"""The clock of a run knows devices by their names; a trace is written even if steps are not run."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,11 @@
-"""A run that starts from weights: its first step is the source's after one average, and what does not fit is said."""
+"""A run that starts from weights: its first step is the source's after one average.
+
+What does not fit is said.
+"""
 
 import dataclasses
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +30,10 @@ def config_of(**changes):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A workdir, its state, and the MoCo authors' layout of it: encoders differ, the queue's pointer is not at 0."""
+    """A workdir, its state, and a file of it in the MoCo authors' layout.
+
+    Its encoders differ, and its queue's pointer is not at 0.
+    """
     place = tmp_path_factory.mktemp("source")
     config = config_of()
     state = states.drawn(config, pointer=1)
@@ -72,23 +79,34 @@ def test_the_first_step_is_the_sources_after_one_average(source, program):
     _, state, path = source
     weights = warm_start.read(config_of(init_from=path), program.abstract)
     begun = warm_start.begin(program, weights, 0.75)
-    assert jax.tree.map(lambda x: x.sharding, begun) == jax.tree.map(lambda x: x.sharding, program.abstract)  # fmt: skip
+    shardings = jax.tree.map(lambda x: x.sharding, program.abstract)
+    assert jax.tree.map(lambda x: x.sharding, begun) == shardings
     same(begun.params, state.params)
     same(begun.batch_stats, state.batch_stats)
     same(begun.key_batch_stats, state.key_batch_stats)
-    averaged = jax.tree.map(lambda k, q: np.float32(0.75) * k + np.float32(0.25) * q, state.key_params, state.params)  # fmt: skip
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), begun.key_params, averaged)  # fmt: skip
+
+    def average(key, query):
+        return np.float32(0.75) * key + np.float32(0.25) * query
+
+    averaged = jax.tree.map(average, state.key_params, state.params)
+    near = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
+    jax.tree.map(near, begun.key_params, averaged)
     assert (int(begun.step), int(begun.schedule_step), int(begun.skipped_steps)) == (0, 0, 0)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(begun.opt_state))
 
-    # The source's own state at the start of a run, with NumPy's average; its queue as it lies there.
+    # The source's own state at the start of a run, with NumPy's average and its queue as it lies
+    # there.
     fresh = program.initial()
+    counts = dict(index=fresh.dictionary.index, count=fresh.dictionary.count)
     old = dataclasses.replace(
-        fresh, params=state.params, batch_stats=state.batch_stats, key_params=averaged,
+        fresh,
+        params=state.params,
+        batch_stats=state.batch_stats,
+        key_params=averaged,
         key_batch_stats=state.key_batch_stats,
-        dictionary=state.dictionary.replace(index=fresh.dictionary.index, count=fresh.dictionary.count),
-    )  # fmt: skip
-    old = jax.device_put(jax.device_get(old), jax.tree.map(lambda x: x.sharding, program.abstract))
+        dictionary=state.dictionary.replace(**counts),
+    )
+    old = jax.device_put(jax.device_get(old), shardings)
     rng = np.random.default_rng(0)
     rows = {name: rng.integers(0, 256, (64, 32, 32, 3), np.uint8) for name in ("query", "key")}
     batch = Batch(**mesh.to_devices(program.mesh, rows | {"index": np.arange(64, dtype=np.int32)}))
@@ -136,7 +154,12 @@ def test_what_is_not_there_or_does_not_fit_starts_fresh_and_is_said(source, prog
 
 def test_a_run_takes_head_and_queue_of_solo_learns_file(source, program, tmp_path):
     arrays = files.read(source[2])
-    names = {"encoder_q.fc.": "projector.", "encoder_k.fc.": "momentum_projector.", "encoder_q.": "backbone.", "encoder_k.": "momentum_backbone."}  # fmt: skip
+    names = {
+        "encoder_q.fc.": "projector.",
+        "encoder_k.fc.": "momentum_projector.",
+        "encoder_q.": "backbone.",
+        "encoder_k.": "momentum_backbone.",
+    }
     entries = {}
     for name, array in arrays.items():
         new = name.removeprefix("module.")
@@ -147,7 +170,9 @@ def test_a_run_takes_head_and_queue_of_solo_learns_file(source, program, tmp_pat
     files.write(path, entries, {})
     weights = warm_start.read(config_of(init_from=path, stem="cifar_pad2"), program.abstract)
     expected = warm_start.read(config_of(init_from=source[2]), program.abstract)
-    same((weights.query, weights.key, weights.queue), (expected.query, expected.key, expected.queue))  # fmt: skip
+    same(weights.query, expected.query)
+    same(weights.key, expected.key)
+    same(weights.queue, expected.queue)
     assert weights.queue is not None
     assert "the queue is taken along" in weights.remarks
     with pytest.raises(UserError, match=r"init_from=.*solo-learn's network has stem='cifar_pad2'"):
@@ -158,12 +183,15 @@ def test_a_run_takes_head_and_queue_of_solo_learns_file(source, program, tmp_pat
     ("changes", "says"),
     [
         (dict(arch="resnet18"), "init_from=.*: these are weights of resnet10, not of resnet18"),
-        (dict(width=16), "width 8.* does not fit this run: params/bn1/bias has shape .8,., not .16,."),
+        (
+            dict(width=16),
+            "width 8.* does not fit this run: params/bn1/bias has shape .8,., not .16,.",
+        ),
         (dict(init_from="cut.safetensors"), "init_from=.*cut.safetensors.* is damaged"),
         (dict(init_from="none.pth"), "init_from=.*none.pth is not there"),
         (dict(init_from=""), "init_from=.*is no workdir"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_used_is_one_line_before_anything_is_written(
     source, tmp_path, changes, says
 ):
@@ -178,7 +206,9 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_starts_from_a_workdir_and_then_goes_on_from_its_own_checkpoint(source, tmp_path, capsys):  # fmt: skip
+def test_a_run_starts_from_a_workdir_and_then_goes_on_from_its_own_checkpoint(
+    source, tmp_path, capsys
+):
     place, first = tmp_path / "run", tmp_path / "first"
     shutil.copytree(source[0], first)
     loop.train(config_of(init_from=str(first)), str(place), set())

@@ -1,4 +1,4 @@
-"""Weights to every format and back, files in the names of others, and outputs beside PyTorch's own networks."""
+"""Weights to every format and back, files under others' names, outputs beside PyTorch's."""
 
 import copy
 from functools import cache, partial
@@ -168,9 +168,15 @@ def vit(head, conv_stem):
     timm = pytest.importorskip("timm", reason="the authors' ViT is timm's: pip install '.[torch]'")
     own_stem = {"embed_layer": partial(verify._conv_stem, torch, [3, 6, 12, 24])}
     net = timm.models.vision_transformer.VisionTransformer(
-        img_size=32, patch_size=16, embed_dim=24, depth=11 if conv_stem else 12, num_heads=12,
-        num_classes=0, norm_layer=partial(nn.LayerNorm, eps=1e-6), **(own_stem if conv_stem else {}),
-    )  # fmt: skip
+        img_size=32,
+        patch_size=16,
+        embed_dim=24,
+        depth=11 if conv_stem else 12,
+        num_heads=12,
+        num_classes=0,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        **(own_stem if conv_stem else {}),
+    )
     table = np.pad(sincos_positions(2, 2, 24), ((1, 0), (0, 0)))[None]
     net.pos_embed = nn.Parameter(torch.tensor(table, dtype=torch.float32), requires_grad=False)
     net.head = head
@@ -203,8 +209,8 @@ class MoCo(nn.Module):
         with torch.no_grad():
             for name, value in self.state_dict().items():
                 if value.is_floating_point() and not name.endswith(("queue", "pos_embed")):
-                    noise = torch.randn_like(value)
-                    value.copy_(torch.exp(0.2 * noise) if "running_var" in name else value + 0.05 * noise)  # fmt: skip
+                    noise, spread = torch.randn_like(value), "running_var" in name
+                    value.copy_(torch.exp(0.2 * noise) if spread else value + 0.05 * noise)
 
 
 def run(net, images):
@@ -218,10 +224,12 @@ def test_a_checkpoint_of_the_authors_gives_their_outputs(tmp_path, kind):
     theirs, path = MoCo(kind), str(tmp_path / "checkpoint_0199.pth.tar")
     state_dict = {f"module.{k}": v for k, v in theirs.state_dict().items()}
     optimizer = torch.optim.SGD(theirs.parameters(), 0.03, momentum=0.9)
-    torch.save({"epoch": 200, "arch": "vit_small" if "vit" in kind else "resnet10",
-                "state_dict": state_dict, "optimizer": optimizer.state_dict()}, path)  # fmt: skip
+    checkpoint = {"epoch": 200, "arch": "vit_small" if "vit" in kind else "resnet10"}
+    checkpoint |= {"state_dict": state_dict, "optimizer": optimizer.state_dict()}
+    torch.save(checkpoint, path)
     found = bridge.load(path)
-    assert found.options["name"] == {"v3 vit": "vit_small", "v3 conv vit": "vit_conv_small"}.get(kind, "resnet10")  # fmt: skip
+    vits = {"v3 vit": "vit_small", "v3 conv vit": "vit_conv_small"}
+    assert found.options["name"] == vits.get(kind, "resnet10")
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     inputs = torch.tensor(images).permute(0, 3, 1, 2)
     encoder = found.encoder
@@ -254,14 +262,18 @@ def test_a_checkpoint_of_the_authors_gives_their_outputs(tmp_path, kind):
             assert torch.equal(again["state_dict"][name], value), name
         assert again["state_dict"][name].shape == value.shape, name
         assert again["state_dict"][name].dtype == value.dtype, name
-    MoCo(kind).load_state_dict({k.removeprefix("module."): v for k, v in again["state_dict"].items()})  # fmt: skip
+    named = {k.removeprefix("module."): v for k, v in again["state_dict"].items()}
+    MoCo(kind).load_state_dict(named)
 
 
 # What other libraries call the same network.
 
 
 def in_parts(net, first):
-    """The names in a Sequential of a ResNet's parts, as lightly's examples have it: layer1 is its part number `first`."""
+    """A ResNet's weights, named as in a Sequential of its parts, which lightly's examples have.
+
+    The part layer1 has the number `first`.
+    """
     numbers = {"conv1": 0, "bn1": 1} | {f"layer{i + 1}": first + i for i in range(4)}
     return {
         f"{numbers[name.split('.')[0]]}.{name.split('.', 1)[1]}": value
@@ -288,12 +300,13 @@ def test_state_dicts_of_other_libraries_give_their_features(tmp_path, library, l
     net = resnet10(nn.Linear(512, 3))
     own = {k: v for k, v in net.state_dict().items() if not k.startswith("fc.")}
     beside = {} if library == "torchvision" else {left_out[0]: torch.zeros(2, 2)}
+    parts = in_parts(net, 4)
     state_dict = {
         "torchvision": net.state_dict(),
-        "lightly": under("backbone.", in_parts(net, 4)) | under("backbone_momentum.", in_parts(net, 4)),
+        "lightly": under("backbone.", parts) | under("backbone_momentum.", parts),
         "solo-learn": under("backbone.", own) | under("momentum_backbone.", own),
         "old solo-learn": under("encoder.", own) | under("momentum_encoder.", own),
-    }[library]  # fmt: skip
+    }[library]
     path = str(tmp_path / "weights.ckpt")
     torch.save({"state_dict": state_dict | beside}, path)
     found = bridge.load(path)
@@ -378,7 +391,7 @@ def test_what_a_format_cannot_hold_is_said(tmp_path, name, path, kind, which, sa
 
 @pytest.mark.parametrize("kind", ["v1", "v3 vit"])
 def test_the_authors_linear_scripts_read_it(tmp_path, kind):
-    """Their rule: entries of the query encoder without the head; only the classifier may be missing."""
+    """Scripts take entries of the query encoder without head; only a classifier may be missing."""
     options = MADE[kind] | ({"width": 64} if kind == "v1" else {})
     path = str(tmp_path / "moco.pth.tar")
     bridge.save(Pretrained(options, drawn(options, 0), image_size=32), path, "moco")

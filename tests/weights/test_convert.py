@@ -1,4 +1,4 @@
-"""The command line of the bridge: a workdir becomes the authors' checkpoint, verified; bad input is one line."""
+"""The bridge's command line: a workdir becomes the authors' checkpoint; bad input is one line."""
 
 import os
 import subprocess
@@ -26,7 +26,10 @@ def convert(*words):
 
 @pytest.fixture
 def run(tmp_path):
-    """A workdir with one checkpoint, and the state in it: the encoders differ, the queue's pointer is not at 0."""
+    """A workdir with one checkpoint, and the state in it.
+
+    Its encoders differ, and its queue's pointer is not at 0.
+    """
     # The batch does not divide the queue: keys above its size must not come along.
     config, workdir = tiny(queue_size=160), epath.Path(tmp_path / "run")
     return workdir, states.save_drawn(workdir, config, 3, pointer=1)

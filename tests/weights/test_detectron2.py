@@ -44,8 +44,11 @@ def test_names_and_shapes_of_a_bottleneck():
     expected = {"stem.conv1.weight": (8, 3, 7, 7)}
     expected |= {f"stem.conv1.norm.{leaf}": (8,) for leaf in norm}
     for place, shape in {
-        "conv1": (8, 8, 1, 1), "conv2": (8, 8, 3, 3), "conv3": (32, 8, 1, 1), "shortcut": (32, 8, 1, 1),
-    }.items():  # fmt: skip
+        "conv1": (8, 8, 1, 1),
+        "conv2": (8, 8, 3, 3),
+        "conv3": (32, 8, 1, 1),
+        "shortcut": (32, 8, 1, 1),
+    }.items():
         expected[f"res2.0.{place}.weight"] = shape
         expected |= {f"res2.0.{place}.norm.{leaf}": shape[:1] for leaf in norm}
     assert {k: v for k, v in saved.items() if k.startswith(("stem.", "res2.0."))} == expected

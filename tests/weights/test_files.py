@@ -1,4 +1,4 @@
-"""Files of weights: what wants to run does not, what is cut off is said, and what is written is read again."""
+"""Files of weights: code in them does not run, cut-off files are named, written ones read again."""
 
 import json
 import os
@@ -68,7 +68,8 @@ def test_a_malicious_pickle_does_nothing(tmp_path, ending):
         path.write_bytes(pickle.dumps({"model": {"a": Evil(place)}}))
     else:
         torch = pytest.importorskip("torch", reason="pip install '.[torch]'")
-        torch.save({"state_dict": {"a": Evil(place)}}, path, _use_new_zipfile_serialization=ending == "pth")  # fmt: skip
+        evil, zipped = {"state_dict": {"a": Evil(place)}}, ending == "pth"
+        torch.save(evil, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"is refused: it asks for \S+ to be run") as error:
         files.read(str(path))
     assert "\n" not in str(error.value)
@@ -230,13 +231,14 @@ def test_pytorch_is_not_needed_to_read_its_files(tmp_path, monkeypatch, new):
 
 @pytest.mark.parametrize("package", ["torch", "safetensors"])
 def test_a_missing_package_is_named(tmp_path, package):
+    path = str(tmp_path / ("w.pth" if package == "torch" else "w.safetensors"))
     code = f"""
 import sys
 sys.modules["{package}"] = None
 from moco_jax.base.errors import UserError
 from moco_jax.weights import files
 try:
-    files.write({str(tmp_path / "w.pth")!r} if "{package}" == "torch" else {str(tmp_path / "w.safetensors")!r}, {{}}, {{}})
+    files.write({path!r}, {{}}, {{}})
 except UserError as error:
     print(error)
 """

@@ -1,4 +1,4 @@
-"""Files as lightly and solo-learn write them, with heads, predictor and queue: what is taken, from where, and what is not."""
+"""Files of lightly and solo-learn: which heads, predictors and queues are taken, and which not."""
 
 import copy
 from functools import partial
@@ -37,8 +37,8 @@ def shaken(net):
     with torch.no_grad():
         for name, value in net.state_dict().items():
             if value.is_floating_point() and "pos" not in name:
-                noise = torch.randn_like(value)
-                value.copy_(torch.exp(0.2 * noise) if "running_var" in name else value + 0.05 * noise)  # fmt: skip
+                noise, spread = torch.randn_like(value), "running_var" in name
+                value.copy_(torch.exp(0.2 * noise) if spread else value + 0.05 * noise)
     return net
 
 
@@ -56,7 +56,7 @@ def small_resnet(padding, relu):
 
 @pytest.mark.parametrize("library", ["lightly", "solo-learn"])
 def test_moco_v2_on_cifar_gives_the_outputs_of_both_encoders(tmp_path, library):
-    """lightly puts the parts of its ResNet in a row, without ReLU after bn1; solo-learn pads the image by two."""
+    """lightly puts its ResNet's parts in a row, without ReLU after bn1; solo-learn pads by two."""
     torch.manual_seed(0)
     solo = library == "solo-learn"
     net = small_resnet(padding=2 if solo else 1, relu=solo)
@@ -65,31 +65,39 @@ def test_moco_v2_on_cifar_gives_the_outputs_of_both_encoders(tmp_path, library):
     queue = nn.functional.normalize(torch.randn(2, 6, 8), dim=1)
     if solo:
         state_dict = (
-            under("backbone.", net.state_dict()) | under("momentum_backbone.", momentum_net.state_dict())
-            | under("projector.", head.state_dict()) | under("momentum_projector.", momentum_head.state_dict())
-            | {"queue": queue, "queue_ptr": torch.tensor([3]), "classifier.weight": torch.zeros(2, 512)}
-        )  # fmt: skip
+            under("backbone.", net.state_dict())
+            | under("momentum_backbone.", momentum_net.state_dict())
+            | under("projector.", head.state_dict())
+            | under("momentum_projector.", momentum_head.state_dict())
+            | {"queue": queue, "queue_ptr": torch.tensor([3])}
+            | {"classifier.weight": torch.zeros(2, 512)}
+        )
     else:
         numbered = [
             {k.replace("downsample", "shortcut"): v for k, v in in_parts(n, 2).items()}
             for n in (net, momentum_net)
         ]
         state_dict = (
-            under("backbone.", numbered[0]) | under("backbone_momentum.", numbered[1])
+            under("backbone.", numbered[0])
+            | under("backbone_momentum.", numbered[1])
             | under("projection_head.layers.", head.state_dict())
             | under("projection_head_momentum.layers.", momentum_head.state_dict())
-        )  # fmt: skip
+        )
     path = str(tmp_path / "epoch=9.ckpt")
     torch.save({"state_dict": state_dict}, path)
     found = bridge.load(path)
     assert found.options == {
-        "name": "resnet10", "stem": "cifar_pad2" if solo else "cifar_no_relu",
-        "head": "mlp", "head_width": 9, "dim": 6,
-    }  # fmt: skip
+        "name": "resnet10",
+        "stem": "cifar_pad2" if solo else "cifar_no_relu",
+        "head": "mlp",
+        "head_width": 9,
+        "dim": 6,
+    }
     assert found.left_out == (("classifier.weight",) if solo else ())
     assert found.remarks == ()
     ours, theirs = images()
-    for variables, encoder, on_top in ((found.query, net, head), (found.key, momentum_net, momentum_head)):  # fmt: skip
+    both = (found.query, net, head), (found.key, momentum_net, momentum_head)
+    for variables, encoder, on_top in both:
         pooled = features(found, variables, ours)
         assert worst(pooled, run(encoder, theirs)) <= 1e-4
         projected = found.encoder.apply(variables, pooled, method="project")
@@ -99,24 +107,40 @@ def test_moco_v2_on_cifar_gives_the_outputs_of_both_encoders(tmp_path, library):
         np.testing.assert_array_equal(found.queue, queue[1].numpy().T[[3, 4, 5, 6, 7, 0, 1, 2]])
     else:
         assert found.queue is None
-    with pytest.raises(UserError, match=f"{library}'s network has stem='cifar_.*stem='cifar' it is another"):  # fmt: skip
+    says = f"{library}'s network has stem='cifar_.*stem='cifar' it is another"
+    with pytest.raises(UserError, match=says):
         bridge.load(path, stem="cifar")
+
+
+# What the authors call encoders, in v3 and before: "q" is the query encoder, "k" the key encoder.
+AUTHORS = {"base_encoder": "q", "momentum_encoder": "k", "encoder_q": "q", "encoder_k": "k"}
+# Prefixes of the heads of queries and of keys, and of the backbones of queries and of keys.
+PREFIXES = {
+    "lightly": (
+        "projection_head.layers.",
+        "projection_head_momentum.layers.",
+        "backbone.",
+        "backbone_momentum.",
+    ),
+    "lightly's benchmark": (
+        "query_projection_head.layers.",
+        "projection_head.layers.",
+        "query_backbone.",
+        "backbone.",
+    ),
+    "solo-learn": ("projector.", "momentum_projector.", "backbone.", "momentum_backbone."),
+    "old solo-learn": ("projector.", "momentum_projector.", "encoder.", "momentum_encoder."),
+}
 
 
 def as_of(library, name):
     """The weights `made(name)` under another library's names."""
     entries, _ = bridge.entries(made(name), "moco")
     entries = {k.removeprefix("module."): v for k, v in entries.items()}
-    vit = "vit" in name
-    rules = {f"{a}.{'head' if vit else 'fc'}.": f"{b}_head." for a, b in (("base_encoder", "q"), ("momentum_encoder", "k"), ("encoder_q", "q"), ("encoder_k", "k"))}  # fmt: skip
-    rules |= {"base_encoder.": "q.", "momentum_encoder.": "k.", "encoder_q.": "q.", "encoder_k.": "k."}  # fmt: skip
-    to = {
-        "lightly": ("projection_head.layers.", "projection_head_momentum.layers.", "backbone.", "backbone_momentum."),
-        "lightly's benchmark": ("query_projection_head.layers.", "projection_head.layers.", "query_backbone.", "backbone."),
-        "solo-learn": ("projector.", "momentum_projector.", "backbone.", "momentum_backbone."),
-        "old solo-learn": ("projector.", "momentum_projector.", "encoder.", "momentum_encoder."),
-    }[library]  # fmt: skip
-    names = dict(zip(("q_head.", "k_head.", "q.", "k."), to, strict=True))
+    head = "head" if "vit" in name else "fc"
+    rules = {f"{encoder}.{head}.": f"{short}_head." for encoder, short in AUTHORS.items()}
+    rules |= {f"{encoder}.": f"{short}." for encoder, short in AUTHORS.items()}
+    names = dict(zip(("q_head.", "k_head.", "q.", "k."), PREFIXES[library], strict=True))
     renamed = {}
     for key, array in entries.items():
         for old, new in rules.items():
@@ -167,7 +191,8 @@ def test_heads_of_other_kinds_are_left_out_and_the_reason_is_said(tmp_path):
     found = bridge.load(path)
     assert "head" not in found.options
     assert "unexpected projector.4.weight" in found.remarks[0]
-    assert {n.split(".")[0] for n in found.left_out} == {"projector", "momentum_projector", "predictor"}  # fmt: skip
+    left_out = {n.split(".")[0] for n in found.left_out}
+    assert left_out == {"projector", "momentum_projector", "predictor"}
     assert_same_bits(part(found.query, "backbone"), part(made("v3 resnet").query, "backbone"))
 
 
@@ -215,9 +240,12 @@ def test_lightlys_wrapped_vits_are_read(tmp_path, order):
 
 def test_split_statistics_become_their_mean_and_stems_are_told_apart(tmp_path):
     split = {
-        "0.weight": np.zeros((2, 3, 3, 3)), "1.weight": np.ones(2), "2.0.conv1.weight": np.zeros((2, 2, 3, 3)),
-        "1.running_mean": np.array([1.0, 2, 3, 6]), "1.running_var": np.array([1.0, 2]),
-    }  # fmt: skip
+        "0.weight": np.zeros((2, 3, 3, 3)),
+        "1.weight": np.ones(2),
+        "2.0.conv1.weight": np.zeros((2, 2, 3, 3)),
+        "1.running_mean": np.array([1.0, 2, 3, 6]),
+        "1.running_var": np.array([1.0, 2]),
+    }
     plain = layouts.plain(split)
     np.testing.assert_array_equal(plain["bn1.running_mean"], [2, 4])
     np.testing.assert_array_equal(plain["bn1.running_var"], [1, 2])

@@ -1,4 +1,4 @@
-"""Hugging Face folders: names, shapes and bits, the models and processors of transformers that load them, and refusals."""
+"""Hugging Face folders: names, shapes, bits, refusals; transformers' models and processors load."""
 
 import json
 import math
@@ -79,10 +79,14 @@ def test_names_and_architecture_are_as_on_the_hub(tmp_path):
 
 
 NEWER = {
-    "encoder.layer.": "layers.", "attention.attention.query": "attention.q_proj",
-    "attention.attention.key": "attention.k_proj", "attention.attention.value": "attention.v_proj",
-    "attention.output.dense": "attention.o_proj", "intermediate.dense": "mlp.fc1", ".output.dense": ".mlp.fc2",
-}  # fmt: skip
+    "encoder.layer.": "layers.",
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    ".output.dense": ".mlp.fc2",
+}
 
 
 def test_a_classifiers_file_and_newer_names_are_read(tmp_path):
@@ -108,11 +112,15 @@ def test_a_classifiers_file_and_newer_names_are_read(tmp_path):
     ("options", "out", "says"),
     [
         (RESNET | dict(stem="cifar"), "hf", "only ResNets with the 7x7 stem, .*stem='cifar'"),
-        (CONV_VIT, "hf", "only ViTs with a patch projection, and vit_conv_small has a convolutional"),
+        (
+            CONV_VIT,
+            "hf",
+            "only ViTs with a patch projection, and vit_conv_small has a convolutional",
+        ),
         (RESNET, "hf.safetensors", "is a folder; .* is named as a file"),
         (RESNET, "", "exists and is not empty"),
     ],
-)  # fmt: skip
+)
 def test_what_a_folder_cannot_hold_is_said(tmp_path, options, out, says):
     (tmp_path / "config.json").write_text("of a run")
     pretrained = Pretrained(options, drawn(options, 0, False), image_size=32)

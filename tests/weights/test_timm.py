@@ -30,7 +30,7 @@ def test_there_and_back_keeps_every_bit(conv_stem):
 
 
 def test_names_and_shapes_of_the_conv_stem_are_the_authors():
-    """Those of the authors' checkpoints: a Sequential of four times convolution, norm, ReLU, and one convolution."""
+    """The conv stem is a Sequential: four times convolution, norm, ReLU; then one convolution."""
     saved = weights.save(random_bits(True), 32)
     stem = {k: v.shape for k, v in saved.items() if k.startswith("patch_embed") and v.ndim == 4}
     assert stem == {
@@ -62,7 +62,8 @@ def test_every_fault_is_named():
         "blocks.0.mlp.fc1.weight has shape (24, 96), not (96, 24)",
         "missing blocks.1.attn.qkv.bias",
         "patch_embed.proj.weight has shape (24, 48), not (24, 3, 4, 4)",
-        "pos_embed is not the fixed sine and cosine table, and a ViT has no other positions here, no learnt ones",
+        "pos_embed is not the fixed sine and cosine table, "
+        "and a ViT has no other positions here, no learnt ones",
         "unexpected blocks.7.norm1.weight",
     ]
 

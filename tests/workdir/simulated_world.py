@@ -1,4 +1,7 @@
-"""A world with its own clock, in which threads go on one at a time, in an order that a seed draws; nothing waits really."""
+"""A world with its own clock, in which threads take turns in an order that a seed draws.
+
+Nothing really waits.
+"""
 
 import random
 import threading
@@ -11,12 +14,18 @@ class Killed(BaseException):
 class World:
     """Time and order of processes, each a thread.
 
-    Every `sleep` hands over to another process; `interrupt` may as well stand for a moment, for a suspension, or be the
-    last that a process does.
+    Every `sleep` hands over to another process; an `interrupt` may be a moment, a suspension, or
+    the last that a process does.
     """
 
     def __init__(self, seed, suspensions=(), kills=0.0):
-        """`suspensions`: seconds for which an `interrupt` may hold a process up; `kills`: how likely it ends one."""
+        """Draw from `seed` which process is next, and what becomes of each `interrupt`.
+
+        Args:
+            seed: of all that is drawn.
+            suspensions: seconds for which an `interrupt` may hold a process up.
+            kills: how likely an `interrupt` ends its process.
+        """
         self.random = random.Random(seed)
         self.now, self.events, self.dead = 0.0, [], set()
         self._suspensions, self._kills = suspensions, kills

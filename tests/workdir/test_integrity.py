@@ -1,4 +1,4 @@
-"""What a start trusts of a workdir: every kind of damage is named, and a refusal changes nothing and comes again."""
+"""What a start trusts of a workdir: damage is named; a refusal changes nothing and comes again."""
 
 import contextlib
 import dataclasses
@@ -57,9 +57,32 @@ def tree(place):
 
 
 NAMES = [
-    "040", "0", "00", "+7", "-3", " 8", "8 ", "1e2", "4_0", "4.0", "0x28", "²", "³¹", "٣", "४०", "①", "Ⅳ", "abc",
-    "40.orbax-checkpoint-tmp", "40~", "é", "9" * 25, "\udcff", "a\nb", "__MACOSX",
-]  # fmt: skip
+    "040",
+    "0",
+    "00",
+    "+7",
+    "-3",
+    " 8",
+    "8 ",
+    "1e2",
+    "4_0",
+    "4.0",
+    "0x28",
+    "²",
+    "³¹",
+    "٣",
+    "४०",
+    "①",
+    "Ⅳ",
+    "abc",
+    "40.orbax-checkpoint-tmp",
+    "40~",
+    "é",
+    "9" * 25,
+    "\udcff",
+    "a\nb",
+    "__MACOSX",
+]
 
 
 @pytest.mark.parametrize("folder", [True, False])
@@ -113,7 +136,8 @@ def damage(place, kind, rng):
         (folder / "about").rmtree()
         digests.write(folder, record)
     elif kind == "about of no settings":
-        (folder / "about/metadata").write_bytes(rng.choice([b"[]", b"null", b"\xff", b"{}", b"[" * 9999]))  # fmt: skip
+        content = rng.choice([b"[]", b"null", b"\xff", b"{}", b"[" * 9999])
+        (folder / "about/metadata").write_bytes(content)
         digests.write(folder, record)
     elif kind == "digests are a pipe":
         record.unlink()
@@ -130,10 +154,23 @@ def damage(place, kind, rng):
 
 
 KINDS = [
-    "a link to nothing", "a link to itself", "a pipe", "a folder", "gone", "cut", "one bit", "renamed", "a file in its place",
-    "renamed with its digests", "no about", "about of no settings", "digests are a pipe", "digests are a folder",
-    "digests of a list", "a later step without content",
-]  # fmt: skip
+    "a link to nothing",
+    "a link to itself",
+    "a pipe",
+    "a folder",
+    "gone",
+    "cut",
+    "one bit",
+    "renamed",
+    "a file in its place",
+    "renamed with its digests",
+    "no about",
+    "about of no settings",
+    "digests are a pipe",
+    "digests are a folder",
+    "digests of a list",
+    "a later step without content",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,8 +238,11 @@ def test_a_run_that_was_ended_while_it_saved_its_first_checkpoint_begins_anew(pl
 def test_a_recipe_is_held_against_the_checkpoint_and_config_json(place, name):
     """Every recipe setting, wherever the other value stands."""
     value = SETTINGS[name]
-    other = not value if isinstance(value, bool) else [*value, 7] if isinstance(value, list) else None  # fmt: skip
-    if other is None:
+    if isinstance(value, bool):
+        other = not value
+    elif isinstance(value, list):
+        other = [*value, 7]
+    else:
         other = value + 1 if isinstance(value, int | float) else f"{value}_other"
     changed = SETTINGS | {name: other}
     path = place / "config.json"
@@ -224,14 +264,33 @@ def test_a_recipe_is_held_against_the_checkpoint_and_config_json(place, name):
 
 
 ODD = [
-    b"null", b"[]", b"7", b'"text"', b"true", b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"lr": 1', b"NaN", b"[{}]", b"\0" * 9,
-    b"{} {}", b"{'lr': 1}", b"\xef\xbb\xbf{}", b'"', b"-", b"1e999", b"[null]", b'{"a": "\xe9"}',
-]  # fmt: skip
+    b"null",
+    b"[]",
+    b"7",
+    b'"text"',
+    b"true",
+    b"",
+    b"{",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"lr": 1',
+    b"NaN",
+    b"[{}]",
+    b"\0" * 9,
+    b"{} {}",
+    b"{'lr': 1}",
+    b"\xef\xbb\xbf{}",
+    b'"',
+    b"-",
+    b"1e999",
+    b"[null]",
+    b'{"a": "\xe9"}',
+]
 
 
 @pytest.mark.parametrize("content", ODD, ids=repr)
 def test_a_config_json_that_holds_no_settings(place, content):
-    """Twenty-one contents: mended where a checkpoint knows the settings, refused in one line where none does."""
+    """Twenty-one contents are mended from a checkpoint, or refused in one line if there is none."""
     path = place / "config.json"
     path.write_bytes(content)
     (line,) = recipe_check.mended(place, 40)
@@ -260,10 +319,18 @@ def test_a_value_of_another_type_in_config_json_is_named(place):
 
 
 ERRORS = [
-    OSError(5, "Input/output error"), OSError(30, "Read-only file system"), OSError(28, "No space left on device"),
-    OSError(2, "No such file or directory"), PermissionError(13, "Permission denied"), ValueError("NOT_FOUND: tensorstore"),
-    RuntimeError("two\nlines"), KeyError("name"), TimeoutError(), MemoryError(), AssertionError("", 3),
-]  # fmt: skip
+    OSError(5, "Input/output error"),
+    OSError(30, "Read-only file system"),
+    OSError(28, "No space left on device"),
+    OSError(2, "No such file or directory"),
+    PermissionError(13, "Permission denied"),
+    ValueError("NOT_FOUND: tensorstore"),
+    RuntimeError("two\nlines"),
+    KeyError("name"),
+    TimeoutError(),
+    MemoryError(),
+    AssertionError("", 3),
+]
 
 
 def save_and_wait(saving, state):

@@ -1,4 +1,7 @@
-"""One run to a workdir: of generated starts, stops, kills and suspensions none lets two runs write, here or in a bucket."""
+"""One run to a workdir: no generated start, stop, kill or suspension lets two runs write.
+
+Workdirs are folders of this machine and buckets.
+"""
 
 import itertools
 import json
@@ -6,6 +9,7 @@ import random
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 import tensorflow as tf
@@ -14,8 +18,9 @@ from etils import epath
 from moco_jax.base.errors import Busy, LockLost, UserError
 from moco_jax.cli import command_line
 from moco_jax.training import loop, messages
+from moco_jax.workdir import lock as lock_lib
 from moco_jax.workdir import lock_files, processes, run_lock
-from moco_jax.workdir.run_lock import BEAT, LOCK, POLL, SIGN, STALE, Lock
+from moco_jax.workdir.lock import BEAT, LOCK, POLL, SIGN, STALE, Lock
 from tests.training.test_loop import tiny
 from tests.workdir.simulated_world import World
 
@@ -49,7 +54,7 @@ class SlowFolder(lock_files.Folder):
 
 
 class SlowBucket(lock_files.Bucket):
-    """Objects in memory: the last writer's stays, and each operation takes up to `latency` seconds."""
+    """Objects in memory: the last writer wins, and each operation takes up to `latency` seconds."""
 
     objects: dict
 
@@ -125,10 +130,18 @@ def assert_one_at_a_time(world, runs):
 
 def several(world, store_of, hosts, starts):
     """Between two and five runs."""
-    return {
-        pid: (starts(), a_run(world, store_of(), world.random.choice(hosts), pid, world.random.uniform(5, 150)))
-        for pid in range(1, world.random.randint(3, 6))
-    }  # fmt: skip
+    draw, runs = world.random, {}
+    for pid in range(1, draw.randint(3, 6)):
+        begin = starts()
+        run = a_run(world, store_of(), draw.choice(hosts), pid, draw.uniform(5, 150))
+        runs[pid] = (begin, run)
+    return runs
+
+
+def slow_store(kind, folder, objects, world):
+    if kind == "folder":
+        return SlowFolder(folder, world)
+    return SlowBucket(objects, world, 0.5)
 
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
@@ -137,14 +150,10 @@ def test_of_runs_that_start_at_one_instant_one_goes_on(kind, tmp_path):
         world, objects = World(seed), {}
         folder = tmp_path / str(seed)
         folder.mkdir()
-        runs = several(
-            world,
-            lambda w=world, f=folder, o=objects: SlowFolder(f, w) if kind == "folder" else SlowBucket(o, w, 0.5),
-            ["a", "b", "c"],
-            lambda: 0.0,
-        )  # fmt: skip
+        store_of = partial(slow_store, kind, folder, objects, world)
+        runs = several(world, store_of, ["a", "b", "c"], lambda: 0.0)
         for name, (begin, _) in runs.items():  # that outlives every wait of the others
-            runs[name] = (begin, a_run(world, SlowFolder(folder, world) if kind == "folder" else SlowBucket(objects, world, 0.5), world.random.choice("abc"), name, 200))  # fmt: skip
+            runs[name] = (begin, a_run(world, store_of(), world.random.choice("abc"), name, 200))
         world.run(runs)
         assert_one_at_a_time(world, runs)
         ended = [what for _, _, what in world.events if what not in ("writes", "owner")]
@@ -160,13 +169,8 @@ def test_kills_and_suspensions_never_let_two_runs_write(kind, tmp_path):
         world, objects = World(seed, suspensions=(15, 35, 70, 200), kills=0.003), {}
         folder = tmp_path / str(seed)
         folder.mkdir()
-        world_random = world.random
-        runs = several(
-            world,
-            lambda w=world, f=folder, o=objects: SlowFolder(f, w) if kind == "folder" else SlowBucket(o, w, 0.5),
-            ["a", "b"],
-            lambda r=world_random: r.uniform(0, 250),
-        )  # fmt: skip
+        store_of = partial(slow_store, kind, folder, objects, world)
+        runs = several(world, store_of, ["a", "b"], partial(world.random.uniform, 0, 250))
         world.run(runs)
         assert_one_at_a_time(world, runs)
         said |= {what for _, _, what in world.events}
@@ -174,7 +178,7 @@ def test_kills_and_suspensions_never_let_two_runs_write(kind, tmp_path):
 
 
 def alone(store, host="a", gone=False, world=None):
-    """A start beside nobody, and the seconds it waited; `gone`: whether the owner that is there has ended."""
+    """A start beside nobody, and the seconds it waited; `gone`: whether the owner has ended."""
     world = world or World(0)
     waited, lock = [], Lock("w", store, on(host, 99), world.clock, world.sleep, lambda *_: gone)
 
@@ -193,7 +197,9 @@ def alone(store, host="a", gone=False, world=None):
     return waited
 
 
-def test_an_owner_of_this_machine_that_is_gone_is_replaced_at_once_and_another_after_a_minute(tmp_path):  # fmt: skip
+def test_an_owner_of_this_machine_that_is_gone_is_replaced_at_once_and_another_after_a_minute(
+    tmp_path,
+):
     rng = random.Random(0)
     for number in range(20):
         folder = tmp_path / str(number)
@@ -214,7 +220,7 @@ def test_an_owner_of_this_machine_that_is_gone_is_replaced_at_once_and_another_a
 
 def damaged_locks():
     """Files that no run of this version writes."""
-    rng, whole = random.Random(1), run_lock.Owner("t", "now", on("a", 5)).to_bytes()
+    rng, whole = random.Random(1), lock_lib.Owner("t", "now", on("a", 5)).to_bytes()
     facts = json.loads(whole)
     yield from (
         b"",
@@ -231,9 +237,19 @@ def damaged_locks():
     yield from (whole[: rng.randrange(len(whole) - 2)] for _ in range(6))
     yield from (rng.randbytes(50) for _ in range(4))
     for changes in (
-        dict(lock=2), dict(lock="1"), dict(pid=-1), dict(pid=0), dict(pid=2**40), dict(pid="7"), dict(pid=True), dict(host=None),
-        dict(started=1.5), dict(since=3), dict(token=None), dict(boot=[]),
-    ):  # fmt: skip
+        dict(lock=2),
+        dict(lock="1"),
+        dict(pid=-1),
+        dict(pid=0),
+        dict(pid=2**40),
+        dict(pid="7"),
+        dict(pid=True),
+        dict(host=None),
+        dict(started=1.5),
+        dict(since=3),
+        dict(token=None),
+        dict(boot=[]),
+    ):
         yield json.dumps(facts | changes).encode()
     yield json.dumps({k: v for k, v in facts.items() if k != "pid"}).encode()
 
@@ -286,7 +302,7 @@ def test_an_owner_puts_back_a_lock_that_was_removed_or_damaged_and_yields_to_a_n
         assert (tmp_path / LOCK).read_bytes() == own
     (tmp_path / LOCK).write_text('{"lock": 9, "token": "of a later version"}')
     lock.check()  # a sign of life was given less than `SAFE` seconds ago
-    world.now += run_lock.SAFE + 1
+    world.now += lock_lib.SAFE + 1
     for _ in range(2):
         with pytest.raises(LockLost, match="was taken over by another run"):
             lock.check()
@@ -299,7 +315,7 @@ def test_after_a_suspension_a_lock_that_is_gone_means_that_another_run_came_and_
     lock = Lock("w", store, on("a", 1), world.clock)
     assert lock.attempt()[0]
     (tmp_path / LOCK).unlink()
-    world.now += run_lock.SAFE + 1
+    world.now += lock_lib.SAFE + 1
     with pytest.raises(LockLost, match="was taken over by another run"):
         lock.check()
     assert not (tmp_path / LOCK).exists()
@@ -313,7 +329,7 @@ def test_a_workdir_that_is_gone_or_fails_ends_the_run_with_one_line(tmp_path, mo
     assert lock.attempt()[0]
     folder.rename(tmp_path / "moved")
     lock.check()
-    world.now += run_lock.SAFE + 1
+    world.now += lock_lib.SAFE + 1
     with pytest.raises(UserError, match="is gone; was it moved away"):
         lock.check()
     assert not folder.exists()
@@ -324,7 +340,7 @@ def test_a_workdir_that_is_gone_or_fails_ends_the_run_with_one_line(tmp_path, mo
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(store, "read", fail)
-    world.now += run_lock.SAFE + 1
+    world.now += lock_lib.SAFE + 1
     with pytest.raises(Busy, match=r"cannot be reached .Input/output error"):
         lock.check()
 
@@ -348,7 +364,7 @@ class Objects(lock_files.Bucket):
 
 
 def suspended(store, meanwhile):
-    """`store`, where `meanwhile` happens between the look before the lock is replaced and the replacing."""
+    """`store`, where `meanwhile` happens after the last look at the lock, before it is replaced."""
     read, looks = store.read, itertools.count(1)
 
     def then_suspended(name):
@@ -381,7 +397,7 @@ def test_who_was_suspended_while_taking_a_lock_lets_an_owner_notice_first(kind, 
         # It is taken for killed half-way, another run takes the lock, and it wakes up and writes.
         owner._store.unblock(LOCK, owner._store.read(LOCK))
         assert owner.attempt()[0]
-        sleep(rng.uniform(run_lock.SLOW, run_lock.SAFE / 2))
+        sleep(rng.uniform(lock_lib.SLOW, lock_lib.SAFE / 2))
 
     late = lock_of(3, lambda store: suspended(store, meanwhile))
     assert late.attempt()[0]
@@ -450,9 +466,9 @@ def test_whether_a_process_is_gone():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Signs of life a hundred times as fast, and waiting for them ten times, as a busy machine is late."""
+    """Signs of life a hundred times as fast, waits only ten times, as a busy machine is late."""
     for name, times in dict(BEAT=100, POLL=100, TELL=100, SAFE=10, STALE=10).items():
-        monkeypatch.setattr(run_lock, name, getattr(run_lock, name) / times)
+        monkeypatch.setattr(lock_lib, name, getattr(lock_lib, name) / times)
 
 
 @pytest.mark.parametrize("error", [None, UserError, KeyboardInterrupt, SystemExit])
@@ -512,7 +528,7 @@ def test_a_bucket_is_held_too(monkeypatch, quick):
     assert not tf.io.gfile.glob(f"{place}/*")
     left = Lock(place, lock_files.store_in(place), on("elsewhere", 5))
     assert left.attempt()[0]
-    monkeypatch.setattr(run_lock, "STALE", 0.5)
+    monkeypatch.setattr(lock_lib, "STALE", 0.5)
     said = []
     with run_lock.hold(place, said.append):
         assert b'"pid": 5,' not in lock_files.store_in(place).read(LOCK)
@@ -532,7 +548,9 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "error"), [("busy", Busy), ("refused", UserError)])
-def test_other_processes_of_a_run_end_with_the_line_of_the_first(kind, error, tmp_path, monkeypatch):  # fmt: skip
+def test_other_processes_of_a_run_end_with_the_line_of_the_first(
+    kind, error, tmp_path, monkeypatch
+):
     monkeypatch.setattr(run_lock.jax, "process_index", lambda: 1)
     told = iter([["waiting", "wait"], ["waiting", ""], [kind, "the line"]])
     monkeypatch.setattr(run_lock.hosts, "broadcast", lambda value: next(told))
@@ -549,7 +567,9 @@ def test_other_processes_of_a_run_end_with_the_line_of_the_first(kind, error, tm
     assert not list(tmp_path.iterdir())
 
 
-def test_what_passes_by_itself_ends_with_a_status_on_which_schedulers_start_again(capsys, monkeypatch):  # fmt: skip
+def test_what_passes_by_itself_ends_with_a_status_on_which_schedulers_start_again(
+    capsys, monkeypatch
+):
     def end(status):
         raise SystemExit(f"at once {status}")
 
@@ -575,8 +595,8 @@ def test_a_run_whose_lock_was_taken_writes_nothing_more(tmp_path, monkeypatch):
     def take(step, *arguments):
         text = progress(step, *arguments)
         if step == 3:
-            (tmp_path / LOCK).write_bytes(run_lock.Owner("other", "now", on("b", 5)).to_bytes())
-            locks[0]._safe_from -= run_lock.SAFE + 1  # it was suspended
+            (tmp_path / LOCK).write_bytes(lock_lib.Owner("other", "now", on("b", 5)).to_bytes())
+            locks[0]._safe_from -= lock_lib.SAFE + 1  # it was suspended
             found.append(contents(tmp_path))
         return text
 

@@ -1,4 +1,4 @@
-"""What the evaluations share: the task, the images that flags name, and per cent."""
+"""Shared by all evaluations: the task, opening the images, and the facts of a result."""
 
 import dataclasses
 from typing import Any
@@ -10,19 +10,19 @@ from jax.sharding import Mesh
 
 from moco_jax.base import digests
 from moco_jax.base.console import Console
-from moco_jax.base.errors import UserError
+from moco_jax.base.errors import UserError, nearest_multiples
 from moco_jax.evaluation import published
-from moco_jax.evaluation.images import Report, Subject, open_subject
+from moco_jax.evaluation.images import EvaluationData, Report, open_evaluation_data
 from moco_jax.evaluation.resume import Trainings
 from moco_jax.inference import trained_encoder
 from moco_jax.parallel import hosts
 
-Encoders = dict[str, trained_encoder.Trained]
+Encoders = dict[str, trained_encoder.TrainedEncoder]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What an evaluation is asked for.
+    """The task of one evaluation: its encoders, its flags, and where its results go.
 
     Attributes:
         encoders: under the names that tables give them; 'trained' is there always.
@@ -43,15 +43,15 @@ class Task:
     given: flags.FlagValues
 
     @property
-    def found(self) -> trained_encoder.Trained:
+    def trained(self) -> trained_encoder.TrainedEncoder:
         """The encoder that was trained."""
         return self.encoders["trained"]
 
 
-def open_images(task: Task, features: str) -> Subject:
-    """Open the labelled images that the flags name, and tell what is evaluated on them."""
-    config, found, given = task.found.config, task.found, task.given
-    subject = open_subject(
+def open_images(task: Task, features: str) -> EvaluationData:
+    """Open the labelled images that the flags name, and print what is evaluated on them."""
+    config, trained, given = task.trained.config, task.trained, task.given
+    data = open_evaluation_data(
         config,
         str(task.folder / "index"),
         dataset=given.dataset,
@@ -62,26 +62,26 @@ def open_images(task: Task, features: str) -> Subject:
     )
     hosts.require_agreement(
         {
-            "training images": digests.of_tree((subject.train.indices, subject.train.classes)),
-            "test images": digests.of_tree((subject.test.indices, subject.test.classes)),
+            "training images": digests.of_tree((data.train.indices, data.train.classes)),
+            "test images": digests.of_tree((data.test.indices, data.test.classes)),
         }
     )
-    train, test = (len(images.indices) for images in (subject.train, subject.test))
-    when = f"step {found.step}" if config.dataset else "of a file"
-    assumed = " (ImageNet's are assumed)" if {"mean", "std"} & set(found.assumed) else ""
+    train, test = (len(images.indices) for images in (data.train, data.test))
+    when = f"step {trained.step}" if config.dataset else "of a file"
+    assumed = " (ImageNet's are assumed)" if {"mean", "std"} & set(trained.assumed) else ""
     mean, std = tuple(config.mean), tuple(config.std)
     task.console.facts(
         {
             "encoder": f"{config.arch}, {task.which}, {when}, features: {features}",
             "its images": f"{config.image_size} pixels, mean {mean}, std {std}{assumed}",
-            "training images": f"{train:,} of {subject.train.about}, {subject.classes} classes",
-            "test images": f"{test:,} of {subject.test.about}",
-            "devices": devices(subject.mesh),
+            "training images": f"{train:,} of {data.train.about}, {data.classes} classes",
+            "test images": f"{test:,} of {data.test.about}",
+            "devices": devices(data.mesh),
         }
     )
-    for remark in (*found.remarks, *subject.remarks):
+    for remark in (*trained.remarks, *data.remarks):
         task.console.line(remark)
-    return subject
+    return data
 
 
 def devices(mesh: Mesh) -> str:
@@ -89,28 +89,28 @@ def devices(mesh: Mesh) -> str:
     return f"{mesh.size} x {mesh.devices.flat[0].device_kind} on {jax.process_count()} host(s)"
 
 
-def about(task: Task, subject: Subject, name: str, features: str) -> dict[str, Any]:
-    """What a file of results says beside the results of the evaluation `name`.
+def about(task: Task, data: EvaluationData, name: str, features: str) -> dict[str, Any]:
+    """Collect the facts that stand beside the results of the evaluation `name` in its file.
 
     The console is told how many images are left out, and the published number where there is one.
     """
-    for part in (subject.train, subject.test):
-        damaged = subject.damaged.get(part.about, 0)
+    for part in (data.train, data.test):
+        damaged = data.damaged.get(part.about, 0)
         if damaged:
             whole = len(part.indices)
             task.console.line(
                 f"{part.about}: {damaged:,} of {whole:,} images cannot be decoded and are left out"
             )
-    known = published.of(name, task.found.config) if subject.own else None
+    known = published.of(name, task.trained.config) if data.own else None
     if known:
         task.console.line(f"published: {known[0]} % ({known[1]})")
     return {
         "features": features,
-        "train": subject.train.about,
-        "train_images": len(subject.train.indices),
-        "test": subject.test.about,
-        "test_images": len(subject.test.indices),
-        "left_out": subject.left_out(),
+        "train": data.train.about,
+        "train_images": len(data.train.indices),
+        "test": data.test.about,
+        "test_images": len(data.test.indices),
+        "left_out": data.left_out(),
         "published": known and {"percent": known[0], "source": known[1]},
     }
 
@@ -118,7 +118,10 @@ def about(task: Task, subject: Subject, name: str, features: str) -> dict[str, A
 def require_division(batch_size: int, devices: int) -> None:
     """Refuse a --batch_size of which the devices cannot have equal parts."""
     if batch_size % devices:
-        raise UserError(f"--batch_size={batch_size} does not divide over {devices} devices")
+        works = nearest_multiples(batch_size, devices)
+        raise UserError(
+            f"--batch_size={batch_size} does not divide over {devices} devices; {works}"
+        )
 
 
 def percent(share: float) -> str:

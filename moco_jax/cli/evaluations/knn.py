@@ -7,18 +7,18 @@ import numpy as np
 from moco_jax.base.console import table
 from moco_jax.cli.evaluations.common import Task, about, open_images, percent
 from moco_jax.evaluation import knn
-from moco_jax.evaluation.images import Subject
-from moco_jax.inference.trained_encoder import Trained
+from moco_jax.evaluation.images import EvaluationData
+from moco_jax.inference.trained_encoder import TrainedEncoder
 
 NEIGHBOURS, TEMPERATURES = (10, 20, 100, 200), (0.03, 0.07, 0.1, 0.2)
 
 
 def run(task: Task) -> dict[str, Any]:
     """Print the kNN accuracies of each encoder as a table, and return what is written."""
-    console, config, given = task.console, task.found.config, task.given
+    console, config, given = task.console, task.trained.config, task.given
     features = given.features or config.knn_features
-    subject = open_images(task, features)
-    bank = len(subject.train.indices)
+    data = open_images(task, features)
+    bank = len(data.train.indices)
     ks = given.k or sorted({*NEIGHBOURS, config.knn_k})
     temperatures = given.temperature or sorted({*TEMPERATURES, config.knn_temperature})
     if ks[-1] > bank:
@@ -27,8 +27,8 @@ def run(task: Task) -> dict[str, Any]:
         ks = sorted({min(k, bank) for k in ks})
     results: list[dict[str, Any]] = []
     rows = []
-    for name, found in task.encoders.items():
-        scores = _scores(task, subject, found, features, ks, temperatures)
+    for name, trained in task.encoders.items():
+        scores = _scores(task, data, trained, features, ks, temperatures)
         results += [
             {"encoder": name, "k": k, "temperature": t, "accuracy": scores[k, t]} for k, t in scores
         ]
@@ -42,22 +42,22 @@ def run(task: Task) -> dict[str, Any]:
             f"as the run's monitor votes (k {config.knn_k}, T {config.knn_temperature:g}): "
             + ", ".join(f"{r['encoder']} {percent(r['accuracy'])}" for r in own)
         )
-    return about(task, subject, "knn", features) | {"results": results}
+    return about(task, data, "knn", features) | {"results": results}
 
 
 def _scores(
     task: Task,
-    subject: Subject,
-    found: Trained,
+    data: EvaluationData,
+    trained: TrainedEncoder,
     features: str,
     ks: list[int],
     temperatures: list[float],
 ) -> dict[tuple[int, float], float]:
-    """The accuracy with the encoder `found` for each k and temperature."""
-    encode = subject.encoder(found, features)
-    queries, truth = subject.extract(subject.test, encode, task.report)
-    nearest, classes = knn.Search(queries, ks[-1], subject.mesh), []
-    for some, named in subject.stream(subject.train, encode, task.report):
+    """Compute the accuracy of the encoder `trained` for each k and temperature."""
+    encode = data.encoder(trained, features)
+    queries, truth = data.extract(data.test, encode, task.report)
+    nearest, classes = knn.Search(queries, ks[-1], data.mesh), []
+    for some, named in data.stream(data.train, encode, task.report):
         nearest.add(some)
         classes.append(named)
     cosines, places = nearest.result()

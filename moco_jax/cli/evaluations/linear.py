@@ -14,7 +14,7 @@ from moco_jax.cli.evaluations.common import (
 from moco_jax.data.views import recipes
 from moco_jax.evaluation import grid as grids
 from moco_jax.evaluation import linear
-from moco_jax.evaluation.images import Subject
+from moco_jax.evaluation.images import EvaluationData
 
 FAST_EPOCHS, FAST_BATCH = 30, 256
 
@@ -22,19 +22,19 @@ FAST_EPOCHS, FAST_BATCH = 30, 256
 def run(task: Task) -> dict[str, Any]:
     """Print the linear accuracies of each encoder as a table, and return what is written."""
     features = task.given.features or "backbone"
-    subject = open_images(task, features)
-    recipe = linear.crop_recipe(task.given.augment, subject)
+    data = open_images(task, features)
+    recipe = linear.crop_recipe(task.given.augment, data)
     by = _by_grid if task.given.protocol == "fast" else _on_crops
-    result = by(task, subject, features, recipe)
-    return about(task, subject, "linear", features) | result
+    result = by(task, data, features, recipe)
+    return about(task, data, "linear", features) | result
 
 
 def _on_crops(
-    task: Task, subject: Subject, features: str, recipe: recipes.Recipe
+    task: Task, data: EvaluationData, features: str, recipe: recipes.Recipe
 ) -> dict[str, Any]:
-    given, arch = task.given, subject.config.arch
+    given, arch = task.given, data.config.arch
     chosen = linear.protocol(given.protocol, arch, given.epochs, given.batch_size)
-    require_division(chosen.batch_size, subject.mesh.size)
+    require_division(chosen.batch_size, data.mesh.size)
     full = linear.protocol(given.protocol, arch)
     if chosen != full:
         task.console.line(
@@ -42,12 +42,12 @@ def _on_crops(
             f"instead of {full.epochs} with {full.batch_size}"
         )
     results, rows = [], []
-    for name, found in task.encoders.items():
-        encode = subject.encoder(found, features)
+    for name, trained in task.encoders.items():
+        encode = data.encoder(trained, features)
         kept = task.trainings.one(
-            f"{given.protocol}, {name}", found.encoder, found.variables, features
+            f"{given.protocol}, {name}", trained.encoder, trained.variables, features
         )
-        last, all_scores = linear.train_on_crops(subject, encode, chosen, recipe, task.report, kept)
+        last, all_scores = linear.train_on_crops(data, encode, chosen, recipe, task.report, kept)
         results.append({"encoder": name, "accuracy": last, "accuracy_by_epoch": all_scores})
         rows.append([name, f"{chosen.rate:g}", str(chosen.epochs), percent(last)])
     task.console.line("\n" + table(["encoder", "learning rate", "epochs", "test accuracy"], rows))
@@ -55,31 +55,35 @@ def _on_crops(
     return {"protocol": given.protocol, "augment": given.augment, **how, "results": results}
 
 
-def _by_grid(task: Task, subject: Subject, features: str, recipe: recipes.Recipe) -> dict[str, Any]:
+def _by_grid(
+    task: Task, data: EvaluationData, features: str, recipe: recipes.Recipe
+) -> dict[str, Any]:
     given = task.given
     grid = grids.Grid(given.rates, given.decays)
     if not grid.rates or not grid.decays:
-        raise UserError("--rates and --decays need a number each")
-    if len(subject.train.indices) < 2:
-        raise UserError("one training image is too few: some are held apart to choose by")
+        raise UserError(
+            "--rates and --decays need at least one number each; try --rates=0.1,1,10 --decays=0"
+        )
+    if len(data.train.indices) < 2:
+        raise UserError(
+            "1 training image is too few, as some are set apart to choose by; give at least 2"
+        )
     how = {"epochs": given.epochs or FAST_EPOCHS, "batch_size": given.batch_size or FAST_BATCH}
     results: list[dict[str, Any]] = []
     rows: list[list[str]] = []
-    for name, found in task.encoders.items():
-        encode = subject.encoder(found, features)
-        test, truth = subject.extract(subject.test, encode, task.report)
-        sets, classes = grids.feature_sets(subject, encode, recipe, given.crops, task.report)
+    for name, trained in task.encoders.items():
+        encode = data.encoder(trained, features)
+        test, truth = data.extract(data.test, encode, task.report)
+        sets, classes = grids.feature_sets(data, encode, recipe, given.crops, task.report)
         best = grids.search(
             sets,
             classes,
             test,
             truth,
-            subject.classes,
             grid,
-            subject.mesh,
-            seed=subject.config.seed,
-            report=task.report,
-            **how,
+            data.mesh,
+            grids.FitSettings(data.classes, seed=data.config.seed, **how),
+            task.report,
         )
         rows.append(_row(name, best))
         results.append(_result(name, best))
@@ -94,13 +98,13 @@ def _by_grid(task: Task, subject: Subject, features: str, recipe: recipes.Recipe
     return {**told, "rates": grid.rates, "decays": grid.decays, "results": results}
 
 
-def _row(name: str, best: grids.Found) -> list[str]:
+def _row(name: str, best: grids.Choice) -> list[str]:
     norm = "yes" if best.norm else "no"
     numbers = [f"{best.rate:g}", f"{best.decay:g}", norm, percent(best.best), percent(best.test)]
     return [name, *numbers]
 
 
-def _result(name: str, best: grids.Found) -> dict[str, Any]:
+def _result(name: str, best: grids.Choice) -> dict[str, Any]:
     kinds = zip(("plain", "batch_norm"), best.held_out, strict=True)
     return {
         "encoder": name,
@@ -114,7 +118,7 @@ def _result(name: str, best: grids.Found) -> dict[str, Any]:
     }
 
 
-def _print_held_apart(task: Task, grid: grids.Grid, best: grids.Found) -> None:
+def _print_held_apart(task: Task, grid: grids.Grid, best: grids.Choice) -> None:
     """Print the best accuracy on held apart images at each learning rate."""
     lines = [
         [f"{rate:g}", *(percent(best.held_out[v, r].max()) for v in range(2))]

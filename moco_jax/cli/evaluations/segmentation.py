@@ -19,7 +19,8 @@ from moco_jax.encoders.configured import compute_dtype
 from moco_jax.encoders.resnet import ResNet
 from moco_jax.evaluation import published
 from moco_jax.evaluation.segmentation import data, fcn, scoring, training
-from moco_jax.inference.trained_encoder import Trained
+from moco_jax.evaluation.segmentation.views import InputSettings
+from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
 
@@ -30,12 +31,12 @@ PAPER = {(10_582, 1_449): "segmentation of VOC", (2_975, 500): "segmentation of 
 
 def run(task: Task) -> dict[str, Any]:
     """Print the IoU of each class with each encoder as a table, and return what is written."""
-    config, console, mesh = task.found.config, task.console, mesh_lib.create_mesh()
+    config, console, mesh = task.trained.config, task.console, mesh_lib.create_mesh()
     folder = task.given.data_dir
-    _backbone(task.found)
+    _backbone(task.trained)
     if not folder:
         raise UserError(
-            "--data_dir=FOLDER is needed, as PASCAL VOC or Cityscapes is laid out "
+            "--data_dir=FOLDER is needed, a folder laid out as PASCAL VOC or Cityscapes "
             "(docs/evaluation.md)"
         )
     with reading(folder):
@@ -45,8 +46,8 @@ def run(task: Task) -> dict[str, Any]:
     if changes:
         console.line(f"not the protocol itself: {', '.join(changes)}")
     results, columns = [], []
-    for name, found in task.encoders.items():
-        counts, losses = _counts(task, name, found, chosen, train, test, mesh)
+    for name, trained in task.encoders.items():
+        counts, losses = _counts(task, name, trained, chosen, train, test, mesh)
         each = scoring.intersection_over_union(counts)
         mean = float(np.nanmean(each))
         columns.append([*("-" if np.isnan(x) else percent(x) for x in each), percent(mean)])
@@ -79,14 +80,14 @@ def run(task: Task) -> dict[str, Any]:
 def _tell(
     task: Task, chosen: training.Protocol, train: data.Scenes, test: data.Scenes, mesh: Mesh
 ) -> None:
-    """Make sure that all hosts have the same images, and tell what will be done with them."""
+    """Make sure that all hosts have the same images, and print what will be done with them."""
     hosts.require_agreement(
         {
             "training images": digests.of_tree((train.sizes, train.classes)),
             "test images": digests.of_tree((test.sizes, test.classes)),
         }
     )
-    arch, step, classes = task.found.config.arch, task.found.step, train.classes
+    arch, step, classes = task.trained.config.arch, task.trained.step, train.classes
     crops = f"{chosen.batch_size} crops, {chosen.crop} x {chosen.crop}"
     task.console.facts(
         {
@@ -103,39 +104,39 @@ def _tell(
 def _counts(
     task: Task,
     name: str,
-    found: Trained,
+    trained: TrainedEncoder,
     chosen: training.Protocol,
     train: data.Scenes,
     test: data.Scenes,
     mesh: Mesh,
 ) -> tuple[np.ndarray, list[float]]:
-    """Fine-tune the encoder `found`, and count classes on the test images: (confusion, losses)."""
-    config = task.found.config
-    usual: Any = dict(
-        mean=tuple(config.mean), std=tuple(config.std), workers=config.workers, report=task.report
+    """Fine-tune the encoder `trained`, and count classes on test images: confusion, losses."""
+    config = task.trained.config
+    inputs = InputSettings(tuple(config.mean), tuple(config.std), config.workers, config.seed)
+    network = fcn.create(
+        _backbone(trained), len(train.classes), compute_dtype(config.compute_dtype)
     )
-    network = fcn.create(_backbone(found), len(train.classes), compute_dtype(config.compute_dtype))
-    weights = {kind: found.variables[kind]["backbone"] for kind in ("params", "batch_stats")}
+    weights = {kind: trained.variables[kind]["backbone"] for kind in ("params", "batch_stats")}
     state = training.start(network, weights, config.channels, config.seed)
     kept = task.trainings.one(name, weights)
     variables, losses = training.fine_tune(
-        network, state, train, chosen, mesh, seed=config.seed, kept=kept, **usual
+        network, state, train, chosen, mesh, inputs, task.report, kept
     )
-    return scoring.score(network, variables, test, mesh, **usual), losses
+    return scoring.score(network, variables, test, mesh, inputs, task.report), losses
 
 
-def _backbone(found: Trained) -> ResNet:
-    backbone = found.encoder.backbone
+def _backbone(trained: TrainedEncoder) -> ResNet:
+    backbone = trained.encoder.backbone
     if not isinstance(backbone, ResNet):
         raise UserError(
-            "segmentation needs a ResNet, whose last stage is dilated; this run has "
-            f"arch={found.config.arch!r}"
+            f"arch={trained.config.arch!r} has no stage to dilate; segmentation needs a ResNet, as "
+            "arch='resnet50'"
         )
     return backbone
 
 
 def _protocol(task: Task, cities: bool, devices: int) -> tuple[training.Protocol, list[str]]:
-    """What the flags make of the paper's protocol, and how it differs, in words."""
+    """Return the paper's protocol as the flags change it, and each change in words."""
     full = training.CITYSCAPES if cities else training.VOC
     given: dict[str, Any] = {
         name: task.given[name].value
@@ -148,7 +149,7 @@ def _protocol(task: Task, cities: bool, devices: int) -> tuple[training.Protocol
 
 
 def _images(task: Task) -> tuple[data.Scenes, data.Scenes]:
-    given, config = task.given, task.found.config
+    given, config = task.given, task.trained.config
     splits = given.train_split or data.train_split(given.data_dir), given.test_split or "val"
     train, test = (
         data.open_scenes(given.data_dir, split, Decoding.of(config), task.report)

@@ -1,4 +1,4 @@
-"""What embedding and search share: how JAX starts."""
+"""Shared by embedding and search: how JAX starts."""
 
 from absl import logging
 
@@ -8,7 +8,7 @@ from moco_jax.inference import trained_encoder
 
 
 def prepare(place: str | None) -> None:
-    """Quiet logs, and tell JAX how to start: as the run in `place` says, if there is one."""
+    """Silence logs, and set up JAX as the run in `place` says, if there is one."""
     is_run = place is not None and trained_encoder.is_run(place)
     config = trained_encoder.read_config(place) if place and is_run else config_lib.default_config()
     set_up(config, own=False)

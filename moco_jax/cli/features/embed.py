@@ -23,12 +23,12 @@ from moco_jax.parallel import mesh as mesh_lib
 
 
 def has_splits(dataset: str) -> bool:
-    """Whether the data set is divided into named parts."""
+    """Return whether the data set has named splits."""
     return dataset == "digits" or dataset.startswith("tfds:")
 
 
 def named_images(given: flags.FlagValues, config: Any, place: str) -> tuple[Source, dict[str, Any]]:
-    """The images that the flags name, and the facts on them.
+    """Open the images that the flags name, and collect the facts on them.
 
     Where the flags name none, the images of the run in `place`, whose settings are `config`.
     """
@@ -41,8 +41,8 @@ def named_images(given: flags.FlagValues, config: Any, place: str) -> tuple[Sour
     if not has_splits(changed.dataset):
         if split:
             raise UserError(
-                f"--split={split} is of digits and tfds:NAME, and dataset={changed.dataset!r} has "
-                "none"
+                f"--split={split} is for digits and tfds:NAME; dataset={changed.dataset!r} has "
+                "none, so leave it out"
             )
     elif not split:
         split = config.split if changed.dataset == config.dataset else "train"
@@ -73,9 +73,9 @@ def embed(given: flags.FlagValues, console: Console) -> None:
     place, out = given.workdir, given.out
     table.require_a_place(out)
     prepare(place)
-    found = trained_encoder.load(place, given.which, given.step)
-    embedder = Embedder(found, given.features, mesh_lib.create_mesh())
-    source, images = named_images(given, found.config, place)
+    trained = trained_encoder.load(place, given.which, given.step)
+    embedder = Embedder(trained, given.features, mesh_lib.create_mesh())
+    source, images = named_images(given, trained.config, place)
     facts: dict[str, Any] = {
         "moco_jax": __version__,
         "encoder": embedder.facts(place, given.which),

@@ -19,7 +19,7 @@ def queries_of(
     own: np.ndarray,
     workdir: str | None = None,
 ) -> np.ndarray:
-    """The features of the queries; values from the table are verified once all of it passed by.
+    """Collect the features of the queries; the table verifies its own at the end of the pass.
 
     Args:
         path: where `features` were opened.
@@ -41,13 +41,13 @@ def queries_of(
     queries = np.zeros((len(words), features.width), np.float32)
     if strange:
         embedder = search.load_encoder(features, place, mesh_lib.create_mesh())
-        found = search.encoded(embedder, strange)
-        if found.shape[1] != features.width:
+        encoded = search.encoded(embedder, strange)
+        if encoded.shape[1] != features.width:
             raise UserError(
-                f"the encoder in {place} gives {found.shape[1]:,} numbers, and the features have "
+                f"the encoder in {place} gives {encoded.shape[1]:,} numbers, and the features have "
                 f"{features.width:,}; make them anew with it"
             )
-        queries[own < 0] = found
+        queries[own < 0] = encoded
     if len(strange) < len(words):
         queries[own >= 0] = features.peek("features", own[own >= 0])
     for word, query in zip(words, queries, strict=True):
@@ -77,8 +77,8 @@ def run(
     queries = queries_of(path, features, words, own, workdir)
     progress = Counter(console, "{done} of {total} images compared", features.number)
     nearest = search.nearest(features, queries, own, k, progress)
-    found = results.named(features, words, own, nearest.cosines, nearest.rows)
-    console.line(f"\n{results.tables(features, found)}\n")
+    ranked = results.named(features, words, own, nearest.cosines, nearest.rows)
+    console.line(f"\n{results.tables(features, ranked)}\n")
     if nearest.left_out:
         console.line(
             f"{nearest.left_out:,} of {features.number:,} rows hold numbers that are not finite "
@@ -86,7 +86,7 @@ def run(
         )
     picture = epath.Path(out or f"{path.rpartition('.')[0]}_nearest.png")
     try:
-        results.draw(picture, features, found)
+        results.draw(picture, features, ranked)
     except (UserError, OSError) as error:
         console.line(f"no picture: {error}")
         return

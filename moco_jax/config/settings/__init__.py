@@ -1,4 +1,4 @@
-"""Every setting there is, in one table from which checks, help and documentation are made.
+"""The table of all settings, from which checks, help and documentation are made.
 
 `recipe.py` and `operational.py` hold the rows, `kinds.py` what a row may be. Nothing heavy is
 loaded: names of encoders and other parts are in `config/registry.py`.
@@ -17,7 +17,7 @@ SETTINGS: dict[str, Setting] = RECIPE | OPERATIONAL
 
 
 def nearest(name: str, known: Iterable[str] = tuple(SETTINGS)) -> str:
-    """The names among `known` that `name`, which is none of them, may mean, as 'lr, loss'.
+    """Suggest the names among `known` that are nearest to the unknown `name`, as 'lr, loss'.
 
     Where none is like it, the answer says where all are listed.
     """
@@ -26,7 +26,7 @@ def nearest(name: str, known: Iterable[str] = tuple(SETTINGS)) -> str:
 
 
 def overview() -> list[str]:
-    """The lines on all settings that `--help` prints: topics, and below each its settings."""
+    """Return the lines of `--help` on all settings: topics, and below each its settings."""
     lines: list[str] = []
     for setting in SETTINGS.values():
         heading = f"{setting.topic} ({setting.group}):"

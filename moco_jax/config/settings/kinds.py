@@ -1,4 +1,4 @@
-"""What a setting may be: its type, and its choices or its range; all else is refused in one line.
+"""Kinds of settings: a type with choices or a range; one line refuses any other value.
 
 A value is first cast, where nothing is lost by it (2.0 for a whole number, 1 for a number, a list
 for a tuple), and then compared with what is allowed. NaN lies in no range: the question is always
@@ -37,7 +37,7 @@ class Range:
     below: bool = False
 
     def __contains__(self, number: float) -> bool:
-        """Whether `number` lies inside; NaN never does."""
+        """Return whether `number` lies inside; NaN never does."""
         over = self.least < number if self.above else self.least <= number
         return over and (number < self.most if self.below else number <= self.most)
 
@@ -107,7 +107,7 @@ class Setting:
             if self.kind is not str:
                 raise self._refusal(value, self.allowed)
             known = ", ".join(self.choices())
-            raise UserError(f"{self.name}={shown(value)} is unknown; known are {known}")
+            raise UserError(f"{self.name}={shown(value)} is unknown; use one of {known}")
         said = self.rule(found) if self.rule is not None else ""
         if said:
             raise UserError(f"{self.name}={shown(value)} {said}")
@@ -120,7 +120,7 @@ class Setting:
 
     @property
     def allowed(self) -> str:
-        """What is allowed in words, as 'a whole number, at least 1 and at most 8192'."""
+        """The allowed values in words, as 'a whole number, at least 1 and at most 8192'."""
         if self.choices is not None:
             return f"one of {', '.join(map(str, self.choices()))}"
         if not self.several:
@@ -132,7 +132,7 @@ class Setting:
 
 
 def shown(value: Any) -> str:
-    """`value` as Python writes it, cut where it is long."""
+    """Format `value` as Python writes it, cut where it is long."""
     try:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits
@@ -141,14 +141,14 @@ def shown(value: Any) -> str:
 
 
 def plain(number: float) -> str:
-    """`number` in few digits, without a point where it is whole: 200.0 as '200'."""
+    """Format `number` in few digits, without a point where it is whole: 200.0 as '200'."""
     if isinstance(number, numbers.Integral):
         return str(number)
     return str(int(number)) if number.is_integer() and abs(number) < 1e15 else f"{number:.6g}"
 
 
 def whole(value: Any) -> int:
-    """`value` as int where it is a whole number of whatever type; ValueError where it is not."""
+    """Convert a whole number of any type to int; ValueError for any other value."""
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     found = real(value)
@@ -158,7 +158,7 @@ def whole(value: Any) -> int:
 
 
 def real(value: Any) -> float:
-    """`value` as float where it is a number of whatever type; ValueError where digits are lost."""
+    """Convert a number of any type to float; ValueError where digits would be lost."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError("no number")
     try:
@@ -188,17 +188,17 @@ SEVERAL = {int: "whole numbers", float: "numbers"}
 
 
 def switch(default: bool) -> Setting:
-    """A setting that is True or False."""
+    """Make a setting that is True or False."""
     return Setting(bool, default)
 
 
 def text(default: str, rule: Rule | None = None) -> Setting:
-    """A setting that is any text, unless a `rule` says otherwise."""
+    """Make a setting that is any text, unless a `rule` says otherwise."""
     return Setting(str, default, rule=rule)
 
 
 def count(default: int, least: int, most: int, why: str = "") -> Setting:
-    """A setting that is a whole number from `least` to `most`, both allowed."""
+    """Make a setting that is a whole number from `least` to `most`, both allowed."""
     return Setting(int, default, Range(least, most), why=why)
 
 
@@ -211,12 +211,12 @@ def number(
     below: bool = False,
     rule: Rule | None = None,
 ) -> Setting:
-    """A setting that is a number from `least` to `most`; `above` and `below` leave out the ends."""
+    """Make a setting that is a number from `least` to `most`; `above`, `below` exclude an end."""
     return Setting(float, default, Range(least, most, above, below), rule=rule)
 
 
 def choice(default: Any, choices: Choices | tuple[Any, ...]) -> Setting:
-    """A setting that is one of `choices`, or of what that function gives when it is asked."""
+    """Make a setting that is one of `choices`, a tuple or a function that returns one."""
     known: Choices = choices if callable(choices) else lambda: choices
     return Setting(type(default), default, choices=known)
 
@@ -229,7 +229,7 @@ def several(
     rule: Rule | None = None,
     why: str = "",
 ) -> Setting:
-    """A setting that is a tuple of numbers, of the type in `default` and in the range `allowed`."""
+    """Make a setting that is a tuple of numbers of the type in `default`, each within `allowed`."""
     kind = type(default[0])
     return Setting(kind, default, allowed, several=True, length=length, rule=rule, why=why)
 
@@ -237,7 +237,7 @@ def several(
 def table(
     group: str, topics: Mapping[str, Mapping[str, tuple[Setting, str]]]
 ) -> dict[str, Setting]:
-    """The settings of a `group` by name, each told its name, meaning, group and topic.
+    """Collect the settings of a `group` by name; each gets its name, meaning, group and topic.
 
     `topics`: topic -> name -> what it may be, and its meaning.
     """

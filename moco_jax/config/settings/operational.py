@@ -1,4 +1,4 @@
-"""The operational settings, in the order in which they are shown: where things are, what is told.
+"""The operational settings (places, devices, reports), in the order in which help shows them.
 
 They may change whenever a run goes on.
 """
@@ -20,7 +20,7 @@ STEPS = 2**31 - 1  # steps and images are counted in int32 on the devices
 
 
 def _first_and_last(steps: tuple[int, ...]) -> str:
-    """What is wrong with two `steps` between which a trace is taken; '' where nothing is."""
+    """Say what is wrong with two `steps` between which a trace is taken; '' where nothing is."""
     return "" if steps[0] <= steps[1] else "must be a first step and a last one; try (20, 25)"
 
 
@@ -53,11 +53,11 @@ OPERATIONAL = table(
             ),
             "knn_temperature": (
                 number(0.1, 1e-6, 100),
-                "of their votes: each weighs exp(cosine / knn_temperature)",
+                "temperature of the votes: each weighs exp(cosine / knn_temperature)",
             ),
             "knn_features": (
                 choice("backbone", ("backbone", "output")),
-                "'backbone' (pooled) or 'output' (after the head)",
+                "what a kNN score compares: 'backbone' (pooled) or 'output' (after the head)",
             ),
             "knn_examples": (
                 count(0, 0, STEPS),
@@ -71,11 +71,11 @@ OPERATIONAL = table(
         "memory": {
             "remat": (
                 choice("none", registry.REMATS),
-                "of a ViT: 'block' computes each block again in the backward pass, to save memory",
+                "for a ViT: 'block' computes each block again in the backward pass, to save memory",
             ),
             "attention": (
                 choice("plain", registry.ATTENTIONS),
-                "of a ViT: 'lean' keeps no attention weights, to save memory",
+                "for a ViT: 'lean' keeps no attention weights, to save memory",
             ),
         },
         "checkpoints": {
@@ -93,8 +93,8 @@ OPERATIONAL = table(
         "machine": {
             "cpu_devices": (
                 count(0, 0, 1024),
-                "where there is only a CPU: devices it is divided into; 0: one, or what XLA_FLAGS "
-                "say",
+                "devices into which a CPU is divided, where there is no other; 0: one, or what "
+                "XLA_FLAGS say",
             ),
             "workers": (
                 count(0, 0, 1024),
@@ -104,7 +104,8 @@ OPERATIONAL = table(
         "guard": {
             "max_bad_steps": (
                 count(10, 1, STEPS),
-                "steps in a row with a loss, gradient or update that is not finite before it stops",
+                "steps in a row with a loss, gradient or update that is not finite, before the run "
+                "stops",
             ),
             "spike_factor": (
                 number(10.0, 1, LARGEST),
@@ -128,11 +129,11 @@ OPERATIONAL = table(
         "limits": {
             "max_bad_images": (
                 count(100, 0, STEPS),
-                "damaged images in a run that are replaced before it stops",
+                "damaged images that a run replaces before it stops",
             ),
             "stop_at_step": (
                 count(0, 0, STEPS),
-                "save and end there, for a trial or a time limit; 0: at the end",
+                "step after which the run saves and ends, for a trial or a time limit; 0: the last",
             ),
         },
     },

@@ -1,4 +1,4 @@
-"""The settings of the recipe, in the order in which they are shown: the mathematics of a run.
+"""The settings of the recipe (the mathematics of a run), in the order in which help shows them.
 
 Bounds are of two sorts: what the mathematics allows (a momentum below 1), and for sizes more than
 any machine of today holds, so that a slip of the hand is refused before anything is built.
@@ -24,20 +24,22 @@ OF_0_TO_1 = "of images scaled to 0..1; divide numbers of 0..255 by 255"
 
 
 def _dataset(value: str) -> str:
-    """What is wrong with the name of a dataset, to stand behind it; '' where nothing is."""
+    """Say what is wrong with the name of a dataset; '' where nothing is."""
     if value.startswith("tfds:"):
         name = value.removeprefix("tfds:").strip()
         return "" if name else "names no dataset behind the colon; try 'tfds:cifar10'"
-    return "" if value in registry.SOURCES else f"is unknown; known are {registry.SOURCES_IN_WORDS}"
+    return (
+        "" if value in registry.SOURCES else f"is unknown; use one of {registry.SOURCES_IN_WORDS}"
+    )
 
 
 def _white(value: float) -> str:
-    """What is wrong with a value that becomes 255; '' where nothing is."""
+    """Say what is wrong with a value that becomes 255; '' where nothing is."""
     return "must be 0 or at least 1e-06; try 65535.0" if 0 < value < 1e-6 else ""
 
 
 def _ascending(epochs: tuple[int, ...]) -> str:
-    """What is wrong with the order of `epochs`; '' where nothing is."""
+    """Say what is wrong with the order of `epochs`; '' where nothing is."""
     ordered = tuple(sorted(set(epochs)))
     return "" if epochs == ordered else f"must ascend, with each epoch once; try {ordered}"
 
@@ -64,7 +66,7 @@ RECIPE = table(
             ),
             "split": (
                 text("train"),
-                "of 'digits' and 'tfds:NAME', what is trained on; TFDS slices such as "
+                "the images to train on, of 'digits' and 'tfds:NAME'; TFDS slices such as "
                 "'train[:10%]' work",
             ),
             "exif_rotation": (
@@ -73,7 +75,7 @@ RECIPE = table(
             ),
             "channels": (
                 count(3, 1, 1024),
-                "of images and views; with any other number the colour operations are left out",
+                "channels of images and views; unless there are 3, colour operations are left out",
             ),
             "white": (
                 number(0.0, 0, 2**32, rule=_white),
@@ -105,8 +107,8 @@ RECIPE = table(
             ),
             "augment_on": (
                 choice("host", ("host", "device", "resident")),
-                "who makes views: 'host'; 'device': within the step, what follows the crop; "
-                "'resident': all of it, of images that live on the devices",
+                "where views are made: 'host'; 'device': the step does what follows the crop; "
+                "'resident': the step does all of it, on images that live on the devices",
             ),
             "scaled_decoding": (
                 switch(False),
@@ -119,18 +121,18 @@ RECIPE = table(
             ),
             "mean": (
                 several(imagenet.MEAN, Range(0, 1), length="channels", why=OF_0_TO_1),
-                "per channel, of images scaled to 0..1",
+                "mean of each channel, of images scaled to 0..1",
             ),
             "std": (
                 several(imagenet.STD, Range(1e-4, 1), length="channels", why=OF_0_TO_1),
-                "per channel: what subtracting `mean` leaves is divided by this",
+                "standard deviation of each channel, of images scaled to 0..1",
             ),
         },
         "encoder": {
             "arch": (
                 choice("resnet50", registry.BACKBONES),
-                "of the encoders: 'resnet10' to 'resnet152', wide ones, 'vit_small' to "
-                "'vit_huge', 'vit_conv_small' and 'vit_conv_base'",
+                "architecture of the encoders: 'resnet10' to 'resnet152', wide ones, "
+                "'vit_small' to 'vit_huge', 'vit_conv_small' and 'vit_conv_base'",
             ),
             "width": (
                 count(0, 0, 8192),
@@ -139,7 +141,7 @@ RECIPE = table(
             ),
             "stem": (
                 choice("imagenet", registry.STEMS),
-                "of a ResNet: 'imagenet', 'cifar', 'cifar_stride2', 'cifar_pad2' or "
+                "first layers of a ResNet: 'imagenet', 'cifar', 'cifar_stride2', 'cifar_pad2' or "
                 "'cifar_no_relu'",
             ),
             "zero_init_residual": (
@@ -166,8 +168,8 @@ RECIPE = table(
         "method": {
             "key_encoder": (
                 choice("momentum", registry.KEY_ENCODERS),
-                "who encodes keys: 'momentum', 'query' (end-to-end), 'none' (memory bank); see "
-                "moco_jax/method/choice.py",
+                "which encoder makes keys: 'momentum', 'query' (end-to-end), 'none' (memory bank); "
+                "see moco_jax/method/choice.py",
             ),
             "dictionary": (
                 choice("queue", registry.DICTIONARIES),
@@ -185,8 +187,8 @@ RECIPE = table(
             ),
             "accumulate": (
                 count(1, 1, MANY),
-                "parts in which the backbone goes through a batch that the devices do not hold at "
-                "once",
+                "number of parts in which the backbone goes through a batch that is too large for "
+                "the devices",
             ),
             "shuffle": (
                 choice("exchange", registry.SHUFFLES),
@@ -195,7 +197,7 @@ RECIPE = table(
             ),
             "shuffle_groups": (
                 count(8, 1, MANY),
-                "groups among which 'exchange' moves them",
+                "number of groups among which 'exchange' moves key images",
             ),
         },
         "keys": {
@@ -205,7 +207,7 @@ RECIPE = table(
             ),
             "queue_size": (
                 count(65536, 1, KEYS),
-                "K, keys in the queue",
+                "K, the number of keys in the queue",
             ),
             "queue_start": (
                 choice("random", registry.QUEUE_STARTS),
@@ -230,7 +232,7 @@ RECIPE = table(
             ),
             "momentum_schedule": (
                 choice("constant", ("constant", "cosine")),
-                "of m: 'constant', or 'cosine' from it to 1 (v3)",
+                "schedule of momentum: 'constant', or 'cosine', which rises to 1 (v3)",
             ),
         },
         "loss": {
@@ -250,7 +252,7 @@ RECIPE = table(
         "optimization": {
             "epochs": (
                 count(200, 1, EPOCHS),
-                "times that every image is seen; the schedules end there",
+                "number of epochs; the schedules end with the last",
             ),
             "optimizer": (
                 choice("sgd", registry.OPTIMIZERS),
@@ -262,7 +264,7 @@ RECIPE = table(
             ),
             "lr_reference_batch": (
                 count(0, 0, MANY),
-                "0, or the batch size that lr is for: it is multiplied by batch_size / this",
+                "batch size that lr is for: lr is multiplied by batch_size / this; 0: lr as it is",
             ),
             "lr_schedule": (
                 choice("steps", ("steps", "cosine", "cosine_per_step")),
@@ -286,7 +288,7 @@ RECIPE = table(
             ),
             "weight_decay": (
                 number(1e-4, 0, 100),
-                "of all trained parameters; with 'lars' of those of rank two and more",
+                "decay of all trained parameters; with 'lars' of those of rank two and more",
             ),
         },
         "arithmetic": {

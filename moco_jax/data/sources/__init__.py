@@ -164,7 +164,7 @@ def _open(
         from moco_jax.data.sources.tfds import TFDSSource
 
         return TFDSSource(dataset.removeprefix("tfds:"), split, data_dir, index_dir, decoding)
-    raise UserError(f"dataset={dataset!r} is unknown; known are {SOURCES_IN_WORDS}")
+    raise UserError(f"dataset={dataset!r} is unknown; use one of {SOURCES_IN_WORDS}")
 
 
 def _require_tifffile(source: Source) -> None:

@@ -1,133 +1,68 @@
 """Draws the parameters of views and applies them in recipe order, in a TensorFlow graph.
 
 Everything random is drawn from (seed, epoch, example, view) alone, by a counter-based generator:
-threads, hosts and resumes change nothing. The operations themselves are in `image_ops.py`.
+threads, hosts and resumes change nothing. The operations themselves are in `operations`.
 """
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
 import tensorflow as tf
 
 from moco_jax.data.sources import decode
-from moco_jax.data.views import centre, image_ops, resize
-from moco_jax.data.views.recipes import ATTEMPTS, COLOURS, EACH, ORDERS, UNIFORMS, Recipe, View
+from moco_jax.data.views import arrays, centre, drawing, host_pixels, resize
+from moco_jax.data.views.operations import Flip, Operation
+from moco_jax.data.views.recipes import UNIFORMS, Recipe, View
 
-SPARE = (
-    2  # crops of shrunk images are this many times as large as the view, which else loses detail
-)
-
-
-def _between(low: float, high: float, uniform: tf.Tensor) -> tf.Tensor:
-    return low + (high - low) * uniform
-
-
-def draw_box(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: Recipe) -> tf.Tensor:
-    """Draw the crop of torchvision's RandomResizedCrop: int32 `[4]` top, left, height, width.
-
-    Ten attempts at area and aspect; if none fits, the largest centred crop of a permitted
-    aspect.
-    `uniforms`: float32 `[22]` in 0..1; `height` and `width`: int32, the image's.
-    """
-    tall, wide = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-    area = tall * wide * _between(*recipe.crop_scale, uniforms[:ATTEMPTS])
-    logs = (math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1]))
-    aspect = tf.exp(_between(*logs, uniforms[ATTEMPTS : 2 * ATTEMPTS]))
-    w = tf.cast(tf.round(tf.sqrt(area * aspect)), tf.int32)
-    h = tf.cast(tf.round(tf.sqrt(area / aspect)), tf.int32)
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = tf.argmax(tf.cast(fits, tf.int32))
-    any_fits = tf.reduce_any(fits)
-
-    ratio, (low, high) = wide / tall, recipe.crop_ratio
-    w_fall = tf.cast(tf.round(tf.minimum(wide, tall * high)), tf.int32)
-    h_fall = tf.cast(tf.round(tf.where(ratio < low, wide / low, tall)), tf.int32)
-    w, h = (
-        tf.where(any_fits, tf.gather(w, first), w_fall),
-        tf.where(any_fits, tf.gather(h, first), h_fall),
-    )
-    room = tf.stack([height - h, width - w])
-    drawn = tf.cast(tf.floor(uniforms[2 * ATTEMPTS :] * tf.cast(room + 1, tf.float32)), tf.int32)
-    corner = tf.where(any_fits, tf.minimum(drawn, room), room // 2)
-    return tf.concat([corner, [h, w]], 0)
+# Crops of shrunk images are this many times as large as the view, which else loses detail.
+SPARE = 2
 
 
 def draw_view(
     uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor, recipe: Recipe, number: int
 ) -> View:
-    """Draw the parameters of one view of an image of this height and width.
+    """Draw the parameters of one view in a graph; see `drawing.draw_view`."""
+    return drawing.draw_view(arrays.of_tensorflow(), uniforms, height, width, recipe, number)
 
-    `uniforms`: float32 `[66]`, the example's; `number`: 0 is its query view, 1 its key view.
+
+def _programs(recipe: Recipe) -> list[list[Operation]]:
+    """Group the operations after the crop: each group becomes one XLA program, or compiles itself.
+
+    Where a flip does the same in any place, it goes to the first program, so that it needs none
+    of its own.
     """
-    own, last = uniforms[EACH * number :][:EACH], uniforms[2 * EACH + number]
-    crop, u = own[: 2 * ATTEMPTS + 2], own[2 * ATTEMPTS + 2 :]
-    strengths = np.asarray(recipe.jitter, np.float32)
-    centers = np.asarray([1, 1, 1, 0], np.float32)
-    low = np.where(centers > 0, np.maximum(centers - strengths, 0), -strengths)
-    return View(
-        box=draw_box(crop, height, width, recipe),
-        color=u[0] < recipe.jitter_probability,
-        factors=low + (centers + strengths - low) * u[1:5],
-        order=tf.gather(ORDERS, tf.cast(tf.minimum(u[5] * 24, 23), tf.int32)),
-        grayscale=u[6] < recipe.grayscale_probability,
-        blur=u[7] < recipe.blur_probability[number],
-        sigma=_between(*recipe.blur_sigma, u[8]),
-        solarize=last < recipe.solarize_probability[number],
-        flip=u[9] < recipe.flip_probability,
-    )
+    operations, moves = list(recipe.operations), all(o.symmetric for o in recipe.operations)
+    flips = [o for o in operations if moves and isinstance(o, Flip)]
+    groups: list[list[Operation]] = [[]]
+    for operation in operations:
+        if operation.own_programs:
+            groups += [[operation], []]
+        elif operation not in flips:
+            groups[-1].append(operation)
+    groups[0] += flips
+    return [group for group in groups if group]
 
 
-_JITTER = (
-    image_ops.adjust_brightness,
-    image_ops.adjust_contrast,
-    image_ops.adjust_saturation,
-    image_ops.adjust_hue,
-)
-
-
-def _jitter(packed: tf.Tensor, view: View, recipe: Recipe) -> tf.Tensor:
-    def branch(number: int, packed: tf.Tensor):
-        if not recipe.jitter[number]:
-            return lambda: packed
-        return lambda: _JITTER[number](packed, view.factors[number])
-
-    for place in range(4):
-        packed = tf.switch_case(view.order[place], [branch(n, packed) for n in range(4)])
-    return packed
+def _apply(operation: Operation, x: tf.Tensor, view: View) -> tf.Tensor:
+    """Apply one operation where it was drawn."""
+    chosen = getattr(view, operation.name)
+    return tf.cond(chosen, lambda: operation.on_host(x, view), lambda: x)
 
 
 @functools.cache
-def _compiled(recipe: Recipe) -> tuple[Callable, Callable | None]:
-    """Compile the operations before and after the blur to one XLA program each; None for none."""
-    # The flip commutes with every operation, so it needs no program of its own.
-    stages = [stage for stage in recipe.stages[1:] if stage != "flip"]
-    blur = stages.index("blur") if "blur" in stages else len(stages)
-    first, last = stages[:blur], stages[blur + 1 :]
-    if "flip" in recipe.stages:
-        first.append("flip")
+def _compiled(operations: tuple[Operation, ...]) -> Callable:
+    """Compile operations in a row to one XLA program, of planes uint8 `[C, W, H]` and a view."""
 
-    def apply(stages: Sequence[str], planes: tf.Tensor, view: View) -> tf.Tensor:
-        mixes = any(stage in COLOURS for stage in stages)
-        x = image_ops.pack(planes) if mixes else planes
-        for stage in stages:
-            chosen, operation = {
-                "color": (view.color, lambda x: _jitter(x, view, recipe)),
-                "grayscale": (view.grayscale, image_ops.grayscale),
-                "solarize": (view.solarize, image_ops.solarize),
-                "flip": (view.flip, image_ops.horizontal_flip),
-            }[stage]
-            x = tf.cond(chosen, lambda op=operation, x=x: op(x), lambda x=x: x)
-        return image_ops.unpack(x) if mixes else x
+    def run(x: tf.Tensor, view: View) -> tf.Tensor:
+        packed = False
+        for operation in operations:
+            if operation.pixels != "either" and packed != (operation.pixels == "packed"):
+                x = host_pixels.unpack(x) if packed else host_pixels.pack(x)
+                packed = not packed
+            x = _apply(operation, x, view)
+        return host_pixels.unpack(x) if packed else x
 
-    def program(stages: Sequence[str]) -> Callable:
-        def run(planes: tf.Tensor, view: View) -> tf.Tensor:
-            return apply(stages, planes, view)
-
-        return tf.function(run, jit_compile=True, autograph=False)
-
-    return program(first), program(last) if last else None
+    return tf.function(run, jit_compile=True, autograph=False)
 
 
 def apply_view(
@@ -143,7 +78,7 @@ def apply_view(
         padded: uint8 `[H', W', C]`, the image from `resize.pad`.
         view: the parameters.
         recipe: the operations.
-        crop_only: leave those after the crop to `device_ops.finish`.
+        crop_only: leave those after the crop to `device_views.finish`.
         ratio: by which the image was shrunk in decoding; the view's box is of the image as it
             was.
     """
@@ -151,28 +86,23 @@ def apply_view(
     square = tf.constant([size, size])
     box = tf.cast(view.box, tf.float32) / tf.cast(ratio, tf.float32)
     planes = resize.resize(padded, box, square, tf.zeros_like(square), size)
-    if crop_only or len(recipe.stages) == 1:
-        return image_ops.to_pixels(planes)
-    before, behind = _compiled(recipe)
-    planes = before(planes, view)
-    if "blur" in recipe.stages:
-        blurred = functools.partial(image_ops.gaussian_blur, planes, view.sigma)
-        planes = tf.cond(view.blur, blurred, lambda: planes)
-    if behind:
-        planes = behind(planes, view)
-    return image_ops.to_pixels(planes)
+    for operations in () if crop_only else _programs(recipe):
+        if operations[0].own_programs:
+            planes = _apply(operations[0], planes, view)
+        else:
+            planes = _compiled(tuple(operations))(planes, view)
+    return host_pixels.to_pixels(planes)
 
 
 @functools.cache
 def _compiled_draw(recipe: Recipe) -> Callable:
-    """Compile the ninety operations that draw both views' parameters to one program.
+    """Compile all that draws both views' parameters to one program.
 
-    It takes `uniforms` float32 `[66]`, height and width.
+    It takes `uniforms` float32 `[UNIFORMS]`, height and width.
     """
 
     def draw(uniforms: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple[View, View]:
-        query, key = (draw_view(uniforms, height, width, recipe, number) for number in (0, 1))
-        return query, key
+        return drawing.draw_pair(arrays.of_tensorflow(), uniforms, height, width, recipe)
 
     return tf.function(draw, jit_compile=True, autograph=False)
 

@@ -1,115 +1,55 @@
-"""Makes whole views in a jitted step, from images that live on the devices.
+"""Makes views in a jitted step, without TensorFlow.
 
-The host sends only each example's number. Parameters are those that `augment.py` draws on the
-host (the same formulas in float32 on the same random bits); the crop is resized as in
-`resize.py`, and `device_ops.py` does what follows.
+`make_two_views` makes whole ones, of images that live on the devices; `finish` does what follows
+crops that the host made. Parameters are those that hosts draw, from the same random bits.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from moco_jax.data.views import device_ops, philox
-from moco_jax.data.views.recipes import ATTEMPTS, EACH, HALF, ORDERS, UNIFORMS, Recipe, View
+from moco_jax.data.views import arrays, philox
+from moco_jax.data.views.drawing import draw_pair
+from moco_jax.data.views.operations import crop
+from moco_jax.data.views.recipes import UNIFORMS, Recipe, View
 
-
-def _between(low: float, high: float, uniform: jax.Array) -> jax.Array:
-    return low + (high - low) * uniform
-
-
-def draw_box(uniforms: jax.Array, height: int, width: int, recipe: Recipe) -> jax.Array:
-    """Draw the crop int32 `[4]` that `augment.draw_box` draws from `uniforms` float32 `[22]`."""
-    tall, wide = (jnp.asarray(side, jnp.float32) for side in (height, width))
-    area = tall * wide * _between(*recipe.crop_scale, uniforms[:ATTEMPTS])
-    logs = (math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1]))
-    aspect = jnp.exp(_between(*logs, uniforms[ATTEMPTS : 2 * ATTEMPTS]))
-    w = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
-    h = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first, any_fits = jnp.argmax(fits), jnp.any(fits)
-
-    low, high = np.float32(recipe.crop_ratio[0]), np.float32(recipe.crop_ratio[1])
-    w_fall = jnp.round(jnp.minimum(wide, tall * high)).astype(jnp.int32)
-    h_fall = jnp.round(jnp.where(wide / tall < low, wide / low, tall)).astype(jnp.int32)
-    w, h = jnp.where(any_fits, w[first], w_fall), jnp.where(any_fits, h[first], h_fall)
-    room = jnp.stack([height - h, width - w])
-    drawn = (uniforms[2 * ATTEMPTS :] * (room + 1).astype(jnp.float32)).astype(jnp.int32)
-    corner = jnp.where(any_fits, jnp.minimum(drawn, room), room // 2)
-    return jnp.concatenate([corner, jnp.stack([h, w])])
-
-
-def draw_view(uniforms: jax.Array, height: int, width: int, recipe: Recipe, number: int) -> View:
-    """Draw what `augment.draw_view` draws for view `number` from `uniforms` float32 `[66]`."""
-    own, last = uniforms[EACH * number :][:EACH], uniforms[2 * EACH + number]
-    crop, u = own[: 2 * ATTEMPTS + 2], own[2 * ATTEMPTS + 2 :]
-    strengths = np.asarray(recipe.jitter, np.float32)
-    centers = np.asarray([1, 1, 1, 0], np.float32)
-    low = np.where(centers > 0, np.maximum(centers - strengths, 0), -strengths)
-    return View(
-        box=draw_box(crop, height, width, recipe),
-        color=u[0] < recipe.jitter_probability,
-        factors=low + (centers + strengths - low) * u[1:5],
-        order=jnp.asarray(ORDERS, jnp.int32)[jnp.minimum(u[5] * 24, 23).astype(jnp.int32)],
-        grayscale=u[6] < recipe.grayscale_probability,
-        blur=u[7] < recipe.blur_probability[number],
-        sigma=_between(*recipe.blur_sigma, u[8]),
-        solarize=last < recipe.solarize_probability[number],
-        flip=u[9] < recipe.flip_probability,
-    )
+Side = int | jax.Array  # of an image, in pixels
 
 
 def draw_two_views(
-    seed: int, epoch: jax.Array, index: jax.Array, height: int, width: int, recipe: Recipe
+    seed: int, epoch: jax.Array, index: jax.Array, height: Side, width: Side, recipe: Recipe
 ) -> tuple[View, View]:
     """Draw the parameters of query and key views, `[B, ...]` each.
 
-    They are for the examples `index` in `epoch`, int32 `[B]` each. `height` and `width`, of all
-    the images, may be traced.
+    They are for the examples `index` in `epoch`, int32 `[B]` each. `height` and `width` are
+    those of all images, or int32 `[B]`.
     """
     # The second seed of TensorFlow is epoch * 2**31 + index, in 64 bits.
     upper, lower = epoch.astype(jnp.uint32), index.astype(jnp.uint32)
     drawn = philox.uniforms(seed, upper >> 1, (upper << 31) | lower, UNIFORMS)
 
-    def draw(uniforms: jax.Array) -> tuple[View, View]:
-        query, key = (draw_view(uniforms, height, width, recipe, number) for number in (0, 1))
-        return query, key
+    def draw(uniforms: jax.Array, height: jax.Array, width: jax.Array) -> tuple[View, View]:
+        return draw_pair(arrays.of_jax(), uniforms, height, width, recipe)
 
-    return jax.vmap(draw)(drawn)
+    sides = (
+        jnp.broadcast_to(jnp.asarray(side, jnp.int32), index.shape) for side in (height, width)
+    )
+    return jax.vmap(draw)(drawn, *sides)
 
 
-def _weights(begin: jax.Array, extent: jax.Array, lines: int, size: int) -> jax.Array:
-    """Compute PIL's bilinear weights before they are divided by their sum: `[size, lines]`.
+def _finish(image: jax.Array, view: View, recipe: Recipe) -> jax.Array:
+    planes = image.transpose(2, 0, 1)
+    for operation in recipe.operations:
+        changed = operation.on_device(planes, view)
+        planes = jnp.where(getattr(view, operation.name), changed, planes)
+    return planes.transpose(1, 2, 0)
 
-    They say, in float32, what each of `lines` adds to each of `size` that replace `extent` of
-    them from `begin` on; places are in parts of a line, as in `resize.py`.
+
+def finish(images: jax.Array, views: View, recipe: Recipe) -> jax.Array:
+    """Apply all operations of `recipe` but the crop to crops uint8 `[B, S, S, C]`.
+
+    `views`: drawn by `draw_view`, every field with a leading axis `[B]`.
     """
-    extent = extent.astype(jnp.float32)
-    line = (jnp.arange(lines)[None] - begin).astype(jnp.float32)
-    center = (jnp.arange(size, dtype=jnp.float32)[:, None] + 0.5) * extent
-    away = jnp.abs((line + 0.5) * size - center)
-    inside = (line >= 0) & (line < extent)
-    return jnp.where(inside, jnp.maximum(jnp.maximum(extent, size) - away, 0), 0)
-
-
-def _pass(weights: jax.Array, lines: jax.Array) -> jax.Array:
-    """Average lines `[L, ...]` of whole numbers by `weights` `[S, L]`, and round: `[S, ...]`."""
-    total = jnp.tensordot(weights, lines, axes=1, precision="highest")
-    norm = jnp.sum(weights, axis=1).reshape(-1, *[1] * (lines.ndim - 1))
-    return jnp.floor(total / norm + HALF)
-
-
-def crop(image: jax.Array, box: jax.Array, size: int) -> jax.Array:
-    """Resize the pixels in `box` int32 `[4]` of uint8 `[H, W, C]` to uint8 `[size, size, C]`.
-
-    These are the two passes of `resize.resize`, in its order and rounded as there, as products
-    with small dense matrices.
-    """
-    height, width, _ = image.shape
-    rows = _pass(_weights(box[0], box[2], height, size), image.astype(jnp.float32))
-    columns = _pass(_weights(box[1], box[3], width, size), rows.swapaxes(0, 1))
-    return columns.swapaxes(0, 1).astype(jnp.uint8)
+    return jax.vmap(lambda image, view: _finish(image, view, recipe))(images, views)
 
 
 def make_two_views(
@@ -134,7 +74,7 @@ def make_two_views(
     drawn = draw_two_views(seed, epoch, index, *shape[:2], recipe=recipe)
 
     def view(parameters: View) -> jax.Array:
-        crops = jax.vmap(lambda image, box: crop(image, box, recipe.image_size))
-        return device_ops.finish(crops(chosen, parameters.box), parameters, recipe)
+        crops = jax.vmap(lambda image, box: crop.on_device(image, box, recipe.image_size))
+        return finish(crops(chosen, parameters.box), parameters, recipe)
 
     return view(drawn[0]), view(drawn[1])

@@ -1,85 +1,81 @@
-"""Recipes of views, and the parameters drawn for one view; needs neither TensorFlow nor JAX.
+"""Recipes of views, and the parameters drawn for one view.
 
-`augment.py` draws the parameters; `image_ops.py` applies them on the host, `device_ops.py` on
-the devices. `device_views.py` does both on the devices, from the same numbers.
+A recipe names the stages of its views and their settings. `drawing.py` draws the parameters;
+`augment.py` applies the stages on the host, `device_views.py` on the devices.
 """
 
+import collections
 import dataclasses
-import itertools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-ATTEMPTS = 10  # attempts at a crop that fits
-EACH = 2 * ATTEMPTS + 12  # random numbers of one view, without solarization's
-# Random numbers of an example: EACH for the query view, EACH for the key view, then one of each
-# for solarization. These stand last, so that recipes with and without solarization draw the
-# same crops, colours and flips.
-UNIFORMS = 2 * EACH + 2
-ORDERS = tuple(itertools.permutations(range(4)))  # of colour operations
-# Added to a quotient before it is cut to a whole number: ties go up, also where a division is a
-# little too small.
-HALF = 0.5 + 2**-14
+from moco_jax.data.views.operations import (
+    TABLE,
+    Blur,
+    Crop,
+    Flip,
+    Grayscale,
+    Jitter,
+    Operation,
+    Solarize,
+    Stage,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How views are drawn: the operations, and the ranges of their parameters.
+    """How views are drawn: a crop, and the operations after it, in order.
+
+    The settings of its stages can be read from it by name, as `recipe.blur_sigma`.
 
     Attributes:
         image_size: side of a view in pixels.
-        stages: the operations in order, of 'crop', 'color', 'grayscale', 'blur', 'solarize',
-            'flip'.
-        crop_scale: smallest and largest crop as a share of the image's area.
-        crop_ratio: narrowest and widest crop, width over height.
-        jitter: strengths of brightness, contrast, saturation and hue; one of 0 is left out.
-        jitter_probability, grayscale_probability, flip_probability: of each operation.
-        blur_probability, solarize_probability: of each operation in the query view, and in the
-            key view.
-        blur_sigma: least and greatest sigma in pixels.
+        crop: the crop.
+        operations: what follows the crop.
         evaluation_resize: length of the shorter side before the centre crop; 0: no resize beyond
             the crop's need.
     """
 
     image_size: int
-    stages: tuple[str, ...]
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    jitter_probability: float = 1.0
-    grayscale_probability: float = 0.2
-    blur_probability: tuple[float, float] = (0.5, 0.5)
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize_probability: tuple[float, float] = (0.0, 0.0)
-    flip_probability: float = 0.5
+    crop: Crop
+    operations: tuple[Operation, ...] = ()
     evaluation_resize: int = 0
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Return the names of the stages in order."""
+        return (self.crop.name, *(operation.name for operation in self.operations))
 
-COLOURS = ("color", "grayscale")  # stages that need red, green and blue
+    def stage(self, kind: type[Stage]) -> Stage:
+        """Return the stage of this `kind`; with its default settings where the recipe has none."""
+        return next((s for s in (self.crop, *self.operations) if isinstance(s, kind)), kind())
+
+    def __getattr__(self, setting: str) -> Any:
+        """Return a setting of one of the stages."""
+        if not setting.startswith("_"):  # copy and pickle ask for such before there are stages
+            for stage in (self.crop, *self.operations):
+                if setting in (field.name for field in dataclasses.fields(stage)):
+                    return getattr(stage, setting)
+        raise AttributeError(f"no stage of the recipe has the setting {setting!r}")
+
+
+_V2 = Jitter((0.4, 0.4, 0.4, 0.1), 0.8)
 RECIPES: dict[str, Recipe] = {
-    "v1": Recipe(224, ("crop", "grayscale", "color", "flip"), jitter=(0.4, 0.4, 0.4, 0.4)),
-    "v2": Recipe(
-        224,
-        ("crop", "color", "grayscale", "blur", "flip"),
-        jitter=(0.4, 0.4, 0.4, 0.1),
-        jitter_probability=0.8,
-    ),
+    "v1": Recipe(224, Crop(), (Grayscale(), Jitter((0.4, 0.4, 0.4, 0.4)), Flip())),
+    "v2": Recipe(224, Crop(), (_V2, Grayscale(), Blur(), Flip())),
     "v3": Recipe(  # BYOL's
         224,
-        ("crop", "color", "grayscale", "blur", "solarize", "flip"),
-        crop_scale=(0.08, 1.0),  # the authors' default; their ResNet recipes say 0.2
-        jitter=(0.4, 0.4, 0.2, 0.1),
-        jitter_probability=0.8,
-        blur_probability=(1.0, 0.1),
-        solarize_probability=(0.0, 0.2),
+        Crop((0.08, 1.0)),  # the authors' default; their ResNet recipes say 0.2
+        (
+            Jitter((0.4, 0.4, 0.2, 0.1), 0.8),
+            Grayscale(),
+            Blur((1.0, 0.1)),
+            Solarize((0.0, 0.2)),
+            Flip(),
+        ),
     ),
-    "cifar": Recipe(
-        32,
-        ("crop", "flip", "color", "grayscale"),
-        crop_scale=(0.08, 1.0),
-        jitter=(0.4, 0.4, 0.4, 0.1),
-        jitter_probability=0.8,
-    ),
-    "digits": Recipe(32, ("crop",), crop_scale=(0.3, 1.0)),
-    "linear": Recipe(224, ("crop", "flip"), crop_scale=(0.08, 1.0)),  # of classifiers
+    "cifar": Recipe(32, Crop((0.08, 1.0)), (Flip(), _V2, Grayscale())),
+    "digits": Recipe(32, Crop((0.3, 1.0))),
+    "linear": Recipe(224, Crop((0.08, 1.0)), (Flip(),)),  # of classifiers
 }
 
 
@@ -90,13 +86,14 @@ def create(name: str, image_size: int, crop_min: float | None = None, channels: 
     evaluated on the centre of images resized by 256 / 224 of the view's side.
     """
     if name not in RECIPES:
-        raise ValueError(f"augment={name!r} is unknown; known are {', '.join(RECIPES)}")
+        raise ValueError(f"augment={name!r} is unknown; use one of {', '.join(RECIPES)}")
     base, resized = RECIPES[name], name in ("v1", "v2", "v3", "linear")
+    least, most = base.crop.crop_scale
     return dataclasses.replace(
         base,
         image_size=image_size,
-        stages=tuple(s for s in base.stages if channels == 3 or s not in COLOURS),
-        crop_scale=(crop_min or base.crop_scale[0], base.crop_scale[1]),
+        crop=dataclasses.replace(base.crop, crop_scale=(crop_min or least, most)),
+        operations=tuple(o for o in base.operations if channels == 3 or not o.colours),
         evaluation_resize=round(image_size * 256 / 224) if resized else image_size,
     )
 
@@ -113,37 +110,32 @@ def without_colours(name: str, channels: int) -> str:
     )
 
 
-class View(NamedTuple):
-    """The drawn parameters of one view, or of a batch of views with a leading axis `[B]`.
+STAGES = tuple(stage for row in TABLE for stage in row)
+COLOURS = tuple(stage.name for stage in STAGES if stage.colours)  # need red, green and blue
+_FIELDS = {name: form for stage in STAGES for name, form in stage.fields.items()}
+# Dtype and shape of each field of one View, in their order.
+FIELDS: tuple[tuple, ...] = tuple(_FIELDS.values())
 
-    Attributes:
-        box: int32 `[4]`, top, left, height and width of the crop.
-        color, grayscale, blur, solarize, flip: bool, whether each is applied.
-        factors: float32 `[4]`, of brightness, contrast, saturation and hue.
-        order: int32 `[4]`, in which these four are applied.
-        sigma: float32, of the blur.
+if TYPE_CHECKING:
+    View: TypeAlias = Any  # a type checker cannot read fields from the table
+else:
+    View = collections.namedtuple("View", _FIELDS)
+    View.__doc__ = """What all stages drew for one view, or for a batch of views `[B, ...]`.
+
+    Its fields are those that the stages name; a recipe uses those of its own stages.
     """
 
-    box: Any
-    color: Any
-    factors: Any
-    order: Any
-    grayscale: Any
-    blur: Any
-    sigma: Any
-    solarize: Any
-    flip: Any
+
+def _places() -> tuple[dict[type[Stage], tuple[int, int]], int]:
+    """Return where a stage's random numbers begin for query and key view, and how many are all."""
+    places, begin = {}, 0
+    for row in TABLE:
+        each = sum(stage.uniforms for stage in row)
+        for stage in row:
+            places[stage] = begin, begin + each
+            begin += stage.uniforms
+        begin += each
+    return places, begin
 
 
-# Dtype and shape of each field of one View, in their order.
-FIELDS: tuple[tuple, ...] = (
-    ("int32", 4),
-    ("bool",),
-    ("float32", 4),
-    ("int32", 4),
-    ("bool",),
-    ("bool",),
-    ("float32",),
-    ("bool",),
-    ("bool",),
-)
+PLACES, UNIFORMS = _places()  # among the random numbers of one example

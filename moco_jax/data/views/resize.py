@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from moco_jax.data.views.recipes import HALF
+from moco_jax.data.views.operations.crop import HALF
 
 _LARGE = 1 << 22  # images of more pixels are padded little
 # Numbers of lines in a sum; more lines are added up in parts of the last, as long sums compile

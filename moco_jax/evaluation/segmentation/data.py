@@ -105,7 +105,7 @@ class Scenes:
 
 
 def is_cityscapes(folder: str) -> bool:
-    """Whether `folder` is laid out as Cityscapes is, and not as VOC.
+    """Return whether `folder` is laid out as Cityscapes is, and not as VOC.
 
     Raises:
         UserError: it is laid out as neither.

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from moco_jax.evaluation.decide import decide
 from moco_jax.evaluation.segmentation import fcn
 from moco_jax.evaluation.segmentation.data import IGNORED, Scenes
-from moco_jax.evaluation.segmentation.views import ahead
+from moco_jax.evaluation.segmentation.views import InputSettings, ahead
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh as mesh_lib
 
@@ -75,10 +75,7 @@ def score(
     variables: Any,
     scenes: Scenes,
     mesh: Mesh,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    workers: int,
+    inputs: InputSettings,
     report: Callable[[str], None],
     unit: int = UNIT,
 ) -> np.ndarray:
@@ -91,13 +88,12 @@ def score(
         network, variables: the FCN.
         scenes: the images.
         mesh: the devices.
-        mean, std: of the pretraining's images.
-        workers: threads that read; 0 for as many as cores.
+        inputs: how images are read and normalised.
         report: called with a line on how far it is.
         unit: sides are padded to multiples of it; itself a multiple of all strides together.
     """
     classes, rows = len(scenes.classes), mesh.size
-    predict = _make_predict(network, tuple(mean), tuple(std), mesh)
+    predict = _make_predict(network, inputs.mean, inputs.std, mesh)
     variables = jax.device_put(variables, mesh_lib.replicated(mesh))
     own = mesh_lib.local_rows(mesh, rows)
 
@@ -113,7 +109,7 @@ def score(
 
     counts, done = np.zeros((classes, classes + 1), np.int64), 0
     groups = list(_groups(scenes.sizes, unit, rows))
-    for images, sizes, labels in ahead(read, groups, workers or os.cpu_count() or 1, 4):
+    for images, sizes, labels in ahead(read, groups, inputs.workers or os.cpu_count() or 1, 4):
         predicted = np.asarray(predict(variables, *mesh_lib.to_devices(mesh, (images, sizes))))
         for label, classified in zip(labels, predicted[: len(labels)], strict=True):
             height, width = label.shape

@@ -20,7 +20,7 @@ from moco_jax.data import order
 from moco_jax.evaluation import resume
 from moco_jax.evaluation.segmentation import fcn
 from moco_jax.evaluation.segmentation.data import IGNORED, Scenes
-from moco_jax.evaluation.segmentation.views import ahead, training_view
+from moco_jax.evaluation.segmentation.views import InputSettings, ahead, training_view
 from moco_jax.method import optimizers
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh as mesh_lib
@@ -190,11 +190,7 @@ def fine_tune(
     scenes: Scenes,
     chosen: Protocol,
     mesh: Mesh,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    seed: int,
-    workers: int,
+    inputs: InputSettings,
     report: Callable[[str], None],
     kept: resume.Kept = resume.NOT_KEPT,
 ) -> tuple[Any, list[float]]:
@@ -205,22 +201,22 @@ def fine_tune(
         scenes: the images.
         chosen: how long and how fast.
         mesh: the devices; the batch is divided over them.
-        mean, std: of the pretraining's images.
-        seed, workers: as in `views`.
+        inputs: how images are read and normalised.
         report: called with a line on how far it is.
         kept: where the training goes on, and is saved; it must know the weights that it begins
             with.
     """
-    step = _compiled_step(network, tuple(mean), tuple(std), mesh)
+    step = _compiled_step(network, inputs.mean, inputs.std, mesh)
     state = mesh_lib.to_every_device(mesh, jax.device_get(state))
-    facts = network, chosen, tuple(mean), tuple(std), seed, scenes.facts
+    facts = network, chosen, inputs.mean, inputs.std, inputs.seed, scenes.facts
     state, begun, notes = kept.begin(mesh, state, facts)
     rates = optimizers.values(chosen.rate_at(), chosen.iterations)
     rows = mesh_lib.local_rows(mesh, chosen.batch_size)
-    fill = [round(255 * value) for value in mean]
+    fill = [round(255 * value) for value in inputs.mean]
+    made = views(scenes, chosen, rows, fill, inputs.seed, inputs.workers, begun)
     losses: list[float] = notes.get("losses", [])
     running: list[jax.Array] = []
-    for n, batch in enumerate(views(scenes, chosen, rows, fill, seed, workers, begun), begun):
+    for n, batch in enumerate(made, begun):
         arrays = mesh_lib.to_devices(mesh, batch)
         state, loss = step(state, arrays["image"], arrays["label"], rates[n])
         running.append(loss)
@@ -236,8 +232,8 @@ def fine_tune(
                 f"step {len(losses):,}/{chosen.iterations:,}  loss {losses[-1]:.3f}  rate"
                 f" {rates[n]:g}"
             )
-    parts = np.array_split(losses, min(10, len(losses)))
-    return state.variables, [float(np.mean(part)) for part in parts]
+    tenths = np.array_split(losses, min(10, len(losses)))
+    return state.variables, [float(np.mean(tenth)) for tenth in tenths]
 
 
 def _finite(loss: jax.Array, step: int, chosen: Protocol) -> float:

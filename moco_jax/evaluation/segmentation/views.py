@@ -4,6 +4,7 @@ Images are resized bilinearly, as PIL does it; labels take the nearest pixel, so
 arises between two.
 """
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,22 @@ from moco_jax.evaluation.segmentation.data import IGNORED
 
 SCALES = (0.5, 2.0)  # MoCo v1, appendix A.5
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSettings:
+    """Settings of how images are read, drawn and normalised.
+
+    Attributes:
+        mean, std: of the pretraining's images, per channel.
+        workers: threads that read; 0 for as many as cores.
+        seed: of order and views, which do not depend on `workers`.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    workers: int = 0
+    seed: int = 0
 
 
 def _resized(image: np.ndarray, box: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The protocol that every dictionary keeps, and what it hands out."""
+"""The protocol that every dictionary implements, and the negatives that it returns."""
 
 import dataclasses
 from abc import abstractmethod
@@ -46,7 +46,7 @@ class Sizes:
 
 
 class Dictionary(Protocol):
-    """What a training step and a run ask of a dictionary.
+    """The methods that a training step and a run call on a dictionary.
 
     A dictionary is a frozen pytree (`flax.struct.dataclass`) in the train state, and its arrays are
     saved with it. A class that names this one as its base inherits the methods that have a body.

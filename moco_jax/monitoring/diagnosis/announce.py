@@ -21,7 +21,7 @@ class Announcer:
         """Take from the records in `log` what was announced before; it is not announced again."""
         self.console, self.log, self.facts = console, log, facts
         events = [r for r in log.records if r.get("event") == "finding"]
-        self._told = {(r["name"], r["severity"]) for r in events}
+        self._announced = {(r["name"], r["severity"]) for r in events}
         self._seen, self._broken = 0, False
 
     def consider(self, step: int, at_once: bool = False) -> None:
@@ -38,8 +38,8 @@ class Announcer:
             self.console.line(f"the diagnosis failed and is left out from here on: {error!r}")
             return
         for finding in found:
-            if (finding.name, finding.severity) not in self._told:
-                self._told.add((finding.name, finding.severity))
+            if (finding.name, finding.severity) not in self._announced:
+                self._announced.add((finding.name, finding.severity))
                 self.console.line(finding.line)
                 facts = dataclasses.asdict(finding)
                 del facts["details"]  # only the doctor's findings have them

@@ -14,7 +14,7 @@ from moco_jax.base.figures import shown
 from moco_jax.base.text import printable
 from moco_jax.data import images
 from moco_jax.data.configured import open_images, recipe_of
-from moco_jax.monitoring import view_pairs as sheet
+from moco_jax.monitoring.view_pairs import first_pairs
 from moco_jax.report.page.run import Run
 
 SIDE = 96  # of a small picture, in pixels
@@ -92,7 +92,7 @@ def view_pairs(run: Run, count: int = 6) -> list[Pair]:
     """
     config = run.config
     source = open_images(config, config.split, str(run.place / "index"))
-    batch = sheet.first_pairs(
+    batch = first_pairs(
         source,
         recipe_of(config),
         seed=config.seed,

@@ -44,14 +44,14 @@ def short(value: Any, length: int = 60) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a number that a float can hold, NaN and the infinities among them."""
+    """Return whether `value` is a number that a float can hold, as also NaN and infinity."""
     if type(value) is not int:
         return isinstance(value, float)
     return abs(value) < 2**1000
 
 
 def is_count(value: Any, least: int = 0) -> bool:
-    """Whether `value` is a whole number from `least` to `MOST`."""
+    """Return whether `value` is a whole number from `least` to `MOST`."""
     return type(value) is int and least <= value <= MOST
 
 

@@ -83,7 +83,7 @@ class Renewal:
     def _try(
         self, known: SlowParts, run: Run, part: str, look: Callable[[SlowParts, Run], None]
     ) -> None:
-        """Make a part with `look`, or note why it is missing.
+        """Renew a section with `look`, or note why it is missing.
 
         Images may be gone or damaged, and a checkpoint may go while it is read. A page without a
         part is better than none, whatever it is that fails.

@@ -1,8 +1,9 @@
-"""A generated corpus of image files, and what PIL makes of each; `python -m tests.data.sources.test_corpus` prints a table.
+"""A generated corpus of image files, and what PIL makes of each.
 
-Every kind has at least twenty members: formats, modes, sizes and odd headers, drawn with a fixed seed. What is expected is
-PIL's word, but for sixteen bits, of which PIL has no conversion (v / 257, rounded), and for half-written JPEGs, whose
-rest PIL may take for pixels.
+Every kind has at least twenty members: formats, modes, sizes and odd headers, drawn with a fixed
+seed. PIL's pixels are expected, except of sixteen bits, which PIL does not convert (v / 257,
+rounded), and of half-written JPEGs, whose missing part PIL may take for pixels.
+`python -m tests.data.sources.test_corpus` prints a table.
 """
 
 import functools
@@ -153,9 +154,13 @@ def half_written_jpegs(rng):
 
 def pngs(rng):
     sides = (
-        b"", chunk(b"gAMA", struct.pack(">I", 45455)), chunk(b"pHYs", struct.pack(">IIB", 2835, 2835, 1)),
-        chunk(b"tEXt", b"Comment\0words"), chunk(b"sRGB", b"\0"), chunk(b"zTXt", b"a\0\0" + zlib.compress(b"b")),
-    )  # fmt: skip
+        b"",
+        chunk(b"gAMA", struct.pack(">I", 45455)),
+        chunk(b"pHYs", struct.pack(">IIB", 2835, 2835, 1)),
+        chunk(b"tEXt", b"Comment\0words"),
+        chunk(b"sRGB", b"\0"),
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(b"b")),
+    )
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
         for n, side in enumerate(sides):
             options = {"transparency": 3} if mode in ("L", "P") and n % 2 else {}
@@ -201,7 +206,10 @@ def sixteen_bits(rng):
 
 
 def deep_pngs(rng):
-    """Sixteen bits in several channels, of which PIL keeps eight: gray with alpha, RGB, RGBA, all kinds of filters."""
+    """Several channels of sixteen bits, of which PIL keeps eight, with all kinds of filters.
+
+    The channels are gray with alpha, RGB, and RGBA.
+    """
     for n in range(21):
         channels = 2 + n % 3
         values = rng.integers(0, 65536, (*rng.integers(17, 33, 2), channels)).astype(np.uint16)
@@ -229,8 +237,17 @@ def filtered(rows, step):
 def tiff_gray16(pixels, photometric, order):
     """An uncompressed gray TIFF of sixteen bits."""
     height, width = pixels.shape
-    entries = [(256, 4, width), (257, 4, height), (258, 3, 16), (259, 3, 1), (262, 3, photometric), (273, 4, 8),
-               (277, 3, 1), (278, 4, height), (279, 4, pixels.size * 2)]  # fmt: skip
+    entries = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, 16),
+        (259, 3, 1),
+        (262, 3, photometric),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 4, height),
+        (279, 4, pixels.size * 2),
+    ]
     data = pixels.astype(f"{order}u2").tobytes()
     made = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data)) + data
     made += struct.pack(f"{order}H", len(entries))
@@ -314,7 +331,8 @@ def newer(rng):
 
 def xmp(value):
     """A packet of XMP that asks for this orientation."""
-    return f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{value}"/></x:xmpmeta>'.encode()
+    description = f'<rdf:Description tiff:Orientation="{value}"/>'
+    return f'<x:xmpmeta xmlns:x="adobe:ns:meta/">{description}</x:xmpmeta>'.encode()
 
 
 def as_long(value, order):
@@ -384,12 +402,24 @@ def words(rng):
 
 
 KINDS = {
-    "JPEG, ordinary": ordinary_jpegs, "JPEG, odd": odd_jpegs, "JPEG, half written": half_written_jpegs,
-    "PNG": pngs, "PNG, odd": odd_pngs, "PNG of 16 bits, colours": deep_pngs, "gray of 16 bits": sixteen_bits,
-    "GIF": gifs, "GIF, damaged": damaged_gifs, "BMP": bmps, "TIFF": tiffs, "WebP": webps,
-    "PPM, PGM, PBM": netpbms, "JPEG 2000, AVIF": newer, "rotated": rotated, "too large": too_large,
+    "JPEG, ordinary": ordinary_jpegs,
+    "JPEG, odd": odd_jpegs,
+    "JPEG, half written": half_written_jpegs,
+    "PNG": pngs,
+    "PNG, odd": odd_pngs,
+    "PNG of 16 bits, colours": deep_pngs,
+    "gray of 16 bits": sixteen_bits,
+    "GIF": gifs,
+    "GIF, damaged": damaged_gifs,
+    "BMP": bmps,
+    "TIFF": tiffs,
+    "WebP": webps,
+    "PPM, PGM, PBM": netpbms,
+    "JPEG 2000, AVIF": newer,
+    "rotated": rotated,
+    "too large": too_large,
     "no picture": words,
-}  # fmt: skip
+}
 BY_RULE = {"JPEG, half written", "too large"}  # damaged, whatever PIL says
 
 

@@ -54,7 +54,8 @@ def test_what_is_damaged_is_refused_or_flagged(tmp_path):
     path = records_to(tmp_path / "a.array_record", [encoded(quality=q) for q in range(40, 80)])
     source = ArrayRecordSource(path)
     whole = bytearray((tmp_path / "a.array_record").read_bytes())
-    place = whole.index(encoded(quality=50)[-300:]) if encoded(quality=50)[-300:] in whole else len(whole) // 3  # fmt: skip
+    ending = encoded(quality=50)[-300:]
+    place = whole.index(ending) if ending in whole else len(whole) // 3
     whole[place : place + 200] = b"\0" * 200
     (tmp_path / "a.array_record").write_bytes(whole)
     sound = [ok for _, ok in decoded(source)]

@@ -1,4 +1,4 @@
-"""Transparent pixels are blended with the background as PIL's paste does it, in TensorFlow's graph and in Python."""
+"""Transparent pixels are blended with the background as by PIL's paste, in graphs and in Python."""
 
 import io
 import zlib
@@ -127,14 +127,16 @@ def test_sixteen_bits_are_blended_after_they_became_eight(tmp_path, white):
     some[::2, :, 3] = 0
     some[..., :3][some[..., 3] == 0] = some[0, 0, :3]
     lone = some[..., :1].copy()
+    opaque = np.dstack([DEEP[..., :3], DEEP[..., :1] | 65535])
     kinds = {
         "alpha.png": (tf.io.encode_png(DEEP), DEEP),
         "gray_alpha.png": (tf.io.encode_png(DEEP[..., 2:]), DEEP[..., [2, 2, 2, 3]]),
-        "opaque.png": (tf.io.encode_png(DEEP[..., :3]), np.dstack([DEEP[..., :3], DEEP[..., :1] | 65535])),
-    }  # fmt: skip
+        "opaque.png": (tf.io.encode_png(DEEP[..., :3]), opaque),
+    }
     files = {name: png.numpy() for name, (png, _) in kinds.items()}
     values = {name: found for name, (_, found) in kinds.items()}
-    files["rgb_one.png"] = transparent_colour(tf.io.encode_png(some[..., :3]).numpy(), *some[0, 0, :3])  # fmt: skip
+    colours = tf.io.encode_png(some[..., :3]).numpy()
+    files["rgb_one.png"] = transparent_colour(colours, *some[0, 0, :3])
     files["gray_one.png"] = transparent_colour(tf.io.encode_png(lone).numpy(), *some[0, 0, :1])
     values["rgb_one.png"] = some
     values["gray_one.png"] = some[..., [0, 0, 0, 3]]

@@ -1,6 +1,6 @@
-"""Training, evaluation, embedding, packing and `load` give a file the pixels that PIL gives it, or refuse it alike.
+"""Training, evaluation, embedding, packing and `load` give files PIL's pixels or refuse them alike.
 
-`python -m tests.data.sources.test_corpus` prints the table of kinds of files and ways of reading them.
+`python -m tests.data.sources.test_corpus` prints a table of kinds of files and ways to read them.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from moco_jax.data.views import recipes
 from moco_jax.evaluation import features
 from moco_jax.inference.loading import FeatureEncoder
 from moco_jax.parallel import mesh
+from tests.data.batches import train_batches
 from tests.data.pictures import decoded
 from tests.data.sources import corpus
 
@@ -58,11 +59,13 @@ def in_evaluation(source):
 
 def in_embedding(source):
     """What the encoder is shown, as if these were the features."""
-    number = len(source)
-    found, places = features.extract(
-        source, RECIPE, np.arange(number), number, 2, mesh.create_mesh(jax.devices()[:1]),
-        lambda images: np.asarray(images).reshape(number, -1),
-    )  # fmt: skip
+    number, device = len(source), mesh.create_mesh(jax.devices()[:1])
+
+    def flat(images):
+        return np.asarray(images).reshape(number, -1)
+
+    settings = (np.arange(number), number, 2, device, flat)
+    found, places = features.extract(source, RECIPE, *settings)
     seen = dict(zip(places.tolist(), found.astype(np.uint8), strict=True))
     return [seen[n].reshape(SIZE, SIZE, 3) if n in seen else None for n in range(number)]
 
@@ -83,7 +86,7 @@ def in_packing(folder, decoding, out):
 def in_load(source):
     encoder = FeatureEncoder.__new__(FeatureEncoder)
     config = {"channels": 3, "exif_rotation": source.decoding.exif_rotation}
-    encoder.recipe, encoder.found = RECIPE, SimpleNamespace(config=config)
+    encoder.recipe, encoder.trained = RECIPE, SimpleNamespace(config=config)
 
     def one(path):
         try:
@@ -105,7 +108,7 @@ def centre(image):
 
 
 def read(kind, scratch):
-    """What each of `WAYS` makes of the members of a kind, and what is expected of it: {way: (found, expected)}."""
+    """What each of `WAYS` makes of the members of a kind: {way: (found, expected)}."""
     contents, whole = zip(*corpus.members(kind), strict=True)
     decoding = decoding_of(kind)
     files, out = pathlib.Path(scratch) / "files", pathlib.Path(scratch) / "out"
@@ -143,29 +146,25 @@ def test_views_of_training_are_those_of_the_same_pixels_as_plain_png(tmp_path):
     """Drawn crops of odd files, through `train_batches`, and what it names as damaged."""
     kinds = ("JPEG, odd", "GIF", "TIFF", "PNG, odd")
     found = [pair for kind in kinds for pair in corpus.members(kind)]
-    # Programs are compiled for each shape of padded images: those of one shape, and some that are damaged.
-    narrow = [
-        p for p in found if p[1] is not None and p[1].shape[0] <= 32 and 16 < p[1].shape[1] <= 24
-    ]
+    # Programs are compiled for each shape of padded images: only images of one shape are taken,
+    # and some that are damaged.
+    sound = [pair for pair in found if pair[1] is not None]
+    narrow = [p for p in sound if p[1].shape[0] <= 32 and 16 < p[1].shape[1] <= 24]
     some = narrow[:20] + [pair for pair in found if pair[1] is None][::6]
     assert len(some) > 20
-    plain = [
-        b"" if shown is None else corpus.saved(Image.fromarray(shown), "PNG") for _, shown in some
-    ]
+    shown = [image for _, image in some]
+    plain = [b"" if x is None else corpus.saved(Image.fromarray(x), "PNG") for x in shown]
     made, names = [], []
     for place, contents in (("odd", [content for content, _ in some]), ("plain", plain)):
         (tmp_path / place).mkdir()
         source = FolderSource(written(tmp_path / place, contents))
         damaged = pipeline.DamagedImages(len(some))
-        batches = pipeline.train_batches(
-            source, RECIPE, seed=0, batch_size=len(some), rows=np.arange(len(some)), examples_seen=0,
-            workers=2, damaged=damaged, crop_only=True,
-        )  # fmt: skip
+        batches = train_batches(source, RECIPE, len(some), damaged=damaged, crop_only=True)
         made.append(next(batches))
         batches.close()
         names.append({os.path.basename(name.split(":")[0]) for name in damaged.names})
     assert names[0] == names[1]
-    assert len(names[0]) == sum(shown is None for _, shown in some)
+    assert len(names[0]) == sum(image is None for image in shown)
     for key in ("query", "key", "index"):
         np.testing.assert_array_equal(made[0][key], made[1][key])
 
@@ -259,7 +258,7 @@ def test_an_array_that_claims_more_than_it_holds_is_refused():
 
 
 def table():
-    """Print for every kind and way how many members are equal to PIL's pixels, refused alike, and wrong."""
+    """Print by kind and way how many members have PIL's pixels, are refused alike, are wrong."""
     print(f"{'kind':25} {'files':>5}  " + "".join(f"{way:>22}" for way in WAYS))
     for kind in corpus.KINDS:
         with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,7 @@
-"""Every kind of image has PIL's pixels, sixteen bits are scaled, orientations are PIL's, damage is flagged."""
+"""Images of every kind have PIL's pixels and orientation, and damage is flagged.
+
+Sixteen bits are scaled.
+"""
 
 import io
 
@@ -126,7 +129,7 @@ def test_orientations_are_pils_where_asked_for(tmp_path, kind):
 
 
 def big_first(content):
-    """The same JPEG with the numbers of its Exif block the other way round (as cameras write them)."""
+    """The same JPEG with an Exif block in little-endian order, as cameras write it."""
     place = content.index(b"Exif\0\0") + 6
     assert content[place : place + 2] == b"MM"
     directory = b"II*\0" + (8).to_bytes(4, "little") + (1).to_bytes(2, "little")

@@ -1,4 +1,4 @@
-"""A folder is searched at any depth through links, a list is read as written, bad files end nothing."""
+"""Folders are searched through links at any depth, lists read as written; bad files do no harm."""
 
 import os
 
@@ -44,7 +44,14 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     (root / "nothing.jpg").symlink_to(tmp_path / "gone.jpg")
     (root / "itself.jpg").symlink_to(root / "itself.jpg")
     source = FolderSource(str(root))
-    expected = ["again/1.jpg", "file.jpg", "itself.jpg", "linked/2.jpg", "nothing.jpg", "real/3.jpg"]  # fmt: skip
+    expected = [
+        "again/1.jpg",
+        "file.jpg",
+        "itself.jpg",
+        "linked/2.jpg",
+        "nothing.jpg",
+        "real/3.jpg",
+    ]
     assert names(source) == expected
     sound = [name for name, (_, ok) in zip(names(source), decoded(source), strict=True) if ok]
     assert sound == ["again/1.jpg", "file.jpg"]

@@ -90,7 +90,10 @@ def test_a_list_of_utf16_is_read(folder):
     ("content", "line"),
     [
         ("gone.png\n", "line 1 (gone.png) is no such file"),
-        ("gone.png\nalso/gone.png\n", "line 1 (gone.png) is no such file, nor are 1 more of its files there"),
+        (
+            "gone.png\nalso/gone.png\n",
+            "line 1 (gone.png) is no such file, nor are 1 more of its files there",
+        ),
         ("gone.png 3\n", "line 1 (gone.png) is no such file"),
         ("7 ant/0.png\n", "line 1 (7 ant/0.png) is no such file"),
         ("ant/0.png,ant/1.png\n", "line 1 (ant/0.png,ant/1.png) is no such file"),
@@ -111,7 +114,7 @@ def test_a_list_of_utf16_is_read(folder):
         ("ant/0.png\n\t\n", "line 2 differs in having a class"),
         ("ant/0.png\n''\n", "line 2 is no path"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_understood_is_refused_with_its_line(folder, content, line):
     path = folder / "list.txt"
     path.write_text(content, newline="")

@@ -1,4 +1,4 @@
-"""Names of any bytes go from where they are first read to consoles, pages, tables and records, each on one line."""
+"""Names of any bytes reach consoles, pages, tables and records, each on one line."""
 
 import io
 import json
@@ -28,10 +28,30 @@ from tests.embedding.test_embed import FACTS
 
 SOUND = encoded("PNG", pixels=np.full((4, 4, 3), 99, np.uint8))
 ODD = [
-    b"caf\xe9", b"line\nbreak", b"cr\rx", b"\x1b[2Jclear", "bidi\u202egnp".encode(), "sep\u2028x".encode(), "nel\x85x".encode(),
-    b"tab\tx", b"\\xe9", b"caf\\xe9", "猫".encode(), b"$x^$", b" lead", b"trail ", b"quote'\"", b"\x7f", b"a,b;c", b"%s{}", b"<b>&amp;",
-    "\ufeffmark".encode(), b"-flag", b"~", b"#x",
-]  # fmt: skip
+    b"caf\xe9",
+    b"line\nbreak",
+    b"cr\rx",
+    b"\x1b[2Jclear",
+    "bidi\u202egnp".encode(),
+    "sep\u2028x".encode(),
+    "nel\x85x".encode(),
+    b"tab\tx",
+    b"\\xe9",
+    b"caf\\xe9",
+    "猫".encode(),
+    b"$x^$",
+    b" lead",
+    b"trail ",
+    b"quote'\"",
+    b"\x7f",
+    b"a,b;c",
+    b"%s{}",
+    b"<b>&amp;",
+    "\ufeffmark".encode(),
+    b"-flag",
+    b"~",
+    b"#x",
+]
 
 
 def random_names(seed):
@@ -150,7 +170,7 @@ DOTTED = {
 
 
 def dotted_at_random(seed):
-    """Members of one to four numbers with dots between them, perhaps each with a class: all are images."""
+    """Names of one to four numbers with dots between, perhaps each with a class: all are images."""
     rng = np.random.default_rng(seed)
     depth, with_classes = int(rng.integers(1, 5)), seed % 2
     numbers = {tuple(rng.integers(0, 30, depth).tolist()) for _ in range(int(rng.integers(2, 15)))}
@@ -221,9 +241,22 @@ def test_what_no_example_is_made_of_is_counted(tmp_path):
 
 
 SYSTEMS = [
-    "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "@Recycle", "System Volume Information", "RECYCLER",
-    "@tmp", "@Recently-Snapshot", "@sharesnap", "#snapshot", "~snapshot", "Network Trash Folder", "Temporary Items",
-]  # fmt: skip
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "lost+found",
+    "@Recycle",
+    "System Volume Information",
+    "RECYCLER",
+    "@tmp",
+    "@Recently-Snapshot",
+    "@sharesnap",
+    "#snapshot",
+    "~snapshot",
+    "Network Trash Folder",
+    "Temporary Items",
+]
 
 
 @pytest.mark.parametrize("system", [*SYSTEMS, *(name.upper() for name in SYSTEMS[1:7])])
@@ -261,7 +294,8 @@ def test_what_a_folder_holds_beside_images_is_said_in_one_line(tmp_path):
     assert len(source) == 2
     (said,) = source.remarks
     assert said == (
-        f"data_dir={tmp_path}: 2 {names.HIDDEN}, 1 {names.NO_FILE}, 1 {names.TWICE}, 4 other files there are left out, by their "
+        f"data_dir={tmp_path}: 2 {names.HIDDEN}, 1 {names.NO_FILE}, 1 {names.TWICE}, "
+        "4 other files there are left out, by their "
         r"ending: 2 .txt, 1 no ending, 1 .\x1b[2j"
     )
     assert FolderSource(str(tmp_path / "h")).remarks == []

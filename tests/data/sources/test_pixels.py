@@ -1,4 +1,4 @@
-"""Images of any number of channels and bits are decoded to what was written, and what is something else is refused."""
+"""Images of any number of channels and bits are decoded to what was written, or refused."""
 
 import io
 import sys
@@ -46,16 +46,18 @@ def test_arrays_are_what_was_written(channels):
     values = BANDS[..., :channels]
     floats = np.asarray([-1, 0, 0.25, 0.5, 1, 7, np.nan, np.inf, -np.inf, 0.999], np.float32)
     floats = np.repeat(floats.reshape(2, 5, 1), channels, axis=-1)
+    eight = np.asarray([0, 0, 64, 128, 255, 255, 0, 255, 0, 255]).reshape(2, 5, 1)
+    signed = values.astype(np.int16)
     cases = [
         (SMALL[..., :channels], 0, SMALL[..., :channels]),
         (SMALL[..., :channels], 9, SMALL[..., :channels]),
         (np.asfortranarray(values), 0, over_257(values)),
         (values.astype(">u2"), 10000, np.round(np.minimum(values / 10000, 1) * 255)),
         (values.astype(np.uint32), 65535, over_257(values)),
-        (values.astype(np.int16), 32767, np.floor(np.maximum(values.astype(np.int16) / 32767, 0) * 255 + 0.5)),
-        (floats, 1, np.asarray([0, 0, 64, 128, 255, 255, 0, 255, 0, 255]).reshape(2, 5, 1)),
-        (floats.astype(np.float64) * 4, 4, np.asarray([0, 0, 64, 128, 255, 255, 0, 255, 0, 255]).reshape(2, 5, 1)),
-    ]  # fmt: skip
+        (signed, 32767, np.floor(np.maximum(signed / 32767, 0) * 255 + 0.5)),
+        (floats, 1, eight),
+        (floats.astype(np.float64) * 4, 4, eight),
+    ]
     for written, white, expected in cases:
         found = pixels.pixels(npy(written), Decoding(False, channels, white))
         assert found.dtype == np.uint8
@@ -158,9 +160,18 @@ def test_a_tiff_of_more_than_one_image_is_refused():
 
 @pytest.mark.parametrize(
     ("kind", "mode"),
-    [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "LA"), ("TIFF", "RGB"),
-     ("WEBP", "RGB"), ("BMP", "1")],
-)  # fmt: skip
+    [
+        ("JPEG", "RGB"),
+        ("JPEG", "L"),
+        ("JPEG", "CMYK"),
+        ("PNG", "RGBA"),
+        ("PNG", "P"),
+        ("PNG", "LA"),
+        ("TIFF", "RGB"),
+        ("WEBP", "RGB"),
+        ("BMP", "1"),
+    ],
+)
 def test_pictures_become_gray_as_pil_makes_them(kind, mode):
     content = encoded(kind, mode)
     expected = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
@@ -181,7 +192,10 @@ def test_pictures_of_four_channels_keep_them(kind, mode):
 
 
 def test_sixteen_bits_and_white_are_the_same_everywhere(tmp_path):
-    """Gray and colour PNG and gray TIFF, decoded by TensorFlow or in Python; twelve bits kept in sixteen fill 0..255."""
+    """Gray and colour PNG and gray TIFF, decoded by TensorFlow or in Python.
+
+    Twelve bits that are kept in sixteen fill 0..255.
+    """
     gray, colour = BANDS[..., :1] >> 4, BANDS[..., :3] >> 4
     files = {
         "gray.png": tf.io.encode_png(gray).numpy(),
@@ -189,7 +203,7 @@ def test_sixteen_bits_and_white_are_the_same_everywhere(tmp_path):
         "gray.tif": encoded("TIFF", pixels=gray[..., 0]),
     }
     folder = write(tmp_path, files)
-    for white, scaled in ((0, lambda x: over_257(x)), (4095, lambda x: np.floor(x / 4095 * 255 + 0.5))):  # fmt: skip
+    for white, scaled in (0, over_257), (4095, lambda x: np.floor(x / 4095 * 255 + 0.5)):
         expected = {"gray": np.repeat(scaled(gray), 3, -1), "colour": scaled(colour)}
         source = FolderSource(folder, Decoding(white=white))
         for index, (image, sound) in enumerate(decoded(source)):
@@ -205,7 +219,8 @@ def test_sixteen_bits_and_white_are_the_same_everywhere(tmp_path):
     np.testing.assert_array_equal(four, over_257(BANDS[..., :4]))
     single = encoded("TIFF", pixels=np.linspace(0, 2, 20, dtype=np.float32).reshape(4, 5))
     found = pixels.pixels(single, Decoding(white=2))
-    np.testing.assert_array_equal(found[..., 1], np.floor(np.linspace(0, 1, 20) * 255 + 0.5).reshape(4, 5))  # fmt: skip
+    expected = np.floor(np.linspace(0, 1, 20) * 255 + 0.5).reshape(4, 5)
+    np.testing.assert_array_equal(found[..., 1], expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -222,7 +237,8 @@ def test_orientations_are_pils_for_other_channels_too(orientation):
 
 
 def test_tiffs_of_many_channels_are_always_turned_and_deep_pngs_where_asked_for():
-    content = tiff(BANDS, photometric="minisblack", planarconfig="contig", extratags=[(274, 3, 1, 6, True)])  # fmt: skip
+    turned = dict(planarconfig="contig", extratags=[(274, 3, 1, 6, True)])
+    content = tiff(BANDS, photometric="minisblack", **turned)
     for asked in (True, False):
         found = pixels.pixels(content, Decoding(asked, 5))
         np.testing.assert_array_equal(found, over_257(np.rot90(BANDS, -1)))
@@ -287,7 +303,12 @@ def test_every_source_reads_arrays_and_refuses_what_differs(tmp_path, kind):
 
 def test_an_array_in_a_tar_is_the_image_only_without_a_picture(tmp_path):
     picture = encoded("PNG")
-    members = [("0.npy", npy(BANDS)), ("0.png", picture), ("1.emb.npy", npy(BANDS)), ("1.mask.png", picture)]  # fmt: skip
+    members = [
+        ("0.npy", npy(BANDS)),
+        ("0.png", picture),
+        ("1.emb.npy", npy(BANDS)),
+        ("1.mask.png", picture),
+    ]
     tar(tmp_path / "x.tar", members)
     source = sources.open_source("tar", "train", str(tmp_path))
     assert source.read(np.arange(2)).tolist() == [picture, picture]

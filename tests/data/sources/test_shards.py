@@ -1,4 +1,7 @@
-"""Shards that claim more than they hold, and what is no file at all, are refused at once, in one line and little memory."""
+"""Shards that claim more than they hold, and what is no file, are refused at once.
+
+Refusals take one line and little memory.
+"""
 
 import io
 import os
@@ -145,12 +148,15 @@ def header(name="0.png", size=0, kind=b"0", pax=None):
     return info.tobuf(tarfile.PAX_FORMAT if pax is not None else tarfile.GNU_FORMAT)
 
 
+SIZES = (10**20, 10**15, 10**10, 2**63, 2**64)
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+BELOW_ZERO = header().replace(b"0" * 11 + b"\0", b"\xff" * 11 + b"\0", 1)[:124] + b"\xff" * 12
 CLAIMS = {
-    **{f"PAX size {n:.0e}": header(pax={"size": str(n)}) for n in (10**20, 10**15, 10**10, 2**63, 2**64)},
+    **{f"PAX size {n:.0e}": header(pax={"size": str(n)}) for n in SIZES},
     "PAX size of 5,000 digits": header(pax={"size": "9" * 5000}) + b"\1" * 512,
     "PAX size below zero": header(pax={"size": "-1536"}),
     "size of a member": header(size=2**40),
-    "size below zero": header().replace(b"0" * 11 + b"\0", b"\xff" * 11 + b"\0", 1)[:124] + b"\xff" * 12 + header()[136:],
+    "size below zero": BELOW_ZERO + header()[136:],
     "PAX header of 10 GB": header("x", 10**10, b"x"),
     "PAX header of 2**40": header("x", 2**40, b"x"),
     "global header of 10 GB": header("x", 10**10, b"g"),
@@ -158,10 +164,10 @@ CLAIMS = {
     "long link of 10 GB": header("x", 10**10, b"K"),
     "long name of 2 MB": header("x", 2 << 20, b"L") + b"n" * (2 << 20),
     "thousands of headers in each other": (header("x", 512, b"L") + b"n" * 512) * 3000,
-    "no end of a sparse map": header(pax={"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "0.png"}),
-    "a sparse map of words": header("0.png", 512, pax={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}) + b"x\n" * 256,
+    "no end of a sparse map": header(pax=SPARSE | {"GNU.sparse.name": "0.png"}),
+    "a sparse map of words": header("0.png", 512, pax=SPARSE) + b"x\n" * 256,
     "a member cut off": header(size=4000) + b"x" * 700,
-}  # fmt: skip
+}
 
 
 def opened(path):

@@ -1,4 +1,4 @@
-"""`open_source` opens every kind with its settings, and refuses in one line what cannot be opened."""
+"""`open_source` opens every kind with its settings, or refuses in one line what it cannot open."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from tests.data.sources.test_tfrecord import TFDS, records_to
         (("tfrecord", "train", "/no/x-*"), "there is no tfrecord file /no/x-"),
         (("tar", "train", "/no/{3..1}.tar"), "{3..1} names nothing"),
         (("tar", "train", "/no/{3}.tar"), r"\{3\} names nothing"),
-        (("nothing", "train", ""), "dataset='nothing' is unknown; known are digits"),
+        (("nothing", "train", ""), "dataset='nothing' is unknown; use one of digits"),
         (("digits", "valid", ""), "split='valid' is unknown; dataset='digits' has train and test"),
     ],
 )

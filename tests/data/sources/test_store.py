@@ -1,4 +1,4 @@
-"""Under a scheme the same sources give the same images; TensorFlow's own ram:// stands for a bucket."""
+"""Sources read the same images from a bucket, for which TensorFlow's own ram:// stands."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,8 @@ def test_a_remote_folder_list_tar_and_packing(tmp_path, ram_paths):
         assert everything(tars)[:3] == [content for _, content in members(0)]
     assert tars.name(2).startswith("0002.jpg in x.tar")
 
-    packing.pack(packing.make_plan(f"{root}/images", f"{root}/packed", 2, "tfrecord"), lambda *_: None)  # fmt: skip
+    plan = packing.make_plan(f"{root}/images", f"{root}/packed", 2, "tfrecord")
+    packing.pack(plan, lambda *_: None)
     packed = TFRecordSource(f"{root}/packed", str(tmp_path / "index"))
     assert len(packed) == 2
     np.testing.assert_array_equal(packed.labels(np.arange(2)), [0, 1])

@@ -28,7 +28,8 @@ def members(number, label=None):
     listed = [(f"{number:03d}{n}.jpg", image) for n, image in enumerate(images)]
     if label is None:
         return listed
-    return [m for n, jpg in enumerate(listed) for m in (jpg, (f"{number:03d}{n}.cls", b"%d" % (label + n)))]  # fmt: skip
+    classes = [(f"{number:03d}{n}.cls", b"%d" % (label + n)) for n in range(len(images))]
+    return [member for pair in zip(listed, classes, strict=True) for member in pair]
 
 
 def test_shards_of_a_folder_and_of_patterns(tmp_path):
@@ -36,7 +37,12 @@ def test_shards_of_a_folder_and_of_patterns(tmp_path):
         tar(tmp_path / f"train-{number:03d}.tar", members(number))
     (tmp_path / "train-008.tar.gz").write_bytes(b"")
     index = tmp_path / "index"
-    for pattern, of in (("", (8, 9, 10)), ("/train-{008..009}.tar", (8, 9)), ("/train-{010,008}.tar", (10, 8)), ("/*-0?0.tar", (10,))):  # fmt: skip
+    for pattern, of in (
+        ("", (8, 9, 10)),
+        ("/train-{008..009}.tar", (8, 9)),
+        ("/train-{010,008}.tar", (10, 8)),
+        ("/*-0?0.tar", (10,)),
+    ):
         expected = [member for number in of for member in members(number)]
         for _ in range(2):  # the second time through the kept index
             source = TarSource(f"{tmp_path}{pattern}", str(index))
@@ -55,9 +61,19 @@ def test_shards_of_a_folder_and_of_patterns(tmp_path):
 def test_an_example_has_its_image_and_class_among_other_members(tmp_path, format):
     image, mask = encoded(), encoded("PNG")
     listed = [
-        ("./._0.jpg", b"resource fork"), ("a/0.cls", b"7\n"), ("a/0.json", b"{}"), ("a/0.mask.png", mask), ("a/0.JPG", image),
-        ("b/x.jpg", mask), ("b/x.cls", b"3"), ("b/X.jpg", image), ("b/X.cls", b"4"), ("c.txt", b"no image"), (f"{LONG}é.png", image), (f"{LONG}é.cls", b"0"),
-    ]  # fmt: skip
+        ("./._0.jpg", b"resource fork"),
+        ("a/0.cls", b"7\n"),
+        ("a/0.json", b"{}"),
+        ("a/0.mask.png", mask),
+        ("a/0.JPG", image),
+        ("b/x.jpg", mask),
+        ("b/x.cls", b"3"),
+        ("b/X.jpg", image),
+        ("b/X.cls", b"4"),
+        ("c.txt", b"no image"),
+        (f"{LONG}é.png", image),
+        (f"{LONG}é.cls", b"0"),
+    ]
     source = TarSource(tar(tmp_path / "x.tar", listed, format=format))
     assert source.read(np.arange(4)).tolist() == [image, mask, image, image]
     np.testing.assert_array_equal(source.labels(np.asarray([3, 0, 1, 2])), [0, 7, 3, 4])

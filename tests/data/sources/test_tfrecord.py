@@ -1,4 +1,7 @@
-"""The index of records equals TensorFlow's reader; sets with and without TFDS metadata are read as written."""
+"""The index of records equals TensorFlow's reader; sets are read as written.
+
+Sets with and without TFDS metadata are read.
+"""
 
 import io
 import os
@@ -80,12 +83,13 @@ def test_a_set_without_metadata_is_read_and_damage_flagged(tmp_path):
 def test_records_that_hold_no_image_are_refused(tmp_path):
     path = tmp_path / "x.tfrecord"
     other = tf.train.Feature(int64_list=tf.train.Int64List(value=[3]))
+    features = tf.train.Features(feature={"image": other, "n": other})
+    numbers = tf.train.Example(features=features).SerializeToString()
     wrong = [
         ([], "holds no record"),
         ([b"\xff\xff"], r"data_dir=.*x.tfrecord: its records are no tf.train.Example"),
-        ([tf.train.Example(features=tf.train.Features(feature={"image": other, "n": other})).SerializeToString()],
-         "have the features image, n; an encoded image is looked for in image, "),
-    ]  # fmt: skip
+        ([numbers], "have the features image, n; an encoded image is looked for in image, "),
+    ]
     for records, message in wrong:
         records_to(path, records)
         with pytest.raises(UserError, match=message):
@@ -117,7 +121,7 @@ def test_cifar10_equals_tfds_own_reader(tmp_path):
 
 @pytest.mark.skipif(not TFDS, reason="MOCO_JAX_TFDS names no TFDS data directory with cifar10")
 def test_memory_stays_flat_when_a_set_is_repeated_a_hundred_times(tmp_path):
-    """A hundred times the records cost sixteen bytes each, and reading them all leaves nothing behind."""
+    """A hundred times the records cost sixteen bytes each; reading all leaves nothing behind."""
     code = """
 import resource, sys
 import numpy as np
@@ -131,7 +135,8 @@ images = TFDSSource("cifar10", "+".join(["test[:1000]"] * parts), data, sys.argv
 first = peak()
 for start in range(0, len(images), 500):
     records = images.read(np.arange(start, start + 500))
-print(len(images), images.records.places.offset.nbytes + images.records.places.file.nbytes + images.records.places.length.nbytes)
+places = images.records.places
+print(len(images), places.offset.nbytes + places.file.nbytes + places.length.nbytes)
 print(first, peak())
 """
     sizes = {}

@@ -1,4 +1,4 @@
-"""Every operation and whole chains against torchvision on PIL; drawn parameters against torchvision's samplers."""
+"""Operations, whole chains and drawn parameters against torchvision's, on PIL."""
 
 import functools
 import io
@@ -12,7 +12,8 @@ from sklearn.datasets import load_sample_images
 
 from moco_jax.data.sources.decode import decode_image
 from moco_jax.data.sources.tfds import TFDSSource
-from moco_jax.data.views import augment, device_ops, image_ops, recipes, resize
+from moco_jax.data.views import augment, host_pixels, recipes, resize
+from moco_jax.data.views.operations import Solarize, jitter
 
 torch = pytest.importorskip("torch", reason="compares with torchvision: pip install '.[torch]'")
 transforms = pytest.importorskip("torchvision.transforms", reason="pip install '.[torch]'")
@@ -28,7 +29,7 @@ from tests.data.torchvision_views import (
     on_planes,
     statistics,
     with_torchvision,
-)  # fmt: skip
+)
 
 TFDS = os.environ.get("MOCO_JAX_TFDS")
 IMAGENET = 40
@@ -68,7 +69,7 @@ PICTURES = [
 
 
 def hold(ours, theirs, within, mean, share, what, folder):
-    """Mean difference at most `mean`, `share` of the values within `within`; else both pictures are kept."""
+    """Mean difference at most `mean`, `share` of values within `within`; else both are saved."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     difference = np.abs(ours.astype(np.int32) - theirs.astype(np.int32))
     found = difference.mean(), (difference <= within).mean()
@@ -98,23 +99,27 @@ def test_solarize_is_exactly_torchvisions(channels):
     image = values.astype(np.uint8).reshape(16, 16, channels)
     layers = [F.solarize(Image.fromarray(image[..., c]), 128) for c in range(channels)]
     expected = np.stack([np.asarray(layer) for layer in layers], -1)
-    assert (expected.max(), expected[image == 127].max(), expected[image == 128].max()) == (127,) * 3  # fmt: skip
-    planes = image_ops.solarize(image_ops.to_planes(tf.constant(image)))
-    np.testing.assert_array_equal(image_ops.to_pixels(planes), expected)
-    on_device = device_ops.solarize(jnp.asarray(image).transpose(2, 0, 1)).transpose(1, 2, 0)
+    assert expected.max() == 127
+    assert (expected[image == 127].max(), expected[image == 128].max()) == (127, 127)
+    planes = Solarize().on_host(host_pixels.to_planes(tf.constant(image)), None)
+    np.testing.assert_array_equal(host_pixels.to_pixels(planes), expected)
+    on_device = Solarize().on_device(jnp.asarray(image).transpose(2, 0, 1), None).transpose(1, 2, 0)
     np.testing.assert_array_equal(on_device, expected)
     if channels == 3:
-        packed = on_planes(lambda x, _: image_ops.solarize(x), image, 0)
+        packed = on_planes(lambda x, _: Solarize().on_host(x, None), image, 0)
         np.testing.assert_array_equal(packed, expected)
         np.testing.assert_array_equal(packed, F.solarize(Image.fromarray(image), 128))
 
 
 def test_hue_of_a_million_colours(tmp_path):
-    """And of all the grays; PIL cuts to whole numbers of float64, so a few colours lie one step of 255 off."""
+    """Hues of a million colours and all grays are PIL's, but for a few one step of 255 off.
+
+    PIL cuts numbers of float64 down to whole ones.
+    """
     colours = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
     colours[0, :256] = np.arange(256)[:, None]
     for value in (-0.1, 0.013, 0.4):
-        result = on_planes(image_ops.adjust_hue, colours, value)
+        result = on_planes(jitter.hue_on_host, colours, value)
         expected = F.adjust_hue(Image.fromarray(colours), value)
         hold(result, expected, 0, 0.005, 0.998, value, tmp_path)
         hold(result, expected, 6, 0.005, 1, value, tmp_path)
@@ -203,7 +208,7 @@ def draw_many(recipe, number, shape, view):
 
 
 def test_drawn_parameters_follow_torchvision():
-    """Two-sample Kolmogorov-Smirnov tests of every continuous parameter; frequencies of the others."""
+    """Kolmogorov-Smirnov tests of every continuous parameter; frequencies of the others."""
     stats = pytest.importorskip("scipy.stats")
     recipe, number, shape = recipes.create("v2", 224), 3000, (300, 200)
     views = draw_many(recipe, number, shape, 0)
@@ -248,7 +253,7 @@ def test_drawn_parameters_follow_torchvision():
     [(0, dict(blur=1.0, solarize=0.0)), (1, dict(blur=0.1, solarize=0.2))],
 )
 def test_the_views_of_v3_differ(number, probabilities):
-    """Blur and solarization as often as BYOL has them in each view, and independent of each other."""
+    """Blur and solarization are as often in each view as BYOL has them, and independent."""
     stats = pytest.importorskip("scipy.stats")
     times = 3000
     views = draw_many(recipes.create("v3", 224), times, (300, 200), number)
@@ -269,7 +274,7 @@ def test_the_views_of_v3_differ(number, probabilities):
 
 
 def test_what_an_example_draws_is_fixed():
-    """A run that goes on after an update of this code must see the views that it would have seen."""
+    """A run that goes on after an update of this code sees the views that it would have seen."""
     numbers = tf.constant(5, tf.int64), tf.constant(7, tf.int64)
     for name in ("v2", "v3"):
         query, key = augment.draw_two_views(

@@ -1,4 +1,7 @@
-"""The view of evaluations is torchvision's on PIL, channel by channel, and large or long images need little memory."""
+"""The view of evaluations is torchvision's on PIL, channel by channel.
+
+Large or long images need little memory.
+"""
 
 import subprocess
 import sys

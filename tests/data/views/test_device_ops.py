@@ -1,4 +1,4 @@
-"""Views finished on devices: every operation and whole chains against torchvision, and against the host's."""
+"""Views finished on devices: operations and chains against torchvision's and the host's."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import pipeline
 from moco_jax.data.sources.memory import digits
-from moco_jax.data.views import augment, device_ops, recipes, resize
+from moco_jax.data.views import augment, device_views, recipes, resize
+from moco_jax.data.views.operations import Grayscale, Solarize, blur, jitter
+from tests.data.batches import train_batches
 from tests.data.views import test_augment  # skips where torch is missing
 
 torchvision_views = pytest.importorskip("tests.data.torchvision_views")
@@ -20,11 +21,11 @@ def test_operation_equals_torchvision(name, tmp_path):
     theirs, values = torchvision_views.OPERATIONS[name][1:]
     names = {"brightness", "contrast", "saturation", "hue"}
     operation = {
-        "grayscale": lambda x, _: device_ops.grayscale(x),
-        "solarize": lambda x, _: device_ops.solarize(x),
+        "grayscale": lambda x, _: Grayscale().on_device(x, None),
+        "solarize": lambda x, _: Solarize().on_device(x, None),
         "flip": lambda x, _: x[:, :, ::-1],
-        "blur": device_ops.gaussian_blur,
-    }.get(name) or getattr(device_ops, f"adjust_{name}" if name in names else name)
+        "blur": blur.gaussian_on_device,
+    }.get(name) or getattr(jitter, f"{name}_on_device" if name in names else name)
     for image in test_augment.photographs():
         for value in values:
             planes = jax.jit(operation)(jnp.asarray(image).transpose(2, 0, 1), jnp.float32(value))
@@ -35,7 +36,10 @@ def test_operation_equals_torchvision(name, tmp_path):
 
 
 def crops_and_views(recipe, times, number):
-    """Crops, their drawn parameters, and the views that the host makes of them; of query (0) or key view (1)."""
+    """Crops, their drawn parameters, and the views that the host makes of them.
+
+    `number` is 0 for the query's view and 1 for the key's.
+    """
     crops, drawn, finished = [], [], []
     pictures = test_augment.photographs()[:2]
     for seed in range(times):
@@ -52,7 +56,7 @@ def crops_and_views(recipe, times, number):
 def test_chain_equals_torchvision(name, size, number, tmp_path):
     recipe = recipes.create(name, size)
     crops, views, _, drawn = crops_and_views(recipe, 8, number)
-    results = jax.jit(device_ops.finish, static_argnums=2)(crops, views, recipe)
+    results = jax.jit(device_views.finish, static_argnums=2)(crops, views, recipe)
     pictures = test_augment.photographs()[:2]
     for seed, view in enumerate(drawn):
         expected = torchvision_views.with_torchvision(pictures[seed % 2], view, recipe)
@@ -60,22 +64,19 @@ def test_chain_equals_torchvision(name, size, number, tmp_path):
 
 
 def test_batches_for_the_device_hold_the_hosts_parameters():
-    """Finished on the device, the crops are the views that the host makes of the same batch, within rounding."""
+    """Crops finished on the device are the host's views of the same batch, within rounding."""
     recipe = recipes.create("cifar", 32)
     images = digits("train")
     images.images = np.random.default_rng(0).integers(0, 256, images.images.shape, np.uint8)
 
     def batch(crop_only):
-        batches = pipeline.train_batches(
-            images, recipe, seed=3, batch_size=16, rows=np.arange(16), examples_seen=32, workers=2,
-            damaged=pipeline.DamagedImages(0), crop_only=crop_only,
-        )  # fmt: skip
-        return next(batches)
+        place = dict(seed=3, examples_seen=32, crop_only=crop_only)
+        return next(train_batches(images, recipe, 16, **place))
 
     crops, whole = batch(True), batch(False)
     np.testing.assert_array_equal(crops["index"], whole["index"])
     for name in ("query", "key"):
-        result = np.asarray(device_ops.finish(crops[name], crops[f"{name}_view"], recipe))
+        result = np.asarray(device_views.finish(crops[name], crops[f"{name}_view"], recipe))
         difference = np.abs(result.astype(int) - whole[name])
         assert difference.mean() < 0.2
         assert np.abs(crops[name].astype(int) - whole[name]).mean() > 10
@@ -87,8 +88,11 @@ def test_jitter_applies_each_operation_once_in_the_drawn_order():
     recipe = recipes.create("v1", 32)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
     operations = (
-        device_ops.adjust_brightness, device_ops.adjust_contrast, device_ops.adjust_saturation, device_ops.adjust_hue,
-    )  # fmt: skip
+        jitter.brightness_on_device,
+        jitter.contrast_on_device,
+        jitter.saturation_on_device,
+        jitter.hue_on_device,
+    )
     factors = np.asarray([0.7, 1.3, 0.6, 0.2], np.float32)
     seen = set()
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
@@ -97,8 +101,8 @@ def test_jitter_applies_each_operation_once_in_the_drawn_order():
         expected = image.transpose(2, 0, 1)
         for number in order:
             expected = operations[number](expected, factors[number])
-        result = device_ops.finish(image[None], view, recipe)[0]
-        # One program and four round a few values differently; another order would change most of them.
+        result = device_views.finish(image[None], view, recipe)[0]
+        # One program and four round a few values differently; another order would change most.
         difference = np.abs(result.astype(int) - expected.transpose(1, 2, 0))
         assert difference.mean() < 0.1
         seen.add(np.asarray(result).tobytes())

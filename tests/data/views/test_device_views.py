@@ -1,4 +1,7 @@
-"""Views made in a jitted step are the host's: drawn numbers and crops to the bit, the rest within its rounding."""
+"""Views made in a jitted step are the host's.
+
+Drawn numbers and crops are to the bit; the other operations differ by rounding alone.
+"""
 
 import contextlib
 import functools
@@ -9,9 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import pipeline
 from moco_jax.data.sources.memory import ArraySource, digits
 from moco_jax.data.views import augment, device_views, recipes
+from moco_jax.data.views.operations import crop as crops
+from tests.data.batches import train_batches
 
 SEED = 3
 
@@ -21,7 +25,7 @@ SEED = 3
     [("digits", 32, 32), ("cifar", 32, 32), ("v2", 48, 75), ("v1", 200, 31), ("v3", 64, 48)],
 )
 def test_parameters_are_those_drawn_on_the_host(name, height, width):
-    """Thousands of views, of all examples and epochs that there can be; on a CPU not one number differs."""
+    """Thousands of views, of any examples and epochs; on a CPU not one number differs."""
     recipe, number = recipes.create(name, 32), 3000
     rng = np.random.default_rng(height)
     index = np.concatenate([[0, 1, 2**31 - 2], rng.integers(0, 2**31 - 1, number)]).astype(np.int32)
@@ -51,11 +55,8 @@ def noise(height, width):
 def hosts_batch(source, recipe, crop_only):
     """A batch of epoch 5."""
     seen = 5 * (len(source) // 64) * 64
-    batches = pipeline.train_batches(
-        source, recipe, seed=SEED, batch_size=64, rows=np.arange(64), examples_seen=seen, workers=2,
-        damaged=pipeline.DamagedImages(0), crop_only=crop_only,
-    )  # fmt: skip
-    with contextlib.closing(batches):
+    place = dict(seed=SEED, examples_seen=seen, crop_only=crop_only)
+    with contextlib.closing(train_batches(source, recipe, 64, **place)) as batches:
         return next(batches)
 
 
@@ -73,7 +74,7 @@ CASES = [
 def test_crops_equal_the_hosts(name, size, shape):
     source = noise(*shape) if shape else digits("train")
     batch = hosts_batch(source, recipes.create(name, size), crop_only=True)
-    crop = jax.jit(jax.vmap(functools.partial(device_views.crop, size=size)))
+    crop = jax.jit(jax.vmap(functools.partial(crops.on_device, size=size)))
     for view in ("query", "key"):
         found = crop(source.images[batch["index"]], batch[f"{view}_view"].box)
         np.testing.assert_array_equal(found, batch[view])
