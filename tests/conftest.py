@@ -32,6 +32,36 @@ with contextlib.suppress(ImportError):
 import jax
 import pytest
 
+# Files that take longest, in this order: both processes of a run are then busy to the end.
+LONGEST_FIRST = (
+    "training/test_loop.py",
+    "test_notebook.py",
+    "training/test_restart.py",
+    "evaluation/test_evaluate.py",
+    "data/views/test_augment.py",
+    "parallel/test_collectives.py",
+    "encoders/test_vit.py",
+    "training/test_going_on.py",
+    "method/test_step.py",
+    "encoders/test_encoders.py",
+    "training/test_checkpoint.py",
+    "method/test_step_v3.py",
+    "method/test_methods.py",
+    "weights/test_convert.py",
+    "encoders/test_resnet.py",
+    "training/test_bad_steps.py",
+    "ablation/test_ablation.py",
+    "data/views/test_device_views.py",
+    "method/test_streamed.py",
+    "doctor/test_doctor.py",
+)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Put the files of LONGEST_FIRST before all others."""
+    places = {str(config.rootpath / "tests" / name): n for n, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
 
 @pytest.fixture
 def float64():

@@ -87,7 +87,7 @@ def test_all_commands_are_listed_with_a_line_each():
 
 
 @pytest.mark.parametrize(
-    ("word", "said"), [("evalute", "did you mean evaluate?"), ("x", "none of")]
+    ("word", "said"), [("evalute", "did you mean evaluate?"), ("x", "is no command")]
 )
 def test_a_word_that_is_no_command(monkeypatch, capsys, word, said):
     monkeypatch.setattr("sys.argv", ["moco_jax", word])

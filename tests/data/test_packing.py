@@ -114,7 +114,7 @@ def test_a_list_without_classes_is_packed(tmp_path):
     ("arguments", "message"),
     [
         (("out", 12, "tfrecord"), "shards=12 must be from 1 to 11"),
-        (("out", -1, "tfrecord"), "shards=-1 for 11 images"),
+        (("out", -1, "tfrecord"), "shards=-1 must be from 1 to 11"),
         (("out", 1, "zip"), "format='zip' is unknown; use one of tfrecord, arrayrecord"),
         (("", 1, "tfrecord"), "out='' names no folder"),
         (("file/out", 1, "tfrecord"), "file/out cannot be written .*the same command goes on"),

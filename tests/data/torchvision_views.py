@@ -1,5 +1,6 @@
 """The second implementation of views, torchvision on PIL, and ours called alike on one image."""
 
+import functools
 from collections.abc import Callable
 
 import torch  # before TensorFlow: the other way round a process of scripts crashes
@@ -54,14 +55,18 @@ def cropped(image: np.ndarray, box: tuple, size: int) -> np.ndarray:
 def on_planes(operation: Callable, image: np.ndarray, value: float) -> np.ndarray:
     """The result of an operation on an image `[H, W, 3]`, compiled as in a run."""
     planes, value = host_pixels.to_planes(tf.constant(image)), tf.constant(value, tf.float32)
-    if operation is gaussian_on_host:
-        return host_pixels.to_pixels(operation(planes, value)).numpy()
+    run = operation if operation is gaussian_on_host else _compiled(operation)
+    return host_pixels.to_pixels(run(planes, value)).numpy()
 
-    @tf.function(jit_compile=True)
+
+@functools.cache
+def _compiled(operation: Callable) -> Callable:
+    """The operation on planes, compiled once for each shape of them."""
+
     def run(planes, value):
         return host_pixels.unpack(operation(host_pixels.pack(planes), value))
 
-    return host_pixels.to_pixels(run(planes, value)).numpy()
+    return tf.function(run, jit_compile=True, autograph=False)
 
 
 def with_torchvision(image: np.ndarray, view: recipes.View, recipe: recipes.Recipe) -> np.ndarray:
@@ -87,8 +92,18 @@ def with_torchvision(image: np.ndarray, view: recipes.View, recipe: recipes.Reci
 
 def draw(recipe: recipes.Recipe, shape: tuple, seed: int, number: int = 0) -> recipes.View:
     """The parameters of one view, the query view (0) or the key view (1)."""
-    uniforms = tf.random.stateless_uniform([recipes.UNIFORMS], [seed, 1], alg="philox")
-    return augment.draw_view(uniforms, tf.constant(shape[0]), tf.constant(shape[1]), recipe, number)
+    return _drawing(recipe, number)(*map(tf.constant, (shape[0], shape[1], seed)))
+
+
+@functools.cache
+def _drawing(recipe: recipes.Recipe, number: int) -> Callable:
+    """The graph of `draw`: ninety operations, too slow to be called one by one for each view."""
+
+    def run(height, width, seed):
+        uniforms = tf.random.stateless_uniform([recipes.UNIFORMS], [seed, 1], alg="philox")
+        return augment.draw_view(uniforms, height, width, recipe, number)
+
+    return tf.function(run, autograph=False)
 
 
 class Blur:

@@ -172,7 +172,7 @@ def test_a_file_of_weights_serves_as_the_run_does(workdir, tmp_path):
     assert "centre 224 x 224 (as nothing says it)" in repr(silent)
     assert "mean (0.485, 0.456, 0.406) (ImageNet's, as nothing says it)" in repr(silent)
     for place, wishes, says in (
-        (backbone, dict(features="output"), "no weights of a head"),
+        (backbone, dict(features="output"), "features='output' needs a head"),
         (backbone, dict(which="key"), "holds no momentum encoder"),
         (backbone, dict(step=3), "step=3 is for runs"),
         (backbone, dict(mean=(0.5,)), r"mean=\(0.5,\) has 1 values, and channels=3 asks for 3"),
