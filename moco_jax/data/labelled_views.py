@@ -1,7 +1,8 @@
-"""Batches for evaluation and for training on labels: images are decoded and resized by PIL.
+"""Batches for evaluation and for training on labels, by tf.data or, without TensorFlow, by PIL.
 
-The evaluation view needs nothing else. Of a drawn view JAX draws the parameters, as for images
-that live on the devices, and does what follows the crop.
+tf.data calls no Python for an image, so that a host with many cores is as fast as its cores are.
+PIL decodes and resizes in threads: the evaluation view needs nothing else, and of a drawn view JAX
+draws the parameters and does what follows the crop, as for images that live on the devices.
 """
 
 import functools
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from moco_jax.base import packages
 from moco_jax.data import images
 from moco_jax.data.sources import Source
 from moco_jax.data.views import centre, device_views, pil_crop, recipes
@@ -29,6 +31,9 @@ def evaluation_batches(
         For each step `image` uint8 `[n, S, S, C]` and `ok` bool `[n]`, false where an image is
         damaged.
     """
+    if packages.is_there("tensorflow"):
+        yield from _tf_data().evaluation_batches(source, recipe, indices, workers)
+        return
     side, size = recipe.evaluation_resize, recipe.image_size
     black = np.zeros((size, size, source.decoding.channels), np.uint8)
 
@@ -45,18 +50,22 @@ def view_batches(
     source: Source,
     recipe: recipes.Recipe,
     reads: Iterable[tuple[int, np.ndarray]],
+    rows: int,
     seed: int,
     workers: int,
 ) -> Generator[Rows, None, None]:
     """Yield one drawn view of each image, for training on labels.
 
     It is the query view of pretraining with this recipe and seed. `reads`: for each step the
-    epoch and the images, int64 `[n]`. `workers`: as in `evaluation_batches`.
+    epoch and the images, int64 `[rows]`. `workers`: as in `evaluation_batches`.
 
     Yields:
-        For each step `image` uint8 `[n, S, S, C]` and `ok` bool `[n]`, false where an image is
-        damaged.
+        For each step `image` uint8 `[rows, S, S, C]` and `ok` bool `[rows]`, false where an image
+        is damaged.
     """
+    if packages.is_there("tensorflow"):
+        yield from _tf_data().view_batches(source, recipe, reads, rows, seed, workers)
+        return
     black = np.zeros((1, 1, source.decoding.channels), np.uint8)
 
     def view(epoch: int, index: int, record: Any) -> tuple[Crop, bool]:
@@ -68,6 +77,14 @@ def view_batches(
     for made in images.stream(source, reads, view, workers):
         crops, ok = zip(*made, strict=True)
         yield {"image": finish(crops, recipe), "ok": np.asarray(ok)}
+
+
+def _tf_data() -> Any:
+    """Return the module that makes the same batches by tf.data."""
+    packages.load_tensorflow("tf.data")
+    from moco_jax.data import pipeline
+
+    return pipeline
 
 
 class Crop(NamedTuple):

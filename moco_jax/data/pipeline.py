@@ -5,7 +5,7 @@ how many threads and hosts share the work, changes nothing.
 """
 
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import numpy as np
@@ -134,3 +134,59 @@ def _replace(
                 old[row] = new.numpy()
             return
     raise UserError(f"none of the {size} images can be decoded; {called} is one of them")
+
+
+def evaluation_batches(
+    source: Source, recipe: recipes.Recipe, indices: np.ndarray, workers: int
+) -> Generator[Rows, None, None]:
+    """Yield the images `indices` int64 `[steps, n]` resized and cropped as for evaluation.
+
+    Nothing is drawn.
+
+    Yields:
+        For each step `image` uint8 `[n, S, S, C]` and `ok` bool `[n]`, false where an image is
+        damaged.
+    """
+
+    def view(record: tf.Tensor) -> dict[str, tf.Tensor]:
+        image = decode_or_flag(source, record)
+        return {"image": augment.evaluation_view(image.pixels, recipe), "ok": image.ok}
+
+    records = ((source.read(some),) for some in indices)
+    with running(records, (_many(source, indices.shape[1]),), view, workers) as batches:
+        yield from batches
+
+
+def view_batches(
+    source: Source,
+    recipe: recipes.Recipe,
+    reads: Iterable[tuple[int, np.ndarray]],
+    rows: int,
+    seed: int,
+    workers: int,
+) -> Generator[Rows, None, None]:
+    """Yield one drawn view of each image, for training on labels.
+
+    It is the query view of pretraining with this recipe and seed. `reads`: for each step the
+    epoch and the images, int64 `[rows]`.
+
+    Yields:
+        For each step `image` uint8 `[rows, S, S, C]` and `ok` bool `[rows]`, false where an
+        image is damaged.
+    """
+
+    def view(index: tf.Tensor, epoch: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
+        image = decode_or_flag(source, record)
+        drawn, _ = augment.draw_two_views(image.size, seed, epoch, index, recipe)
+        return {
+            "image": augment.apply_view(resize.pad(image.pixels), drawn, recipe),
+            "ok": image.ok,
+        }
+
+    records = (
+        (np.asarray(some, np.int64), np.full(rows, epoch, np.int64), source.read(some))
+        for epoch, some in reads
+    )
+    numbers = tf.TensorSpec([rows], tf.int64)
+    with running(records, (numbers, numbers, _many(source, rows)), view, workers) as batches:
+        yield from batches

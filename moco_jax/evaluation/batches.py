@@ -52,7 +52,7 @@ def epoch_batches(
             yield epoch, positions, wanted < number
 
     reads = ((epoch, images.indices[positions]) for epoch, positions, _ in places())
-    views = labelled_views.view_batches(images.source, recipe, reads, seed, workers)
+    views = labelled_views.view_batches(images.source, recipe, reads, len(rows), seed, workers)
     for made, (epoch, positions, counts) in zip(views, places(), strict=True):
         pixels, ok = made["image"], made["ok"]
         if not ok.all() and ok.any():

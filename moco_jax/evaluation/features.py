@@ -65,7 +65,7 @@ def stream(
     else:
         seed, epoch = crops
         reads = ((epoch, some) for some in padded[:, rows])
-        batches = labelled_views.view_batches(source, recipe, reads, seed, workers)
+        batches = labelled_views.view_batches(source, recipe, reads, len(rows), seed, workers)
     for step, batch in enumerate(batches):
         arrays = mesh_lib.to_devices(mesh, {name: batch[name] for name in ("image", "ok")})
         ok = mesh_lib.to_hosts(mesh, arrays["ok"])
