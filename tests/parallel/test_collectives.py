@@ -31,16 +31,19 @@ SMALL = {
 }
 
 
-def compiled(groups, exchange=None, monkeypatch=None, held=None, **changes):
+def compiled(groups, exchange=None, monkeypatch=None, resident_shape=None, **changes):
     if exchange is not None:
         monkeypatch.setattr(shuffle, "exchange", exchange)
     config = default_config()
     config.update(SMALL | {"bn_groups": groups})
-    if held:
+    if resident_shape:
         config.update(augment="cifar", augment_on="resident")
     config.update(changes)
     program = assembly.program(
-        config, mesh.create_mesh(jax.devices()[:DEVICES]), examples=EXAMPLES, held=held
+        config,
+        mesh.create_mesh(jax.devices()[:DEVICES]),
+        examples=EXAMPLES,
+        resident_shape=resident_shape,
     )
     return collectives.read(program.compile_step().as_text()), program.abstract
 
@@ -92,7 +95,7 @@ def test_a_step_moves_gradients_moments_features_and_one_exchange(groups):
 
 
 def test_views_of_images_that_every_device_holds_are_made_without_a_word_between_devices():
-    found, shapes = compiled(DEVICES, held=(1000, SIDE, SIDE, 3))
+    found, shapes = compiled(DEVICES, resident_shape=(1000, SIDE, SIDE, 3))
     assert not judge(found, shapes, DEVICES)
     sent, _ = compiled(DEVICES)
     assert [(c.kind, c.dtype, c.shape) for c in found] == [(c.kind, c.dtype, c.shape) for c in sent]
