@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests that compile next to nothing.
-QUICK := $(addprefix tests/,base cli config inference monitoring test_docs.py test_docs_commands.py test_launch.py \
-  test_packaging.py method/test_dictionary.py method/test_dictionary_protocol.py weights/test_layouts.py)
+QUICK := $(addprefix tests/,base cli config monitoring test_docs.py test_docs_commands.py test_launch.py \
+  test_packaging.py method/test_dictionary.py method/test_dictionary_protocol.py)
 
 .PHONY: demo test check lint docs clean
 
