@@ -27,7 +27,7 @@ def drift(before: np.ndarray, now: np.ndarray) -> float:
     if number < 2:
         return 0.0
     total = now.sum(0, dtype=np.float64)
-    others = 1 - (total @ total - number) / (number * (number - 1))
+    others = 1 - (float(total @ total) - number) / (number * (number - 1))
     moved = 1 - float(np.mean(np.sum(before * now, -1, dtype=np.float64)))
     return moved / others if others > np.finfo(np.float32).eps * number else 0.0
 

@@ -220,7 +220,7 @@ class ExampleSource:
         if not class_name:
             return self._within(numbers, some)
         names = [name.decode("utf-8", "surrogateescape") for name in parsed[class_name].tolist()]
-        named = np.asarray([bool(name) for name in names])
+        named = np.asarray([bool(name) for name in names], np.bool_)
         for name in filter(None, names):
             self._add(name)
         # Shards of an older packing may have the names in a file beside them.
