@@ -14,12 +14,12 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-import tensorflow as tf
 from absl import app, flags
 
 from moco_jax.base.console import table
 from moco_jax.data import pipeline
 from moco_jax.data.sources.pixels import RGB
+from moco_jax.data.sources.records import pixels_of
 from moco_jax.data.views import recipes
 
 EXAMPLES = flags.DEFINE_integer("examples", 10**9, "Length of the synthetic dataset.")
@@ -30,7 +30,7 @@ SIDE, BATCH = 32, 1024
 class Numbered:
     """Images that are made from their number when they are read."""
 
-    record_spec, decoding = tf.TensorSpec([SIDE, SIDE, 3], tf.uint8), RGB
+    record_spec, decoding = pixels_of((SIDE, SIDE, 3)), RGB
 
     def __len__(self) -> int:
         """Return as many as the flag says."""
@@ -45,7 +45,7 @@ class Numbered:
             .reshape(-1, SIDE, SIDE, 3)
         )
 
-    def encoded(self, record: tf.Tensor) -> tf.Tensor:
+    def encoded(self, record: bytes) -> bytes:
         """Return the record, which is the image: there is nothing to decode."""
         return record
 

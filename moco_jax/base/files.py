@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from etils import epath
 
+from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 
@@ -26,7 +27,7 @@ def absolute(path: str) -> epath.Path:
 
     Raises:
         UserError: it is an address on the web, or of anything else that is neither a file nor in a
-            bucket.
+            bucket; or in a bucket, and TensorFlow, which reaches buckets, is missing.
     """
     if not is_remote(path):
         return epath.Path(os.path.abspath(path))
@@ -35,6 +36,7 @@ def absolute(path: str) -> epath.Path:
             f"{printable(str(path))} is an address from which nothing is downloaded here; "
             "download it, and give the path of the file"
         )
+    packages.load_tensorflow(printable(str(path)), "a folder of this machine")
     return epath.Path(path)
 
 

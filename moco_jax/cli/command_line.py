@@ -18,10 +18,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from moco_jax import config as config_lib
-from moco_jax.base import files
+from moco_jax.base import files, packages
 from moco_jax.base.errors import TRY_AGAIN, Busy, LockLost, UserError
 from moco_jax.base.text import printable
-from moco_jax.cli import number_flags, quiet
+from moco_jax.cli import number_flags
 from moco_jax.config import recipe_files
 from moco_jax.config import settings as settings_lib
 from moco_jax.parallel import xla_flags
@@ -230,8 +230,7 @@ def _of_devices(error: Exception) -> str:
 
 def _of_buckets(error: Exception) -> str:
     """Describe a bucket out of reach in one line; '' for other errors. Loads no TensorFlow."""
-    tf = sys.modules.get("tensorflow")
-    is_tf = tf is not None and isinstance(error, tf.errors.OpError)
+    is_tf = isinstance(error, packages.tensorflow_errors())
     return files.describe_bucket_error(error) if is_tf else ""
 
 
@@ -254,7 +253,7 @@ def refuse_words(words: Sequence[str]) -> None:
 
 
 def set_up(config: ConfigDict, own: bool = True) -> None:
-    """Load TensorFlow and JAX: quiet logs, GPUs for JAX alone, devices as `config` says.
+    """Load JAX: quiet logs, devices as `config` says.
 
     Call this before anything asks JAX for its devices.
 
@@ -271,7 +270,6 @@ def set_up(config: ConfigDict, own: bool = True) -> None:
             f"({wrong}); give one of yours, or '' for none"
         )
     logging.set_verbosity(logging.WARNING)
-    quiet.load_tensorflow()
     import jax
 
     given = os.environ.get("XLA_FLAGS", "")

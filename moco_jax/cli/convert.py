@@ -13,7 +13,6 @@ from absl import flags, logging
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
-from moco_jax.cli import quiet
 from moco_jax.cli.command_line import Command
 from moco_jax.config import registry
 
@@ -64,7 +63,6 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what does not matter here
     with contextlib.suppress(ImportError):  # where installed, they must come before TensorFlow
         import torchvision  # noqa: F401
-    quiet.load_tensorflow()
     convert(given, words[0], words[1], Console())
 
 

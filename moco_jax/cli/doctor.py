@@ -16,9 +16,9 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from moco_jax import config as config_lib
-from moco_jax.base import files
+from moco_jax.base import files, packages
 from moco_jax.base.console import Console
-from moco_jax.cli import number_flags, quiet, shared_flags
+from moco_jax.cli import number_flags, shared_flags
 from moco_jax.cli.command_line import (
     SETTINGS,
     Command,
@@ -68,11 +68,12 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     if given.config is None:
         fail("--config=configs/RECIPE.py is needed; --help lists all flags")
     config_lib.check_each(given.config)
-    quiet.load_tensorflow()
 
     from moco_jax.training import checks
 
     checks.check_values(given.config)
+    if given.config.augment_on != "resident":
+        packages.load_tensorflow(f"augment_on={given.config.augment_on!r}")
     set_up(given.config)
     logging.set_verbosity(logging.ERROR)  # damaged images are findings here, not news
 

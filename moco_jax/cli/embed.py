@@ -8,7 +8,7 @@ from absl import flags
 
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
-from moco_jax.cli import number_flags, quiet, shared_flags
+from moco_jax.cli import number_flags, shared_flags
 from moco_jax.cli.command_line import Command, fail
 from moco_jax.config import registry
 
@@ -71,7 +71,6 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
         fail(f"use one of these: {FORMS}")
     if not given.workdir or not given.out:
         raise UserError(f"--workdir=DIR and --out=FILE are needed: {FORMS}")
-    quiet.load_tensorflow()
     from moco_jax.cli.features import embed
 
     embed.embed(given, Console())
@@ -81,7 +80,6 @@ def main_search(given: flags.FlagValues, words: list[str]) -> None:
     """Search a features file for the images nearest to the given ones."""
     if len(words) < 2:
         fail(f"use one of these: {FORMS}")
-    quiet.load_tensorflow()
     from moco_jax.cli.features import search
 
     search.run(words[0], words[1:], Console(), k=given.k, workdir=given.workdir, out=given.out)

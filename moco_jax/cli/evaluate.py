@@ -20,7 +20,7 @@ from moco_jax import config as config_lib
 from moco_jax.base import files
 from moco_jax.base.console import Console, Progress
 from moco_jax.base.errors import UserError
-from moco_jax.cli import evaluation_flags, host_flags, quiet
+from moco_jax.cli import evaluation_flags, host_flags
 from moco_jax.cli.command_line import Command, absl_flags, set_up
 from moco_jax.cli.evaluation_flags import EVALUATIONS
 from moco_jax.config import settings
@@ -95,7 +95,6 @@ def evaluate(name: str, given: flags.FlagValues, words: list[str]) -> None:
     if words:
         raise UserError(f"{words[0]!r} is no flag of {name}; --help lists them")
     place = require_one_encoder(given)
-    quiet.load_tensorflow()
 
     import jax
 

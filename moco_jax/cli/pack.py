@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
+from moco_jax.base import packages
 from moco_jax.base.console import Console, Counter
 from moco_jax.base.text import printable
-from moco_jax.cli import number_flags, quiet
+from moco_jax.cli import number_flags
 from moco_jax.cli.command_line import Command, fail
 from moco_jax.config import registry, settings
 
@@ -73,7 +74,7 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     if words:
         fail(f"{words[0]!r} is no flag; --help lists them")
     logging.set_verbosity(logging.WARNING)
-    quiet.load_tensorflow()
+    packages.load_tensorflow("pack")
 
     from moco_jax.data import packing
     from moco_jax.data.sources.decoding import Decoding

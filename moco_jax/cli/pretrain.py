@@ -16,8 +16,9 @@ import sys
 from absl import flags
 
 from moco_jax import config as config_lib
+from moco_jax.base import packages
 from moco_jax.base.errors import full_disk
-from moco_jax.cli import host_flags, quiet, shared_flags
+from moco_jax.cli import host_flags, shared_flags
 from moco_jax.cli.command_line import (
     SETTINGS,
     Command,
@@ -44,11 +45,12 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     if not given.workdir or given.config is None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
     config_lib.check_each(given.config)
-    quiet.load_tensorflow()
 
     from moco_jax.training import checks
 
     checks.check_values(given.config)
+    if given.config.augment_on != "resident":
+        packages.load_tensorflow(f"augment_on={given.config.augment_on!r}")
     set_up(given.config)
 
     from moco_jax.training import loop

@@ -5,7 +5,6 @@ how many threads and hosts share the work, changes nothing.
 """
 
 import itertools
-import logging
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
@@ -14,6 +13,7 @@ import tensorflow as tf
 
 from moco_jax.base.errors import UserError
 from moco_jax.data import order
+from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.damage import described
@@ -21,27 +21,6 @@ from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.views import augment, recipes, resize
 
 Rows = dict[str, Any]
-
-
-class DamagedImages:
-    """Collects the names of images that could not be decoded, and ends a run at too many."""
-
-    def __init__(self, limit: int):
-        """Tolerate at most `limit` different damaged images."""
-        self.limit = limit
-        self.names: dict[str, None] = {}
-
-    def add(self, name: str) -> None:
-        """Count and name a damaged image; raises UserError with the list above the limit."""
-        if name in self.names:
-            return
-        self.names[name] = None
-        logging.warning("damaged image %d, replaced by the next: %s", len(self.names), name)
-        if len(self.names) > self.limit:
-            raise UserError(
-                f"more than max_bad_images={self.limit} damaged images; mend or remove them, or"
-                f" raise the limit: {', '.join(self.names)}"
-            )
 
 
 def _many(source: Source, number: int) -> tf.TensorSpec:

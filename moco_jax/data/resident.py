@@ -7,19 +7,17 @@ They are decoded once; a step is then sent only which of them it takes. The orde
 import itertools
 import math
 from collections.abc import Callable, Generator
+from typing import Any
 
 import jax
 import numpy as np
-import tensorflow as tf
 
 from moco_jax.base.console import size
 from moco_jax.base.errors import UserError
-from moco_jax.data import order
-from moco_jax.data.pipeline import DamagedImages, Rows
-from moco_jax.data.running import running
+from moco_jax.data import images, order
+from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.damage import described
-from moco_jax.data.sources.decode import decode_or_flag
 
 SHARE = 0.5  # of a device's memory that images may take; the step needs the rest
 CHUNK = 64  # images that are read at once
@@ -37,9 +35,9 @@ def shape_of(source: Source) -> Shape:
     """
     for index in range(len(source)):
         record = source.read(np.asarray([index]))[0]
-        image = decode_or_flag(source, tf.constant(record, source.record_spec.dtype))
-        if image.ok:
-            height, width, channels = image.pixels.shape
+        image = images.decode(source, record)
+        if image is not None:
+            height, width, channels = image.shape
             return len(source), height, width, channels
     raise UserError(f"none of the {len(source)} images can be decoded")
 
@@ -101,38 +99,33 @@ def load(
         UserError: an image has another size, or too many are damaged.
     """
     total, sides = shape[0], shape[1:3]
-    images, good, done = np.zeros(shape, np.uint8), np.zeros(total, bool), 0
+    pixels, good, done = np.zeros(shape, np.uint8), np.zeros(total, bool), 0
+    reads = ((0, np.arange(k, min(k + CHUNK, total))) for k in range(0, total, CHUNK))
 
-    def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        image = decode_or_flag(source, record)
-        same = tf.reduce_all(image.size == sides)
-        pixels = tf.cond(same, lambda: image.pixels, lambda: tf.zeros(shape[1:], tf.uint8))
-        return tf.ensure_shape(pixels, shape[1:]), image.ok, image.size
+    def decode(epoch: int, index: int, record: Any) -> np.ndarray | None:
+        return images.decode(source, record)
 
-    reads = ((source.read(np.arange(k, min(k + CHUNK, total))),) for k in range(0, total, CHUNK))
-    signature = tf.TensorSpec([None, *source.record_spec.shape], source.record_spec.dtype)
-    with running(reads, (signature,), decode, workers) as batches:
-        for some, ok, sizes in batches:
-            other = np.flatnonzero(ok & (sizes != sides).any(axis=1))
-            if len(other):
-                height, width = sizes[other[0]]
+    for some in images.stream(source, reads, decode, workers):
+        for index, image in enumerate(some, start=done):
+            if image is None:
+                damaged.add(described(source, index))
+                continue
+            height, width = image.shape[:2]
+            if (height, width) != sides:
                 raise UserError(
                     "augment_on='resident' needs images of one size:"
-                    f" {source.name(done + int(other[0]))} has {width} x {height} pixels, those"
+                    f" {source.name(index)} has {width} x {height} pixels, those"
                     f" before it {sides[1]} x {sides[0]}; augment_on='device' works with any"
                 )
-            for row in np.flatnonzero(~ok):
-                damaged.add(described(source, done + int(row)))
-            place = slice(done, done + len(ok))
-            images[place], good[place] = some, ok
-            done = place.stop
-            progress(done)
-    return images, stand_ins(good)
+            pixels[index], good[index] = image, True
+        done += len(some)
+        progress(done)
+    return pixels, stand_ins(good)
 
 
 def train_batches(
     stand_in: np.ndarray, *, seed: int, batch_size: int, rows: np.ndarray, examples_seen: int
-) -> Generator[Rows, None, None]:
+) -> Generator[dict[str, Any], None, None]:
     """Yield batches without end in the order of `pipeline.train_batches`, by the same arguments.
 
     `stand_in`: int64 `[N]`, the index of each image's stand-in.

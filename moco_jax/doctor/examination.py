@@ -5,6 +5,7 @@ Each section uses what the earlier ones found, and a fault in one does not stop 
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -185,7 +186,12 @@ class Examination:
         with self.report.section("views"):
             config = self.config
             batch_size = min(config.batch_size, len(self.source))
-            views = dict(seed=config.seed, batch_size=batch_size, workers=config.workers)
+            views: dict[str, Any] = {
+                "seed": config.seed,
+                "batch_size": batch_size,
+                "workers": config.workers,
+                "augment_on": config.augment_on,
+            }
             pairs = view_pairs.first_pairs(
                 self.source, recipe_of(config), scaled_decoding=config.scaled_decoding, **views
             )

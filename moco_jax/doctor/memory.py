@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorflow as tf
 from ml_collections import ConfigDict
 
 from moco_jax.base.console import size
 from moco_jax.base.findings import FAULT, NOTE, OK, WARNING, Finding
 from moco_jax.data.sources import Source
+from moco_jax.data.sources.records import ENCODED
 from moco_jax.evaluation import features
 from moco_jax.training import feed
 from moco_jax.training.assembly import Program
@@ -147,7 +147,7 @@ def bytes_per_example(source: Source) -> int:
 
     They are its pixels, the name of its file, or its place in a file.
     """
-    if source.record_spec.dtype != tf.string:
+    if source.record_spec.dtype != ENCODED.dtype:
         return math.prod(source.record_spec.shape)
     files = getattr(source, "files", None)
     if files is None:

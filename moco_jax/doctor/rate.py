@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from moco_jax.base.console import duration
 from moco_jax.base.findings import NOTE, OK, WARNING, Finding
-from moco_jax.data import order, pipeline, resident
+from moco_jax.data import order, resident
 from moco_jax.data.configured import recipe_of
+from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import Source
 from moco_jax.monitoring.diagnosis.loss_rules import MUCH_WAITING
 from moco_jax.parallel import mesh
@@ -42,7 +43,7 @@ def some_epoch(examples: int, batch_size: int) -> int:
     return time.time_ns() % 10_000 * order.steps_per_epoch(examples, batch_size) * batch_size
 
 
-def pairs_per_second(batches: Iterator[pipeline.Rows], seconds: float) -> float:
+def pairs_per_second(batches: Iterator[dict[str, Any]], seconds: float) -> float:
     """Measure how many view pairs a second `batches` yield, once they do so steadily.
 
     Of windows of at least `seconds` the first is left out, and the last counts: a window that is no
@@ -63,6 +64,8 @@ def pairs_per_second(batches: Iterator[pipeline.Rows], seconds: float) -> float:
 
 def source_pairs_per_second(config: ConfigDict, source: Source, batch_size: int) -> float:
     """Measure how many view pairs a second this host makes of the images in `source`."""
+    from moco_jax.data import pipeline  # tf.data, which only such views need
+
     batches = pipeline.train_batches(
         source,
         recipe_of(config),
@@ -71,7 +74,7 @@ def source_pairs_per_second(config: ConfigDict, source: Source, batch_size: int)
         rows=np.arange(min(ROWS, batch_size)),
         examples_seen=some_epoch(len(source), batch_size),
         workers=config.workers,
-        damaged=pipeline.DamagedImages(len(source)),
+        damaged=DamagedImages(len(source)),
         crop_only=config.augment_on == "device",
         scaled_decoding=config.scaled_decoding,
     )

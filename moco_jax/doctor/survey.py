@@ -4,18 +4,17 @@ One pass reads and decodes with the code that training uses and keeps under a hu
 image, so that a whole dataset can be looked at.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from moco_jax.data.running import running
+from moco_jax.data import images
 from moco_jax.data.sources import Source, pictures
-from moco_jax.data.sources.damage import why
-from moco_jax.data.sources.decode import decode_or_flag, refusal
+from moco_jax.data.sources.damage import refusal, why
 from moco_jax.data.sources.decoding import RGB, Decoding
 
 CHUNK = 64  # images that are read at once
@@ -128,32 +127,25 @@ def _facts(record, image: np.ndarray, decoding: Decoding) -> tuple[np.ndarray, .
     )
 
 
-def _looker(source: Source) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
-    """Return the TensorFlow function that decodes and examines one record of `source`."""
+class _Look(NamedTuple):
+    """What one record of a source is, in the order of `Survey`'s fields."""
 
-    def look(record: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        image = decode_or_flag(source, record)
-        facts, hashed, moments = tf.numpy_function(
-            lambda r, i: _facts(r, i, source.decoding),
-            [record, image.pixels],
-            [tf.int64, tf.uint64, tf.float64],
-        )
-        reason = tf.cond(
-            image.ok,
-            lambda: tf.constant(b""),
-            lambda: tf.numpy_function(
-                lambda r: refusal(source, r).encode(), [record], tf.string, stateful=False
-            ),
-        )
-        return (
-            image.ok,
-            tf.ensure_shape(facts, [5]),
-            tf.ensure_shape(hashed, [2]),
-            tf.ensure_shape(moments, [2, source.decoding.channels]),
-            tf.ensure_shape(reason, []),
-        )
+    good: bool
+    numbers: np.ndarray
+    hashes: np.ndarray
+    moments: np.ndarray
+    reason: str
 
-    return look
+
+def _look(source: Source, epoch: int, index: int, record: Any) -> _Look:
+    """Decode and examine one record of `source`."""
+    image = images.decode(source, record)
+    good = image is not None
+    if image is None:
+        image = np.zeros((1, 1, source.decoding.channels), np.uint8)
+    numbers, hashes, moments = _facts(record, image, source.decoding)
+    reason = "" if good else refusal(source, record)
+    return _Look(good, numbers, hashes, moments, reason)
 
 
 def survey(
@@ -169,16 +161,15 @@ def survey(
     sums = np.zeros((2, source.decoding.channels))
     refused: dict[int, str] = {}
 
-    reads = ((source.read(indices[k : k + CHUNK]),) for k in range(0, n, CHUNK))
-    signature = tf.TensorSpec([None, *source.record_spec.shape], source.record_spec.dtype)
-    with running(reads, (signature,), _looker(source), workers) as batches:
-        for some in batches:
-            place = slice(done, done + len(some[0]))
-            good[place], numbers[place], hashes[place], moments, reasons = some
-            sums += moments[some[0]].sum(0)
-            refused |= {done + row: text.decode() for row, text in enumerate(reasons) if text}
-            done = place.stop
-            progress(done)
+    reads = ((0, indices[k : k + CHUNK]) for k in range(0, n, CHUNK))
+    for some in images.stream(source, reads, functools.partial(_look, source), workers):
+        for row, found in enumerate(some, start=done):
+            good[row], numbers[row], hashes[row] = found.good, found.numbers, found.hashes
+            sums += found.moments * found.good
+            if found.reason:
+                refused[row] = found.reason
+        done += len(some)
+        progress(done)
     for row in np.flatnonzero(~good & (numbers[:, 0] == 0)).tolist():
         reason = why(source, int(indices[row]))
         if reason:

@@ -8,7 +8,7 @@ import numpy as np
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import from_line, to_line
-from moco_jax.data import pipeline
+from moco_jax.data import labelled_views
 from moco_jax.data.sources import Source, open_source
 from moco_jax.data.sources.decoding import MAX_PIXELS
 from moco_jax.data.sources.folder import FilesSource
@@ -171,7 +171,7 @@ def pictures(
     uint8 `[S, S, C]` each; None where one cannot be decoded.
     """
     recipe = recipes.create(made["augment"], made["image_size"], None, made["channels"])
-    batches = pipeline.evaluation_batches(source, recipe, indices[:, None], 0)
+    batches = labelled_views.evaluation_batches(source, recipe, indices[:, None], 0)
     return [batch["image"][0] if batch["ok"][0] else None for batch in batches]
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moco_jax.data import order, pipeline
+from moco_jax.data import labelled_views, order
 from moco_jax.data.views import recipes
 from moco_jax.evaluation.labelled import Labelled
 from moco_jax.parallel import mesh as mesh_lib
@@ -34,7 +34,7 @@ def epoch_batches(
         mesh: the devices.
         epochs, batch_size: how many, and B, which divides over the devices.
         seed: of order and crops.
-        workers: threads, as in `pipeline.train_batches`.
+        workers: threads; 0 for as many as cores.
         start: how many batches to leave out at the beginning; they are not made.
 
     Yields:
@@ -52,7 +52,7 @@ def epoch_batches(
             yield epoch, positions, wanted < number
 
     reads = ((epoch, images.indices[positions]) for epoch, positions, _ in places())
-    views = pipeline.view_batches(images.source, recipe, reads, len(rows), seed, workers)
+    views = labelled_views.view_batches(images.source, recipe, reads, len(rows), seed, workers)
     for made, (epoch, positions, counts) in zip(views, places(), strict=True):
         pixels, ok = made["image"], made["ok"]
         if not ok.all() and ok.any():

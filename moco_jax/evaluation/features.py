@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from moco_jax.data import pipeline
+from moco_jax.data import labelled_views
 from moco_jax.data.sources import Source
 from moco_jax.data.views import recipes
 from moco_jax.inference.features import Encode, make_features
@@ -46,7 +46,7 @@ def stream(
         recipe: for its evaluation view, or its crops.
         indices: which images.
         batch_size: images at once, a multiple of the device count.
-        workers: threads, as in `train_batches`.
+        workers: threads; 0 for as many as cores.
         mesh: the device mesh.
         encode: from uint8 images `[B, S, S, C]` to features `[B, D]` on every device.
         crops: seed and epoch of the views that are drawn; None: the evaluation view.
@@ -61,11 +61,11 @@ def stream(
     padded = np.resize(np.asarray(indices, np.int64), (steps, batch_size))
     rows = mesh_lib.local_rows(mesh, batch_size)
     if crops is None:
-        batches = pipeline.evaluation_batches(source, recipe, padded[:, rows], workers)
+        batches = labelled_views.evaluation_batches(source, recipe, padded[:, rows], workers)
     else:
         seed, epoch = crops
         reads = ((epoch, some) for some in padded[:, rows])
-        batches = pipeline.view_batches(source, recipe, reads, len(rows), seed, workers)
+        batches = labelled_views.view_batches(source, recipe, reads, len(rows), seed, workers)
     for step, batch in enumerate(batches):
         arrays = mesh_lib.to_devices(mesh, {name: batch[name] for name in ("image", "ok")})
         ok = mesh_lib.to_hosts(mesh, arrays["ok"])

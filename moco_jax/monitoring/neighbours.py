@@ -14,7 +14,7 @@ from etils import epath
 from moco_jax.base import figures, files
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
-from moco_jax.data import pipeline
+from moco_jax.data import labelled_views
 from moco_jax.data.sources import Source, labels
 from moco_jax.data.views.recipes import Recipe
 from moco_jax.monitoring.run_log import Writers
@@ -196,5 +196,5 @@ def _nearest(snapshot: Snapshot) -> Nearest:
 
 def views(source: Source, recipe: Recipe, indices: np.ndarray, workers: int) -> np.ndarray:
     """Make the evaluation views uint8 `[N, S, S, C]` of the images `indices` int `[N]`."""
-    batches = pipeline.evaluation_batches(source, recipe, indices[:, None], workers)
+    batches = labelled_views.evaluation_batches(source, recipe, indices[:, None], workers)
     return np.concatenate([batch["image"] for batch in batches])

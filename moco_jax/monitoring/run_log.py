@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from clu import metric_writers
 from etils import epath
 
 from moco_jax.base import files
@@ -38,7 +37,8 @@ class Writers:
 
     Attributes:
         records: those so far, in order, older ones thinned out.
-        remarks: a line on each thing that was set aside, and why.
+        remarks: a line on each thing that was set aside, and why, and on packages that are missing.
+        for_tensorboard: whether TensorBoard's files are written too.
     """
 
     def __init__(self, workdir: epath.Path, writes: bool, resumed_step: int):
@@ -53,6 +53,7 @@ class Writers:
         self.writes = writes
         self.records: list[dict[str, Any]] = []
         self.remarks: list[str] = []
+        self.for_tensorboard = False
         if not writes:
             return
         with _told(self.path):
@@ -61,6 +62,9 @@ class Writers:
             kept = self._take_out(resumed_step)
         for record in kept:
             self._hold(record)
+        lacking = tensorboard_files.remarks()
+        self.remarks += lacking
+        self.for_tensorboard = not lacking
 
     def _set_all_aside(self) -> None:
         """Move what an earlier run left, as this one begins anew."""
@@ -88,28 +92,29 @@ class Writers:
         return kept
 
     @functools.cached_property
-    def _tensorboard(self) -> metric_writers.SummaryWriter:
+    def _tensorboard(self) -> Any:
         """The only writer for TensorBoard.
 
         TensorBoard reads nothing more from a file once there is a younger one.
         """
-        return metric_writers.SummaryWriter(str(self.workdir / tensorboard_files.FOLDER))
+        return tensorboard_files.writer(self.workdir)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Record `numbers` at `step`."""
         if not self.writes:
             return
         self._append({"step": step, **numbers})
-        self._tensorboard.write_scalars(step, dict(numbers))
+        if self.for_tensorboard:
+            self._tensorboard.write_scalars(step, dict(numbers))
 
     def settings(self, config: Mapping[str, Any]) -> None:
         """Give TensorBoard the settings of the run."""
-        if self.writes:
+        if self.for_tensorboard:
             self._tensorboard.write_hparams(tensorboard_files.settings(config))
 
     def picture(self, step: int, name: str, path: epath.Path) -> None:
         """Give TensorBoard the PNG at `path` as it is at `step`, without delay."""
-        if self.writes:
+        if self.for_tensorboard:
             self._tensorboard.write_images(step, {name: tensorboard_files.picture(path)})
             self._tensorboard.flush()
 

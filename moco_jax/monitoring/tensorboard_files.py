@@ -6,14 +6,36 @@ from typing import Any
 import numpy as np
 from etils import epath
 from PIL import Image
-from tensorboard.plugins import projector
 
+from moco_jax.base import packages
 from moco_jax.base.figures import shown
 from moco_jax.base.text import printable
 
 FOLDER = "tensorboard"
 SIDE = 32  # pixels of a point's picture
 FILES = ("features.tsv", "classes.tsv", "images.png")
+PACKAGES = ("clu", "tensorboard", "tensorflow")  # without which there is nothing for TensorBoard
+
+
+def remarks() -> list[str]:
+    """Say in a line that TensorBoard gets nothing, where packages for it are missing."""
+    lacking = packages.missing(PACKAGES)
+    if not lacking:
+        return []
+    words = f"{'package' if len(lacking) == 1 else 'packages'} {', '.join(lacking)}"
+    return [
+        f"nothing is written for TensorBoard, for want of the {words}"
+        f" ({packages.how_to_have(lacking)}); metrics.jsonl has all numbers"
+    ]
+
+
+def writer(workdir: epath.Path) -> Any:
+    """Open a writer of TensorBoard's files in `workdir`: a clu `SummaryWriter`."""
+    # It is TensorFlow that writes, and would take GPUs from JAX.
+    packages.load_tensorflow("TensorBoard")
+    from clu import metric_writers
+
+    return metric_writers.SummaryWriter(str(workdir / FOLDER))
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,6 +62,8 @@ def project(
         images: uint8 `[N, S, S, C]`, shown in the places of their features.
         labels: N of them, words on one line or numbers; None where there are none.
     """
+    from tensorboard.plugins import projector
+
     folder = workdir / FOLDER
     tensors, metadata, sprite = (folder / name for name in FILES)
     tensors.write_text("\n".join("\t".join(f"{x:.5g}" for x in row) for row in features) + "\n")

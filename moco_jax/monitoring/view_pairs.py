@@ -3,19 +3,21 @@
 Where JPEGs are shrunk in decoding, such views are also compared with the exact ones.
 """
 
+from typing import Any
+
 import numpy as np
-import tensorflow as tf
 from etils import epath
 
-from moco_jax.base import figures
+from moco_jax.base import figures, packages
 from moco_jax.base.errors import UserError
 from moco_jax.base.findings import NOTE, Finding
-from moco_jax.data import pipeline
+from moco_jax.data import images, labelled_views, order
+from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import Source
-from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.views import recipes
 
 PAIRS = 8
+Rows = dict[str, Any]
 
 
 def first_pairs(
@@ -25,28 +27,69 @@ def first_pairs(
     seed: int,
     batch_size: int,
     workers: int,
+    augment_on: str,
     scaled_decoding: bool = False,
-) -> pipeline.Rows:
+) -> Rows:
     """Make the first view pairs of a run on `source`, as `train_batches` yields them.
+
+    Where the host does not make the run's views, or cannot, being without TensorFlow, PIL crops
+    and JAX does the rest.
 
     Raises:
         UserError: none of the images can be decoded.
     """
+    rows = np.arange(min(PAIRS, batch_size))
+    if augment_on == "resident" or not packages.is_there("tensorflow"):
+        return _without_tensorflow(source, recipe, seed, batch_size, rows)
+    packages.load_tensorflow("a picture of views")
+    from moco_jax.data import pipeline
+
     batches = pipeline.train_batches(
         source,
         recipe,
         seed=seed,
         batch_size=batch_size,
-        rows=np.arange(min(PAIRS, batch_size)),
+        rows=rows,
         examples_seen=0,
         workers=workers,
-        damaged=pipeline.DamagedImages(len(source)),
+        damaged=DamagedImages(len(source)),
         scaled_decoding=scaled_decoding,
     )
     return next(batches)
 
 
-def loss(scaled: pipeline.Rows, exact: pipeline.Rows) -> Finding:
+def _without_tensorflow(
+    source: Source, recipe: recipes.Recipe, seed: int, batch_size: int, rows: np.ndarray
+) -> Rows:
+    """Make `rows` of the first batch; the next sound image stands in for a damaged one."""
+    total = len(source)
+    epoch, positions = order.batch_positions(0, batch_size, total)
+    indices, pictures = order.permute(positions[rows], total, seed, epoch), []
+    for row, first in enumerate(indices.tolist()):
+        for index in (np.arange(first, first + total) % total).tolist():
+            picture = images.decode(source, source.read(np.asarray([index]))[0])
+            if picture is not None:
+                break
+        else:
+            raise UserError(
+                f"none of the {total} images can be decoded; {source.name(first)} is one of them"
+            )
+        indices[row] = index
+        pictures.append(picture)
+    views = [
+        labelled_views.finish(
+            [
+                labelled_views.draw_and_crop(picture, index, epoch, seed, recipe, number)
+                for picture, index in zip(pictures, indices.tolist(), strict=True)
+            ],
+            recipe,
+        )
+        for number in (0, 1)
+    ]
+    return {"query": views[0], "key": views[1], "index": indices.astype(np.int32)}
+
+
+def loss(scaled: Rows, exact: Rows) -> Finding:
     """Compare views made by scaled decoding with the exact ones."""
     apart = [np.abs(scaled[k].astype(np.int32) - exact[k]) for k in ("query", "key")]
     return Finding(
@@ -56,17 +99,14 @@ def loss(scaled: pipeline.Rows, exact: pipeline.Rows) -> Finding:
     )
 
 
-def draw(path: epath.Path, source: Source, batch: pipeline.Rows) -> None:
+def draw(path: epath.Path, source: Source, batch: Rows) -> None:
     """Draw the views in `batch` to the file `path`; UserError where it cannot be written."""
-    records = source.read(batch["index"])
-    images = [
-        decode_or_flag(source, tf.constant(record, source.record_spec.dtype)).pixels.numpy()
-        for record in records
-    ]
+    decoded = (images.decode(source, record) for record in source.read(batch["index"]))
+    pictures = [picture for picture in decoded if picture is not None]  # views were drawn of all
     pairs = np.stack([batch["query"], batch["key"]], axis=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figures.view_pairs(path, images, pairs)
+        figures.view_pairs(path, pictures, pairs)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}); give a folder of yours: --out=FOLDER"

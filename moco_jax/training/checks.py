@@ -8,6 +8,7 @@ import math
 from ml_collections import ConfigDict
 
 from moco_jax import encoders
+from moco_jax.base import packages
 from moco_jax.base.errors import UserError, nearest_multiples
 from moco_jax.config import check_background, check_each
 from moco_jax.config.settings.kinds import LARGEST, SMALLEST, plain
@@ -46,6 +47,11 @@ def check_values(config: ConfigDict) -> None:
             "among themselves; --config.eval_split= sets some of them apart"
         )
     sources.require_no_place(config.dataset, config.data_dir)
+    if config.augment_on != "resident":
+        packages.require_tensorflow(
+            f"augment_on={config.augment_on!r}",
+            "--config.augment_on=resident, which holds all images on the devices",
+        )
     if config.augment_on == "resident" and config.scaled_decoding:
         raise UserError(
             "scaled_decoding=True shrinks images for the views of an epoch, "

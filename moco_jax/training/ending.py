@@ -75,10 +75,13 @@ def show_images(
         seed=config.seed,
         batch_size=config.batch_size,
         workers=config.workers,
+        augment_on=config.augment_on,
         scaled_decoding=config.scaled_decoding,
     )
     view_pairs.draw(workdir / "views.png", setup.source, pairs)
     log.picture(last, "view pairs", workdir / "views.png")
+    if not log.for_tensorboard:
+        return
     images = neighbours.views(setup.source, setup.recipe, snapshot.sample, config.workers)
     numbers = labels.known(setup.source, snapshot.sample)
     names = None

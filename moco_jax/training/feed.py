@@ -8,11 +8,13 @@ import jax
 from ml_collections import ConfigDict
 
 from moco_jax.base.console import Console, Counter
-from moco_jax.data import pipeline, resident
+from moco_jax.data import resident
+from moco_jax.data.damaged import DamagedImages
 from moco_jax.method.step import Batch
 from moco_jax.parallel import mesh
 from moco_jax.training.assembly import Program, RunSetup
 
+Rows = dict[str, Any]
 AHEAD = 2  # batches under way to the devices while a step runs
 
 
@@ -20,9 +22,9 @@ def open_batches(
     config: ConfigDict,
     setup: RunSetup,
     examples_seen: int,
-    damaged: pipeline.DamagedImages,
+    damaged: DamagedImages,
     console: Console,
-) -> tuple[Generator[pipeline.Rows, None, None], jax.Array | None]:
+) -> tuple[Generator[Rows, None, None], jax.Array | None]:
     """Open the stream of batches on this host, and load the images that devices hold, if any.
 
     Args:
@@ -44,6 +46,8 @@ def open_batches(
         "examples_seen": examples_seen,
     }
     if setup.resident_shape is None:
+        from moco_jax.data import pipeline  # tf.data, which resident images do without
+
         batches = pipeline.train_batches(
             setup.source,
             setup.recipe,
@@ -63,7 +67,7 @@ def open_batches(
 
 
 def device_batches(
-    host_batches: Iterator[pipeline.Rows], program: Program, images: jax.Array | None = None
+    host_batches: Iterator[Rows], program: Program, images: jax.Array | None = None
 ) -> Iterator[Batch]:
     """Yield the batches on the devices, `AHEAD` of them under way; `images`: resident ones."""
     queue: deque[Batch] = deque()

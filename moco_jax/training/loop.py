@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from moco_jax.base import files
 from moco_jax.base.console import Console
-from moco_jax.data import pipeline
+from moco_jax.data.damaged import DamagedImages
 from moco_jax.method.state import TrainState, count_examples
 from moco_jax.method.step import Batch
 from moco_jax.parallel import hosts, known_answers
@@ -67,7 +67,7 @@ def _train(
     plan = StepPlan.of(config, setup, start.step, int(start.state.schedule_step))
     journal = Journal(config, setup, workdir, console, lock, plan)
     journal.begin(start)
-    damaged = pipeline.DamagedImages(config.max_bad_images)
+    damaged = DamagedImages(config.max_bad_images)
     seen = count_examples(start.state.examples_seen)
     host_batches, images = feed.open_batches(config, setup, seen, damaged, console)
     # Compiled before the first score: a step that does not fit on the devices ends the run at once.

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from etils import epath
 
-from moco_jax.base import files
+from moco_jax.base import files, packages
 
 MOST = 4096  # bytes that are read of a file
 
@@ -165,16 +165,17 @@ def store_in(folder: epath.Path | str) -> Store:
     return Bucket(str(folder)) if files.is_remote(folder) else Folder(str(folder))
 
 
-def _gfile():
-    import tensorflow as tf
+def _tf():
+    return packages.load_tensorflow("a place in a bucket", "a folder of this machine")
 
-    return tf.io.gfile
+
+def _gfile():
+    return _tf().io.gfile
 
 
 @contextlib.contextmanager
 def _os_errors():
-    import tensorflow as tf
-
+    tf = _tf()
     try:
         yield
     except tf.errors.NotFoundError as error:

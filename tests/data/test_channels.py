@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_jax.data import pipeline
+from moco_jax.data import labelled_views
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.data.views import augment, device_views, recipes, resize
@@ -105,5 +105,5 @@ def test_batches_have_the_sources_channels(crop_only):
     batches = train_batches(source, recipe, 8, crop_only=crop_only)
     assert next(batches)["query"].shape == (8, SIZE, SIZE, 2)
     batches.close()
-    (batch,) = pipeline.evaluation_batches(source, recipe, np.arange(20)[None], 2)
+    (batch,) = labelled_views.evaluation_batches(source, recipe, np.arange(20)[None], 2)
     assert batch["image"].shape == (20, SIZE, SIZE, 2)

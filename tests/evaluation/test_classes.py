@@ -48,7 +48,7 @@ def packed(place, images, kind):
         source = TFRecordSource(str(place))
         numbers, count = source.labels(np.arange(len(source))), np.arange(len(source))
         old = [
-            example(source.encoded(record).numpy(), name, number)
+            example(source.encoded(record), name, number)
             for record, name, number in zip(
                 source.read(count), source.names(count), numbers, strict=True
             )
@@ -60,12 +60,7 @@ def packed(place, images, kind):
 def features(source, indices):
     """Mean colours float64 `[n, 3]` and one more, so that they differ in direction."""
     records = source.read(indices)
-    colours = [
-        opened(bytes(source.encoded(r).numpy() if hasattr(source.encoded(r), "numpy") else r)).mean(
-            (0, 1)
-        )
-        for r in records
-    ]
+    colours = [opened(source.encoded(record)).mean((0, 1)) for record in records]
     return np.asarray(colours) - 100
 
 

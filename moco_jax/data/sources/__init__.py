@@ -7,18 +7,17 @@ of `Source` and name it in `open_source`.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.config.registry import SOURCES_IN_WORDS
 from moco_jax.data.sources import pixels
 from moco_jax.data.sources.pixels import RGB, Decoding
-
-if TYPE_CHECKING:  # whoever only decodes pixels does without TensorFlow
-    import tensorflow as tf
+from moco_jax.data.sources.records import ENCODED, RecordSpec
 
 LARGEST = 2**31 - 1  # an example's number travels to the devices as int32
 
@@ -27,15 +26,15 @@ class Source(Protocol):
     """A set of images that can be read in any order.
 
     Attributes:
-        record_spec: the tensor that stands for one image before it is decoded: a string scalar,
-            or its pixels.
+        record_spec: shape and dtype of what stands for one image before it is decoded:
+            `records.ENCODED` for bytes, or `records.pixels_of` its shape.
         decoding: how bytes become pixels.
 
     A source may have `remarks`, a list of lines that a person must read before they trust the
     source; `remarks_of` returns them.
     """
 
-    record_spec: "tf.TensorSpec"
+    record_spec: RecordSpec
     decoding: Decoding
 
     @property
@@ -55,8 +54,8 @@ class Source(Protocol):
         An image that cannot be read has no bytes.
         """
 
-    def encoded(self, record: "tf.Tensor") -> "tf.Tensor":
-        """Return, in a graph, the encoded image in one record of bytes; fail if it is damaged."""
+    def encoded(self, record: bytes) -> bytes:
+        """Return the encoded image in one record of bytes; empty where the record is damaged."""
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
         """Return the classes int `[n]` of images `indices`, -1 for none; None if no image has one.
@@ -97,11 +96,11 @@ def remarks_of(source: Source) -> list[str]:
 @contextmanager
 def reading(data_dir: str) -> Iterator[None]:
     """Turn errors of a disk or bucket while `data_dir` is opened into a UserError."""
-    import tensorflow as tf
-
     try:
         yield
-    except (OSError, tf.errors.OpError) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, packages.tensorflow_errors())):
+            raise
         raise UserError(
             f"data_dir={printable(data_dir)} cannot be read ({printable(str(error))}); mend that,"
             " or give another place"
@@ -173,17 +172,11 @@ def _require_tifffile(source: Source) -> None:
 
     It is the first TIFF of a folder, or the first record of other sources.
     """
-    import tensorflow as tf
-
     decoding = source.decoding
-    if decoding.plain or source.record_spec.dtype != tf.string or not pixels.lacks_tifffile():
+    if decoding.plain or source.record_spec.dtype != ENCODED.dtype or not pixels.lacks_tifffile():
         return
     files = enumerate(getattr(source, "files", ()))
     first = next((n for n, file in files if file.lower().endswith((".tif", ".tiff"))), 0)
-    record = source.read(np.asarray([first]))[0]
-    try:
-        content = source.encoded(tf.constant(record)).numpy()
-    except tf.errors.OpError:
-        return  # damaged: whoever counts damaged images will say so
-    if pixels.wants_tifffile(content, decoding):
+    # Of a damaged record there is nothing to read: whoever counts damaged images will say so.
+    if pixels.wants_tifffile(source.encoded(source.read(np.asarray([first]))[0]), decoding):
         pixels.tifffile(decoding)

@@ -8,12 +8,11 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import is_utf8, printable
-from moco_jax.data.sources import decode, examples, shards
-from moco_jax.data.sources.pixels import RGB, Decoding
+from moco_jax.data.sources import examples, shards
+from moco_jax.data.sources.pixels import RGB, Decoding, is_image
 from moco_jax.data.sources.tfrecord import Slice
 
 ENDING = r"\.(array_?record|arecord)(-\d+-of-\d+)?"
@@ -93,13 +92,13 @@ class ArrayRecordSource(examples.ExampleSource):
         records = ArrayRecords([Slice(path, 0, -1) for path in paths])
         label = os.path.basename(data_dir.rstrip("/"))
         first = records.read(np.arange(min(len(records), 1)))
-        self._bare = bool(len(first)) and decode.is_image(first[0])
+        self._bare = bool(len(first)) and is_image(first[0])
         features = examples.Features("")
         if not self._bare:
             features = examples.first_features(records, data_dir)
         classes = [] if self._bare else examples.packed_classes(paths)
         super().__init__(records, label, features, decoding, classes)
 
-    def encoded(self, record: tf.Tensor) -> tf.Tensor:
+    def encoded(self, record: bytes) -> bytes:
         """Return the record, or the image feature of the example that it is."""
         return record if self._bare else super().encoded(record)

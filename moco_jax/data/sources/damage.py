@@ -4,8 +4,23 @@ from typing import Any
 
 import numpy as np
 
-from moco_jax.data.sources import Source
-from moco_jax.data.sources.decode import refusal
+from moco_jax.base.errors import UserError
+from moco_jax.data.sources import Source, pixels
+
+
+def refusal(source: Source, record: bytes) -> str:
+    """Say why `source` refuses an image that is whole; '' if it is damaged.
+
+    The image has other channels or bits than asked for, too many pixels, or needs a missing
+    package.
+    """
+    try:
+        pixels.pixels(source.encoded(record), source.decoding)
+    except (pixels.Unfit, UserError) as error:
+        return str(error)
+    except Exception:  # libraries raise all kinds on damaged files
+        return ""
+    return ""
 
 
 def why(source: Source, index: int) -> str:

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.base.errors import UserError
 from moco_jax.data.sources import pixels
-from moco_jax.data.sources.pixels import Decoding
-from moco_jax.data.sources.pixels import is_image as is_image
+from moco_jax.data.sources.records import ENCODED
 
 if TYPE_CHECKING:
     from moco_jax.data.sources import Source
@@ -57,21 +55,6 @@ def decode_image(content: tf.Tensor, shrunk: tf.Tensor | None = None) -> tf.Tens
     return tf.ensure_shape(tf.cond(tf.io.is_jpeg(content), jpeg, png), [None, None, 3])
 
 
-def refusal(source: "Source", record: bytes) -> str:
-    """Say why `source` refuses an image that is whole; '' if it is damaged.
-
-    The image has other channels or bits than asked for, too many pixels, or needs a missing
-    package.
-    """
-    try:
-        pixels.pixels(source.encoded(tf.constant(record)).numpy(), source.decoding)
-    except (pixels.Unfit, UserError) as error:
-        return str(error)
-    except Exception:  # libraries raise all kinds on damaged files
-        return ""
-    return ""
-
-
 class Decoded(NamedTuple):
     """An image in a graph.
 
@@ -92,26 +75,31 @@ def _whole(image: tf.Tensor, ok: bool | tf.Tensor = True, ratio: int = 1) -> Dec
     return Decoded(image, tf.shape(image)[:2], tf.constant(ratio), tf.convert_to_tensor(ok))
 
 
-def _ruled(content: tf.Tensor, decoding: Decoding) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Apply `pixels.rule` in a graph: way, orientation, and height with width, int32."""
-    ruling = tf.numpy_function(
-        lambda c: np.asarray(pixels.rule(c, decoding), np.int32),
-        [content],
-        tf.int32,
-        stateful=False,
-    )
+def _ruled(source: "Source", record: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Take the encoded image out of a record, in a graph, and apply `pixels.rule` to it.
+
+    Returns the image's bytes, and int32 its way, orientation, and height with width.
+    """
+
+    def take(record: bytes) -> tuple[bytes, np.ndarray]:
+        content = source.encoded(record)
+        return content, np.asarray(pixels.rule(content, source.decoding), np.int32)
+
+    content, ruling = tf.numpy_function(take, [record], (tf.string, tf.int32), stateful=False)
     ruling = tf.ensure_shape(ruling, [4])
-    return ruling[0], ruling[1], ruling[2:]
+    return tf.ensure_shape(content, []), ruling[0], ruling[1], ruling[2:]
 
 
-def _in_python(content: tf.Tensor, decoding: Decoding) -> Decoded:
-    def decode(content: bytes) -> tuple[np.ndarray, np.bool_]:
+def _in_python(source: "Source", record: tf.Tensor) -> Decoded:
+    decoding = source.decoding
+
+    def decode(record: bytes) -> tuple[np.ndarray, np.bool_]:
         try:
-            return pixels.pixels(content, decoding), np.True_
+            return pixels.pixels(source.encoded(record), decoding), np.True_
         except Exception:  # libraries raise all kinds on damaged files
             return np.zeros((1, 1, decoding.channels), np.uint8), np.False_
 
-    image, ok = tf.numpy_function(decode, [content], (tf.uint8, tf.bool), stateful=False)
+    image, ok = tf.numpy_function(decode, [record], (tf.uint8, tf.bool), stateful=False)
     image = tf.ensure_shape(image, [None, None, decoding.channels])
     return _whole(image, tf.ensure_shape(ok, []))
 
@@ -122,12 +110,12 @@ def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = 
     `shrink`: says of a JPEG of this height and width, before it is decoded, by which of `RATIOS`
     to shrink it.
     """
-    if source.record_spec.dtype != tf.string:
+    if source.record_spec.dtype != ENCODED.dtype:
         return _whole(record)
     decoding = source.decoding
 
-    def as_ruled(content: tf.Tensor) -> Decoded:
-        way, orientation, size = _ruled(content, decoding)
+    def as_ruled(record: tf.Tensor) -> Decoded:
+        content, way, orientation, size = _ruled(source, record)
 
         def upright(image: tf.Tensor) -> tf.Tensor:
             image = tf.ensure_shape(image, [None, None, 3])
@@ -144,22 +132,18 @@ def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = 
             return _whole(upright(tf.io.decode_png(content, 3)))
 
         # In the order of the numbers `PYTHON`, `JPEG` and `PNG`.
-        return tf.switch_case(way, [lambda: _in_python(content, decoding), jpeg, png])
+        return tf.switch_case(way, [lambda: _in_python(source, record), jpeg, png])
 
     def attempt(decoder: Callable[[tf.Tensor], Decoded], otherwise: Decoded) -> Decoded:
         """Decode the record; return `otherwise` where an operation fails."""
-        made = tf.data.Dataset.from_tensors(record).map(lambda r: decoder(source.encoded(r)))
+        made = tf.data.Dataset.from_tensors(record).map(decoder)
         failed = tf.data.Dataset.from_tensors(otherwise)
         return made.ignore_errors().concatenate(failed).take(1).get_single_element()
 
-    black = tf.zeros([1, 1, decoding.channels], tf.uint8)
+    damaged = _whole(tf.zeros([1, 1, decoding.channels], tf.uint8), ok=False)
     if decoding.channels != 3:
-        return attempt(lambda content: _in_python(content, decoding), _whole(black, ok=False))
-    decoded = attempt(as_ruled, _whole(black, ok=False, ratio=0))
+        return _in_python(source, record)
+    decoded = attempt(as_ruled, damaged._replace(ratio=tf.constant(0)))
     # PIL may read damaged data at which TensorFlow fails. A dataset costs as much as a small
     # operation, so the second is made only then, not where Python has refused.
-    return tf.cond(
-        decoded.ratio > 0,
-        lambda: decoded,
-        lambda: attempt(lambda content: _in_python(content, decoding), _whole(black, ok=False)),
-    )
+    return tf.cond(decoded.ratio > 0, lambda: decoded, lambda: _in_python(source, record))

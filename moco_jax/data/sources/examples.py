@@ -6,15 +6,16 @@ The first records show which feature is the image, which the class, and which th
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.data.sources import labels, store
 from moco_jax.data.sources.pixels import RGB, Decoding
+from moco_jax.data.sources.protos import parse, value
+from moco_jax.data.sources.records import ENCODED
 
 IMAGE_KEYS = ("image", "image/encoded", "jpg", "png")
 CLASS_KEYS = ("label", "image/class/label")
@@ -39,15 +40,7 @@ class Records(Protocol):
         """Return file and place of record `index`."""
 
 
-def parse(record: bytes) -> Mapping[str, tf.train.Feature]:
-    """Parse the features of one serialized tf.train.Example; raises UserError if it is none."""
-    try:
-        return tf.train.Example.FromString(record).features.feature
-    except Exception as error:  # protobuf's own class depends on which of its backends is in use
-        raise UserError("its records are no tf.train.Example") from error
-
-
-def pick(features: Mapping[str, tf.train.Feature], known: Sequence[str], kind: str) -> str | None:
+def pick(features: Mapping[str, Any], known: Sequence[str], kind: str) -> str | None:
     """Return the first of the names `known` whose feature is of this `kind`, as 'bytes_list'.
 
     None where no feature is.
@@ -113,7 +106,7 @@ def _spread(number: int) -> np.ndarray:
     return np.unique(np.linspace(0, number - 1, min(number, LOOKED_AT)).astype(np.int64))
 
 
-def _parsed_or_empty(record: bytes) -> Mapping[str, tf.train.Feature]:
+def _parsed_or_empty(record: bytes) -> Mapping[str, Any]:
     """Parse `record`; return nothing if it is damaged, which whoever reads its image reports."""
     try:
         return parse(record)
@@ -153,7 +146,7 @@ class ExampleSource:
     the names: first those given, then others in the order in which they are met.
     """
 
-    record_spec = tf.TensorSpec([], tf.string)
+    record_spec = ENCODED
 
     def __init__(
         self,
@@ -183,11 +176,12 @@ class ExampleSource:
         """Read serialized tf.train.Example, object `[n]` of bytes."""
         return self.records.read(indices)
 
-    def encoded(self, record: tf.Tensor) -> tf.Tensor:
-        """Return the image feature of one serialized example."""
-        key = self.features.image
-        spec = {key: tf.io.FixedLenFeature([], tf.string)}
-        return tf.io.parse_single_example(record, spec)[key]
+    def encoded(self, record: bytes) -> bytes:
+        """Return the image feature of one serialized example; empty where that is damaged."""
+        try:
+            return value(parse(record), self.features.image, "bytes_list", b"")
+        except (UserError, ValueError):
+            return b""
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:
         """Return labels int64 `[n]`, -1 where an example has none; each is read once and kept.
@@ -208,18 +202,19 @@ class ExampleSource:
     def _classes_of(self, some: np.ndarray) -> np.ndarray:
         """Read the classes int64 `[n]` of the records `some` int `[n]`."""
         _, klass, _, class_name = self.features
-        spec = {}
+        spec: dict[str, tuple[str, Any]] = {}
         if klass:
-            spec[klass] = tf.io.FixedLenFeature([], tf.int64, labels.MISSING)
+            spec[klass] = ("int64_list", labels.MISSING)
         if class_name:
-            spec[class_name] = tf.io.FixedLenFeature([], tf.string, "")
+            spec[class_name] = ("bytes_list", b"")
         parsed = self._parsed(some, spec)
         numbers = np.full(len(some), labels.MISSING, np.int64)
         if klass:
-            numbers = labels.checked(parsed[klass], lambda n: self.name(int(some[n])))
+            whole = np.asarray(parsed[klass], np.int64)
+            numbers = labels.checked(whole, lambda n: self.name(int(some[n])))
         if not class_name:
             return self._within(numbers, some)
-        names = [name.decode("utf-8", "surrogateescape") for name in parsed[class_name].tolist()]
+        names = [name.decode("utf-8", "surrogateescape") for name in parsed[class_name]]
         named = np.asarray([bool(name) for name in names], np.bool_)
         for name in filter(None, names):
             self._add(name)
@@ -253,23 +248,29 @@ class ExampleSource:
             )
         return numbers
 
-    def _parsed(self, some: np.ndarray, spec: Mapping[str, tf.io.FixedLenFeature]) -> dict:
-        """Read what `spec` names of the records `some`, by key, arrays `[n]`.
+    def _parsed(
+        self, some: np.ndarray, spec: Mapping[str, tuple[str, Any]]
+    ) -> dict[str, list[Any]]:
+        """Read what `spec` names of the records `some`, by key, a value for each record.
+
+        `spec`: key -> kind of the feature, and its value in a record that lacks it.
 
         Raises:
-            UserError: a record is damaged or lacks it.
+            UserError: a record is damaged, or has another kind of feature or several values.
         """
-        records = self.read(some)
-        try:
-            return {key: value.numpy() for key, value in tf.io.parse_example(records, spec).items()}
-        except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
-            # UnicodeDecodeError comes where TensorFlow's message quotes bytes of the record.
-            key = self.features.klass or self.features.class_name
-            first = next((n for n, record in enumerate(records) if not _parses(record, spec)), 0)
-            raise UserError(
-                f"{self.name(int(some[first]))}: an example has no readable {key!r}, which others "
-                "have: it is damaged, or has several there; replace it"
-            ) from error
+        found: dict[str, list[Any]] = {key: [] for key in spec}
+        for index, record in zip(some.tolist(), self.read(some), strict=True):
+            try:
+                features = parse(record)
+                for key, (kind, default) in spec.items():
+                    found[key].append(value(features, key, kind, default))
+            except (UserError, ValueError) as error:
+                shown = self.features.klass or self.features.class_name
+                raise UserError(
+                    f"{self.name(index)}: an example has no readable {shown!r}, which others "
+                    "have: it is damaged, or has several there; replace it"
+                ) from error
+        return found
 
     def name(self, index: int) -> str:
         """Return set, number, file and place, after the example's own name if it has one."""
@@ -295,11 +296,3 @@ class ExampleSource:
         except (UserError, KeyError):
             return ""
         return b"".join(feature.bytes_list.value).decode("utf-8", "surrogateescape")
-
-
-def _parses(record: bytes, spec: Mapping[str, tf.io.FixedLenFeature]) -> bool:
-    try:
-        tf.io.parse_single_example(record, spec)
-    except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
-        return False
-    return True

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
@@ -13,6 +12,7 @@ from moco_jax.data.sources import labels, names, split_names, store
 from moco_jax.data.sources.lists import read_list
 from moco_jax.data.sources.names import Names
 from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
+from moco_jax.data.sources.records import ENCODED
 
 _LOOKED = f"images end in {', '.join(EXTENSIONS)}"
 
@@ -61,7 +61,7 @@ class FolderSource:
         remarks: what is left out, and what else is to be said of classes or a list, a line each.
     """
 
-    record_spec = tf.TensorSpec([], tf.string)
+    record_spec = ENCODED
 
     def __init__(self, path: str, decoding: Decoding = RGB):
         """Find the images below the folder `path`, or in the text file `path`.
@@ -111,7 +111,7 @@ class FolderSource:
         """Read the files' content, object `[n]` of bytes; empty where a file cannot be read."""
         return store.read_many(lambda index: store.read(self.path(index)), indices)
 
-    def encoded(self, record: tf.Tensor) -> tf.Tensor:
+    def encoded(self, record: bytes) -> bytes:
         """Return the file's content, as it is."""
         return record
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from moco_jax.base.errors import UserError
 from moco_jax.data.sources import labels
 from moco_jax.data.sources.pixels import RGB, Decoding
+from moco_jax.data.sources.records import pixels_of
 
 CANVAS = 32
 DIGITS_TEST = 360
@@ -40,7 +40,7 @@ class ArraySource:
         self.images, self.label = images, label
         self._numbers = None if numbers is None else labels.checked(numbers, self.name)
         self.decoding, self.classes = decoding, classes
-        self.record_spec = tf.TensorSpec(images.shape[1:], tf.uint8)
+        self.record_spec = pixels_of(images.shape[1:])
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -50,8 +50,8 @@ class ArraySource:
         """Return images, uint8 `[n, H, W, C]`."""
         return self.images[indices]
 
-    def encoded(self, record: tf.Tensor) -> tf.Tensor:
-        """Return the record, which is the image: there is nothing to decode."""
+    def encoded(self, record: bytes) -> bytes:
+        """Return the record: it is never asked for, as there is nothing to decode."""
         return record
 
     def labels(self, indices: np.ndarray) -> np.ndarray | None:

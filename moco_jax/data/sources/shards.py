@@ -4,11 +4,9 @@ import glob
 import os
 import re
 
-import tensorflow as tf
-
 from moco_jax.base.errors import UserError
 from moco_jax.base.files import is_remote
-from moco_jax.base.text import is_utf8, printable
+from moco_jax.base.text import printable
 from moco_jax.data.sources import store
 
 MOST = 1_000_000  # files that braces may name at most
@@ -111,5 +109,5 @@ def _of_pattern(data_dir: str, lacks: str, help_: str) -> list[str]:
 def _matched(pattern: str) -> list[str]:
     """Return the files that * and ? stand for, sorted."""
     if is_remote(pattern):
-        return sorted(tf.io.gfile.glob(pattern)) if is_utf8(pattern) else []
+        return store.matching(pattern)
     return sorted(glob.glob(pattern.replace("[", "[[]")))

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from moco_jax.base import packages
 from moco_jax.base.files import is_remote, open_regular
 from moco_jax.base.text import is_utf8, printable
 from moco_jax.data.sources.names import HIDDEN, NO_FILE, SYSTEM, TWICE, is_systems
@@ -30,10 +31,8 @@ _POOL = ThreadPoolExecutor(READERS)
 
 
 def _tf() -> Any:
-    """Import TensorFlow, which only paths with a scheme need."""
-    import tensorflow
-
-    return tensorflow
+    """Load TensorFlow, which only paths with a scheme need."""
+    return packages.load_tensorflow("a place in a bucket", "a place on this machine")
 
 
 @contextmanager
@@ -66,6 +65,11 @@ def exists(path: str) -> bool:
     if not is_remote(path):
         return os.path.lexists(path)
     return is_utf8(path) and _tf().io.gfile.exists(path)
+
+
+def matching(pattern: str) -> list[str]:
+    """List what in a bucket the * and ? of `pattern` stand for, sorted."""
+    return sorted(_tf().io.gfile.glob(pattern)) if is_utf8(pattern) else []
 
 
 def size(path: str) -> int:

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.data.sources import index, labels, names, shards, store, tar_members
 from moco_jax.data.sources.names import Names
 from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
+from moco_jax.data.sources.records import ENCODED
 from moco_jax.data.sources.tar_members import Member
 
 # What is left out and counted, in the order in which an index keeps the counts.
@@ -156,7 +156,7 @@ class TarSource:
         remarks: what is left out, a line.
     """
 
-    record_spec = tf.TensorSpec([], tf.string)
+    record_spec = ENCODED
     classes: Sequence[str] = ()
 
     def __init__(self, data_dir: str, index_dir: str | None = None, decoding: Decoding = RGB):
@@ -190,7 +190,7 @@ class TarSource:
         """Read the encoded images, object `[n]` of bytes; empty where one cannot be read."""
         return self.records.read(indices)
 
-    def encoded(self, record: tf.Tensor) -> tf.Tensor:
+    def encoded(self, record: bytes) -> bytes:
         """Return the record, which is the encoded image."""
         return record
 

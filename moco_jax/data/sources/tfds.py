@@ -1,10 +1,14 @@
-"""Image datasets that TFDS has prepared, read in any order instead of through its own reader."""
+"""Image datasets that TFDS has prepared, read in any order instead of through its own reader.
+
+TFDS is asked only what its files do not say plainly.
+"""
 
 from typing import Any
 
+from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
-from moco_jax.data.sources import arrayrecord, examples, index, store, tfrecord
+from moco_jax.data.sources import arrayrecord, examples, index, store, tfds_files, tfrecord
 from moco_jax.data.sources.pixels import RGB, Decoding
 
 
@@ -33,21 +37,37 @@ class TFDSSource(examples.ExampleSource):
             )
         where = f" --data_dir={printable(data_dir)}" if data_dir else ""
         prepare = f"prepare it with: tfds build {name}{where}"
-        builder = _open(name, data_dir, prepare)
-        slices = _slices(builder, name, split)
-        features = _features(builder, name)
+        slices, features, classes, format_ = _prepared(name, split, data_dir, prepare)
         there = store.each(store.is_file, [part.path for part in slices])
         if not all(there):
             lacking = slices[there.index(False)].path
             raise UserError(f"dataset='tfds:{name}' lacks {lacking}; {prepare}")
         label = f"{name} {split}"
         records: examples.Records
-        if builder.info.file_format.value == "array_record":
+        if format_ == "array_record":
             records = arrayrecord.ArrayRecords(slices)
         else:
             records = index.FileRecords(tfrecord.build(slices, index.cache_path(index_dir, label)))
-        classes = builder.info.features[features.klass].names if features.klass else ()
         super().__init__(records, label, features, decoding, classes)
+
+
+def _prepared(name: str, split: str, data_dir: str, prepare: str) -> tfds_files.Prepared:
+    """Find `split` of a prepared dataset, by its files or else by TFDS; `prepare` as in `_open`."""
+    try:
+        return tfds_files.read(name, split, data_dir)
+    except tfds_files.Unread as error:
+        lacking = packages.missing(["tensorflow", "tensorflow_datasets"])
+        if lacking:
+            raise UserError(
+                f"dataset='tfds:{printable(name)}' cannot be read without the package"
+                f" {lacking[-1]} ({printable(str(error))}): {packages.how_to_have(lacking)}, and"
+                f" {prepare}"
+            ) from error
+    packages.load_tensorflow(f"dataset='tfds:{printable(name)}'")
+    builder = _open(name, data_dir, prepare)
+    slices, features = _slices(builder, name, split), _features(builder, name)
+    classes = builder.info.features[features.klass].names if features.klass else []
+    return tfds_files.Prepared(slices, features, classes, builder.info.file_format.value)
 
 
 def _open(name: str, data_dir: str, prepare: str) -> Any:

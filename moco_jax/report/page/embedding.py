@@ -15,7 +15,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from moco_jax.base.errors import UserError
-from moco_jax.data import pipeline
+from moco_jax.data import labelled_views
 from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.sources import Source, labels
 from moco_jax.data.views import recipes
@@ -176,7 +176,7 @@ def _spread(indices: np.ndarray, count: int) -> np.ndarray:
 
 def _read(source: Source, recipe: recipes.Recipe, indices: np.ndarray, workers: int) -> Pictures:
     images, kept = [], []
-    batches = pipeline.evaluation_batches(source, recipe, indices[:, None], workers)
+    batches = labelled_views.evaluation_batches(source, recipe, indices[:, None], workers)
     for index, batch in zip(indices, batches, strict=True):
         if batch["ok"][0]:
             images.append(batch["image"][0])

@@ -5,7 +5,6 @@ import dataclasses
 import io
 
 import numpy as np
-import tensorflow as tf
 from etils import epath
 from PIL import Image
 
@@ -13,8 +12,8 @@ from moco_jax.base import files
 from moco_jax.base.errors import UserError
 from moco_jax.base.figures import shown
 from moco_jax.base.text import printable
+from moco_jax.data import images
 from moco_jax.data.configured import open_images, recipe_of
-from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.monitoring.view_pairs import first_pairs
 from moco_jax.report.page.run import Run
 
@@ -99,12 +98,14 @@ def view_pairs(run: Run, count: int = 6) -> list[Pair]:
         seed=config.seed,
         batch_size=min(config.batch_size, len(source)),
         workers=config.workers,
+        augment_on=config.augment_on,
         scaled_decoding=config.scaled_decoding,
     )
     chosen = batch["index"][:count]
     pairs, names = [], source.names(chosen)
     for row, record in enumerate(source.read(chosen)):
-        image = decode_or_flag(source, tf.constant(record, source.record_spec.dtype)).pixels.numpy()
+        image = images.decode(source, record)
+        assert image is not None  # a view was drawn of it
         views = (small(batch[name][row]) for name in ("query", "key"))
         pairs.append(Pair(printable(names[row]), small(image), *views))
     return pairs

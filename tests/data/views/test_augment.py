@@ -51,7 +51,7 @@ def imagenet():
     decoded = []
     for record in images.read(np.arange(IMAGENET)):
         content = tf.train.Example.FromString(record).features.feature["image"].bytes_list.value[0]
-        decoded.append(decode_image(images.encoded(tf.constant(record))).numpy())
+        decoded.append(decode_image(images.encoded(record)).numpy())
         pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         np.testing.assert_array_equal(decoded[-1], pixels)
     return decoded
