@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+from tests import xla
+
 DRIVER = """
 import json, sys
 from moco_jax.cli.commands import command_of
@@ -31,9 +33,8 @@ def started(module, lines, devices, folder=None):
     """Start a process that goes through `lines` on so many CPU devices; `ended` waits for it."""
     command = [sys.executable, "-c", DRIVER, module, json.dumps(lines)]
     given = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla.flags(devices),
         "PYTHONPATH": os.getcwd(),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return subprocess.Popen(
         command,

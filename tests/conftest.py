@@ -7,17 +7,17 @@ import shutil
 import tempfile
 
 from moco_jax.parallel import xla_flags
+from tests import xla
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the time goes into compiling programs that run once: LLVM's light passes are enough.
 os.environ["XLA_FLAGS"] = xla_flags.with_fast_convolutions(
-    "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=8 "
-    + os.environ.get("XLA_FLAGS", "")
+    f"{xla.flags(8)} {os.environ.get('XLA_FLAGS', '')}"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Processes that tests start, and pytest's own workers, find it too.
 if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="moco_jax_programs_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 

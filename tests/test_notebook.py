@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import xla
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
@@ -22,7 +24,7 @@ def test_cells_are_cleared():
 
 def test_it_runs_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("MOCO_NOTEBOOK", "small")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    monkeypatch.setenv("XLA_FLAGS", xla.flags(1))
     notebook = nbformat.read(NOTEBOOK, 4)
     client = nbclient.NotebookClient(
         notebook,

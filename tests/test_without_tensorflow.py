@@ -13,6 +13,7 @@ from PIL import Image
 
 from moco_jax.data import images, packing
 from moco_jax.data.sources import open_source
+from tests import xla
 from tests.data.pictures import decoded, encoded, write
 from tests.data.sources.toy_tfds import write_toy
 from tests.markdown import ROOT
@@ -48,7 +49,6 @@ for words in json.loads(sys.argv[2]):
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not hidden & loaded, hidden & loaded
 '''
-LIGHT = "--xla_backend_optimization_level=1"  # as in conftest.py, for one device
 TINY = (
     "--config.arch=resnet10",
     "--config.width=4",
@@ -66,8 +66,7 @@ IMAGES, SIDES = 40, (36, 44)
 def run(lines, hidden):
     """What each of the command `lines` printed, and its errors."""
     command = [sys.executable, "-c", PROGRAM, json.dumps(hidden), json.dumps(lines)]
-    found = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": LIGHT}
-    found["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    found = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla.flags(1)}
     done = subprocess.run(command, capture_output=True, text=True, env=found)
     assert done.returncode == 0, done.stderr
     printed = (text.split("BEGIN\n")[1:] for text in (done.stdout, done.stderr))

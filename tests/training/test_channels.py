@@ -17,6 +17,8 @@ from tests.data.sources.test_pixels import npy, tiff
 from tests.doctor.test_doctor import begin, line_with, small
 from tests.training.test_loop import losses
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 BANDS, WHITE = 5, 10000
 
 

@@ -16,6 +16,8 @@ from moco_jax.workdir import integrity
 from tests import states
 from tests.training.test_loop import tiny
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 ROOM, BALLAST = 64 * 2**20, 60 * 2**20
 
 

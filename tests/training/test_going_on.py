@@ -26,6 +26,8 @@ from moco_jax.workdir import integrity, recipe_check
 from tests import states
 from tests.training.test_loop import tiny
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 # From this step on the rate makes every weight overflow, though it is a number of float32.
 BREAKS = 20
 

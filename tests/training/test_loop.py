@@ -19,6 +19,8 @@ from moco_jax.monitoring import run_log
 from moco_jax.training import loop, messages
 from tests.config.test_config import load
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 TINY = {
     "width": 8,
     "epochs": 2,

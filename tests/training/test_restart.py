@@ -16,7 +16,7 @@ import pytest
 from etils import epath
 
 from moco_jax.monitoring import run_log
-from tests import states
+from tests import states, xla
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("MOCO_JAX_KILLS", "2"))
@@ -42,7 +42,7 @@ def command(workdir, cache):
 
 def run(workdir, cache, kill_after=None):
     """Exit status of a run, killed after so many seconds from its start."""
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    env = {**os.environ, "XLA_FLAGS": xla.flags(1)}
     process = subprocess.Popen(
         command(workdir, cache),
         env=env,

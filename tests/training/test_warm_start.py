@@ -21,6 +21,8 @@ from moco_jax.weights import bridge, files
 from tests import states
 from tests.training.test_loop import losses, tiny
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 pytest.importorskip("safetensors", reason="pip install '.[safetensors]'")
 
 

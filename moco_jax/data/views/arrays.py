@@ -1,7 +1,7 @@
-"""The functions on arrays in which views are drawn, by one name in JAX and in TensorFlow.
+"""The functions on arrays in which views are written once, by one name in JAX and in TensorFlow.
 
-Parameters of views are drawn by the same lines on hosts, in a TensorFlow graph, and on devices,
-in JAX: `operations` write them once, over these functions.
+Hosts draw the parameters of views, and turn hues, in a TensorFlow graph, and devices in JAX:
+`operations` have the same lines for both, over these functions.
 """
 
 import functools
@@ -21,6 +21,7 @@ class Arrays(NamedTuple):
     concatenate: Callable[[list[Any]], Any]
     exp: Callable[[Any], Any]
     floor: Callable[[Any], Any]
+    maximum: Callable[[Any, Any], Any]
     minimum: Callable[[Any, Any], Any]
     round: Callable[[Any], Any]
     sqrt: Callable[[Any], Any]
@@ -41,6 +42,7 @@ def of_jax() -> Arrays:
         concatenate=jnp.concatenate,
         exp=jnp.exp,
         floor=jnp.floor,
+        maximum=jnp.maximum,
         minimum=jnp.minimum,
         round=jnp.round,
         sqrt=jnp.sqrt,
@@ -62,6 +64,7 @@ def of_tensorflow() -> Arrays:
         concatenate=lambda arrays: tf.concat(arrays, 0),
         exp=tf.exp,
         floor=tf.floor,
+        maximum=tf.maximum,
         minimum=tf.minimum,
         round=tf.round,
         sqrt=tf.sqrt,

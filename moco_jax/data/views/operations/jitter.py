@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moco_jax.data.views.arrays import Arrays
+from moco_jax.data.views.arrays import Arrays, of_jax, of_tensorflow
 from moco_jax.data.views.operations.grayscale import luma_on_device, luma_on_host
 from moco_jax.data.views.operations.stage import Operation
 
@@ -126,34 +126,14 @@ def saturation_on_host(packed: "tf.Tensor", factor: "tf.Tensor") -> "tf.Tensor":
 
 
 def hue_on_host(packed: "tf.Tensor", factor: "tf.Tensor") -> "tf.Tensor":
-    """Turn the hue by `factor` of the circle, through PIL's HSV of 8 bits a channel.
-
-    PIL holds float64 where it cuts hue and saturation to whole numbers; float32 cuts one colour
-    in a thousand differently, by one of 255 steps.
-    """
+    """Turn the hue by `factor` of the circle."""
     import tensorflow as tf
 
     from moco_jax.data.views import host_pixels
 
-    r, g, b = (tf.cast(channel, tf.float32) for channel in host_pixels.split(packed))
-    high, low = tf.maximum(tf.maximum(r, g), b), tf.minimum(tf.minimum(r, g), b)
-    span = high - low
-    red, green, blue = ((high - c) / tf.maximum(span, 1) for c in (r, g, b))
-    hue = tf.where(r == high, blue - green, tf.where(g == high, 2 + red - blue, 4 + green - red))
-    hue = hue / 6 + 1
-    hue = tf.where(span > 0, tf.floor(tf.where(hue >= 1, hue - 1, hue) * 255), 0)
-    saturation = tf.floor(span / tf.maximum(high, 1) * 255) / 255
-    turned = hue + tf.cast(tf.cast(factor * 255, tf.int32), tf.float32) + 256
-    sector = (turned - 256 * tf.floor(turned / 256)) * 6 / 255
-
-    def channel(offset: int) -> tf.Tensor:
-        """Compute a channel: full in a sixth of the circle, absent a third away, linear between."""
-        place = sector + offset
-        place = place - 6 * tf.floor(place / 6)
-        lack = tf.clip_by_value(tf.minimum(place, 4 - place), 0, 1)
-        return tf.cast(high * (1 - saturation * lack) + 0.5, tf.int32)
-
-    return host_pixels.join([channel(5), channel(3), channel(1)])
+    channels = [tf.cast(channel, tf.float32) for channel in host_pixels.split(packed)]
+    turned = _turn_hue(of_tensorflow(), channels, factor)
+    return host_pixels.join([tf.cast(channel, tf.int32) for channel in turned])
 
 
 def _blend_on_device(start: jax.Array, planes: jax.Array, factor: jax.Array) -> jax.Array:
@@ -181,26 +161,37 @@ def saturation_on_device(planes: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def hue_on_device(planes: jax.Array, factor: jax.Array) -> jax.Array:
-    """Turn the hue of uint8 `[3, H, W]` by `factor` of the circle, as `hue_on_host` does."""
-    r, g, b = planes.astype(jnp.float32)
-    high, low = jnp.maximum(jnp.maximum(r, g), b), jnp.minimum(jnp.minimum(r, g), b)
-    span = high - low
-    red, green, blue = ((high - c) / jnp.maximum(span, 1) for c in (r, g, b))
-    hue = jnp.where(r == high, blue - green, jnp.where(g == high, 2 + red - blue, 4 + green - red))
-    hue = hue / 6 + 1
-    hue = jnp.where(span > 0, jnp.floor(jnp.where(hue >= 1, hue - 1, hue) * 255), 0)
-    saturation = jnp.floor(span / jnp.maximum(high, 1) * 255) / 255
-    turned = hue + (factor * 255).astype(jnp.int32).astype(jnp.float32) + 256
-    sector = (turned - 256 * jnp.floor(turned / 256)) * 6 / 255
+    """Turn the hue of uint8 `[3, H, W]` by `factor` of the circle."""
+    turned = _turn_hue(of_jax(), list(planes.astype(jnp.float32)), factor)
+    return jnp.stack(turned).astype(jnp.uint8)
 
-    def channel(offset: int) -> jax.Array:
+
+def _turn_hue(arrays: Arrays, channels: list[Any], factor: Any) -> list[Any]:
+    """Turn the hue of float32 red, green and blue, through PIL's HSV of 8 bits a channel.
+
+    PIL holds float64 where it cuts hue and saturation to whole numbers; float32 cuts one colour
+    in a thousand differently, by one of 255 steps. The result is to be cut to whole numbers.
+    """
+    floor, minimum, maximum, where = arrays.floor, arrays.minimum, arrays.maximum, arrays.where
+    r, g, b = channels
+    high, low = maximum(maximum(r, g), b), minimum(minimum(r, g), b)
+    span = high - low
+    red, green, blue = ((high - c) / maximum(span, 1) for c in (r, g, b))
+    hue = where(r == high, blue - green, where(g == high, 2 + red - blue, 4 + green - red))
+    hue = hue / 6 + 1
+    hue = where(span > 0, floor(where(hue >= 1, hue - 1, hue) * 255), 0)
+    saturation = floor(span / maximum(high, 1) * 255) / 255
+    turned = hue + arrays.cast(arrays.cast(factor * 255, "int32"), "float32") + 256
+    sector = (turned - 256 * floor(turned / 256)) * 6 / 255
+
+    def channel(offset: int) -> Any:
         """Compute a channel: full in a sixth of the circle, absent a third away, linear between."""
         place = sector + offset
-        place = place - 6 * jnp.floor(place / 6)
-        lack = jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
-        return jnp.floor(high * (1 - saturation * lack) + 0.5)
+        place = place - 6 * floor(place / 6)
+        lack = minimum(maximum(minimum(place, 4 - place), 0), 1)
+        return high * (1 - saturation * lack) + 0.5
 
-    return jnp.stack([channel(5), channel(3), channel(1)]).astype(jnp.uint8)
+    return [channel(5), channel(3), channel(1)]
 
 
 ON_HOST = (brightness_on_host, contrast_on_host, saturation_on_host, hue_on_host)
