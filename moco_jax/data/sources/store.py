@@ -90,8 +90,9 @@ class _RemoteFile(io.RawIOBase):
     """Wraps a remote file as Python's own file objects are."""
 
     def __init__(self, path: str):
-        self._path, self._place, self._size = path, 0, size(path)
+        # The file first: what Python closes, also after a failure here, must have it.
         self._file = _tf().io.gfile.GFile(path, "rb")
+        self._path, self._place, self._size = path, 0, size(path)
 
     def readable(self) -> bool:
         return True
