@@ -67,7 +67,7 @@ def cached(
             with cache.open("rb") as file, np.load(file) as saved:
                 if np.array_equal(saved["signature"], signed):
                     return {key[1:]: saved[key] for key in saved.files if key[0] == "_"}
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        except (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError) as error:
             shown = printable(str(cache))
             logging.warning("the index of records %s is damaged (%s); made anew", shown, error)
     arrays = make()
