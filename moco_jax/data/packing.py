@@ -21,7 +21,7 @@ from moco_jax.base import files
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import is_utf8, printable, to_line
 from moco_jax.data.running import running
-from moco_jax.data.sources import labels, open_source, store
+from moco_jax.data.sources import labels, open_source, reading, store
 from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.sources.examples import PACK
 from moco_jax.data.sources.folder import FolderSource
@@ -124,9 +124,7 @@ def claim(plan: Plan) -> None:
             with files.draft(epath.Path(path), shared=False) as draft:
                 draft.write_text(json.dumps(facts, indent=2) + "\n")
             return
-        before = {"channels": 3, "white": 0.0, "max_pixels": RGB.max_pixels} | json.loads(
-            store.read(path)
-        )
+    before = {"channels": 3, "white": 0.0, "max_pixels": RGB.max_pixels} | _claimed(path)
     changed = [key for key in facts if before.get(key) != facts[key]]
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} -> {facts[key]!r}"[:200] for key in changed)
@@ -134,6 +132,24 @@ def claim(plan: Plan) -> None:
             f"out={printable(plan.out)} holds shards of another packing ({listed}); give another"
             " --out, or what was given then"
         )
+
+
+def _claimed(path: str) -> dict:
+    """Read the facts of the packing whose pack.json is at `path`.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
+    try:
+        facts = json.loads(store.read(path))
+        if not isinstance(facts, dict):
+            raise ValueError("it holds no facts by name")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{printable(path)} is damaged or cannot be read ({printable(str(error))}), so that"
+            " nothing says what the shards beside it hold; give another --out, or remove them all"
+        ) from error
+    return facts
 
 
 @contextmanager
@@ -195,6 +211,9 @@ def _checked(source: FolderSource, start: int, stop: int) -> Iterator[tuple[int,
     """Yield number, content and whether it can be decoded, of images `start` to `stop`.
 
     Images are decoded on all cores.
+
+    Raises:
+        UserError: reading fails otherwise than by a single image.
     """
 
     def reads() -> Iterator[tuple]:
@@ -206,7 +225,7 @@ def _checked(source: FolderSource, start: int, stop: int) -> Iterator[tuple[int,
         return index, record, decode_or_flag(source, record).ok
 
     signature = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
-    with running(reads(), signature, look, threads=0) as batches:
+    with reading(source.root), running(reads(), signature, look, threads=0) as batches:
         for batch in batches:
             yield from zip(*batch, strict=True)
 
@@ -226,10 +245,14 @@ def write_shard(plan: Plan, number: int, seen: Callable[[int], None]) -> None:
                 else:
                     damaged.append(source.path(int(index)))
                 seen(int(index))
-        # Before the shard has its name: a shard that is there is not looked at again.
+        # Before the shard has its name: a shard that is there is not looked at again. What an
+        # earlier call found, which was cut off, may have been repaired since.
+        named = f"{plan.stem(number)}.damaged.txt"
         if damaged:
-            with tf.io.gfile.GFile(f"{plan.stem(number)}.damaged.txt", "wb") as file:
+            with tf.io.gfile.GFile(named, "wb") as file:
                 file.write("".join(f"{to_line(path)}\n" for path in damaged).encode())
+        elif store.is_file(named):
+            tf.io.gfile.remove(named)
 
 
 def damaged_names(plan: Plan) -> list[str]:

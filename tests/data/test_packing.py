@@ -100,6 +100,43 @@ def test_another_packing_is_refused(tmp_path):
         packing.pack(packing.make_plan(folder, out, 2, "tfrecord"), quiet)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_damaged_pack_json_is_named(tmp_path, content):
+    folder, _ = images(tmp_path)
+    out = tmp_path / "out"
+    plan = packing.make_plan(folder, str(out), 2, "tfrecord")
+    out.mkdir()
+    (out / "pack.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"pack\.json is damaged .*; give another --out"):
+        packing.pack(plan, quiet)
+
+
+def test_a_repaired_image_is_no_longer_called_damaged(tmp_path):
+    folder, _ = images(tmp_path)
+    out = tmp_path / "out"
+    plan = packing.make_plan(folder, str(out), 1, "tfrecord")
+    packing.pack(plan, quiet)
+    assert packing.damaged_names(plan) == [f"{folder}/dog/bad.jpg"]
+    # As a call leaves it that is cut off between the list and the shard's name.
+    os.remove(plan.path(0))
+    (tmp_path / "images/dog/bad.jpg").write_bytes(encoded())
+    packing.pack(plan, quiet)
+    assert packing.damaged_names(plan) == []
+    assert len(read_back(out)) == 11
+
+
+def test_an_error_of_reading_is_not_called_one_of_writing(tmp_path, monkeypatch):
+    folder, _ = images(tmp_path)
+    plan = packing.make_plan(folder, str(tmp_path / "out"), 1, "tfrecord")
+
+    def fail(*_):
+        raise tf.errors.DataLossError(None, None, "no more images")
+
+    monkeypatch.setattr(packing, "decode_or_flag", fail)
+    with pytest.raises(UserError, match=r"data_dir=.*images cannot be read \(no more images\)"):
+        packing.pack(plan, quiet)
+
+
 def test_a_list_without_classes_is_packed(tmp_path):
     images(tmp_path)
     (tmp_path / "list.txt").write_text("images/cat/1.jpg\nimages/dog/2.jpg\n")
