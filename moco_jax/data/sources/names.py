@@ -12,6 +12,7 @@ from moco_jax.base.text import printable
 HIDDEN = "hidden ones"
 SYSTEM = "in folders of a system's own (as __MACOSX or @eaDir)"
 TWICE = "folders that are reached in another way too"
+UNLISTED = "folders that cannot be listed"
 NO_FILE = "that are no regular files"
 ENDINGS = 5  # endings of files' names that a line counts one by one
 _SYSTEMS = frozenset(

@@ -19,7 +19,7 @@ import numpy as np
 from moco_jax.base import packages
 from moco_jax.base.files import is_remote, open_regular
 from moco_jax.base.text import is_utf8, printable
-from moco_jax.data.sources.names import HIDDEN, NO_FILE, SYSTEM, TWICE, is_systems
+from moco_jax.data.sources.names import HIDDEN, NO_FILE, SYSTEM, TWICE, UNLISTED, is_systems
 
 READERS = 16  # threads that wait for bytes
 # Files of a `Ranges` that stay open; systems permit 1,024 a process, some fewer.
@@ -158,6 +158,9 @@ def walk(root: str, left_out: Counter[str] | None = None) -> Iterator[str]:
     names. A folder that cannot be listed is named in a warning and left out.
 
     `left_out`: counts what is passed over, under the words of `names.py`.
+
+    Raises:
+        OSError: `root` itself cannot be listed.
     """
     count: Counter[str] = Counter() if left_out is None else left_out
     if is_remote(root):
@@ -178,6 +181,9 @@ def walk(root: str, left_out: Counter[str] | None = None) -> Iterator[str]:
             entries = [entry for entry in every if not entry.name.startswith(".")]
             folders = [entry.name for entry in entries if _is_folder(entry)]
         except OSError as error:
+            if not within:
+                raise
+            count[UNLISTED] += 1
             logging.warning(
                 "left out, as it cannot be listed: %s (%s)", printable(folder), error.strerror
             )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moco_jax.base.errors import UserError
-from moco_jax.data.sources import store
+from moco_jax.data.sources import open_source, store
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.names import Names
 from tests.data.pictures import decoded, encoded, write
@@ -62,13 +62,19 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, caplog):
     scandir = os.scandir
 
     def refuse(path):
-        if str(path).endswith("a"):
+        if str(path).rstrip("/").endswith("/a"):
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
     monkeypatch.setattr(store.os, "scandir", refuse)
-    assert names(FolderSource(str(tmp_path))) == ["b/2.jpg"]
+    source = FolderSource(str(tmp_path))
+    assert names(source) == ["b/2.jpg"]
     assert f"cannot be listed: {tmp_path}/a (Permission denied)" in caplog.text
+    assert source.remarks[0] == (
+        f"data_dir={tmp_path}: 1 folders that cannot be listed are left out"
+    )
+    with pytest.raises(UserError, match=r"data_dir=.*/a cannot be read .*Permission denied"):
+        open_source("folder", "", f"{tmp_path}/a")
 
 
 def test_a_list_is_relative_to_its_folder_and_may_give_classes(tmp_path):
