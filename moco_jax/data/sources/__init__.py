@@ -177,6 +177,11 @@ def _require_tifffile(source: Source) -> None:
         return
     files = enumerate(getattr(source, "files", ()))
     first = next((n for n, file in files if file.lower().endswith((".tif", ".tiff"))), 0)
-    # Of a damaged record there is nothing to read: whoever counts damaged images will say so.
-    if pixels.wants_tifffile(source.encoded(source.read(np.asarray([first]))[0]), decoding):
+    content = source.encoded(source.read(np.asarray([first]))[0])
+    # Of a damaged image there is nothing to read: whoever counts damaged images will say so.
+    try:
+        wanted = pixels.wants_tifffile(content, decoding)
+    except Exception:  # libraries raise all kinds on damaged files
+        return
+    if wanted:
         pixels.tifffile(decoding)

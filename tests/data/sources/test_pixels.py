@@ -329,6 +329,9 @@ def test_a_missing_package_is_named_before_anything_is_read_and_only_where_it_is
         for decoding in (Decoding(), Decoding(channels=1), Decoding(white=9)):
             source = sources.open_source(kind, "train", path, None, decoding)
             assert all(sound for _, sound in decoded(source))
+        # What is too large, or damaged otherwise, is for whoever counts such images.
+        large = Decoding(channels=1, max_pixels=4)
+        assert len(sources.open_source(kind, "train", path, None, large))
     write(tmp_path / "arrays", {"0.npy": npy(BANDS), "1.npy": npy(BANDS)})
     source = sources.open_source("folder", "", str(tmp_path / "arrays"), None, Decoding(channels=5))
     assert all(sound for _, sound in decoded(source))
