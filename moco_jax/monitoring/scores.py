@@ -105,9 +105,13 @@ class Monitor:
         Returns the numbers, and what was found on the way. The numbers are `knn` (share of queries
         classified rightly) if there are labels of two classes or more, `feature_spread` (0..1), and
         `effective_rank` of features that are finite. What has no label has no vote and is not
-        classified; `news` says so.
+        classified; `news` says so. There are no numbers where no query can be decoded.
         """
         bank, bank_indices, queries, query_indices = self.features(encode)
+        if not len(query_indices):
+            self._say("no score: none of the query images can be decoded")
+            rows = np.zeros((0, NEAREST), np.int64)
+            return {}, _snapshot(bank, bank_indices, query_indices, rows)
         unit = knn.unit(queries)
         result = {"feature_spread": float(spread(jnp.asarray(unit)))}
         if np.isfinite(unit).all():

@@ -25,7 +25,7 @@ class OfPixels(Monitor):
 
 
 def pixels(source, indices):
-    return source.images[indices].reshape(len(indices), -1) / 127.5 - 1
+    return source.images[indices].reshape(len(indices), source.images[0].size) / 127.5 - 1
 
 
 def relabelled(source, numbers, classes=()):
@@ -50,6 +50,21 @@ def changed(monitor, bank, queries, of_bank=(), of_queries=()):
 
 def numbers_of(monitor):
     return monitor.bank.labels(np.arange(BANK)), monitor.queries.labels(np.arange(QUERIES))
+
+
+@pytest.mark.filterwarnings("error")
+def test_queries_that_are_all_damaged_are_said_and_give_no_score(monitor):
+    none = dataclasses.replace(
+        monitor, query_indices=np.arange(0), _remarks=[], _announced=0, damaged=3
+    )
+    numbers, found = none.measure(None)
+    assert numbers == {}
+    assert none.news() == ["no score: none of the query images can be decoded"]
+    assert found.nearest.shape == (0, 6)
+    assert len(found.queries) == 0
+    assert len(found.sample) == len(found.features) > 0
+    assert none.raw_pixels() == {}
+    assert none.news() == []
 
 
 @pytest.mark.parametrize("seed", range(20))
