@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import stat
+import uuid
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -101,7 +102,8 @@ def draft(path: epath.Path, shared: bool = True) -> Iterator[epath.Path]:
             Otherwise the draft that a killed process left is written over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = f".{os.getpid()}" if shared else ""
+    # Numbers of processes are the same on several hosts, above all in containers.
+    owner = f".{uuid.uuid4().hex}" if shared else ""
     place = path.parent / f"{path.name}{owner}.part"
     try:
         yield place

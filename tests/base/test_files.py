@@ -5,6 +5,7 @@ import socket
 
 import pytest
 import tensorflow as tf
+from etils import epath
 
 import moco_jax
 from moco_jax.base import files
@@ -32,6 +33,17 @@ def test_a_regular_file_is_read(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     with files.open_regular(tmp_path / "file") as file:
         assert file.read() == b"content"
+
+
+def test_processes_of_equal_numbers_have_drafts_of_their_own(tmp_path, monkeypatch):
+    """As hosts have that are containers, on one disk."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    path = epath.Path(tmp_path / "file")
+    with files.draft(path) as ours, files.draft(path) as theirs:
+        ours.write_text("ours")
+        theirs.write_text("theirs")
+    assert path.read_text() == "ours"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 BUCKETS = [f"{kind}://bucket/{name}" for kind in files.BUCKETS for name in ("run", "a.pth", "a\nb")]
