@@ -82,30 +82,30 @@ def check_schedule(config: ConfigDict) -> None:
 def check_batch(config: ConfigDict, device_count: int) -> None:
     """The part of `check` on how batch, BN groups, queue and devices divide; needs sound values."""
     batch, groups = config.batch_size, config.bn_groups
-    span = min(config.shuffle_groups, groups)
-    if batch % groups:
-        raise UserError(
-            f"batch_size={batch} does not divide into bn_groups={groups}; "
-            f"{nearest_multiples(batch, groups)}"
-        )
+    span, parts = min(config.shuffle_groups, groups), config.accumulate
     if groups % span:
         raise UserError(
             f"bn_groups={groups} is no multiple of shuffle_groups={config.shuffle_groups}; "
             f"shuffle_groups={math.gcd(groups, config.shuffle_groups)} works"
         )
+    # What a batch must be a multiple of for all of the checks: each names values that pass all.
+    unit = math.lcm(groups * span, parts * device_count)
+    if batch % groups:
+        raise UserError(
+            f"batch_size={batch} does not divide into bn_groups={groups}; "
+            f"{nearest_multiples(batch, unit)}"
+        )
     if (batch // groups) % span:
         raise UserError(
             f"batch_size={batch} makes BN groups of {batch // groups}, no multiple of "
-            f"shuffle_groups={span}; take a multiple of {groups * span}: "
-            f"{nearest_multiples(batch, groups * span)}"
+            f"shuffle_groups={span}; take a multiple of {unit}: {nearest_multiples(batch, unit)}"
         )
-    for key in ("batch_size", "eval_batch_size"):
+    for key, least in (("batch_size", unit), ("eval_batch_size", device_count)):
         if config[key] % device_count:
             raise UserError(
                 f"{key}={config[key]} does not divide over {device_count} devices; "
-                f"{nearest_multiples(config[key], math.lcm(device_count, groups * span))}"
+                f"{nearest_multiples(config[key], least)}"
             )
-    parts = config.accumulate
     if groups % parts and encoders.has_batch_norm(config.arch):
         raise UserError(
             f"accumulate={parts} would cut BatchNorm groups of {config.arch} apart "
@@ -116,6 +116,6 @@ def check_batch(config: ConfigDict, device_count: int) -> None:
     if batch % (parts * device_count):
         raise UserError(
             f"batch_size={batch} does not divide into accumulate={parts} parts on {device_count} "
-            f"devices; {nearest_multiples(batch, parts * device_count)}"
+            f"devices; {nearest_multiples(batch, unit)}"
         )
     dictionary_class(config.dictionary).require(method_of(config).negatives, device_count)

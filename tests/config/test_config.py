@@ -1,7 +1,9 @@
 """Every recipe passes its checks, and every bad setting is refused by one line that names it."""
 
 import importlib
+import re
 
+import numpy as np
 import pytest
 
 from moco_jax import config as config_lib
@@ -124,7 +126,7 @@ def test_views_of_v3_are_as_published():
 @pytest.mark.parametrize(
     ("changes", "devices", "message"),
     [
-        ({"batch_size": 250}, 1, "batch_size=250 does not divide into bn_groups=8; use 248 or 256"),
+        ({"batch_size": 250}, 1, "batch_size=250 does not divide into bn_groups=8; use 192 or 256"),
         (
             {"batch_size": 8 * 12},
             1,
@@ -203,6 +205,42 @@ def test_bad_settings_are_refused(changes, devices, message):
     config.update(changes)
     with pytest.raises(UserError, match=message):
         checks.check(config, devices)
+
+
+def refusal(config, devices):
+    try:
+        checks.check_batch(config, devices)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_the_batch_sizes_that_a_refusal_names_are_taken():
+    """Each refusal of a batch ends in numbers that pass all checks of batches, whatever is set."""
+    rng, named = np.random.default_rng(0), 0
+    for _ in range(2000):
+        config = config_lib.default_config()
+        groups, parts = int(rng.choice([1, 2, 4, 8, 12])), int(rng.choice([1, 1, 2, 4]))
+        config.update(
+            arch=str(rng.choice(["resnet50", "vit_small"])),
+            bn_groups=groups,
+            shuffle_groups=int(rng.choice([1, 2, 4, 8])),
+            accumulate=parts,
+            batch_size=int(rng.integers(1, 600)),
+            eval_batch_size=int(rng.integers(1, 600)),
+            dictionary="batch",
+            loss="info_nce",
+        )
+        devices = int(rng.choice([1, 2, 3, 8]))
+        said = refusal(config, devices)
+        key = said.partition("=")[0]
+        if key not in ("batch_size", "eval_batch_size"):
+            continue
+        for number in map(int, re.findall(r"\d+", said.rpartition("use ")[2])):
+            named += 1
+            config[key] = number
+            assert not refusal(config, devices).startswith(f"{key}="), said
+    assert named > 1000
 
 
 def test_unknown_names_are_refused_with_the_nearest():
