@@ -85,13 +85,16 @@ class Journal:
 
     def score(self, step: int, when: str, score: dict[str, float]) -> None:
         """Record and print a score of the encoder, and what it leaves out for want of a label."""
-        self.log.write(step, score)
-        self.console.line(messages.score(when, score))
+        if score:
+            self.lock.check()
+            self.log.write(step, score)
+            self.console.line(messages.score(when, score))
         for remark in self.setup.monitor.news():
             self.console.line(remark)
 
     def diagnose(self, step: int, at_once: bool) -> None:
         """Print and record what rules find in the records, if there are new ones or `at_once`."""
+        self.lock.check()
         self._announcer.consider(step, at_once)
 
     def close(self) -> None:
@@ -123,9 +126,12 @@ class Scores:
         """Score raw pixels and the encoder before the first step, to compare later scores with."""
         monitor, log = self.setup.monitor, self.journal.log
         raw = monitor.raw_pixels()
+        # Scoring takes minutes with many images: another run may have taken the workdir meanwhile.
+        self.journal.lock.check()
         if raw:
             log.write(0, {f"raw_{name}": value for name, value in raw.items()})
         score, snapshot = monitor.measure(query_variables(state))
+        self.journal.lock.check()
         self.picture.renew(0, snapshot)
         self.journal.score(0, "before training", score)
 
