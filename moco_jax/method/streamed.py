@@ -1,8 +1,8 @@
 """InfoNCE without all logits in memory: block after block of keys, forward and backward.
 
 Every device goes through its own part of the dictionary with running maxima and sums, as attention
-does that never holds its weights; what crosses between devices is one number a query, and for the
-gradient one vector.
+does that never holds its weights; what crosses between devices is six numbers a query (`Sums`), and for
+the gradient one vector more.
 """
 
 import functools
@@ -61,7 +61,7 @@ class Sums(NamedTuple):
         top: the largest logit, the positive's among them.
         total, squares: sums of e and of e squared, the positive's not among them.
         closer, cosine, counted: as in `Statistics`.
-        pull: `[B, C]`, sum of e times the key; zeros where it was not asked for.
+        pull: `[B, C]`, sum of e times the key; None where it was not asked for.
     """
 
     top: jax.Array
@@ -70,7 +70,7 @@ class Sums(NamedTuple):
     closer: jax.Array
     cosine: jax.Array
     counted: jax.Array
-    pull: jax.Array
+    pull: jax.Array | None
 
 
 def _blocks(negatives: KeySet, query_index: jax.Array | None, queries: int):
@@ -126,7 +126,7 @@ def _sums(
         top = jnp.maximum(sums.top, logits.max(1))
         shrink, e = jnp.exp(sums.top - top), jnp.exp(logits - top[:, None])
         pull = sums.pull
-        if with_pull:
+        if pull is not None:
             pull = pull * shrink[:, None] + jnp.einsum("bn,nc->bc", e, keys, precision="highest")
         return Sums(
             top=top,
@@ -146,7 +146,7 @@ def _sums(
         closer=jnp.zeros(own.shape, jnp.int32),
         cosine=zeros,
         counted=zeros,
-        pull=jnp.zeros_like(query),
+        pull=jnp.zeros_like(query) if with_pull else None,
     )
     return add(0, start) if number == 1 else jax.lax.fori_loop(0, number, add, start)
 
@@ -176,7 +176,7 @@ def _forward(
             sums._replace(
                 total=sums.total * shrink,
                 squares=sums.squares * shrink**2,
-                pull=sums.pull * shrink[:, None],
+                pull=None if sums.pull is None else sums.pull * shrink[:, None],
             ),
             AXIS,
         )
