@@ -18,6 +18,7 @@ from moco_jax.base import files
 from moco_jax.base.text import printable
 
 THREADS = 8
+BLOCK = 1 << 20  # bytes that are read at once
 UNREADABLE = "unreadable: "  # begins what stands in a digest's place
 
 
@@ -42,7 +43,9 @@ def of_files(paths: Iterable[Path]) -> str:
     """Return the SHA-256 of the contents of `paths`, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -60,7 +63,11 @@ def unseal(content: bytes) -> bytes | None:
 def _of_file(path: epath.Path) -> str:
     """Return the digest of a file, or why it cannot be read (a link to nothing, a pipe)."""
     try:
-        return hashlib.sha256(files.read(path)).hexdigest()
+        if files.is_remote(path):
+            return hashlib.sha256(files.read(path)).hexdigest()
+        # A file of a checkpoint may be larger than the memory that is left, and eight are read.
+        with files.open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         return f"{UNREADABLE}{error.strerror or error}"
 

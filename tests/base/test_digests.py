@@ -1,10 +1,12 @@
 """Digests tell trees of arrays apart, and a sealed file that has changed is not read."""
 
 import hashlib
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from moco_jax.base import digests
 
@@ -49,6 +51,20 @@ def test_a_sealed_body_is_read_and_any_change_is_noticed():
         assert digests.unseal(content + b"x") is None
         assert digests.unseal(bytes([content[0] ^ 1]) + content[1:]) is None
     assert digests.unseal(b"") is None
+
+
+def test_digests_of_large_files_take_no_memory_for_them(tmp_path):
+    size = 1 << 25
+    (tmp_path / "large").write_bytes(bytes(size))
+    tracemalloc.start()
+    try:
+        digests.write(epath.Path(tmp_path), epath.Path(tmp_path / "record"))
+        found = digests.of_files([tmp_path / "large"])
+        assert tracemalloc.get_traced_memory()[1] < size / 4
+    finally:
+        tracemalloc.stop()
+    assert found == hashlib.sha256(bytes(size)).hexdigest()
+    assert found in (tmp_path / "record").read_text()
 
 
 def test_files_have_the_digest_of_their_contents(tmp_path):
