@@ -15,6 +15,8 @@ from moco_jax.training import throughput
         ("TPU v5 lite", 197),
         ("TPU v5", 459),
         ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
         ("NVIDIA A100-SXM4-40GB", 312),
         ("NVIDIA L4", 121),
         ("NVIDIA L40S", 362),
