@@ -109,5 +109,5 @@ def draw(path: epath.Path, source: Source, batch: Rows) -> None:
         figures.view_pairs(path, pictures, pairs)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}); give a folder of yours: --out=FOLDER"
+            f"{path} cannot be written ({error.strerror}); make room, or make its folder writable"
         ) from error

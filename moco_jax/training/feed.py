@@ -36,7 +36,7 @@ def open_batches(
 
     Returns:
         this host's rows of each batch, without end, and the resident images of all devices, uint8
-        `[N, H * W * C]`; None where the host makes the views.
+        `[N, H * W * C]`; None where the devices hold no images.
     """
     program = setup.program
     common: dict[str, Any] = {
