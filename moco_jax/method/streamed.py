@@ -1,8 +1,8 @@
 """InfoNCE without all logits in memory: block after block of keys, forward and backward.
 
 Every device goes through its own part of the dictionary with running maxima and sums, as attention
-does that never holds its weights; what crosses between devices is six numbers a query (`Sums`), and for
-the gradient one vector more.
+does that never holds its weights; what crosses between devices is six numbers a query (`Sums`), and
+for the gradient one vector more.
 """
 
 import functools
