@@ -67,7 +67,10 @@ def _of_file(path: epath.Path) -> str:
             return hashlib.sha256(files.read(path)).hexdigest()
         # A file of a checkpoint may be larger than the memory that is left, and eight are read.
         with files.open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            while block := file.read(BLOCK):
+                digest.update(block)
+            return digest.hexdigest()
     except OSError as error:
         return f"{UNREADABLE}{error.strerror or error}"
 
