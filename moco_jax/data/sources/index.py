@@ -5,6 +5,7 @@ It is built once, and then kept on disk.
 
 import io
 import logging
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from moco_jax.base.text import printable
 from moco_jax.data.sources import store
 from moco_jax.data.sources.names import short
 
+END = 1 << 16  # bytes at each end of a file by which it is told from one of the same size
 LONGEST = 2**31 - 1  # bytes of a record: its length is kept as int32
 Arrays = dict[str, np.ndarray]
 
@@ -46,9 +48,21 @@ def cache_path(index_dir: str | None, label: str) -> epath.Path | None:
     return epath.Path(index_dir) / f"{safe}_{number:08x}.npz"
 
 
-def sizes(paths: Sequence[str]) -> list[str]:
-    """Return a line on each file: path and bytes."""
-    return store.each(lambda path: f"{path} {store.size(path)}", paths)
+def states(paths: Sequence[str]) -> list[str]:
+    """Return a line on each file that changes with it: path, bytes, time, and ends' checksums.
+
+    A tar that is written again often keeps its size, as its blocks are filled up. The time is that
+    of the last change on this machine's disks, and 0 in buckets.
+    """
+    return store.each(_state, paths)
+
+
+def _state(path: str) -> str:
+    size, time = store.size(path), 0 if files.is_remote(path) else os.stat(path).st_mtime_ns
+    with store.open_binary(path) as file:
+        head = zlib.crc32(file.read(END))
+        file.seek(max(size - END, 0))
+        return f"{path} {size} {time} {head:08x} {zlib.crc32(file.read(END)):08x}"
 
 
 def cached(

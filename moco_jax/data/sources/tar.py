@@ -168,7 +168,7 @@ class TarSource:
         self.decoding = decoding
         paths = shards.find(data_dir, "tar", r"\.tar")
         cache = index.cache_path(index_dir, f"tar {data_dir}")
-        arrays = index.cached(cache, [_FORMAT, *index.sizes(paths)], lambda: _arrays(paths))
+        arrays = index.cached(cache, [_FORMAT, *index.states(paths)], lambda: _arrays(paths))
         label = arrays.pop("label")
         self._labels = label if (label >= 0).any() else None
         self._names = Names.of(arrays.pop("names"), arrays.pop("ends"))

@@ -105,7 +105,7 @@ def build(slices: Sequence[Slice], cache: epath.Path | None) -> index.Places:
 
     paths = [s.path for s in slices]
     signature = [
-        f"{line} {s.skip} {s.take}" for line, s in zip(index.sizes(paths), slices, strict=True)
+        f"{line} {s.skip} {s.take}" for line, s in zip(index.states(paths), slices, strict=True)
     ]
     arrays = index.cached(cache, signature, lambda: index.join(store.each(part, slices)))
     return index.Places(paths, **arrays)
