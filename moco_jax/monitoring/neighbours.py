@@ -33,6 +33,7 @@ class Picture:
     Attributes:
         path: the PNG.
         before: what was found before training; None where it is not known.
+        drawn: whether the PNG is there, drawn by this run now or earlier.
     """
 
     def __init__(
@@ -72,6 +73,11 @@ class Picture:
             self.begin(snapshot)
         if len(snapshot.queries):
             self._try(self._draw, step, _nearest(snapshot))
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the picture is there, and no drawing of it failed."""
+        return not self._broken and self.path.exists()
 
     def _try(self, do: Callable, *arguments: Any) -> None:
         if not self.log.writes or self._broken:

@@ -30,6 +30,8 @@ def conclude(config: ConfigDict, journal: Journal, scores: Scores, state: TrainS
         state: after its last step.
     """
     setup, plan, log = journal.setup, journal.plan, journal.log
+    # Scoring takes minutes with many images: another run may have taken the workdir meanwhile.
+    journal.lock.check()
     snapshot = scores.picture.complete(
         scores.latest,
         lambda: query_variables(state),
@@ -37,7 +39,10 @@ def conclude(config: ConfigDict, journal: Journal, scores: Scores, state: TrainS
     )
     journal.lock.check()
     if log.writes:
-        show_images(config, journal.workdir, setup, log, plan.last, snapshot)
+        try:
+            show_images(config, journal.workdir, setup, log, plan.last, snapshot)
+        except Exception as error:  # a picture is not worth a run
+            journal.console.line(f"pictures of views and features are left out: {error!r}")
     # Before the records are read again: what is buffered would be missing.
     log.close()
     console, records = journal.console, run_log.records(journal.workdir)
@@ -48,7 +53,8 @@ def conclude(config: ConfigDict, journal: Journal, scores: Scores, state: TrainS
             rows.append([what, f"{100 * known[which]:.2f} %"])
     if rows:
         console.line(table(["features", "kNN accuracy"], rows))
-    console.line(f"picture of nearest neighbours: {journal.workdir / 'neighbours.png'}")
+    if scores.picture.drawn:
+        console.line(f"picture of nearest neighbours: {scores.picture.path}")
 
 
 def show_images(
