@@ -4,6 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from moco_jax.base.errors import UserError
 from moco_jax.training import checkpoint
 from moco_jax.training.assembly import RunSetup
 
@@ -33,10 +34,20 @@ class StepPlan:
 
     @classmethod
     def of(cls, config: ConfigDict, setup: RunSetup, start: int, schedule_step: int) -> "StepPlan":
-        """Make the plan of a run that goes on after `start`; schedules are at `schedule_step`."""
+        """Make the plan of a run that goes on after `start`; schedules are at `schedule_step`.
+
+        Raises:
+            UserError: the command would end before the step at which the run is.
+        """
         # Epochs and schedules count the steps of a run that had this batch size from its beginning.
         shift = schedule_step - start
         last = setup.total_steps - shift
+        # At that step itself the command has ended, and may be given again.
+        if 0 < config.stop_at_step < start:
+            raise UserError(
+                f"stop_at_step={config.stop_at_step} is before step {start}, from whose checkpoint"
+                f" the run goes on; use a step from {start} to {last}, or 0 for the last"
+            )
         return cls(
             start=start,
             end=min(config.stop_at_step or last, last),

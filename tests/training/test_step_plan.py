@@ -4,6 +4,7 @@ import types
 
 import pytest
 
+from moco_jax.base.errors import UserError
 from moco_jax.training.step_plan import StepPlan
 
 PARTS = types.SimpleNamespace(steps_per_epoch=10, total_steps=40)
@@ -35,6 +36,13 @@ def test_a_run_that_is_stopped_logs_and_saves_its_last_step_and_is_not_scored():
     assert stopped.saves(13)
     assert not stopped.scores(13)
     assert plan(stop_at_step=99).end == 40
+
+
+def test_a_stop_before_the_checkpoint_is_refused_and_one_at_it_is_not():
+    with pytest.raises(UserError, match=r"stop_at_step=13 is before step 20, .* from 20 to 40"):
+        plan(start=20, schedule_step=20, stop_at_step=13)
+    for stop in (0, 20, 21, 99):
+        assert plan(start=20, schedule_step=20, stop_at_step=stop).end >= 20
 
 
 def test_no_step_is_scored_without_a_monitor():
