@@ -1,6 +1,7 @@
 """The training loop, readable as a table of contents: prepare, take steps, conclude."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import jax
@@ -64,25 +65,29 @@ def _train(
     # Settings and images that cannot work are refused here, before the workdir is looked at.
     setup = build(config, str(workdir / "index"))
     start = begin_or_go_on(config, workdir, allow_change, setup.program, lock)
-    plan = StepPlan.of(config, setup, start.step, int(start.state.schedule_step))
-    journal = Journal(config, setup, workdir, console, lock, plan)
-    journal.begin(start)
     damaged = DamagedImages(config.max_bad_images)
-    seen = count_examples(start.state.examples_seen)
-    host_batches, images = feed.open_batches(config, setup, seen, damaged, console)
-    # Compiled before the first score: a step that does not fit on the devices ends the run at once.
-    train_step = setup.program.compile_step()
-    scores = Scores(setup, journal)
-    if plan.start == 0 and config.monitor_every:
-        scores.before_training(start.state)
-    batches = feed.device_batches(host_batches, setup.program, images)
-    loop = Loop(config, journal, scores, start.checkpoints, train_step)
-    try:
+    # The stacks close what is in them from the last to the first, however the run ends. Signals
+    # are given back at the very end: until all is saved one must not end the process.
+    with ExitStack() as signals, ExitStack() as opened:
+        opened.enter_context(closing(start.checkpoints.close, lock))
+        plan = StepPlan.of(config, setup, start.step, int(start.state.schedule_step))
+        journal = Journal(config, setup, workdir, console, lock, plan)
+        opened.enter_context(closing(journal.close, lock))
+        journal.begin(start)
+        seen = count_examples(start.state.examples_seen)
+        host_batches, images = feed.open_batches(config, setup, seen, damaged, console)
+        # Before the first score: a step that does not fit on the devices ends the run at once.
+        train_step = setup.program.compile_step()
+        scores = Scores(setup, journal)
+        if plan.start == 0 and config.monitor_every:
+            scores.before_training(start.state)
+        batches = feed.device_batches(host_batches, setup.program, images)
+        loop = Loop(config, journal, scores, start.checkpoints, train_step)
+        signals.callback(loop.stop.release)
+        opened.enter_context(closing(loop.profile.close, lock))
+        # Closed first: its threads would go on reading while checkpoints are written.
+        opened.enter_context(closing(host_batches.close))
         state, step, signal = loop.take_steps(start.state, batches)
-    finally:
-        # Readers of images first: their threads would go on reading while checkpoints are written.
-        host_batches.close()
-        loop.close()
     lock.check()
     if signal:
         console.line(
@@ -97,6 +102,23 @@ def _train(
         names = ", ".join(damaged.names)
         console.line(f"{len(damaged.names)} damaged images were replaced: {names}")
     return 0
+
+
+@contextmanager
+def closing(close: Callable[[], object], lock: Lock | None = None) -> Iterator[None]:
+    """Call `close` when the block ends; an error of the block goes before one of closing.
+
+    `lock`: what is closed writes to its workdir, and is left as it is once another run has that.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            if lock is None or not lock.lost:
+                close()
+        raise
+    if lock is None or not lock.lost:
+        close()
 
 
 class Loop:
@@ -169,13 +191,3 @@ class Loop:
         if self.plan.saves(step) or score or stops:
             self.journal.lock.check()
             self.checkpoints.save(step, state, self.config.to_dict(), score)
-
-    def close(self) -> None:
-        """Write what is under way, and give signals back to the handlers of before."""
-        # Each of the three writes to the workdir, which may be another run's by now.
-        if not self.journal.lock.lost:
-            self.profile.close()
-            self.checkpoints.close()
-            self.journal.close()
-        # Until all is saved a signal must not end the process.
-        self.stop.release()
