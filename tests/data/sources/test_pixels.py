@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from moco_jax.base.errors import UserError
 from moco_jax.data import sources
 from moco_jax.data.packing import example
-from moco_jax.data.sources import arrayrecord, decode, pixels
+from moco_jax.data.sources import arrayrecord, damage, pixels
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.data.sources.pixels import Decoding, Unfit
@@ -103,7 +103,7 @@ TIFFS = {
 def test_a_tiff_of_many_channels_is_what_was_written(kind):
     values, options = TIFFS[kind]
     content = tiff(values, **options)
-    assert decode.is_image(content)
+    assert pixels.is_image(content)
     found = pixels.pixels(content, Decoding(channels=5))
     np.testing.assert_array_equal(found, over_257(BANDS))
     found = pixels.pixels(content, Decoding(channels=5, white=5000))
@@ -296,7 +296,7 @@ def test_every_source_reads_arrays_and_refuses_what_differs(tmp_path, kind):
     for image, sound in others:
         assert not sound
         assert image.shape == (1, 1, 5)
-    reasons = [decode.refusal(source, record) for record in source.read(np.arange(4))]
+    reasons = [damage.refusal(source, record) for record in source.read(np.arange(4))]
     expected = ["", "channels=5 is asked for, it has 4", "", "channels=5 is asked for, it has 3"]
     assert reasons == expected
 
