@@ -21,7 +21,7 @@ class Finding:
         severity: `ok`, `note` (good to know), `warning` (a run goes on, worse than it could),
             `fault` (it ends, or learns nothing).
         seen: what was found, a sentence; the doctor's warnings and faults also say what to change.
-        details: what it was found on, a line each.
+        details: lines that list the evidence, such as file names.
         name: of the rule that found it, as in docs/troubleshooting.md; empty for the doctor's.
         since_step: the step of the run at which it began; None where it concerns no step.
         meaning: what it means, a sentence or two; empty for the doctor's.

@@ -267,7 +267,7 @@ def set_up(config: ConfigDict, own: bool = True) -> None:
     if wrong and own:
         raise UserError(
             f"compilation_cache={config.compilation_cache} is no folder that can be written "
-            f"({wrong}); give one of yours, or '' for none"
+            f"({wrong}); choose one that you may write to, or '' for none"
         )
     logging.set_verbosity(logging.WARNING)
     import jax

@@ -62,8 +62,8 @@ def write(places: list[str], out: str, images: int, console: Console) -> None:
         files.write(path, content)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); give a file of yours: "
-            "--out=FILE"
+            f"{path} cannot be written ({error.strerror or error}); choose a place that you may "
+            "write to: --out=FILE"
         ) from error
     for line in left_out:
         console.line(f"left out: {line}")

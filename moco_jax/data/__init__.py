@@ -1,4 +1,4 @@
-"""Images on a disk become batches of views on devices.
+"""Turns images on a disk into batches of views on devices.
 
-This room knows no model, no loss and no BatchNorm group.
+Nothing here depends on a model, a loss or BatchNorm groups.
 """

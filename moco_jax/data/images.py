@@ -1,6 +1,7 @@
 """Images of a source as pixels: read and decoded by threads, ahead of whoever takes them.
 
-PIL decodes, and gives Python free meanwhile. `pipeline.py` has the same pixels from tf.data.
+PIL decodes and releases Python's interpreter lock meanwhile, so that threads run in parallel.
+`pipeline.py` has the same pixels from tf.data.
 """
 
 import os

@@ -159,8 +159,9 @@ def writing(path: str) -> Iterator[None]:
         yield
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"out={printable(path)} cannot be written ({printable(str(error))}); make room, or give"
-            " a folder of yours: finished shards are kept, and the same command goes on"
+            f"out={printable(path)} cannot be written ({printable(str(error))}); make room, or "
+            "choose a folder that you may write to: finished shards are kept, and the same command "
+            "goes on"
         ) from error
 
 

@@ -27,7 +27,8 @@ def writable(workdir: epath.Path) -> Finding:
         return Finding(FAULT, f"workdir={workdir}: {place} is a file; give a folder")
     if not os.access(place, os.W_OK | os.X_OK):
         return Finding(
-            FAULT, f"workdir={workdir}: {place} cannot be written; give a folder of yours"
+            FAULT,
+            f"workdir={workdir}: {place} cannot be written; choose a folder that you may write to",
         )
     return Finding(OK, f"{workdir} can be written")
 

@@ -128,9 +128,9 @@ def _of_file(place: str, which: str, stem: str, given: Settings) -> TrainedEncod
     assumed = tuple(name for name in ("image_size", "mean", "std") if name not in known)
     if pretrained.channels != 3 and {"mean", "std"} & set(assumed):
         raise UserError(
-            f"{place} is of images of {pretrained.channels} channels: mean and std must be"
-            " given, a number each (python -m moco_jax.doctor prints those of a folder's"
-            " images)"
+            f"{place} takes images of {pretrained.channels} channels; give mean and std, "
+            f"{pretrained.channels} numbers each (python -m moco_jax.doctor prints those of the "
+            "images in a folder)"
         )
     return _create(
         _config_of(pretrained),

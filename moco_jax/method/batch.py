@@ -10,7 +10,7 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class Batch:
-    """Two views of the same images in the same order, or what a step's `views` makes them of.
+    """Two views of the same images in the same order, or the inputs the step makes them from.
 
     Attributes:
         query: uint8 `[B, H, W, C]`; None where the devices hold all images.

@@ -52,9 +52,9 @@ class Encoding:
         encoder: called with `train=True` and its `batch_stats` mutable.
         method: how key images are shuffled.
         mean, std, dtype: as in `to_network_input`.
-        accumulate: parts in which the backbone goes through a batch. Each part is forgotten and
-            made once more on the way back, so that memory holds one part at a time, at the cost of
-            a second forward pass.
+        accumulate: parts in which the backbone goes through a batch. The activations of a part are
+            recomputed in the backward pass, so that memory holds those of one part at a time, at
+            the cost of a second forward pass.
         bn_groups: BatchNorm groups that the backbone has in a whole batch, None without BatchNorm;
             a part holds whole groups, `bn_groups / accumulate` of them, which is what the backbone
             itself was made with.

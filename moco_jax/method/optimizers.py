@@ -1,7 +1,8 @@
 """Optimizers, and learning rate and EMA momentum as functions of the step.
 
-The optimizers here end before the learning rate: the step multiplies by it, so that a rate is a
-pure function of the step and never a count hidden in the optimizer's state.
+The optimizers return updates that are not yet scaled by the learning rate; the training step
+scales them. So the rate is a pure function of the step, and the optimizer's state needs no counter
+for it.
 """
 
 from collections.abc import Callable, Sequence

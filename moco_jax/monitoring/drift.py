@@ -20,8 +20,8 @@ def drift(before: np.ndarray, now: np.ndarray) -> float:
     """Return how far keys have moved, in units of the distance between keys of different images.
 
     `mean_i(1 - before_i . now_i) / mean_{i != j}(1 - now_i . now_j)` of unit vectors `[n, C]`: 0
-    where the key encoder has not moved; where it is 1, an old key is as far from its image's key of
-    now as any other image's. 0 for keys that are all the same, which nothing can tell apart anyway.
+    where the key encoder has not moved; 1 where an old key is as far from its image's present key
+    as the keys of other images are. Returns 0 where all keys are equal.
     """
     number = len(now)
     if number < 2:

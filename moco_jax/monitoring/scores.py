@@ -26,11 +26,10 @@ SAMPLE = 1000  # searched images whose features are handed over
 
 
 def effective_rank(features: np.ndarray) -> float:
-    """Return in how many directions `features` `[N, D]` differ (RankMe, Garrido 2023).
+    """Return the effective rank of `features` `[N, D]` (RankMe, Garrido 2023).
 
-    That is exp of the entropy of their singular values.
-
-    The singular values are scaled to sum 1. Between 1 (all on one line) and min(N, D).
+    It is exp of the entropy of the singular values, scaled to sum 1, and lies between 1 (all on one
+    line) and min(N, D).
     """
     values = np.linalg.svd(np.asarray(features, np.float64), compute_uv=False)
     shares = values[values > 0] / max(values.sum(), np.finfo(np.float64).tiny)
@@ -142,7 +141,7 @@ class Monitor:
         if len(known) < 2:
             self._say(f"no kNN: all labels are of one class, {matched.called[known[0]]!r}")
         elif not np.isin(matched.test, known).any():
-            self._say("no kNN: no image that would be classified is of a class of those searched")
+            self._say("no kNN: no query image belongs to a class of the searched images")
         else:
             return True
         return False

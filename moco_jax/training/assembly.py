@@ -238,7 +238,7 @@ def program(
 
 
 def require_a_batch(config: ConfigDict, source: Source) -> None:
-    """Refuse, by a UserError, a `source` with too few images for one batch."""
+    """Raise a UserError if `source` has fewer images than a batch."""
     if len(source) < config.batch_size:
         raise UserError(
             f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "

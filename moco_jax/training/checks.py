@@ -37,14 +37,14 @@ def check_values(config: ConfigDict) -> None:
     check_background(config.background, config.channels)
     if config.scaled_decoding and config.channels != 3:
         raise UserError(
-            f"scaled_decoding=True is of JPEGs in colour, and channels={config.channels}; "
-            "scaled_decoding=False works"
+            f"scaled_decoding=True works on colour JPEGs only, and channels={config.channels}; "
+            "use scaled_decoding=False"
         )
     if config.eval_split and config.dataset != "digits" and not config.dataset.startswith("tfds:"):
         raise UserError(
-            f"eval_split={config.eval_split!r} is of 'digits' and 'tfds:NAME', "
-            f"and dataset={config.dataset!r} is one whole: the images would be scored "
-            "among themselves; --config.eval_split= sets some of them apart"
+            f"eval_split={config.eval_split!r} works with dataset='digits' or 'tfds:NAME', "
+            f"and dataset={config.dataset!r} has no splits; use --config.eval_split= to hold out "
+            "some of its images"
         )
     sources.require_no_place(config.dataset, config.data_dir)
     if config.augment_on != "resident":
@@ -54,8 +54,8 @@ def check_values(config: ConfigDict) -> None:
         )
     if config.augment_on == "resident" and config.scaled_decoding:
         raise UserError(
-            "scaled_decoding=True shrinks images for the views of an epoch, "
-            "and augment_on='resident' decodes each once for all; scaled_decoding=False works"
+            "scaled_decoding=True shrinks each image to fit one epoch's views, and "
+            "augment_on='resident' decodes it once for all epochs; use scaled_decoding=False"
         )
     if config.loss == "nce" and config.temperature < 0.03:
         raise UserError(

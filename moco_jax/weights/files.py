@@ -207,13 +207,14 @@ def _line(error: object) -> str:
 
 
 def _looks(path: str) -> str:
-    """Say what a file plainly is instead of weights, as the end of a sentence, or ''."""
+    """Return the end of the message on a damaged file: what it plainly is, and what to do."""
     with files.open_to_read(path) as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
         return "; it is a pointer of Git LFS, and git lfs pull brings the file"
     text = start.decode("utf-8", "replace")[:20]
-    return f"; it begins with {text!r}" if text and text.isprintable() else ""
+    begins = f"; it begins with {text!r}" if text and text.isprintable() else ""
+    return f"{begins}; copy or download it again"
 
 
 class _Pickler(pickle.Pickler):

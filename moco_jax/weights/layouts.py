@@ -231,15 +231,16 @@ def stem_of(arrays: Arrays, layout: Layout) -> str:
 def architecture(arrays: Arrays, name: str = "", stem: str = "") -> dict[str, Any]:
     """Return the arguments of `encoders.create` for the backbone in `arrays`.
 
-    How a ViT's heads divide its width is not in the file: the architecture says it.
+    A file does not say how many attention heads a ViT has; the number is that of the architecture.
 
     Args:
         arrays: names to arrays, as `plain` gives them.
-        name: a key of `BACKBONES` that it must be; '': found from the shapes.
-        stem: of a ResNet; '': 'imagenet' or 'cifar', by its kernel.
+        name: a key of `BACKBONES` that the weights must be of; '': whichever the shapes fit.
+        stem: a ResNet's stem; '': 'imagenet' or 'cifar', by the size of its first kernel.
 
     Raises:
-        UserError: no known architecture, or another one than `name`.
+        UserError: the weights fit no known architecture or not `name`, or `name` or `stem` is
+            unknown, or a ViT is given a `stem`.
     """
     if name and name not in BACKBONES:
         raise UserError(f"arch={name!r} is unknown; use one of {', '.join(BACKBONES)}")

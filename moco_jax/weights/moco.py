@@ -227,8 +227,8 @@ def save(pretrained: Pretrained) -> dict[str, np.ndarray]:
     """
     if "head" not in pretrained.options:
         raise UserError(
-            "the MoCo authors' checkpoints have a head, and there is none among these weights; name"
-            " another format"
+            "format=moco needs a projection head, and these weights have none; use another format, "
+            "as format=timm"
         )
     v3 = isinstance(pretrained.encoder.head, BatchNormHead)
     names = ("base_encoder", "momentum_encoder") if v3 else ("encoder_q", "encoder_k")

@@ -125,8 +125,8 @@ def exchanged(array: np.ndarray, axis: int) -> np.ndarray:
 def save(variables: Variables, image_size: int) -> dict[str, np.ndarray]:
     """Return the `state_dict` that timm's VisionTransformer would load, without `head`.
 
-    `variables` are a `ViT`'s; `image_size` is the side of the images in pixels, for which
-    `pos_embed` is written. `num_batches_tracked` is 0.
+    `variables` are a `ViT`'s. `pos_embed` is written for square images of side `image_size`.
+    `num_batches_tracked` is 0: Flax does not count batches.
     """
     state_dict = {}
     for path, leaf in traverse_util.flatten_dict(variables).items():

@@ -49,7 +49,7 @@ def claim_workdir(
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"workdir={workdir} cannot be written ({reason}); give a folder of yours"
+            f"workdir={workdir} cannot be written ({reason}); choose a folder that you may write to"
         ) from error
     return changed
 

@@ -77,7 +77,7 @@ def _outcome(lock: lock_lib.Lock, workdir: epath.Path) -> tuple[str, str]:
             return "refused", str(full_disk(workdir))
         return "refused", (
             f"workdir={printable(str(workdir))} cannot be written ({error.strerror or error}); "
-            "give a folder of yours"
+            "choose a folder that you may write to"
         )
 
 

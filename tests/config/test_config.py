@@ -170,17 +170,17 @@ def test_views_of_v3_are_as_published():
         (
             {"channels": 1, "mean": (0.5,), "std": (0.2,), "scaled_decoding": True},
             1,
-            "scaled_decoding=True .*channels=1; scaled_decoding=False works",
+            "scaled_decoding=True .*channels=1; use scaled_decoding=False",
         ),
         (
             {"augment_on": "resident", "scaled_decoding": True},
             1,
-            "scaled_decoding=True .*augment_on='resident'.*scaled_decoding=False works",
+            "scaled_decoding=True .*augment_on='resident'.*use scaled_decoding=False",
         ),
         (
             {"dataset": "folder", "eval_split": "validation"},
             1,
-            "eval_split='validation' .*dataset='folder' is one whole: .*--config.eval_split= sets",
+            "eval_split='validation' .*dataset='folder' has no splits; .*--config.eval_split= to",
         ),
         (
             {"dataset": "digits", "data_dir": "x"},

@@ -334,7 +334,9 @@ def test_a_cache_of_programs_that_can_be_no_folder(place, tmp_path, monkeypatch)
     monkeypatch.setattr(jax.config, "update", lambda *words: told.append(words))
     config = config_lib.default_config()
     config.compilation_cache = place
-    with pytest.raises(UserError, match=r"^compilation_cache=.* is no folder .* give one of yours"):
+    with pytest.raises(
+        UserError, match=r"^compilation_cache=.* is no folder .* choose one that you may"
+    ):
         command_line.set_up(config)
     command_line.set_up(config, own=False)
     assert not told

@@ -193,7 +193,7 @@ def test_statistics_of_other_channels_must_be_given(tmp_path):
     states.save_drawn(epath.Path(tmp_path / "run"), config, 1)
     path = str(tmp_path / "two.safetensors")
     bridge.save(bridge.load(str(tmp_path / "run")), path, "torchvision")
-    with pytest.raises(UserError, match="2 channels: mean and std must be given"):
+    with pytest.raises(UserError, match="2 channels; give mean and std, 2 numbers each"):
         moco_jax.load(path)
     two = moco_jax.load(path, mean=(0.5, 0.5), std=(0.2, 0.2), image_size=28)
     same = moco_jax.load(str(tmp_path / "run"))

@@ -127,9 +127,7 @@ def test_what_cannot_be_scored_is_said(monitor):
     assert one.news() == ["no kNN: all labels are of one class, 'ant'"]
     nameless = changed(monitor, bank, queries, NAMES)
     assert "knn" not in nameless.measure(None)[0]
-    assert nameless.news() == [
-        "no kNN: no image that would be classified is of a class of those searched"
-    ]
+    assert nameless.news() == ["no kNN: no query image belongs to a class of the searched images"]
     fewer = changed(monitor, np.minimum(bank, 1), queries, NAMES, NAMES)
     fewer.measure(None)
     lost = (queries > 1).sum()

@@ -543,7 +543,9 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     for name in ("file", "file/below", "folder"):
         place = epath.Path(tmp_path / name)
         with (
-            pytest.raises(UserError, match=r"cannot be written .*give a folder of yours"),
+            pytest.raises(
+                UserError, match=r"cannot be written .*choose a folder that you may write to"
+            ),
             run_lock.hold(place, print),
         ):
             raise AssertionError

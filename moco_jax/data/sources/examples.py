@@ -41,9 +41,10 @@ class Records(Protocol):
 
 
 def pick(features: Mapping[str, Any], known: Sequence[str], kind: str) -> str | None:
-    """Return the first of the names `known` whose feature is of this `kind`, as 'bytes_list'.
+    """Return the first of the names `known` whose feature is of type `kind`.
 
-    None where no feature is.
+    `kind` is a field of tf.train.Feature, for example 'bytes_list'. Returns None if there is no
+    such feature.
     """
     present = (key for key in known if key in features)
     return next((key for key in present if features[key].WhichOneof("kind") == kind), None)
@@ -242,9 +243,9 @@ class ExampleSource:
         if len(nameless):
             first = int(nameless[0])
             raise UserError(
-                f"{self.name(int(some[first]))} has the class {numbers[first]}, and there are the "
-                f"names of {len(self._names)} classes, from 0 on, alone; write its name into it, "
-                "or mend its number"
+                f"{self.name(int(some[first]))} has class {numbers[first]}, but only "
+                f"{len(self._names)} class names are known (numbers begin at 0); correct the "
+                "number, or write `class_name` into every record"
             )
         return numbers
 

@@ -92,10 +92,7 @@ class FolderSource:
         self._labels = numbers if self.classes else None
 
     def _class_folders(self, path: str, files: Sequence[str]) -> list[str]:
-        """Return each file's folder right below `path`, if such folders are classes, else none.
-
-        Else none.
-        """
+        """Return for each file its top-level folder if these are classes, else an empty list."""
         tops = [file.split("/", 1)[0] for file in files if "/" in file]
         if len(tops) < len(files):
             return []

@@ -95,7 +95,7 @@ def cached(
         except OSError as error:
             raise UserError(
                 f"the index of records cannot be written to {printable(str(cache))}"
-                f" ({error.strerror}); give a workdir of yours"
+                f" ({error.strerror}); choose a workdir that you may write to"
             ) from error
     return arrays
 

@@ -1,7 +1,7 @@
 """Tar files as WebDataset writes them.
 
-Neighbouring members whose names are the same up to a dot are one example, with its image and, in
-.cls, the number of its class.
+Neighbouring members whose names are the same up to the first dot (or a later one, see `examples`)
+are one example, with its image and, in .cls, the number of its class.
 """
 
 import itertools

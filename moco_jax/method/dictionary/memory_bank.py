@@ -66,8 +66,8 @@ class MemoryBank(Dictionary):
     def moved(self, index: jax.Array, features: jax.Array, momentum: float) -> jax.Array:
         """Move the entries of `index` towards `features` `[B, C]`, and return them at unit length.
 
-        An entry becomes `momentum` old + (1 - `momentum`) new. One that its feature cancels out has
-        no direction: it is NaN.
+        An entry becomes `momentum` old + (1 - `momentum`) new. Where the old entry and the feature
+        cancel out, the new entry is NaN, and the step is not applied.
         """
         old = self.keys[index]
         moved = momentum * old + (1 - momentum) * features.astype(old.dtype)

@@ -4,8 +4,8 @@ from moco_jax.base.findings import FAULT, WARNING, Finding
 from moco_jax.monitoring.diagnosis.history import Facts, RunHistory
 from moco_jax.monitoring.diagnosis.judgements import SLOW_MOMENTUM, beside_chance
 
-COLLAPSED = 0.1  # spread; runs that learnt were above 0.3, collapsed ones below 0.06
-DIRECTIONS = 3.0  # effective rank; that of encoders before training was 19 and more
+COLLAPSED = 0.1  # spread; sound runs: above 0.3, collapsed: below 0.06
+DIRECTIONS = 3.0  # effective rank; encoders before training: 19 and more
 DRIFT = 0.3  # of the distance between keys of different images, see monitoring/drift.py
 # Recipes have 5e-4, 1.5e-6 and 0.1 at most.
 MUCH_DECAY = {"sgd": 1e-2, "lars": 1e-2, "adamw": 1.0}

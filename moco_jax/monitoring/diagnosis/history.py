@@ -18,8 +18,8 @@ BEGIN = 0.1  # share of a run in which nothing is concluded from its loss
 RECENT = 0.05  # share of the steps so far over which a present state must have held
 LOGS = 3  # records at least over which it must have held
 QUEUES = 4  # times that a queue is renewed before its beginning is over
-# Share of a run with a memory bank, whose entries leave random vectors by halves, an epoch each.
-# Spread was below COLLAPSED in the first tenth of a run that learnt.
+# Share of a run with a memory bank, whose entries leave random vectors by halves, an epoch each;
+# a sound run's spread may be below COLLAPSED in its first tenth.
 BANKS = 0.3
 
 

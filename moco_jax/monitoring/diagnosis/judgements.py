@@ -1,4 +1,8 @@
-"""Questions that several rules ask of a run."""
+"""Questions that several rules ask of a run.
+
+The rules' thresholds lie between the numbers of runs that learn, called sound beside them, and of
+runs that fail. `python -m benchmarks.faults` trains runs of both kinds.
+"""
 
 from collections.abc import Sequence
 
@@ -7,8 +11,7 @@ from moco_jax.monitoring.diagnosis.history import Facts, Record, RunHistory
 FAIR = 0.5  # share of a run after which its kNN accuracy should say something
 KNN_NOISE = 0.02  # of kNN accuracy: two standard errors of 500 queries at 75 %
 KNN_LOST = 0.05  # of kNN accuracy: a fall that is no noise
-# Steps before kNN is judged: that of a run that learnt was below the untrained encoder's before.
-TRAINED = 500
+TRAINED = 500  # steps before kNN is judged; sound runs before: below the untrained encoder
 SLOW_MOMENTUM = 0.99  # MoCo v1, table: 0.99 to 0.9999 work, 0.9 is worse, 0 fails
 
 

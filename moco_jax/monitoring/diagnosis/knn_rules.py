@@ -13,8 +13,8 @@ from moco_jax.monitoring.diagnosis.judgements import (
     percent,
 )
 
-EASY = 0.9  # contrastive top-1; healthy runs of the default recipes ended between 0.15 and 0.8
-LEARNT = 0.7  # of the chance level: recorded runs whose features got better were below it half-way
+EASY = 0.9  # contrastive top-1; sound runs of the default recipes: 0.15 to 0.8 at their end
+LEARNT = 0.7  # of the chance level; sound runs half-way: below
 SOLVED = 0.98  # contrastive top-1; without shuffled BN MoCo v1's reached 0.999 (appendix)
 STUCK = 0.25  # share of a run without a better kNN
 

@@ -4,12 +4,11 @@ from moco_jax.base.findings import FAULT, NOTE, WARNING, Finding
 from moco_jax.monitoring.diagnosis.history import QUEUES, Facts, RunHistory
 from moco_jax.monitoring.diagnosis.judgements import SLOW_MOMENTUM
 
-# Of the chance level: a run that learns is below it once warm; collapsed ones were above 0.99.
-CHANCE = 0.98
+CHANCE = 0.98  # of the chance level; sound runs once warm: below, collapsed: above 0.99
 RISE = 0.02  # of the chance level: a rise that a person sees in the progress line
-LOST = 0.1  # of the chance level: a rise that is none of chance; healthy runs rose by 0.02
+LOST = 0.1  # of the chance level: a rise that is not by chance; sound runs: 0.02
 FALLEN = 0.5  # of the learning rate at the lowest loss: below it, the schedule explains a rise
-SPIKES = 5  # events in SPIKES_WITHIN steps; healthy runs had one in a thousand
+SPIKES = 5  # events in SPIKES_WITHIN steps; sound runs: one in a thousand steps
 SPIKES_WITHIN = 100
 READY = 20  # steps after a start until batches come steadily
 MUCH_WAITING = 0.1  # share of the time spent waiting for data

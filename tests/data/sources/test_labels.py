@@ -178,7 +178,7 @@ def test_a_label_beyond_the_names_or_of_several_numbers_is_refused(tmp_path):
     source = TFRecordSource(path)
     assert source.labels(np.zeros(1, np.int64)).tolist() == [1]
     with pytest.raises(
-        UserError, match=r"example 1 .* has the class 2, and there are the names of 2 classes"
+        UserError, match=r"example 1 .* has class 2, but only 2 class names are known"
     ):
         source.labels(np.arange(2))
     several = tf.train.Example.FromString(example(SMALL, "1", 1))

@@ -1,4 +1,4 @@
-"""What each stage of a view says of itself: what it draws, and how it is applied.
+"""The interface of a stage of views: what it draws, and how it is applied.
 
 A stage is a frozen dataclass. Its fields are its settings in a recipe, such as probabilities; its
 class attributes are the same in all recipes.
