@@ -389,6 +389,30 @@ def test_a_state_of_another_step_than_its_checkpoint_is_passed_over(tmp_path, ot
     assert f"checkpoint 4 is damaged (it was saved at step {other}); moved to" in said
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, number):
+    state, _ = begin(method_of("queue"), optimizers.sgd(0.9, 0.0))
+    saving = checkpoint.Checkpoints(epath.Path(tmp_path), 2)
+    for step in (2, 4):
+        saving.save(step, state, {"batch_size": B}, {})
+    leaves, tree = jax.tree.flatten(state.params)
+    leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(number)
+    bad = dataclasses.replace(state, params=jax.tree.unflatten(tree, leaves))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"step 6: .* not finite .* Checkpoint 4 is good"):
+            saving.save(6, bad, {"batch_size": B}, {})
+    saving.close()
+    assert integrity.steps(epath.Path(tmp_path)) == [4, 2]
+
+
+def test_whoever_saves_keeps_orbaxs_lines_back(tmp_path):
+    log = logging.getLogger("absl")
+    for known in [f for f in log.filters if isinstance(f, saving_lines._Filter)]:
+        log.removeFilter(known)
+    checkpoint.Checkpoints(epath.Path(tmp_path), 2).close()
+    assert any(isinstance(known, saving_lines._Filter) for known in log.filters)
+
+
 @pytest.mark.parametrize("kind", ["moved", "another", "no checkpoints", "digests"])
 def test_a_workdir_that_is_taken_away_is_one_line(tmp_path, kind, capfd):
     state, _ = begin(method_of("queue"), optimizers.sgd(0.9, 0.0))
