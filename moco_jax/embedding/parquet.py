@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from moco_jax.base import files
+from moco_jax.base import files, packages
 from moco_jax.base.errors import UserError
 from moco_jax.embedding import columns as columns_lib
 from moco_jax.embedding import facts as facts_lib
@@ -30,7 +30,7 @@ def _arrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
-            "the package pyarrow is needed for .parquet: pip install 'moco_jax[parquet]'; "
+            f"the package pyarrow is needed for .parquet: {packages.how_to_have(['pyarrow'])}; "
             ".npz needs none"
         ) from error
     return pyarrow

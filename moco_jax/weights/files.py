@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from moco_jax.base import files
+from moco_jax.base import files, packages
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.weights import dictionaries, stored, torch_files
@@ -90,7 +90,7 @@ def library(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"the package {package} is needed for this: pip install 'moco_jax[{extra}]'"
+            f"the package {package} is needed for this: {packages.how_to_have([package])}"
         ) from error
 
 

@@ -243,7 +243,4 @@ except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (
-        f"the package {package} is needed for this: pip install 'moco_jax[{package}]'"
-        in done.stdout
-    )
+    assert f"the package {package} is needed for this: pip install {package}" in done.stdout

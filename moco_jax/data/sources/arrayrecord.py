@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import is_utf8, printable
 from moco_jax.data.sources import examples, shards
@@ -23,7 +24,8 @@ def _library(module: str):
         return importlib.import_module(f"array_record.python.{module}")
     except ImportError as error:
         raise UserError(
-            "ArrayRecord files need the package array_record: pip install 'moco_jax[arrayrecord]'"
+            "ArrayRecord files need the package array_record: "
+            + packages.how_to_have(["array_record"])
         ) from error
 
 

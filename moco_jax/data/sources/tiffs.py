@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.data.sources import pictures
 from moco_jax.data.sources.decoding import (
@@ -20,6 +21,7 @@ from moco_jax.data.sources.decoding import (
 )
 from moco_jax.data.sources.decoding import Unfit as Unfit
 
+PACKAGES = ("tifffile", "imagecodecs")  # that read TIFF files of any kind
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION, _BITS = 0x0112, 0x0102
 
@@ -36,7 +38,7 @@ def tifffile(decoding: Decoding) -> Any:
     except ImportError as error:
         raise UserError(
             f"TIFF files are read by the package tifffile where channels={decoding.channels} and "
-            f"white={decoding.white:g}, and it is missing: pip install 'moco_jax[tiff]'"
+            f"white={decoding.white:g}, and it is missing: {packages.how_to_have(PACKAGES)}"
         ) from error
     # Damaged images are named elsewhere.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -78,7 +80,7 @@ def of_tiff(content: bytes, decoding: Decoding) -> np.ndarray:
             samples = series.asarray().reshape(shape)
         except ValueError as error:
             if "imagecodecs" in str(error):
-                raise UserError(f"{error}: pip install 'moco_jax[tiff]'") from error
+                raise UserError(f"{error}: {packages.how_to_have(PACKAGES)}") from error
             raise
         coloured = page.photometric == library.PHOTOMETRIC.RGB
         inverted = page.photometric == library.PHOTOMETRIC.MINISWHITE and page.samplesperpixel == 1
