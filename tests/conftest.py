@@ -1,10 +1,9 @@
 """Eight forced CPU devices for every test, quiet TensorFlow, programs compiled once for all."""
 
-import atexit
 import contextlib
 import os
 import shutil
-import tempfile
+from pathlib import Path
 
 from moco_jax.parallel import xla_flags
 from tests import xla
@@ -15,11 +14,15 @@ os.environ["XLA_FLAGS"] = xla_flags.with_fast_convolutions(
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Processes that tests start, and pytest's own workers, find it too.
+# Programs that were compiled once are found by every process of the tests, of later runs too: a
+# program's name there is a digest of all that it is compiled from.
+PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+MOST = 2**30  # bytes of programs that are kept
 if "PYTEST_XDIST_WORKER" not in os.environ:
+    if PROGRAMS.exists() and sum(path.stat().st_size for path in PROGRAMS.iterdir()) > MOST:
+        shutil.rmtree(PROGRAMS)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="moco_jax_programs_")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)
 
 # Torch, where it is installed, must be imported before TensorFlow: the other way round a process
 # crashes.
