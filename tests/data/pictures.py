@@ -30,10 +30,18 @@ def opened(content):
 
 
 def decoded(source):
-    """Each image of a source, decoded in one graph as in training: [(pixels, is it sound)]."""
+    """Each image of a source, decoded in one graph as in training: [(pixels, is it sound)].
+
+    Without a graph, as where a damaged image is replaced, they are the same.
+    """
     records = source.read(np.arange(len(source))).tolist()
     data = tf.data.Dataset.from_tensor_slices(records).map(lambda r: decode_or_flag(source, r))
-    return [(image.pixels, image.ok) for image in data.as_numpy_iterator()]
+    found = [(image.pixels, image.ok) for image in data.as_numpy_iterator()]
+    for record, (pixels, ok) in zip(records, found, strict=True):
+        alone = decode_or_flag(source, tf.constant(record))
+        assert alone.ok.numpy() == ok
+        np.testing.assert_array_equal(alone.pixels, pixels)
+    return found
 
 
 def write(folder, files):

@@ -205,7 +205,7 @@ def test_too_few_images_for_a_batch_are_looked_at_all_the_same(good, tmp_path, m
     assert (tmp_path / "views.png").exists()
     (tmp_path / "file").write_text("")
     examination.views(epath.Path(tmp_path / "file/views.png"))
-    assert line_with(out.getvalue(), "give a folder of yours: --out=FOLDER") == "fault"
+    assert line_with(out.getvalue(), "make room, or make its folder writable") == "fault"
 
 
 def test_a_sample_speaks_for_the_whole(bad):

@@ -75,14 +75,22 @@ def _whole(image: tf.Tensor, ok: bool | tf.Tensor = True, ratio: int = 1) -> Dec
     return Decoded(image, tf.shape(image)[:2], tf.constant(ratio), tf.convert_to_tensor(ok))
 
 
+def _encoded(source: "Source", record: bytes | np.ndarray) -> bytes:
+    """Take the encoded image out of a record.
+
+    A graph gives Python the bytes; TensorFlow outside a graph, an array without axes of them.
+    """
+    return source.encoded(record.item() if isinstance(record, np.ndarray) else record)
+
+
 def _ruled(source: "Source", record: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Take the encoded image out of a record, in a graph, and apply `pixels.rule` to it.
 
     Returns the image's bytes, and int32 its way, orientation, and height with width.
     """
 
-    def take(record: bytes) -> tuple[bytes, np.ndarray]:
-        content = source.encoded(record)
+    def take(record: bytes | np.ndarray) -> tuple[bytes, np.ndarray]:
+        content = _encoded(source, record)
         return content, np.asarray(pixels.rule(content, source.decoding), np.int32)
 
     content, ruling = tf.numpy_function(take, [record], (tf.string, tf.int32), stateful=False)
@@ -93,9 +101,9 @@ def _ruled(source: "Source", record: tf.Tensor) -> tuple[tf.Tensor, ...]:
 def _in_python(source: "Source", record: tf.Tensor) -> Decoded:
     decoding = source.decoding
 
-    def decode(record: bytes) -> tuple[np.ndarray, np.bool_]:
+    def decode(record: bytes | np.ndarray) -> tuple[np.ndarray, np.bool_]:
         try:
-            return pixels.pixels(source.encoded(record), decoding), np.True_
+            return pixels.pixels(_encoded(source, record), decoding), np.True_
         except Exception:  # libraries raise all kinds on damaged files
             return np.zeros((1, 1, decoding.channels), np.uint8), np.False_
 
