@@ -44,9 +44,14 @@ def of_files(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
+            _add(digest, file)
     return digest.hexdigest()
+
+
+def _add(digest: Any, file: Any) -> None:
+    """Add what is left of the binary `file` to a hash, a block at a time."""
+    while block := file.read(BLOCK):
+        digest.update(block)
 
 
 def seal(body: bytes) -> bytes:
@@ -68,8 +73,7 @@ def _of_file(path: epath.Path) -> str:
         # A file of a checkpoint may be larger than the memory that is left, and eight are read.
         with files.open_regular(path) as file:
             digest = hashlib.sha256()
-            while block := file.read(BLOCK):
-                digest.update(block)
+            _add(digest, file)
             return digest.hexdigest()
     except OSError as error:
         return f"{UNREADABLE}{error.strerror or error}"

@@ -51,14 +51,17 @@ def cache_path(index_dir: str | None, label: str) -> epath.Path | None:
 def states(paths: Sequence[str]) -> list[str]:
     """Return a line on each file that changes with it: path, bytes, time, and ends' checksums.
 
-    A tar that is written again often keeps its size, as its blocks are filled up. The time is that
-    of the last change on this machine's disks, and 0 in buckets.
+    A tar that is written again often keeps its size, as its blocks are filled up. In buckets the
+    line has path and bytes alone: a read there fetches far more than it asks for, of every shard.
     """
     return store.each(_state, paths)
 
 
 def _state(path: str) -> str:
-    size, time = store.size(path), 0 if files.is_remote(path) else os.stat(path).st_mtime_ns
+    size = store.size(path)
+    if files.is_remote(path):
+        return f"{path} {size}"
+    time = os.stat(path).st_mtime_ns
     with store.open_binary(path) as file:
         head = zlib.crc32(file.read(END))
         file.seek(max(size - END, 0))
