@@ -324,7 +324,7 @@ def test_a_missing_package_is_named_before_anything_is_read_and_only_where_it_is
     tar(tmp_path / "x.tar", [("0.tif", eight)])
     for kind, place in (("folder", "some"), ("tar", "x.tar")):
         path = str(tmp_path / place)
-        with pytest.raises(UserError, match=r"channels=5 and white=0, .*'moco_jax\[tiff\]'"):
+        with pytest.raises(UserError, match=r"channels=5 and white=0, .*pip install tifffile"):
             sources.open_source(kind, "train", path, None, Decoding(channels=5))
         for decoding in (Decoding(), Decoding(channels=1), Decoding(white=9)):
             source = sources.open_source(kind, "train", path, None, decoding)
