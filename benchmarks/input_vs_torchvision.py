@@ -33,8 +33,8 @@ from absl import app, flags
 from benchmarks import machine
 from moco_jax.base.console import table
 from moco_jax.data import pipeline, running
-from moco_jax.data.sources.decode import decode_image
 from moco_jax.data.sources.folder import FolderSource
+from moco_jax.data.sources.tf_decode import decode_image
 from moco_jax.data.views import host_pixels, recipes, resize
 from moco_jax.data.views.operations import Crop, Flip, Grayscale, blur, jitter
 from tests.data.torchvision_views import authors_transform

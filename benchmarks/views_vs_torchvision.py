@@ -28,7 +28,7 @@ from torchvision.transforms import functional as F
 
 from moco_jax.base.console import table
 from moco_jax.data.sources import open_source
-from moco_jax.data.sources.decode import RATIOS, decode_image, decode_or_flag
+from moco_jax.data.sources.tf_decode import RATIOS, decode_image, decode_or_flag
 from moco_jax.data.views import augment, device_views, recipes, resize
 
 DATASET = flags.DEFINE_string("dataset", "folder", "'folder', or 'tfds:NAME'.")

@@ -23,7 +23,7 @@ from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.cli import evaluate, evaluation_flags
 from moco_jax.data.sources import Source
-from moco_jax.data.sources.decode import decode_or_flag
+from moco_jax.data.sources.tf_decode import decode_or_flag
 from moco_jax.data.views import recipes
 from moco_jax.encoders.configured import encoder_options
 from moco_jax.inference import trained_encoder

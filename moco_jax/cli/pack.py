@@ -77,7 +77,7 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     packages.load_tensorflow("pack")
 
     from moco_jax.data import packing
-    from moco_jax.data.sources.decoding import Decoding
+    from moco_jax.data.sources.conversion import Decoding
 
     console = Console()
     try:

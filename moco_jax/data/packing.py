@@ -22,10 +22,10 @@ from moco_jax.base.errors import UserError
 from moco_jax.base.text import is_utf8, printable, to_line
 from moco_jax.data.running import running
 from moco_jax.data.sources import labels, open_source, reading, store
-from moco_jax.data.sources.decode import decode_or_flag
 from moco_jax.data.sources.examples import PACK
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import RGB, Decoding
+from moco_jax.data.sources.tf_decode import decode_or_flag
 
 FORMATS = {"tfrecord": "tfrecord", "arrayrecord": "array_record"}  # format -> ending of its files
 PER_SHARD = 5000  # images in a shard, where the number of shards is not given

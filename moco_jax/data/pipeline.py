@@ -16,8 +16,8 @@ from moco_jax.data import order
 from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source
-from moco_jax.data.sources.damage import described
-from moco_jax.data.sources.decode import decode_or_flag
+from moco_jax.data.sources.refusals import described
+from moco_jax.data.sources.tf_decode import decode_or_flag
 from moco_jax.data.views import augment, recipes, resize
 
 Rows = dict[str, Any]

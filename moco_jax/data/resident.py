@@ -17,7 +17,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.data import images, order
 from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import Source
-from moco_jax.data.sources.damage import described
+from moco_jax.data.sources.refusals import described
 
 SHARE = 0.5  # of a device's memory that images may take; the step needs the rest
 CHUNK = 64  # images that are read at once

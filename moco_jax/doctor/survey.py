@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moco_jax.data import images
-from moco_jax.data.sources import Source, pictures
-from moco_jax.data.sources.damage import refusal, why
-from moco_jax.data.sources.decoding import RGB, Decoding
+from moco_jax.data.sources import Source, pil_decode
+from moco_jax.data.sources.conversion import RGB, Decoding
+from moco_jax.data.sources.refusals import refusal, why
 
 CHUNK = 64  # images that are read at once
 PIXELS = 1 << 14  # at most of an image that its mean is taken over, a grid of them
@@ -99,7 +99,7 @@ def is_transparent(content: bytes, decoding: Decoding = RGB) -> bool:
 
     Decoding to gray or RGB shows the colours hidden there.
     """
-    return content.startswith((b"\x89PNG", b"GIF8", b"RIFF")) and pictures.is_transparent(
+    return content.startswith((b"\x89PNG", b"GIF8", b"RIFF")) and pil_decode.is_transparent(
         content, decoding
     )
 

@@ -13,7 +13,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.base.text import to_line
 from moco_jax.data.configured import recipe_of
 from moco_jax.data.sources import Source
-from moco_jax.data.sources.damage import why
+from moco_jax.data.sources.refusals import why
 from moco_jax.embedding.table import Rows
 from moco_jax.evaluation import features
 from moco_jax.inference import trained_encoder

@@ -10,7 +10,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.base.text import from_line, to_line
 from moco_jax.data import labelled_views
 from moco_jax.data.sources import Source, open_source
-from moco_jax.data.sources.decoding import MAX_PIXELS
+from moco_jax.data.sources.conversion import MAX_PIXELS
 from moco_jax.data.sources.folder import FilesSource
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.data.views import recipes

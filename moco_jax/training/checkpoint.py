@@ -23,7 +23,7 @@ from moco_jax.base import digests, files
 from moco_jax.base.errors import UserError, full_disk
 from moco_jax.base.text import printable
 from moco_jax.method.state import FORMAT_VERSION, TrainState, all_finite, for_batch_size
-from moco_jax.training import saving_lines
+from moco_jax.training import orbax_logging
 from moco_jax.workdir import integrity
 
 STEPS = 100  # minimum between automatic checkpoints: after fewer, saving takes a part of the time
@@ -47,7 +47,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.Path, keep: int):
         """Open those in `workdir`; `keep`: how many latest ones stay beside the best, 2 or more."""
-        saving_lines.silence()
+        orbax_logging.silence()
         best = BestN(get_metric_fn=lambda m: m["knn"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),

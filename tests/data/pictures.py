@@ -7,7 +7,7 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from moco_jax.data.sources.decode import decode_or_flag
+from moco_jax.data.sources.tf_decode import decode_or_flag
 
 PHOTO = load_sample_images().images[1][150:247, 250:381]
 ORIENTATION = 0x0112

@@ -8,9 +8,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from moco_jax.data import pipeline
-from moco_jax.data.sources.decode import RATIOS, decode_image, decode_or_flag
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
+from moco_jax.data.sources.tf_decode import RATIOS, decode_image, decode_or_flag
 from moco_jax.data.views import augment, host_pixels, recipes, resize
 from moco_jax.monitoring import view_pairs
 from tests.data.batches import train_batches

@@ -19,7 +19,7 @@ from etils import epath
 from moco_jax import config as config_lib
 from moco_jax.base import digests, files
 from moco_jax.base.errors import UserError
-from moco_jax.training import checkpoint, saving_lines
+from moco_jax.training import checkpoint, orbax_logging
 from moco_jax.workdir import integrity, recipe_check
 from tests.config.test_config import load
 from tests.method.test_finite import B, begin, method_of, optimizers
@@ -407,10 +407,10 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, number):
 
 def test_whoever_saves_keeps_orbaxs_lines_back(tmp_path):
     log = logging.getLogger("absl")
-    for known in [f for f in log.filters if isinstance(f, saving_lines._Filter)]:
+    for known in [f for f in log.filters if isinstance(f, orbax_logging._Filter)]:
         log.removeFilter(known)
     checkpoint.Checkpoints(epath.Path(tmp_path), 2).close()
-    assert any(isinstance(known, saving_lines._Filter) for known in log.filters)
+    assert any(isinstance(known, orbax_logging._Filter) for known in log.filters)
 
 
 @pytest.mark.parametrize("kind", ["moved", "another", "no checkpoints", "digests"])
@@ -443,10 +443,10 @@ def test_a_workdir_that_is_taken_away_is_one_line(tmp_path, kind, capfd):
 
 
 def test_lines_of_orbax_alone_are_kept_back():
-    saving_lines.silence()
-    saving_lines.silence()
+    orbax_logging.silence()
+    orbax_logging.silence()
     log = logging.getLogger("absl")
-    assert sum(isinstance(f, saving_lines._Filter) for f in log.filters) == 1
+    assert sum(isinstance(f, orbax_logging._Filter) for f in log.filters) == 1
 
     def passes(path, level, told):
         record = logging.LogRecord("absl", level, path, 1, "said", (), told)
@@ -471,8 +471,8 @@ def test_where_config_json_and_checkpoint_disagree_both_are_named(place):
 def test_callbacks_of_a_save_that_has_ended_are_passed_over_and_all_else_is_told(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
-    saving_lines.silence()
-    saving_lines.silence()
+    orbax_logging.silence()
+    orbax_logging.silence()
     for error in (
         RuntimeError("Event loop is closed"),
         RuntimeError("x"),

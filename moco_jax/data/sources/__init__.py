@@ -1,6 +1,6 @@
 """Sources of images: a `Source` has a length, reads a batch of images and names them.
 
-One file holds one kind of source. `decode.py` and `pixels.py` turn what sources read into
+One file holds one kind of source. `tf_decode.py` and `pixels.py` turn what sources read into
 pixels, and `store.py` is how sources reach files. To add a kind, write a class with the members
 of `Source` and name it in `open_source`.
 """

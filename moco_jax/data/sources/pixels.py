@@ -1,6 +1,6 @@
 """Decodes one image to uint8 pixels in Python, and rules when TensorFlow does it instead.
 
-`headers.py` reads the header, `pictures.py` and `tiffs.py` decode, `decoding.py` has the
+`headers.py` reads the header, `pil_decode.py` and `tiff_decode.py` decode, `conversion.py` has the
 settings.
 """
 
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moco_jax.data.sources import headers, pictures
-from moco_jax.data.sources.decoding import (
+from moco_jax.data.sources import headers, pil_decode
+from moco_jax.data.sources.conversion import (
     RGB,
     Decoding,
     Unfit,
@@ -18,8 +18,14 @@ from moco_jax.data.sources.decoding import (
     to_eight_bits,
     turn,
 )
-from moco_jax.data.sources.pictures import of_picture
-from moco_jax.data.sources.tiffs import TIFF, lacks_tifffile, of_tiff, tifffile, wants_tifffile
+from moco_jax.data.sources.pil_decode import of_picture
+from moco_jax.data.sources.tiff_decode import (
+    TIFF,
+    lacks_tifffile,
+    of_tiff,
+    tifffile,
+    wants_tifffile,
+)
 
 __all__ = ["RGB", "Decoding", "Unfit", "lacks_tifffile", "of_picture", "tifffile", "turn"]
 
@@ -81,14 +87,14 @@ def rule(content: bytes, decoding: Decoding) -> Ruling:
     way = JPEG if content.startswith(headers.JPEG) else PNG
     orientation = 1
     if header.tagged and decoding.exif_rotation:
-        orientation = pictures.orientation(content)
+        orientation = pil_decode.orientation(content)
     sides = (header.height, header.width)
     return Ruling(way, orientation, *(sides[::-1] if orientation >= 5 else sides))
 
 
 def is_image(content: bytes) -> bool:
     """Whether `content` begins as an encoded image does."""
-    return content.startswith((NUMPY, *TIFF)) or pictures.is_picture(content)
+    return content.startswith((NUMPY, *TIFF)) or pil_decode.is_picture(content)
 
 
 def _array(content: bytes, decoding: Decoding) -> np.ndarray:
@@ -135,10 +141,10 @@ def pixels(content: bytes, decoding: Decoding) -> np.ndarray:
         image = exactly(to_eight_bits(_array(content, decoding), decoding.white), decoding.channels)
     elif wants_tifffile(content, decoding):
         image = of_tiff(content, decoding)
-    elif pictures.is_deep_png(content):
-        image = pictures.deep_png(content, decoding)
+    elif pil_decode.is_deep_png(content):
+        image = pil_decode.deep_png(content, decoding)
     else:
-        image = pictures.with_pil(content, decoding)
+        image = pil_decode.with_pil(content, decoding)
     if not image.size:
         raise ValueError(f"no pixels: {image.shape}")
     return np.ascontiguousarray(image)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from moco_jax.data.sources import decode
+from moco_jax.data.sources import tf_decode
 from moco_jax.data.views import arrays, centre, drawing, host_pixels, resize
 from moco_jax.data.views.operations import Flip, Operation
 from moco_jax.data.views.recipes import UNIFORMS, Recipe, View
@@ -121,12 +121,12 @@ def draw_two_views(
 
 
 def shrink(views: tuple[View, View], recipe: Recipe) -> tf.Tensor:
-    """Decide how far an image may be shrunk for these views: place in `decode.RATIOS`.
+    """Decide how far an image may be shrunk for these views: place in `tf_decode.RATIOS`.
 
     The shorter side of either crop keeps `SPARE` times the view's.
     """
     shorter = tf.reduce_min([tf.reduce_min(view.box[2:]) for view in views])
-    enough = shorter >= [SPARE * ratio * recipe.image_size for ratio in decode.RATIOS[1:]]
+    enough = shorter >= [SPARE * ratio * recipe.image_size for ratio in tf_decode.RATIOS[1:]]
     return tf.reduce_sum(tf.cast(enough, tf.int32))
 
 

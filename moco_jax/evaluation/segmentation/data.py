@@ -14,7 +14,7 @@ import numpy as np
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
-from moco_jax.data.sources import pictures, store
+from moco_jax.data.sources import pil_decode, store
 from moco_jax.data.sources.lists import text_lines
 from moco_jax.data.sources.pixels import Decoding, pixels
 
@@ -191,7 +191,7 @@ def read_label(pair: Pair, classes: int) -> np.ndarray:
     """
     from PIL import Image
 
-    pictures.quiet()
+    pil_decode.quiet()
     try:
         with Image.open(io.BytesIO(store.read(pair.label))) as file:
             numbers = np.asarray(file)
@@ -233,7 +233,7 @@ def _size(path: str, decoding: Decoding) -> tuple[int, int]:
     """Return height and width, from the file's header where PIL knows its kind."""
     from PIL import Image, UnidentifiedImageError
 
-    pictures.quiet()
+    pil_decode.quiet()
     try:
         with store.open_binary(path) as opened, Image.open(opened) as file:
             return file.height, file.width

@@ -10,7 +10,7 @@ from PIL import Image
 
 from moco_jax.config import default_config
 from moco_jax.data.configured import open_images
-from moco_jax.data.sources import decode, pixels
+from moco_jax.data.sources import pixels, tf_decode
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
 from tests.data.pictures import decoded, encoded, opened, write
@@ -96,7 +96,7 @@ def test_every_kind_is_pasted_as_pil_does_it(tmp_path, background):
 
 
 def test_transparency_that_is_blended_is_left_to_python_and_opaque_pictures_to_the_graph():
-    graph = tf.function(decode.decode_image, [tf.TensorSpec([], tf.string)])
+    graph = tf.function(tf_decode.decode_image, [tf.TensorSpec([], tf.string)])
     decoding = Decoding(background=255)
     for content in (*OF_EIGHT_BITS.values(), *OTHERS.values(), tf.io.encode_png(DEEP).numpy()):
         assert pixels.rule(content, decoding).way == pixels.PYTHON

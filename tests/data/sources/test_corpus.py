@@ -19,7 +19,7 @@ from PIL import Image
 
 from moco_jax.base.errors import UserError
 from moco_jax.data import labelled_views, packing, pipeline
-from moco_jax.data.sources import damage, headers, open_source, pixels
+from moco_jax.data.sources import headers, open_source, pixels, refusals
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.data.views import recipes
@@ -225,7 +225,7 @@ def test_larger_images_are_refused_with_the_reason_and_others_are_read(tmp_path)
     assert 3 < sum(large) < len(some) - 3
     for found, above, (content, _) in zip(in_training(source), large, some, strict=True):
         assert (found is None) == above
-        assert (f"above max_pixels={limit}" in damage.refusal(source, content)) == above
+        assert (f"above max_pixels={limit}" in refusals.refusal(source, content)) == above
 
 
 def test_a_limit_above_pillows_is_kept_too(monkeypatch):

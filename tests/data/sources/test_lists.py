@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from moco_jax.base.errors import UserError
-from moco_jax.data.sources.damage import described
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.lists import read_list, text_lines
+from moco_jax.data.sources.refusals import described
 from tests.data.pictures import encoded, write
 
 FILES = [f"{c}/{n}.png" for c in ("ant", "bee cat", "cow,dog") for n in range(4)]

@@ -15,9 +15,9 @@ from moco_jax.cli import command_line
 from moco_jax.data import packing
 from moco_jax.data.pipeline import DamagedImages
 from moco_jax.data.sources import names, open_source, remarks_of, store
-from moco_jax.data.sources.damage import described
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.names import Names
+from moco_jax.data.sources.refusals import described
 from moco_jax.data.sources.tar import TarSource
 from moco_jax.doctor import images, survey
 from moco_jax.embedding import table

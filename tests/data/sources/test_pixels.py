@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from moco_jax.base.errors import UserError
 from moco_jax.data import sources
 from moco_jax.data.packing import example
-from moco_jax.data.sources import arrayrecord, damage, pixels
+from moco_jax.data.sources import arrayrecord, pixels, refusals
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.data.sources.pixels import Decoding, Unfit
@@ -296,7 +296,7 @@ def test_every_source_reads_arrays_and_refuses_what_differs(tmp_path, kind):
     for image, sound in others:
         assert not sound
         assert image.shape == (1, 1, 5)
-    reasons = [damage.refusal(source, record) for record in source.read(np.arange(4))]
+    reasons = [refusals.refusal(source, record) for record in source.read(np.arange(4))]
     expected = ["", "channels=5 is asked for, it has 4", "", "channels=5 is asked for, it has 3"]
     assert reasons == expected
 

@@ -17,8 +17,8 @@ import tensorflow as tf
 from moco_jax.base.errors import UserError
 from moco_jax.data.packing import example
 from moco_jax.data.sources import index, open_source, tfrecord
-from moco_jax.data.sources.damage import described
 from moco_jax.data.sources.folder import FolderSource
+from moco_jax.data.sources.refusals import described
 from moco_jax.data.sources.tar import TarSource
 from moco_jax.data.sources.tfds import TFDSSource
 from tests.data.pictures import encoded

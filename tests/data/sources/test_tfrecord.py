@@ -17,7 +17,7 @@ from PIL import Image
 from moco_jax.base.errors import UserError
 from moco_jax.data.packing import example
 from moco_jax.data.sources import index, tfrecord
-from moco_jax.data.sources.decode import decode_image
+from moco_jax.data.sources.tf_decode import decode_image
 from moco_jax.data.sources.tfds import TFDSSource
 from moco_jax.data.sources.tfrecord import TFRecordSource
 from tests.data.pictures import decoded, encoded, opened

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_sample_images
 
-from moco_jax.data.sources.decode import decode_image
+from moco_jax.data.sources.tf_decode import decode_image
 from moco_jax.data.sources.tfds import TFDSSource
 from moco_jax.data.views import augment, host_pixels, recipes, resize
 from moco_jax.data.views.operations import Solarize, jitter

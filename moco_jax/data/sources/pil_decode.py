@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moco_jax.data.sources import headers
-from moco_jax.data.sources.decoding import (
+from moco_jax.data.sources.conversion import (
     AT_ONCE,
     Decoding,
     Unfit,

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from moco_jax.data.sources import pictures, pixels
+from moco_jax.data.sources import pil_decode, pixels
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
 from tests.data.pictures import PHOTO, decoded, encoded, opened, write
@@ -149,7 +149,7 @@ def test_exif_of_either_byte_order_is_read_and_nonsense_is_left_alone():
         six[: place + 6] + six[place + 200 :]: 1,
     }
     for content, expected in cases.items():
-        assert pictures.orientation(content) == expected
+        assert pil_decode.orientation(content) == expected
         assert pixels.rule(content, Decoding(True)).orientation == expected
 
 

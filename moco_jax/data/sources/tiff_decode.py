@@ -9,8 +9,8 @@ import numpy as np
 
 from moco_jax.base import packages
 from moco_jax.base.errors import UserError
-from moco_jax.data.sources import pictures
-from moco_jax.data.sources.decoding import (
+from moco_jax.data.sources import pil_decode
+from moco_jax.data.sources.conversion import (
     Decoding,
     blended,
     by_rows,
@@ -19,7 +19,7 @@ from moco_jax.data.sources.decoding import (
     to_eight_bits,
     turn,
 )
-from moco_jax.data.sources.decoding import Unfit as Unfit
+from moco_jax.data.sources.conversion import Unfit as Unfit
 
 PACKAGES = ("tifffile", "imagecodecs")  # that read TIFF files of any kind
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -54,7 +54,7 @@ def wants_tifffile(content: bytes, decoding: Decoding) -> bool:
     if decoding.channels not in (1, 3):
         return True
     try:
-        with pictures.opened(content, decoding) as file:
+        with pil_decode.opened(content, decoding) as file:
             bits = file.tag_v2.get(_BITS, (1,))
     except UnidentifiedImageError:
         return True
