@@ -96,6 +96,10 @@ def shape(how: Training, number: int, devices: int, exact_epochs: bool) -> tuple
 def schedule(how: Training, epochs: int, steps: int) -> np.ndarray:
     """Return the factor on the learning rates at each step, float32."""
     rate_at = optimizers.learning_rate(
-        1.0, "cosine_per_step", epochs, steps, warmup_epochs=how.warmup * epochs
+        1.0,
+        schedule="cosine_per_step",
+        epochs=epochs,
+        steps_per_epoch=steps,
+        warmup_epochs=how.warmup * epochs,
     )
     return optimizers.values(rate_at, epochs * steps).astype(np.float32)

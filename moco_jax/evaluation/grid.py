@@ -155,7 +155,9 @@ def fit(
     classifiers = _spread(first, shape, mesh)
     buffers = _spread(jax.tree.map(np.zeros_like, first), shape, mesh)
     steps = -(-size // batch)
-    schedule = optimizers.learning_rate(1.0, "cosine_per_step", epochs, steps)
+    schedule = optimizers.learning_rate(
+        1.0, schedule="cosine_per_step", epochs=epochs, steps_per_epoch=steps
+    )
     factors = optimizers.values(schedule, epochs * steps).astype(np.float32)
     for epoch in range(epochs):
         features = sets[epoch % len(sets)]

@@ -106,7 +106,11 @@ class Protocol:
         """Return the schedule: the learning rate of a step."""
         drops = (round(0.6 * self.epochs), round(0.8 * self.epochs))
         return optimizers.learning_rate(
-            self.rate, self.schedule, self.epochs, steps_per_epoch, drops
+            self.rate,
+            schedule=self.schedule,
+            epochs=self.epochs,
+            steps_per_epoch=steps_per_epoch,
+            drops=drops,
         )
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 
 from moco_jax.method.batch import Batch, Metrics
-from moco_jax.method.setup import Setup
 from moco_jax.method.state import TrainState
+from moco_jax.method.step_setup import StepSetup
 from moco_jax.method.update import apply_if_finite, optimize
 
 
-def end_to_end(setup: Setup, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+def end_to_end(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """Take one step end-to-end (MoCo v1, figure 2a).
 
         q, k = f(x_q), f(x_k)                             # k under shuffled BN, with gradient

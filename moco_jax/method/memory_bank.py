@@ -14,12 +14,12 @@ from moco_jax.method import info_nce
 from moco_jax.method.batch import Batch, Metrics
 from moco_jax.method.dictionary import MemoryBank, Negatives
 from moco_jax.method.nce import nce
-from moco_jax.method.setup import Setup
 from moco_jax.method.state import TrainState
+from moco_jax.method.step_setup import StepSetup
 from moco_jax.method.update import apply_if_finite, optimize
 
 
-def memory_bank(setup: Setup, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+def memory_bank(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """Take one step with a memory bank (InstDisc, sections 3.1 and 3.2; MoCo v1, figure 2b).
 
         q, v = f(x_i), bank[i]
@@ -64,7 +64,7 @@ def memory_bank(setup: Setup, state: TrainState, batch: Batch) -> tuple[TrainSta
 
 
 def _nce(
-    setup: Setup, bank: MemoryBank, query: jax.Array, key: jax.Array, noise: Negatives
+    setup: StepSetup, bank: MemoryBank, query: jax.Array, key: jax.Array, noise: Negatives
 ) -> tuple[tuple[jax.Array, Metrics], jax.Array]:
     """Return loss and metrics of the bank's first loss, and its normalising constant Z."""
     loss, constant, metrics = nce(

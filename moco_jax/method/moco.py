@@ -11,12 +11,12 @@ import jax
 
 from moco_jax.method import optimizers
 from moco_jax.method.batch import Batch, Metrics
-from moco_jax.method.setup import Setup
 from moco_jax.method.state import TrainState, key_part
+from moco_jax.method.step_setup import StepSetup
 from moco_jax.method.update import apply_if_finite, optimize
 
 
-def moco(setup: Setup, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+def moco(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """Take one step of MoCo (v1, Algorithm 1).
 
         q, k = f_q(x_q), f_k(x_k).detach()                # k under shuffled BN, section 3.3

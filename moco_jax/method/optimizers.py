@@ -90,6 +90,7 @@ def values(schedule: Callable[[jax.Array], jax.Array], steps: int) -> np.ndarray
 
 def learning_rate(
     peak: float,
+    *,
     schedule: str,
     epochs: int,
     steps_per_epoch: int,

@@ -19,12 +19,12 @@ from moco_jax.method.end_to_end import end_to_end
 from moco_jax.method.memory_bank import memory_bank
 from moco_jax.method.moco import moco
 from moco_jax.method.moco_v3 import moco_v3
-from moco_jax.method.setup import Schedule, Setup
 from moco_jax.method.state import TrainState
+from moco_jax.method.step_setup import Schedule, StepSetup
 
 __all__ = ["Batch", "Metrics", "as_they_come", "make_train_step"]
 
-Algorithm = Callable[[Setup, TrainState, Batch], tuple[TrainState, Metrics]]
+Algorithm = Callable[[StepSetup, TrainState, Batch], tuple[TrainState, Metrics]]
 
 # Who encodes keys, and whether keys outlive their step -> the function of the method.
 ALGORITHMS: dict[tuple[str, bool], Algorithm] = {
@@ -77,8 +77,8 @@ def make_train_step(
         a momentum encoder.
     """
     encoding = Encoding(encoder, method, mean, std, dtype, accumulate, backbone_groups, mesh)
-    setup = Setup(method, encoding, optimizer, learning_rate, momentum, views, seed, mesh)
-    algorithm = ALGORITHMS[method.key_encoder, dictionary_class(method.dictionary).lasts]
+    setup = StepSetup(method, encoding, optimizer, learning_rate, momentum, views, seed, mesh)
+    algorithm = ALGORITHMS[method.key_encoder, dictionary_class(method.dictionary).persists]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return algorithm(setup, state, batch)

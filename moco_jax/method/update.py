@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from moco_jax.method.batch import Batch, Metrics
-from moco_jax.method.setup import Setup
 from moco_jax.method.state import TrainState, add_examples, all_finite
+from moco_jax.method.step_setup import StepSetup
 
 
 class Update(NamedTuple):
@@ -50,7 +50,7 @@ class Update(NamedTuple):
         return found
 
 
-def optimize(setup: Setup, state: TrainState, grads: Any) -> Update:
+def optimize(setup: StepSetup, state: TrainState, grads: Any) -> Update:
     """Take the optimizer's step: parameters minus the learning rate times its update."""
     grad_norm = optax.global_norm(grads)
     rate = jnp.asarray(setup.learning_rate(state.schedule_step))

@@ -107,11 +107,11 @@ class Picture:
         known = hosts.broadcast(self.before is not None)
         if not known:
             try:
-                self.begin(self.monitor.look(first()))
+                self.begin(self.monitor.find_neighbours(first()))
             except UserError as error:
                 self.console.line(f"{error}; the picture shows the encoder after training alone")
         if snapshot is None or not known:
-            snapshot = snapshot or self.monitor.look(now())
+            snapshot = snapshot or self.monitor.find_neighbours(now())
             self.renew(self.last, snapshot)
         return snapshot
 
@@ -174,7 +174,7 @@ class Picture:
                 int(query): list(map(int, found)) for query, found in kept["nearest"].items()
             }
             same = (
-                nearest.keys() <= set(self.monitor.few.tolist())
+                nearest.keys() <= set(self.monitor.shown_queries.tolist())
                 and self._names(nearest) == kept["names"]
             )
         except (

@@ -104,18 +104,18 @@ class Monitor:
         Returns the numbers, and what was found on the way. The numbers are `knn` (share of queries
         classified rightly) if there are labels of two classes or more, `feature_spread` (0..1), and
         `effective_rank` of features that are finite. What has no label has no vote and is not
-        classified; `news` says so. There are no numbers where no query can be decoded.
+        classified; `new_remarks` says so. There are no numbers where no query can be decoded.
         """
         bank, bank_indices, queries, query_indices = self.features(encode)
         if not len(query_indices):
-            self._say("no score: none of the query images can be decoded")
+            self._remark("no score: none of the query images can be decoded")
             rows = np.zeros((0, NEAREST), np.int64)
             return {}, _snapshot(bank, bank_indices, query_indices, rows)
         unit = knn.unit(queries)
         result = {"feature_spread": float(spread(jnp.asarray(unit)))}
         if np.isfinite(unit).all():
             result["effective_rank"] = effective_rank(unit[:: -(-len(unit) // RANKED)])
-        few = np.flatnonzero(np.isin(query_indices, self.few))
+        few = np.flatnonzero(np.isin(query_indices, self.shown_queries))
         matched = self.matched(bank_indices, query_indices)
         if matched is None or not self._can_score(matched):
             rows = knn.nearest(bank, queries[few], NEAREST)[1]
@@ -136,18 +136,18 @@ class Monitor:
         return match_sources(self.bank, bank_indices, self.queries, query_indices)
 
     def _can_score(self, matched: Matched) -> bool:
-        """Return whether labels tell good features from bad; if not, keep why for `news`."""
+        """Return whether labels tell good features from bad; if not, keep why for `new_remarks`."""
         known = np.unique(matched.train[matched.train >= 0])
         if len(known) < 2:
-            self._say(f"no kNN: all labels are of one class, {matched.called[known[0]]!r}")
+            self._remark(f"no kNN: all labels are of one class, {matched.called[known[0]]!r}")
         elif not np.isin(matched.test, known).any():
-            self._say("no kNN: no query image belongs to a class of the searched images")
+            self._remark("no kNN: no query image belongs to a class of the searched images")
         else:
             return True
         return False
 
     def _count_left_out(self, matched: Matched) -> None:
-        """Keep for `news` how many images a score leaves out."""
+        """Keep for `new_remarks` how many images a score leaves out."""
         for about, numbers, whole in (
             ("searched images", matched.train, len(self.bank_indices)),
             ("images to be classified", matched.test, len(self.query_indices)),
@@ -156,34 +156,34 @@ class Monitor:
             counted = {"without a label": without, "damaged": damaged}
             parts = [f"{count:,} {why}" for why, count in counted.items() if count]
             if parts:
-                self._say(f"kNN leaves out, of {whole:,} {about}: {', '.join(parts)}")
+                self._remark(f"kNN leaves out, of {whole:,} {about}: {', '.join(parts)}")
         lost = np.isin(matched.test, matched.unlearnt)
         if lost.any():
             names = listed([matched.called[number] for number in matched.unlearnt.tolist()])
             asked = int((matched.test >= 0).sum())
-            self._say(
+            self._remark(
                 f"kNN counts {int(lost.sum()):,} of {asked:,} images as wrong, as none of their "
                 f"class is searched: {names}"
             )
 
-    def _say(self, text: str) -> None:
+    def _remark(self, text: str) -> None:
         if text not in self._remarks:
             self._remarks.append(text)
 
-    def news(self) -> list[str]:
+    def new_remarks(self) -> list[str]:
         """Return new lines on the labels that scores were made with; each is returned once."""
         new, self._announced = self._remarks[self._announced :], len(self._remarks)
         return new
 
     @property
-    def few(self) -> np.ndarray:
+    def shown_queries(self) -> np.ndarray:
         """The queries int64 `[Q]` whose neighbours are handed over; they never change."""
         return self.query_indices[evenly(len(self.query_indices), FEW)]
 
-    def look(self, variables: Mapping[str, Any]) -> Snapshot:
+    def find_neighbours(self, variables: Mapping[str, Any]) -> Snapshot:
         """Find neighbours by the encoder with these variables, without a score."""
         bank, bank_indices, queries, kept = self.features(
-            lambda images: self.encode(variables, images), self.few
+            lambda images: self.encode(variables, images), self.shown_queries
         )
         return _snapshot(bank, bank_indices, kept, knn.nearest(bank, queries, NEAREST)[1])
 

@@ -1,7 +1,4 @@
-"""A picture of a run's first images beside the views that are drawn of them.
-
-Where JPEGs are shrunk in decoding, such views are also compared with the exact ones.
-"""
+"""A picture of a run's first images beside the views that are drawn of them."""
 
 from typing import Any
 
@@ -10,7 +7,6 @@ from etils import epath
 
 from moco_jax.base import figures, packages
 from moco_jax.base.errors import UserError
-from moco_jax.base.findings import NOTE, Finding
 from moco_jax.data import images, labelled_views, order
 from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import Source
@@ -87,16 +83,6 @@ def _without_tensorflow(
         for number in (0, 1)
     ]
     return {"query": views[0], "key": views[1], "index": indices.astype(np.int32)}
-
-
-def loss(scaled: Rows, exact: Rows) -> Finding:
-    """Compare views made by scaled decoding with the exact ones."""
-    apart = [np.abs(scaled[k].astype(np.int32) - exact[k]) for k in ("query", "key")]
-    return Finding(
-        NOTE,
-        f"scaled_decoding changes these views by {np.mean(apart):.2f} of 255 gray levels in the "
-        f"mean; {np.mean(np.asarray(apart) > 6):.1%} of their values by more than 6",
-    )
 
 
 def draw(path: epath.Path, source: Source, batch: Rows) -> None:

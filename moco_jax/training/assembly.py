@@ -29,7 +29,7 @@ from moco_jax.method import optimizers, state, step
 from moco_jax.method.choice import dictionary_class
 from moco_jax.method.configured import method_of, peak_learning_rate, queue_life
 from moco_jax.method.dictionary import Sizes
-from moco_jax.method.setup import Schedule
+from moco_jax.method.step_setup import Schedule
 from moco_jax.monitoring.drift import IMAGES, Consistency
 from moco_jax.monitoring.scores import Monitor
 from moco_jax.parallel import mesh as mesh_lib
@@ -151,12 +151,12 @@ def _schedules(config: ConfigDict, steps_per_epoch: int) -> tuple[Schedule, Sche
     """Make the learning rate and the momentum encoder's m, functions of the step."""
     rate = optimizers.learning_rate(
         peak_learning_rate(config),
-        config.lr_schedule,
-        config.epochs,
-        steps_per_epoch,
-        config.lr_steps,
-        config.first_epoch,
-        config.warmup_epochs,
+        schedule=config.lr_schedule,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        drops=config.lr_steps,
+        first_epoch=config.first_epoch,
+        warmup_epochs=config.warmup_epochs,
     )
     total = config.epochs * steps_per_epoch
     return rate, optimizers.ema_momentum(config.momentum, config.momentum_schedule, total)
@@ -285,14 +285,14 @@ def build(config: ConfigDict, index_dir: str) -> RunSetup:
             temperature=config.knn_temperature,
         ),
         consistency=Consistency(
-            source,
-            bank[:: -(-len(bank) // IMAGES)],
-            recipe,
-            encode_as("output"),
-            computed.mesh,
-            config.eval_batch_size,
-            config.workers,
-            queue_life(config),
+            source=source,
+            indices=bank[:: -(-len(bank) // IMAGES)],
+            recipe=recipe,
+            encode=encode_as("output"),
+            mesh=computed.mesh,
+            batch_size=config.eval_batch_size,
+            workers=config.workers,
+            life=queue_life(config),
         ),
         steps_per_epoch=steps_per_epoch,
         total_steps=config.epochs * steps_per_epoch,

@@ -89,7 +89,7 @@ class Journal:
             self.lock.check()
             self.log.write(step, score)
             self.console.line(messages.score(when, score))
-        for remark in self.setup.monitor.news():
+        for remark in self.setup.monitor.new_remarks():
             self.console.line(remark)
 
     def diagnose(self, step: int, at_once: bool) -> None:

@@ -25,7 +25,7 @@ from moco_jax.training.assembly import Program
 from moco_jax.weights import bridge
 from moco_jax.weights.pretrained import Variables, joined, part
 
-ON_TOP = ("head", "predictor")
+HEADS = ("head", "predictor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def read(config: ConfigDict, like: TrainState) -> Weights:
 def _on_top(offered: Variables, wanted: Variables) -> tuple[list[str], list[str]]:
     """Choose the parts after the backbone to take from those `offered`; explain each other one."""
     taken, remarks = [], []
-    for name in ON_TOP:
+    for name in HEADS:
         ours, theirs = part(wanted, name), part(offered, name)
         fault = _fault(theirs, ours)
         if theirs and not ours:

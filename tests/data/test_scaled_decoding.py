@@ -12,7 +12,7 @@ from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.data.sources.tf_decode import RATIOS, decode_image, decode_or_flag
 from moco_jax.data.views import augment, host_pixels, recipes, resize
-from moco_jax.monitoring import view_pairs
+from moco_jax.doctor.examination import scaled_decoding_difference
 from tests.data.batches import train_batches
 from tests.data.pictures import encoded, write
 
@@ -41,7 +41,7 @@ def test_views_differ_by_little_and_their_parameters_not_at_all(tmp_path):
     assert (difference.max((1, 2, 3)) > 0).sum() >= 3  # some were shrunk
     assert difference.mean() < 0.5
     assert (difference <= 6).mean() > 0.99
-    said = view_pairs.loss(scaled, exact).text
+    said = scaled_decoding_difference(scaled, exact).text
     assert "0." in said
     assert "gray levels" in said
 

@@ -60,7 +60,7 @@ def test_every_dictionary_keeps_the_protocol(name):
     assert kind.size_setting in default_config()
     assert kind.describe(64)
     kept = kind.of_run(jax.random.key(0), SIZES)
-    assert (kept is not None) == kind.lasts
+    assert (kept is not None) == kind.persists
     if kept is None:
         assert kind.compared(64, B) == B
         return

@@ -14,7 +14,14 @@ from moco_jax.method import optimizers
 
 
 def rates(schedule, epochs, steps, drops=(), first_epoch=0, peak=0.03):
-    rate = optimizers.learning_rate(peak, schedule, epochs, steps, drops, first_epoch)
+    rate = optimizers.learning_rate(
+        peak,
+        schedule=schedule,
+        epochs=epochs,
+        steps_per_epoch=steps,
+        drops=drops,
+        first_epoch=first_epoch,
+    )
     return [float(rate(np.int32(s))) for s in range(epochs * steps)]
 
 
@@ -66,7 +73,9 @@ def test_warm_up_and_cosine_equal_the_formula_of_v3s_authors(float64):
         else:
             turn = math.pi * (epoch - warm) / (epochs - warm)
             expected.append(peak * 0.5 * (1 + math.cos(turn)))
-    rate = optimizers.learning_rate(peak, "cosine_per_step", epochs, steps, warmup_epochs=warm)
+    rate = optimizers.learning_rate(
+        peak, schedule="cosine_per_step", epochs=epochs, steps_per_epoch=steps, warmup_epochs=warm
+    )
     ours = [float(rate(np.int32(s))) for s in range(epochs * steps)]
     np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-15)
 
@@ -84,7 +93,9 @@ def test_ema_momentum_equals_the_formula_of_v3s_authors(float64):
 
 
 def test_schedules_keep_their_place_in_float32_after_millions_of_steps():
-    rate = optimizers.learning_rate(1.0, "steps", 4000, 5004, [3000])
+    rate = optimizers.learning_rate(
+        1.0, schedule="steps", epochs=4000, steps_per_epoch=5004, drops=[3000]
+    )
     assert float(rate(np.int32(3000 * 5004 - 1))) == 1
     assert abs(float(rate(np.int32(3000 * 5004))) - 0.1) < 1e-7
 

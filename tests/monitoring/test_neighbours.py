@@ -99,7 +99,7 @@ def test_neighbours_of_a_score_are_those_of_brute_force(devices, labelled, k):
         labels = monitor.bank.labels(bank_indices)
         votes = knn.classify(bank, labels, queries, k, monitor.temperature)
         assert numbers["knn"] == np.mean(votes == monitor.queries.labels(kept))
-    seen = monitor.look(weights(0))
+    seen = monitor.find_neighbours(weights(0))
     np.testing.assert_array_equal(seen.nearest, found.nearest)
 
 
@@ -153,7 +153,7 @@ def test_at_the_end_what_is_missing_is_looked_for(tmp_path, drawn):
     monitor = monitor_of()
     picture, log, out = picture_of(tmp_path, monitor, 0)
     found = picture.complete(None, lambda: weights(40), lambda: weights(0))
-    np.testing.assert_array_equal(found.nearest, monitor.look(weights(40)).nearest)
+    np.testing.assert_array_equal(found.nearest, monitor.find_neighbours(weights(40)).nearest)
     assert list(drawn[-1][1]) == ["before training", "after"]
 
     def gone():
@@ -175,7 +175,7 @@ def test_at_the_end_what_is_missing_is_looked_for(tmp_path, drawn):
 def test_what_was_found_in_other_images_is_not_shown(tmp_path, drawn):
     monitor = monitor_of()
     picture, log, _ = picture_of(tmp_path, monitor, 0)
-    picture.renew(0, monitor.look(weights(0)))
+    picture.renew(0, monitor.find_neighbours(weights(0)))
     log.close()
     kept = tmp_path / "neighbours.json"
     assert kept.stat().st_size < 5000
@@ -189,7 +189,7 @@ def test_what_was_found_in_other_images_is_not_shown(tmp_path, drawn):
         kept.write_text(text)
         picture, log, out = picture_of(tmp_path, changed, 20)
         assert "is damaged or of other images" in out.getvalue()
-        picture.renew(20, monitor.look(weights(1)))
+        picture.renew(20, monitor.find_neighbours(weights(1)))
         log.close()
         assert list(drawn[-1][1]) == ["step 20"]
 
@@ -202,7 +202,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypat
     monitor = monitor_of()
     picture, log, out = picture_of(tmp_path, monitor, 0)
     for step in (0, 20):
-        picture.renew(step, monitor.look(weights(step)))
+        picture.renew(step, monitor.find_neighbours(weights(step)))
     log.close()
     assert out.getvalue().count("neighbours.png fails and is left out from here on") == 1
     assert "no space left" in out.getvalue()

@@ -59,12 +59,12 @@ def test_queries_that_are_all_damaged_are_said_and_give_no_score(monitor):
     )
     numbers, found = none.measure(None)
     assert numbers == {}
-    assert none.news() == ["no score: none of the query images can be decoded"]
+    assert none.new_remarks() == ["no score: none of the query images can be decoded"]
     assert found.nearest.shape == (0, 6)
     assert len(found.queries) == 0
     assert len(found.sample) == len(found.features) > 0
     assert none.raw_pixels() == {}
-    assert none.news() == []
+    assert none.new_remarks() == []
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -85,17 +85,17 @@ def test_images_without_a_label_change_no_score_and_are_counted(monitor, seed):
         _announced=0,
     )
     assert numbers["knn"] == alone.measure(None)[0]["knn"]
-    np.testing.assert_array_equal(found.nearest, monitor.look(None).nearest)
+    np.testing.assert_array_equal(found.nearest, monitor.find_neighbours(None).nearest)
     lacking = (
         f"87 searched images: {(bank[3:] < 0).sum()} without",
         f"24 images to be classified: {(queries < 0).sum()} without",
     )
-    said = holed.news()
+    said = holed.new_remarks()
     for words, count in zip(lacking, ((bank[3:] < 0).sum(), (queries < 0).sum()), strict=True):
         assert any(words in line for line in said) == bool(count)
-    assert not any("leaves out" in line for line in alone.news())
+    assert not any("leaves out" in line for line in alone.new_remarks())
     holed.measure(None)
-    assert holed.news() == []
+    assert holed.new_remarks() == []
 
 
 def test_labels_that_are_all_missing_are_none(monitor):
@@ -106,7 +106,7 @@ def test_labels_that_are_all_missing_are_none(monitor):
         numbers, found = changed(monitor, bank, queries).measure(None)
         assert "knn" not in numbers
         assert numbers["feature_spread"] > 0
-        np.testing.assert_array_equal(found.nearest, monitor.look(None).nearest)
+        np.testing.assert_array_equal(found.nearest, monitor.find_neighbours(None).nearest)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -117,21 +117,23 @@ def test_queries_that_number_their_classes_otherwise_are_scored_by_name(monitor,
     expected = changed(monitor, bank, queries, NAMES, NAMES).measure(None)[0]["knn"]
     other = changed(monitor, bank, np.argsort(order)[queries], NAMES, [NAMES[n] for n in order])
     assert other.measure(None)[0]["knn"] == expected
-    assert other.news() == []
+    assert other.new_remarks() == []
 
 
 def test_what_cannot_be_scored_is_said(monitor):
     bank, queries = numbers_of(monitor)
     one = changed(monitor, np.zeros_like(bank), queries, NAMES, NAMES)
     assert "knn" not in one.measure(None)[0]
-    assert one.news() == ["no kNN: all labels are of one class, 'ant'"]
+    assert one.new_remarks() == ["no kNN: all labels are of one class, 'ant'"]
     nameless = changed(monitor, bank, queries, NAMES)
     assert "knn" not in nameless.measure(None)[0]
-    assert nameless.news() == ["no kNN: no query image belongs to a class of the searched images"]
+    assert nameless.new_remarks() == [
+        "no kNN: no query image belongs to a class of the searched images"
+    ]
     fewer = changed(monitor, np.minimum(bank, 1), queries, NAMES, NAMES)
     fewer.measure(None)
     lost = (queries > 1).sum()
-    assert fewer.news() == [
+    assert fewer.new_remarks() == [
         f"kNN counts {lost} of {QUERIES} images as wrong, as none of their class is searched: "
         "cat, dog"
     ]
@@ -141,4 +143,4 @@ def test_damaged_images_are_counted_too(monitor):
     some = changed(monitor, *numbers_of(monitor))
     some.damaged = 3
     some.measure(None)
-    assert some.news() == ["kNN leaves out, of 87 searched images: 3 damaged"]
+    assert some.new_remarks() == ["kNN leaves out, of 87 searched images: 3 damaged"]

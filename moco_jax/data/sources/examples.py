@@ -55,13 +55,13 @@ class Features(NamedTuple):
 
     Attributes:
         image: the encoded image.
-        klass: the number of its class, int64.
+        label: the number of its class, int64.
         name: its own name.
         class_name: the name of its class.
     """
 
     image: str
-    klass: str | None = None
+    label: str | None = None
     name: str | None = None
     class_name: str | None = None
 
@@ -190,7 +190,7 @@ class ExampleSource:
         Raises:
             UserError: a record is no example, or its label is no class.
         """
-        if self.features.klass is None and self.features.class_name is None:
+        if self.features.label is None and self.features.class_name is None:
             return None
         if self._labels is None:
             self._labels = np.full(len(self), _UNREAD, np.int64)
@@ -202,16 +202,16 @@ class ExampleSource:
 
     def _classes_of(self, some: np.ndarray) -> np.ndarray:
         """Read the classes int64 `[n]` of the records `some` int `[n]`."""
-        _, klass, _, class_name = self.features
+        _, label, _, class_name = self.features
         spec: dict[str, tuple[str, Any]] = {}
-        if klass:
-            spec[klass] = ("int64_list", labels.MISSING)
+        if label:
+            spec[label] = ("int64_list", labels.MISSING)
         if class_name:
             spec[class_name] = ("bytes_list", b"")
         parsed = self._parsed(some, spec)
         numbers = np.full(len(some), labels.MISSING, np.int64)
-        if klass:
-            whole = np.asarray(parsed[klass], np.int64)
+        if label:
+            whole = np.asarray(parsed[label], np.int64)
             numbers = labels.checked(whole, lambda n: self.name(int(some[n])))
         if not class_name:
             return self._within(numbers, some)
@@ -266,7 +266,7 @@ class ExampleSource:
                 for key, (kind, default) in spec.items():
                     found[key].append(value(features, key, kind, default))
             except (UserError, ValueError) as error:
-                shown = self.features.klass or self.features.class_name
+                shown = self.features.label or self.features.class_name
                 raise UserError(
                     f"{self.name(index)}: an example has no readable {shown!r}, which others "
                     "have: it is damaged, or has several there; replace it"

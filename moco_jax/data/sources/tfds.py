@@ -66,7 +66,7 @@ def _prepared(name: str, split: str, data_dir: str, prepare: str) -> tfds_files.
     packages.load_tensorflow(f"dataset='tfds:{printable(name)}'")
     builder = _open(name, data_dir, prepare)
     slices, features = _slices(builder, name, split), _features(builder, name)
-    classes = builder.info.features[features.klass].names if features.klass else []
+    classes = builder.info.features[features.label].names if features.label else []
     return tfds_files.Prepared(slices, features, classes, builder.info.file_format.value)
 
 
@@ -137,7 +137,7 @@ def _features(builder: Any, name: str) -> examples.Features:
     classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     # Some sets have several kinds of classes, as CIFAR-100; TFDS says which one is the label.
     supervised = [key for key in builder.info.supervised_keys or () if key in classes]
-    klass = next(iter([*supervised, *classes]), None)
+    label = next(iter([*supervised, *classes]), None)
     texts = {k for k, f in features.items() if isinstance(f, tfds.features.Text)}
     names = [key for key in examples.NAME_KEYS if key in texts]
-    return examples.Features(pictures[0], klass, names[0] if names else None)
+    return examples.Features(pictures[0], label, names[0] if names else None)

@@ -181,11 +181,11 @@ def _features(name: str, kinds: dict[str, Any], supervised: list[Any]) -> exampl
 
 def _classes(folder: str, kinds: dict[str, Any], features: examples.Features) -> list[str]:
     """Return the names of the classes: those of a file beside the shards, else their numbers."""
-    if features.klass is None:
+    if features.label is None:
         return []
-    path = os.path.join(folder, f"{features.klass}.labels.txt")
+    path = os.path.join(folder, f"{features.label}.labels.txt")
     if store.is_file(path):
         lines = store.read(path).decode("utf-8").split("\n")
         return [line.strip() for line in lines if line.strip()]
-    count = kinds[features.klass]["classLabel"].get("numClasses", 0)
+    count = kinds[features.label]["classLabel"].get("numClasses", 0)
     return [str(number) for number in range(int(count))]

@@ -48,7 +48,9 @@ class Protocol:
     def rate_at(self) -> Callable[[jax.Array], jax.Array]:
         """Return the schedule: the learning rate of a step."""
         drops = [round(share * self.iterations) for share in DROPS]
-        return optimizers.learning_rate(self.rate, "steps", self.iterations, 1, drops)
+        return optimizers.learning_rate(
+            self.rate, schedule="steps", epochs=self.iterations, steps_per_epoch=1, drops=drops
+        )
 
 
 # MoCo v1, appendix A.5

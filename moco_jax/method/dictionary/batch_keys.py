@@ -21,7 +21,7 @@ class BatchKeys(Dictionary):
     """
 
     key_encoders: ClassVar[tuple[str, ...]] = ("momentum", "query")
-    lasts: ClassVar[bool] = False
+    persists: ClassVar[bool] = False
 
     keys: jax.Array
     index: jax.Array

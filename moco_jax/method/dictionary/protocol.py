@@ -54,13 +54,13 @@ class Dictionary(Protocol):
     Attributes:
         key_encoders: the key encoders that the dictionary goes with, of `choice.KEY_ENCODERS`.
         losses: the losses that it goes with, of `choice.LOSSES`.
-        lasts: whether keys of one step are negatives of later ones; if not, the state has none.
+        persists: whether keys of one step are negatives of later ones; if not, the state has none.
         size_setting: name of the setting that is K.
     """
 
     key_encoders: ClassVar[tuple[str, ...]] = ("momentum",)
     losses: ClassVar[tuple[str, ...]] = ("info_nce",)
-    lasts: ClassVar[bool] = True
+    persists: ClassVar[bool] = True
     size_setting: ClassVar[str] = "queue_size"
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Setup: the fixed inputs of a step, and the pieces that the steps of all methods share."""
+"""StepSetup: the fixed inputs of a step, and the pieces that the steps of all methods share."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ Schedule = Callable[[jax.Array], jax.Array | float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class StepSetup:
     """What stays the same from step to step; its arguments are those of `step.make_train_step`.
 
     Attributes:
