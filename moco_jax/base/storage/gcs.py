@@ -6,6 +6,7 @@ refusal. So its own tries are taken out. `STORAGE_EMULATOR_HOST` points it at an
 
 import asyncio
 import inspect
+import logging
 import os
 from typing import Any
 
@@ -22,6 +23,7 @@ def file_system(room: asyncio.Semaphore, connections: int) -> Any:
     Raises:
         UserError: the package gcsfs is missing.
     """
+    logging.getLogger("gcsfs").setLevel(logging.WARNING)  # it tells of its experiments
     try:
         import aiohttp
         from gcsfs import core

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-TRIES = 9  # of one request; with the waits between them some 50 seconds
-FIRST_WAIT, LONGEST_WAIT = 0.2, 32.0  # seconds
+TRIES = 11  # of one request; with the waits between them some 50 seconds
+FIRST_WAIT, LONGEST_WAIT = 0.05, 32.0  # seconds
 _PASSING = (408, 429)  # and all of 500 to 599
 # Connections that are cut, by the names of the libraries that report them.
 _CUT = {
