@@ -88,7 +88,7 @@ def _served():
 @pytest.fixture
 def network(_served, monkeypatch):
     """Give the network before gs://bucket, without faults; requests are soon made again."""
-    monkeypatch.setattr(retries, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.0002)
     _served.reset()
     yield _served
     _served.reset()

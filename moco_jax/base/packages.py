@@ -1,6 +1,6 @@
 """Packages that only some runs need: whether they are there, and how TensorFlow is loaded.
 
-TensorFlow makes tf.data's batches, reaches buckets and writes TensorBoard's files. All else does
+TensorFlow makes tf.data's batches, reaches workdirs in buckets and writes TensorBoard's files. All else does
 without it, so that nothing imports it before it is needed.
 """
 

@@ -69,9 +69,9 @@ def test_a_folder_is_listed_by_pages_and_not_by_objects(network):
     infos = storage.infos([*paths, "gs://bucket/pages/0/none"])
     assert [info and info.size for info in infos] == [*(n % 7 for n in range(1201)), None]
     assert network.requests <= 6
-    network.latency, network.most = 0.05, 0
+    network.latency, network.most = 0.3, 0
     assert len(storage.read_files(paths[:400])) == 400
-    assert 200 < network.most <= bucket.IN_FLIGHT
+    assert 100 < network.most <= bucket.IN_FLIGHT  # aiohttp alone stops at 100
 
 
 def test_what_does_not_pass_is_asked_once_and_an_outage_until_it_is_told(network, capsys):

@@ -100,7 +100,9 @@ def _other(scheme: str, _: asyncio.Semaphore) -> Any:
         return made
     from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
-    return AsyncFileSystemWrapper(made, asynchronous=False)
+    wrapped = AsyncFileSystemWrapper(made, asynchronous=False)
+    wrapped._strip_protocol = made._strip_protocol  # which older ones of fsspec leave out
+    return wrapped
 
 
 @functools.lru_cache

@@ -84,7 +84,7 @@ def test_a_batch_is_one_round_of_the_bytes_that_it_needs(tmp_path, network):
     tar(tmp_path / "x.tar", [(f"{n:03d}.jpg", image) for n, image in enumerate(images)])
     storage.upload(tmp_path / "x.tar", "gs://bucket/batch/x.tar")
     source = TarSource("gs://bucket/batch")
-    network.latency, some = 0.05, np.random.default_rng(0).permutation(300)[:100]
+    network.latency, some = 0.2, np.random.default_rng(0).permutation(300)[:100]
     network.clear()
     assert source.read(some).tolist() == [images[n] for n in some]
     assert network.sent <= 1.1 * 3000 * len(some) + 1000 * (len(some) - network.requests)
