@@ -8,7 +8,8 @@ the supervised ResNet-50 step compiled in the same run. 4/3 of its operations is
 forward pass more. `--ideas` compiles the step once more without each thing that was done to save
 bytes, and with views finished on the device. A compilation takes a minute or two. `--slices=2`
 compiles MoCo's step alone, for two slices of each topology, and prints what stays within a slice
-and what goes from one to another; that takes longer, and `--arch=resnet18` takes less.
+and what goes from one to another, after small programs that show what the order of the chips and
+a second mesh axis change; that takes longer, and `--arch=resnet18` takes less.
 """
 
 import os
@@ -18,6 +19,7 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import dataclasses
+import math
 import re
 import time
 from collections import defaultdict
@@ -30,7 +32,8 @@ import numpy as np
 import optax
 from absl import app, flags
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from benchmarks import collectives
 from configs import imagenet
@@ -218,6 +221,61 @@ def judge_slices(topology: str, slices: int) -> None:
         print(table(TRAFFIC, traffic(found)))
 
 
+def compare_layouts(topology: str, slices: int) -> None:
+    """Print what each chip sends to other slices, by order of the chips and axes of the mesh.
+
+    Small programs stand for the step's two kinds of traffic: the exchange of key images for
+    shuffled BatchNorm, and a gradient against negatives that are divided over the chips.
+    """
+    chips = mesh_of(topology, slices).devices
+    mixed = Mesh(chips.reshape(slices, -1).T.ravel(), (mesh_lib.AXIS,))
+    ordered, size = Mesh(chips, (mesh_lib.AXIS,)), len(chips)
+    two_axes = Mesh(chips.reshape(slices, -1), ("slice", mesh_lib.AXIS))
+    within = math.gcd(8, size // slices)
+    programs = {
+        f"exchange, {within} groups, slice after slice": swapped(ordered, within),
+        f"exchange, {within} groups, chips of slices in turn": swapped(mixed, within),
+        f"exchange, {size} groups, slice after slice": swapped(ordered, size),
+        "gradient, one axis": gradient(ordered, ordered.axis_names),
+        "gradient, two axes": gradient(two_axes, two_axes.axis_names),
+    }
+    rows = []
+    for name, text in programs.items():
+        sent = collectives.read_between_slices(text)
+        kinds = ", ".join(f"{c.kind} {c.dtype}{list(c.shape)}" for c in sent)
+        rows.append([name, f"{sum(c.bytes for c in sent) / 1e6:.3f}", kinds or "nothing"])
+    print(table(["small program", "MB a chip between slices", "what"], rows))
+
+
+def swapped(mesh: Mesh, span: int) -> str:
+    """Compile the exchange of key images between `span` neighbouring BatchNorm groups."""
+    images = jax.ShapeDtypeStruct(
+        (IMAGES * mesh.size, 224, 224, 3), jnp.uint8, sharding=mesh_lib.sharded(mesh)
+    )
+    exchange = jax.jit(lambda x: shuffle.exchange(x, mesh.size, span, mesh))
+    return exchange.lower(images).compile().as_text()
+
+
+def gradient(mesh: Mesh, axes: tuple[str, ...]) -> str:
+    """Compile a layer's gradient; images and negatives are divided over all `axes` together."""
+    everywhere, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(axes))
+
+    def loss(weights, images, negatives):
+        queries = jax.lax.with_sharding_constraint(images @ weights, everywhere)
+        return jax.nn.logsumexp(queries @ negatives.T, axis=1).mean()
+
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+        for shape, sharding in (
+            ((1024, 128), everywhere),
+            ((IMAGES * mesh.size, 1024), divided),
+            ((65536, 128), divided),
+        )
+    ]
+    step = jax.jit(jax.grad(loss), out_shardings=everywhere)
+    return step.lower(*arguments).compile().as_text()
+
+
 def judge(topology: str) -> None:
     """Compile both steps for one topology and print what they need."""
     mesh = mesh_of(topology)
@@ -301,6 +359,7 @@ def main(argv: list[str]) -> None:
     """Compile for every topology and print."""
     for topology in TOPOLOGIES.value:
         if SLICES.value > 1:
+            compare_layouts(topology, SLICES.value)
             judge_slices(topology, SLICES.value)
         else:
             judge(topology)
