@@ -17,11 +17,13 @@ from moco_jax.base.errors import UserError
 from moco_jax.data import pipeline
 from moco_jax.monitoring import run_log
 from moco_jax.training import loop, messages
+from tests import smallest
 from tests.config.test_config import load
 
 pytestmark = pytest.mark.usefixtures("programs_kept")
 
 TINY = {
+    "arch": smallest.ARCH,
     "width": 8,
     "epochs": 2,
     "batch_size": 64,
@@ -172,9 +174,7 @@ def test_a_folder_of_images_trains_and_names_what_is_damaged(tmp_path, capsys):
         y, x = rng.integers(0, 300, 2)
         Image.fromarray(photo[y : y + 80, x : x + 90]).save(tmp_path / f"images/{number:03}.jpg")
     (tmp_path / "images/005.jpg").write_bytes(b"")
-    config = tiny(
-        "folder", image_size=32, arch="resnet10", stem="cifar_stride2", stop_at_step=2, epochs=2
-    )
+    config = tiny("folder", image_size=32, stem="cifar_stride2", stop_at_step=2, epochs=2)
     config.update(data_dir=str(tmp_path / "images"), eval_batch_size=8, monitor_every=2)
     loop.train(config, str(tmp_path / "run"), set())
     out = capsys.readouterr().out
