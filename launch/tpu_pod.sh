@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pretraining on a Cloud TPU slice, on all its hosts, through gcloud (queued resources).
 #
-# Google develops the API behind it (`gcloud compute tpus`) no further, and it does not serve TPU7x and what follows:
+# Google no longer develops the API behind it (`gcloud compute tpus`), and that does not serve TPU7x and later TPUs:
 # launch/gke_jobset.sh does, and is the way to begin with. This one serves v2 to v6e.
 #
 #   export NAME=moco ZONE=us-central2-b TYPE=v4-32
