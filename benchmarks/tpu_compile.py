@@ -58,7 +58,7 @@ OUT = flags.DEFINE_string("out", "", "Folder for the compiled programs' text.")
 IMAGES = 32
 CLASSES = 1000
 HEADER = ["a chip", "GFLOP", "", "GB moved", "", "GB at peak", "GB temporary"]
-TRAFFIC = ["collective", "type", "arrays", "MB a chip", "largest"]
+TRAFFIC = ["collective", "type", "arrays", "MB a device", "largest"]
 
 
 def mesh_of(topology: str, slices: int = 1) -> Mesh:
@@ -136,7 +136,7 @@ def numbers(compiled) -> dict[str, float]:
 
 
 def traffic(found: list[collectives.Collective]) -> list[list[str]]:
-    """Return rows of collectives: kind, type, number of arrays, megabytes a chip, the largest."""
+    """Return rows of collectives: kind, type, arrays, megabytes a device, the largest."""
     groups = defaultdict(list)
     for one in found:
         groups[one.kind, one.dtype].append(one)
@@ -209,7 +209,7 @@ def judge_slices(topology: str, slices: int) -> None:
     seconds = time.perf_counter() - began
     keep(f"{topology}_{slices}_slices", text)
     print(
-        f"\n{slices} slices of {topology}: {mesh.size} chips, {ARCH.value}, batch"
+        f"\n{slices} slices of {topology}: {mesh.size} devices, {ARCH.value}, batch"
         f" {IMAGES * mesh.size}; compiled in {seconds:.0f} s"
     )
     for where, found in (
@@ -217,7 +217,7 @@ def judge_slices(topology: str, slices: int) -> None:
         ("between slices", collectives.read_between_slices(text)),
     ):
         total = sum(c.bytes for c in found) / 1e6
-        print(f"{where}: {total:.3f} MB a chip")
+        print(f"{where}: {total:.3f} MB a device")
         print(table(TRAFFIC, traffic(found)))
 
 
@@ -244,7 +244,7 @@ def compare_layouts(topology: str, slices: int) -> None:
         sent = collectives.read_between_slices(text)
         kinds = ", ".join(f"{c.kind} {c.dtype}{list(c.shape)}" for c in sent)
         rows.append([name, f"{sum(c.bytes for c in sent) / 1e6:.3f}", kinds or "nothing"])
-    print(table(["small program", "MB a chip between slices", "what"], rows))
+    print(table(["small program", "MB a device between slices", "what"], rows))
 
 
 def swapped(mesh: Mesh, span: int) -> str:
