@@ -86,9 +86,9 @@ def make_tfrecords(folder: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def served() -> Iterator[str]:
-    """Run server and network in a process of their own; give their address."""
-    command = [sys.executable, "-m", "tests.bucket_server"]
+def served(data: str) -> Iterator[str]:
+    """Serve what is in `data`/bucket, in a process of its own; give the address."""
+    command = [sys.executable, "-m", "tests.bucket_server", f"--data={data}"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -180,22 +180,20 @@ def rows_of(kind: str, here: Path, address: str) -> Iterator[list[str]]:
 
 def main(argv: list[str]) -> None:
     """Measure and print."""
-    with tempfile.TemporaryDirectory() as scratch, served() as address:
-        os.environ["STORAGE_EMULATOR_HOST"] = address
-        folder, tars, records = (Path(scratch) / name for name in ("folder", "tar", "tfrecord"))
+    kinds = ("tfrecord", "tar", "folder")
+    with tempfile.TemporaryDirectory() as scratch:
+        records, tars, folder = (Path(scratch) / "bucket" / kind for kind in kinds)
         make_folder(folder)
         make_tars(folder, tars)
         make_tfrecords(folder, records)
-        files = [path for path in Path(scratch).rglob("*") if path.is_file()]
-        storage.each(
-            lambda path: storage.upload(path, f"gs://bucket/{path.relative_to(scratch)}"), files
-        )
-        print(f"{IMAGES.value:,} JPEGs, {BATCHES.value} batches of {BATCH.value}", flush=True)
-        rows = [
-            row
-            for kind, place in (("tfrecord", records), ("tar", tars), ("folder", folder))
-            for row in rows_of(kind, place, address)
-        ]
+        with served(scratch) as address:
+            os.environ["STORAGE_EMULATOR_HOST"] = address
+            print(f"{IMAGES.value:,} JPEGs, {BATCHES.value} batches of {BATCH.value}", flush=True)
+            rows = [
+                row
+                for kind, place in zip(kinds, (records, tars, folder), strict=True)
+                for row in rows_of(kind, place, address)
+            ]
         head = ["source", "fetched / needed", "requests / image", "in flight", "disk images/s"]
         head += ["bucket images/s", "ratio", "server CPU s", "ratio without", "TensorFlow fetched"]
         print(table(head, rows))

@@ -17,8 +17,10 @@ import random
 import resource
 import socket
 import subprocess
+import tempfile
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -200,33 +202,45 @@ def _post(address: str, content: dict) -> None:
 
 
 @contextlib.contextmanager
-def server(bucket: str = "bucket") -> Iterator[int]:
-    """Run the server, with one empty `bucket` in its memory; give its port."""
+def server(data: str = "") -> Iterator[int]:
+    """Run the server with `bucket`; give its port.
+
+    The bucket is empty and in memory, or holds what is in the folder `data`/bucket, and is on disk:
+    in memory each new object takes longer than the one before.
+    """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     # Its lines go nowhere: nobody reads them, and a full pipe would stop it.
+    options = ["-scheme=http", "-host=127.0.0.1", f"-port={port}"]
+    root = tempfile.TemporaryDirectory()
+    kept = ["-backend=filesystem", f"-data={data}", f"-filesystem-root={root.name}"]
     process = subprocess.Popen(
-        [str(_program()), "-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}"],
+        [str(_program()), *options, *(kept if data else ["-backend=memory"])],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        for _ in range(200):
-            with contextlib.suppress(OSError):
-                _post(f"http://127.0.0.1:{port}/storage/v1/b?project=test", {"name": bucket})
-                break
-            time.sleep(0.05)
+        while process.poll() is None:
+            try:
+                _post(f"http://127.0.0.1:{port}/storage/v1/b?project=test", {"name": "bucket"})
+            except urllib.error.HTTPError:  # it is there
+                pass
+            except OSError:
+                time.sleep(0.05)
+                continue
+            break
         yield port
     finally:
         process.kill()
         process.wait()
+        root.cleanup()
 
 
 @contextlib.contextmanager
-def running(network: Network) -> Iterator[Network]:
-    """Run server and proxy, in a thread, until the block ends."""
-    with server() as port:
+def running(network: Network, data: str = "") -> Iterator[Network]:
+    """Run server (see `server`) and proxy, in a thread, until the block ends."""
+    with server(data) as port:
         loop, proxy = asyncio.new_event_loop(), Proxy(port, network)
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
@@ -251,8 +265,9 @@ def main() -> None:
     """Serve until standard input ends."""
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("--latency", type=float, default=0.0)
+    flags.add_argument("--data", default="", help="folder that holds the folder `bucket`")
     given = flags.parse_args()
-    with running(Network(latency=given.latency)) as network:
+    with running(Network(latency=given.latency), given.data) as network:
         print(network.address, flush=True)
         with contextlib.suppress(EOFError):
             input()
