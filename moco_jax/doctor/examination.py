@@ -163,7 +163,9 @@ class Examination:
             self.side = float(np.median(images.shorter_sides(found))) if found.good.any() else 0.0
             sides = images.common_sides(found)
             self.could_reside = sides is not None and resident.fits(
-                (len(source), *sides, self.config.channels), resident.memory_limit()
+                (len(source), *sides, self.config.channels),
+                resident.memory_limit(),
+                jax.device_count(),
             )
             files = getattr(source, "files", None)
             self.report.add(
