@@ -37,7 +37,7 @@ NAMES = {
         "process_id",
     },
     "embed": {"step", "k"},
-    "pack": {"shards", "channels", "white", "max_pixels"},
+    "pack": {"shards", "part", "parts", "channels", "white", "max_pixels"},
     "convert": set(),
     "report": {"port", "images"},
     "ablation": set(),
