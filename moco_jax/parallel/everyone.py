@@ -5,13 +5,16 @@ may not wait so long. `hosts.py` has what process 0 alone says.
 """
 
 import contextlib
+import io
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src import distributed  # the only way to the service, which Orbax takes too
+from jax.experimental import multihost_utils
 
 from moco_jax.base.errors import UserError
 
@@ -20,10 +23,30 @@ WAIT = 7 * 24 * 3600 * 1000  # milliseconds for the slowest process; JAX ends al
 _calls = itertools.count()
 
 
+def is_alone() -> bool:
+    """Return whether this process is the only one; asks for no devices where none was joined."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def is_first() -> bool:
+    """Return whether this process is the one that speaks and writes for all."""
+    return number() == 0
+
+
+def number() -> int:
+    """Return the number of this process, from 0."""
+    return 0 if is_alone() else jax.process_index()
+
+
+def count() -> int:
+    """Return how many processes there are."""
+    return 1 if is_alone() else jax.process_count()
+
+
 def gather(value: Any) -> list[Any]:
     """Return the `value` of each process, made of JSON, in their order; tuples become lists."""
     own = json.dumps(value)
-    if jax.process_count() == 1:
+    if is_alone():
         return [json.loads(own)]
     client = distributed.global_state.client
     assert client is not None  # several processes have joined
@@ -31,6 +54,24 @@ def gather(value: Any) -> list[Any]:
     client.key_value_set(f"{call}/{jax.process_index()}", own)
     every = range(jax.process_count())
     return [json.loads(client.blocking_key_value_get(f"{call}/{n}", WAIT)) for n in every]
+
+
+def gather_arrays(own: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Return the arrays of each process, in their order, with any types of numbers and shapes."""
+    if is_alone():
+        return [dict(own)]
+    written = io.BytesIO()
+    np.savez(written, **own)  # type: ignore[arg-type]
+    # As bytes, since JAX's arrays would have 32 bits a number.
+    content = np.frombuffer(written.getbuffer(), np.uint8)
+    lengths = gather(len(content))
+    padded = np.pad(content, (0, max(lengths) - len(content)))
+    sent = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
+    found = []
+    for one, length in zip(sent, lengths, strict=True):
+        with np.load(io.BytesIO(one[:length].tobytes())) as arrays:
+            found.append({name: arrays[name] for name in arrays.files})
+    return found
 
 
 @contextlib.contextmanager
@@ -48,7 +89,7 @@ def failing_together() -> Iterator[None]:
         yield
     except (UserError, OSError) as raised:
         error = raised
-    if jax.process_count() > 1:
+    if not is_alone():
         said = gather(None if error is None else str(error))
         failed = [(number, text) for number, text in enumerate(said) if text is not None]
         if failed:

@@ -16,7 +16,7 @@ steady = settings(derandomize=True, deadline=None, database=None, max_examples=5
 
 NAMES = {
     "main": {"num_processes", "process_id"},
-    "doctor": {"sample", "step_seconds"},
+    "doctor": {"sample", "step_seconds", "num_processes", "process_id"},
     "evaluate": {
         "step",
         "image_size",
