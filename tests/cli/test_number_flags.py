@@ -36,7 +36,7 @@ NAMES = {
         "num_processes",
         "process_id",
     },
-    "embed": {"step", "k"},
+    "embed": {"step", "k", "num_processes", "process_id"},
     "pack": {"shards", "part", "parts", "channels", "white", "max_pixels"},
     "convert": set(),
     "report": {"port", "images"},
