@@ -28,6 +28,7 @@ from moco_jax.inference import trained_encoder
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, checkpoint
 from moco_jax.workdir import recipe_check
+from tests import smallest
 from tests.command_lines import command_lines, in_two_processes
 from tests.config.test_config import load
 from tests.data.pictures import encoded, write
@@ -402,8 +403,10 @@ from moco_jax.data.views import device_views
 from moco_jax.doctor import rate
 from moco_jax.embedding import shards
 from moco_jax.parallel import mesh
-rate.SECONDS, rate.READ_SECONDS, shards.SHARD = 0.1, 0.01, 3
+from tests import smallest
 own = int(flags[2].partition("=")[2])
+rate.READ_SECONDS, shards.SHARD = 0.01, 3
+rate.source_pairs_per_second = lambda *_: [400, 40][own]
 hosts.start_hosts(False, flags[0].partition("=")[2], 2, own, False)
 
 source, over, seen = open_source("folder", "", "photos"), mesh.create_mesh(), []
@@ -447,10 +450,11 @@ def test_two_processes_do_what_one_does(place, monkeypatch, capsys, quiet_as_bef
     """Embedding, the doctor and resident images: each process does a part, the result is one's."""
     pytest.importorskip("pyarrow", reason="pip install '.[parquet]'")
     monkeypatch.chdir(place)
-    monkeypatch.setattr(rate, "SECONDS", 0.1)
+    monkeypatch.setattr(rate, "source_pairs_per_second", lambda *_: 40)
     monkeypatch.setattr(rate, "READ_SECONDS", 0.01)
     run = ["embed", "--workdir=run", "--data_dir=photos"]
     small = SMALL | {"batch_size": 8, "eval_batch_size": 8, "queue_size": 16, "max_bad_images": 2}
+    small["arch"] = smallest.ARCH
     recipe = ["--config=folder", *(f"--config.{name}={value}" for name, value in small.items())]
     doctor = ["doctor", *recipe, "--config.data_dir=photos", "--workdir=new"]
     lines = [[*run, "--out=two.npz"]] * 2 + [[*run, "--out=two.parquet"], doctor]
@@ -485,7 +489,8 @@ def test_two_processes_do_what_one_does(place, monkeypatch, capsys, quiet_as_bef
     alone, (both, _) = capsys.readouterr().out, first[3]
     assert ended.value.code == 0
     assert second[3][0] == "ended with 0\n"
-    added = ("\nhosts\n", "2 processes have the same", "2 processes see the same", "2 hosts make ")
+    slow = "warning  2 hosts make 40 to 400 view pairs a second each, process 1 the fewest"
+    added = ("\nhosts\n", "2 processes have the same", "2 processes see the same", slow)
     for words in added:
         assert words in both, both
 
