@@ -121,7 +121,7 @@ class Writers:
         """Record `numbers` at `step`."""
         self._append({"step": step, **numbers})
         if self.for_tensorboard:
-            self._tensorboard.write_scalars(step, dict(numbers))
+            tensorboard_files.write_scalars(self._tensorboard, step, numbers)
 
     def settings(self, config: Mapping[str, Any]) -> None:
         """Give TensorBoard the settings of the run."""
