@@ -33,6 +33,7 @@ from moco_jax.method.step_setup import Schedule
 from moco_jax.monitoring.drift import IMAGES, Consistency
 from moco_jax.monitoring.scores import Monitor
 from moco_jax.parallel import mesh as mesh_lib
+from moco_jax.parallel import xla_flags
 from moco_jax.training import checks
 
 
@@ -219,10 +220,15 @@ def program(
         views=views_of(config, resident_shape),
     )
     everywhere, batch = mesh_lib.replicated(mesh), batch_of(config, mesh, resident_shape)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     return Program(
         mesh=mesh,
         encoder=encoder,
-        initial=jax.jit(create, out_shardings=layout),
+        initial=jax.jit(
+            create,
+            out_shardings=layout,
+            compiler_options=xla_flags.RUNS_ONCE if on_cpu else None,
+        ),
         abstract=jax.tree.map(
             lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, layout
         ),

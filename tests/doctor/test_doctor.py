@@ -16,6 +16,7 @@ from moco_jax.base.console import Console
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.doctor import images, rate, survey
 from moco_jax.doctor.examination import Examination, Options, examine
+from tests import smallest
 from tests.config.test_config import load
 
 
@@ -52,7 +53,7 @@ def bad(tmp_path_factory):
 
 
 SMALL = {
-    "arch": "resnet10",
+    "arch": smallest.ARCH,
     "width": 8,
     "stem": "cifar_stride2",
     "image_size": 32,

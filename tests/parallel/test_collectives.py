@@ -18,7 +18,7 @@ IMAGE = SIDE * SIDE * 3
 
 
 SMALL = {
-    "arch": "resnet10",
+    "arch": "resnet6",
     "width": 16,
     "stem": "cifar_stride2",
     "dim": DIM,
