@@ -76,7 +76,8 @@ class Clock:
 
         What happens in a pause needs the state after these steps, and waits for them anyway.
         """
-        for last in self._window[-1:]:
+        last = self._window[-1] if self._window else self._before
+        if last is not None:
             last.wait()
         began = time.perf_counter()
         yield

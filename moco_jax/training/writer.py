@@ -1,5 +1,6 @@
 """A thread that writes while training goes on: jobs in the order in which they were given."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -76,7 +77,8 @@ class Writer:
             Exception: what a job raised.
         """
         if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join(seconds)
+            with contextlib.suppress(queue.Full):
+                self._jobs.put(None, timeout=seconds)
+                self._thread.join(seconds)
             self._thread = None
         self.check()

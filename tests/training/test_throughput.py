@@ -42,14 +42,14 @@ def test_means_of_what_float32_holds_are_right(number, value):
 
 
 class Finished(dict):
-    """Metrics of a step that was finished at a known time."""
+    """Metrics of a step that is finished at a known time; waiting for it takes until then."""
 
-    def __init__(self, time, **metrics):
+    def __init__(self, now, time, **metrics):
         super().__init__(metrics)
-        self.time = time
+        self.now, self.time = now, time
 
     def wait(self):
-        pass
+        self.now[0] = max(self.now[0], self.time)
 
 
 def test_speed_and_waiting_go_by_when_steps_were_finished(monkeypatch):
@@ -63,14 +63,13 @@ def test_speed_and_waiting_go_by_when_steps_were_finished(monkeypatch):
         now[0] = asked
         with clock.waiting():
             now[0] = given
-        clock.count(Finished(finished, loss=np.float32(finished)))
+        clock.count(Finished(now, finished, loss=np.float32(finished)))
 
     step(0.0, 1.0, 2.0)
     step(1.0, 1.5, 3.0)  # its batch was there before the step before it was finished
     step(1.5, 5.0, 6.0)  # the devices waited from 3 to 5
     window = clock.cut()
-    now[0] = 6.0
-    with clock.pause():
+    with clock.pause():  # which begins when the last step is finished
         now[0] = 10.0
     step(10.0, 10.5, 12.0)
     numbers = window.read()  # while the next steps run
