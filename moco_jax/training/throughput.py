@@ -20,6 +20,7 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,  # a chip's two TensorCores are two devices
     "Tesla T4": 65e12,
     "NVIDIA L4": 121e12,
     "NVIDIA L40": 181e12,

@@ -142,3 +142,20 @@ def test_every_method_moves_no_more(groups, largest, changes):
     found, shapes = compiled(groups, **changes)
     assert found
     assert not judge(found, shapes, groups, largest)
+
+
+def test_what_goes_between_slices_of_tpu_chips_is_read():
+    """The text is the TPU compiler's, of a step for two slices of 2x4 chips."""
+    text = """
+  %after-all = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce"}
+  %sum = f32[128,1024]{1,0:T(8,128)} reduce-scatter(%f), replica_groups={{0,1,2,3,4,5,6,7}}
+  %send = (f32[128,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%bitcast, %after-all), \
+channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:7}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}, backend_config={}
+  %recv = (f32[128,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after-all), channel_id=1, \
+frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+"""
+    (sent,) = collectives.read_between_slices(text)
+    assert (sent.kind, sent.dtype, sent.shape) == ("all-reduce", "f32", (128, 8, 128))
+    assert sent.bytes == 128 * 1024 * 4
+    assert [c.kind for c in collectives.read(text)] == ["reduce-scatter"]

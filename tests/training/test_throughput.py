@@ -18,6 +18,7 @@ from moco_jax.training.writer import Writer
         ("TPU v4", 275),
         ("TPU v5 lite", 197),
         ("TPU v5", 459),
+        ("TPU7x", 1153.5),
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA H100 NVL", 835),
