@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from moco_jax.base.errors import UserError
 from moco_jax.data import pipeline
 from moco_jax.monitoring import run_log
-from moco_jax.training import loop, messages
+from moco_jax.training import loop
 from tests import smallest
 from tests.command_lines import command_lines
 from tests.config.test_config import load
@@ -230,14 +230,14 @@ def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
 
 
 def test_a_signal_saves_and_the_run_goes_on_there(tmp_path, monkeypatch):
-    progress = messages.progress
+    after = loop.Loop.after
 
-    def interrupt(step, *arguments):
+    def interrupt(self, step, *arguments, **named):
+        after(self, step, *arguments, **named)
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return progress(step, *arguments)
 
-    monkeypatch.setattr(messages, "progress", interrupt)
+    monkeypatch.setattr(loop.Loop, "after", interrupt)
     config = tiny(stop_at_step=6, monitor_every=0)
     assert loop.train(config, str(tmp_path), set()) == signal.SIGTERM
     saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
