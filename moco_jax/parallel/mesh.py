@@ -81,7 +81,15 @@ def to_hosts(mesh: Mesh, arrays: Any) -> Any:
 
     Every host must call this.
     """
-    return jax.device_get(_gather(mesh)(arrays))
+    return jax.device_get(gathered(mesh, arrays))
+
+
+def gathered(mesh: Mesh, arrays: Any) -> Any:
+    """Gather global arrays, however they are laid out, to every device; this does not wait.
+
+    Every host must call this.
+    """
+    return _gather(mesh)(arrays)
 
 
 def to_devices(mesh: Mesh, rows: Any) -> Any:

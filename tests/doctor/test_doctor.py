@@ -176,7 +176,7 @@ def test_images_that_the_devices_will_hold(good, bad, doctor):
     assert findings.verdict(marks) == "ready", text
     for words in (
         "all are 60 x 48 pixels",
-        "the 40 images take 346 kB of it, on every device",
+        "the 40 images take 43.2 kB of it on each device; a step moves its batch's, 138 kB",
         "s, measured",
         "this host says of which images",
         "the run's 6 steps take about",

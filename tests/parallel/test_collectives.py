@@ -1,6 +1,7 @@
 """What crosses between eight devices in one compiled step; traffic of image size is noticed."""
 
 import math
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -94,11 +95,15 @@ def test_a_step_moves_gradients_moments_features_and_one_exchange(groups):
         assert not spans, "moments of groups that lie on one device must stay there"
 
 
-def test_views_of_images_that_every_device_holds_are_made_without_a_word_between_devices():
-    found, shapes = compiled(DEVICES, resident_shape=(1000, SIDE, SIDE, 3))
-    assert not judge(found, shapes, DEVICES)
-    sent, _ = compiled(DEVICES)
-    assert [(c.kind, c.dtype, c.shape) for c in found] == [(c.kind, c.dtype, c.shape) for c in sent]
+def test_of_images_that_the_devices_share_a_batchs_rows_travel_and_nothing_of_the_set():
+    found, shapes = compiled(DEVICES, resident_shape=(100_001, SIDE, SIDE, 3))
+    asked, rows = ("all-gather", "s32", (B,)), ("reduce-scatter", "u8", (B // DEVICES, IMAGE))
+    kinds = [(c.kind, c.dtype, c.shape) for c in found]
+    assert kinds.count(rows) == 1
+    assert not judge([c for c in found if (c.kind, c.dtype, c.shape) != rows], shapes, DEVICES)
+    sent = Counter((c.kind, c.dtype, c.shape) for c in compiled(DEVICES)[0])
+    assert Counter(kinds) - sent == Counter([asked, rows])
+    assert not sent - Counter(kinds)
 
 
 def test_a_permutation_of_images_is_noticed(monkeypatch):

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from moco_jax.base.errors import UserError
 from moco_jax.data import pipeline
 from moco_jax.monitoring import run_log
-from moco_jax.training import loop, messages
+from moco_jax.training import loop
 from tests import smallest
 from tests.command_lines import command_lines
 from tests.config.test_config import load
@@ -82,7 +82,8 @@ def test_a_run_on_images_that_the_devices_hold_is_the_hosts_run(
     held = common | {"augment_on": "resident"}
     loop.train(tiny(**common), str(tmp_path / "host"), set())
     loop.train(tiny(**held), str(tmp_path / "resident"), set())
-    assert "1,437 of digits (train), 4.41 MB on every device" in capsys.readouterr().out
+    said = "1,437 of digits (train), 553 kB on each device; a step moves its batch's, "
+    assert said in capsys.readouterr().out
     for stop in (2, 4):
         loop.train(tiny(**(held | {"stop_at_step": stop})), str(tmp_path / "cut"), set())
     every = jax.devices()
@@ -229,14 +230,14 @@ def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
 
 
 def test_a_signal_saves_and_the_run_goes_on_there(tmp_path, monkeypatch):
-    progress = messages.progress
+    after = loop.Loop.after
 
-    def interrupt(step, *arguments):
+    def interrupt(self, step, *arguments, **named):
+        after(self, step, *arguments, **named)
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return progress(step, *arguments)
 
-    monkeypatch.setattr(messages, "progress", interrupt)
+    monkeypatch.setattr(loop.Loop, "after", interrupt)
     config = tiny(stop_at_step=6, monitor_every=0)
     assert loop.train(config, str(tmp_path), set()) == signal.SIGTERM
     saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
