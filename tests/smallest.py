@@ -14,8 +14,11 @@ from moco_jax import encoders
 from moco_jax.encoders.resnet import ResNet
 
 ARCH = "resnet4"
-encoders.BACKBONES[ARCH] = partial(ResNet, (1,), bottleneck=False)
-encoders.BACKBONES["resnet6"] = partial(ResNet, (1, 1), bottleneck=False)
+ADDED = {
+    ARCH: partial(ResNet, (1,), bottleneck=False),
+    "resnet6": partial(ResNet, (1, 1), bottleneck=False),
+}
+encoders.BACKBONES.update(ADDED)
 
 
 def get_config():

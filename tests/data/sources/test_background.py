@@ -14,8 +14,8 @@ from moco_jax.data.sources import pixels, tf_decode
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import Decoding
 from tests.data.pictures import decoded, encoded, opened, write
-from tests.data.sources.test_decode import KINDS
 from tests.data.sources.test_pixels import over_257, tiff
+from tests.data.sources.test_tf_decode import KINDS
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (16, 256, 3)).astype(np.uint8)
