@@ -11,8 +11,8 @@ import errno
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, BinaryIO, TypeVar
+from collections.abc import Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from moco_jax.base.text import is_utf8
 __all__ = ["Info", "Ranges", "Refused", "Unreachable", "each", "open_regular"]
 
 AHEAD = 3  # blocks that are fetched ahead of whoever reads a file in a bucket front to back
-T = TypeVar("T")
 
 
 def is_remote(path: object) -> bool:
@@ -131,23 +130,11 @@ def read_files(paths: Sequence[str]) -> np.ndarray:
         Refused, Unreachable: a bucket refuses access, or does not answer.
     """
     remote = [path for path in paths if is_remote(path)]
-    here = iter(attempt_each(read, [path for path in paths if not is_remote(path)]))
+    here = iter(local.attempt_each(read, [path for path in paths if not is_remote(path)]))
     there: Any = iter(())
     if remote:
         there = iter(bucket.read_many(remote, [None] * len(remote), [None] * len(remote)))
     return ranges.as_contents([next(there if is_remote(path) else here) for path in paths])
-
-
-def attempt_each(read_one: Callable[[T], bytes], items: Iterable[T]) -> list[bytes]:
-    """Call `read_one` for each of `items`, in threads; b'' where there was an OSError."""
-
-    def attempt(item: T) -> bytes:
-        try:
-            return read_one(item)
-        except OSError:
-            return b""
-
-    return local.each(attempt, items)
 
 
 def open_binary(path: str, ahead: int = 0) -> BinaryIO:

@@ -44,7 +44,7 @@ def translate(error: Exception, path: str) -> Exception:
         return error
     status, shown = retries.status_of(error), printable(path)
     if isinstance(error, FileNotFoundError) or status == 404:
-        return FileNotFoundError(errno.ENOENT, "No such file or folder", path)
+        return missing(path)
     if _is_refusal(error):
         scheme = path.partition("://")[0]
         remedy = _REMEDIES.get(scheme, "log in as the store's own tools want it")

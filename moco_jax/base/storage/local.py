@@ -43,6 +43,18 @@ def each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     return list(_POOL.map(function, items))
 
 
+def attempt_each(read_one: Callable[[T], bytes], items: Iterable[T]) -> list[bytes]:
+    """Call `read_one` for each of `items`, in threads; b'' where there was an OSError."""
+
+    def attempt(item: T) -> bytes:
+        try:
+            return read_one(item)
+        except OSError:
+            return b""
+
+    return each(attempt, items)
+
+
 def _close_all(opened: list[BinaryIO]) -> None:
     for file in opened:
         file.close()

@@ -91,15 +91,8 @@ class Ranges:
         if self._local is None:
             return as_contents(self._remote(files, offsets, lengths))
         read = self._local.read
-
-        def attempt(part: tuple[int, int, int]) -> bytes:
-            try:
-                return read(*part)
-            except OSError:
-                return b""
-
         parts = zip(files.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
-        return as_contents(local.each(attempt, parts))
+        return as_contents(local.attempt_each(lambda part: read(*part), parts))
 
     def _remote(self, files: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> list[Any]:
         requests = neighbours(files, offsets, lengths)
