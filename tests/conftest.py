@@ -14,6 +14,9 @@ os.environ["XLA_FLAGS"] = xla_flags.with_fast_convolutions(
     f"{xla.flags(8)} {os.environ.get('XLA_FLAGS', '')}"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# As many processes run as there are cores: threads of PyTorch and BLAS would wait for each other,
+# and they do so at full speed.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Programs that were compiled once are found by every process of the tests, of later runs too: a
 # program's name there is a digest of all that it is compiled from.
@@ -31,7 +34,7 @@ with contextlib.suppress(ImportError):
     import torch
     import torchvision  # noqa: F401
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 import jax
 import pytest

@@ -45,7 +45,7 @@ def assert_same_network(torch, net, backbone, size):
         )
         return jnp.sum(jnp.sin(out)), (out, updated)
 
-    evaluated = backbone.apply(variables, images, False)
+    evaluated = jax.jit(partial(backbone.apply, train=False))(variables, images)
     (_, (trained, updated)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
         variables["params"]
     )
@@ -68,28 +68,25 @@ def worst(ours, theirs):
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
-def test_double_width_doubles_every_channel(float64, torch, resnet, bottleneck):
-    class Doubled(resnet.ResNet):
-        def _make_layer(self, block, planes, *args, **kwargs):
-            if planes == 64:
-                self.inplanes = 128
-                self.conv1 = torch.nn.Conv2d(3, 128, 7, 2, 3, bias=False)
-                self.bn1 = torch.nn.BatchNorm2d(128)
-            return super()._make_layer(block, 2 * planes, *args, **kwargs)
+def test_double_width_doubles_every_channel(float64, torch, bottleneck):
+    from tests.encoders import narrow
 
     torch.manual_seed(0)
-    net = Doubled(resnet.Bottleneck if bottleneck else resnet.BasicBlock, [1, 1, 1, 1])
-    ours = ResNet((1, 1, 1, 1), bottleneck, width=128, dtype=jnp.float64)
+    width = 2 * narrow.WIDTH
+    net = narrow.resnet("bottlenecks" if bottleneck else "resnet6", width)
+    ours = ResNet((1, 1), bottleneck, width=width, dtype=jnp.float64)
     assert_same_network(torch, net, ours, (33, 47))
 
 
 @pytest.mark.parametrize(("stem", "stride"), [("cifar", 1), ("cifar_stride2", 2)])
-def test_cifar_stems_are_a_3x3_convolution_without_pool(float64, torch, resnet, stem, stride):
+def test_cifar_stems_are_a_3x3_convolution_without_pool(float64, torch, stem, stride):
+    from tests.encoders import narrow
+
     torch.manual_seed(0)
-    net = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1])
-    net.conv1 = torch.nn.Conv2d(3, 64, 3, stride, 1, bias=False)
+    net = narrow.resnet("resnet6")
+    net.conv1 = torch.nn.Conv2d(3, narrow.WIDTH, 3, stride, 1, bias=False)
     net.maxpool = torch.nn.Identity()
-    ours = encoders.create("resnet10", stem=stem, dtype=jnp.float64).backbone
+    ours = encoders.create("resnet6", width=narrow.WIDTH, stem=stem, dtype=jnp.float64).backbone
     assert_same_network(torch, net, ours, (17, 23))
 
 
@@ -108,14 +105,14 @@ def test_names_shapes_and_counts_are_torchvisions(torch, resnet, name):
 def test_heads_are_torchs_linear_layers(float64, torch, head):
     width, dim = 8, 16
     encoder = encoders.create(
-        "resnet10", head=head, dim=dim, width=width, stem="cifar", dtype=jnp.float64
+        "resnet6", head=head, dim=dim, width=width, stem="cifar", dtype=jnp.float64
     )
     images = np.random.default_rng(0).normal(size=(3, 9, 9, 3))
-    variables = encoder.init(jax.random.key(0), images)
+    variables = jax.jit(encoder.init)(jax.random.key(0), images)
     assert set(variables["params"]) == {"backbone", "head"}
     assert set(variables["batch_stats"]) == {"backbone"}
-    features = encoder.apply(variables, images, method="features")
-    assert features.shape == (3, 8 * width)
+    features = jax.jit(partial(encoder.apply, method="features"))(variables, images)
+    assert features.shape == (3, 2 * width)
 
     layers = []
     for _, layer in sorted(variables["params"]["head"].items()):
@@ -130,7 +127,8 @@ def test_heads_are_torchs_linear_layers(float64, torch, head):
         layers += [linear, torch.nn.ReLU()]
     theirs = torch.nn.Sequential(*layers[:-1])(torch.tensor(np.asarray(features)))
     assert len(layers) == {"linear": 2, "mlp": 4}[head]
-    assert worst(encoder.apply(variables, images, False), theirs.detach().numpy()) <= 1e-12
+    ours = jax.jit(partial(encoder.apply, train=False))(variables, images)
+    assert worst(ours, theirs.detach().numpy()) <= 1e-12
 
 
 def test_head_layers_start_as_torchs_do(torch):
@@ -170,10 +168,10 @@ def test_an_unknown_word_is_refused_with_the_known_ones(setting, known):
 def test_gradients_are_slopes(float64):
     """Along a random direction of all parameters, gradients are limits of central differences."""
     encoder = encoders.create(
-        "resnet10", head="mlp", dim=8, width=8, stem="cifar_stride2", bn_groups=2, dtype=jnp.float64
+        "resnet6", head="mlp", dim=8, width=8, stem="cifar_stride2", bn_groups=2, dtype=jnp.float64
     )
     images = jax.random.normal(jax.random.key(0), (8, 16, 16, 3), jnp.float64)
-    variables = encoder.init(jax.random.key(1), images)
+    variables = jax.jit(encoder.init)(jax.random.key(1), images)
     params, stats = variables["params"], variables["batch_stats"]
 
     @jax.jit
@@ -183,15 +181,13 @@ def test_gradients_are_slopes(float64):
         )
         return jnp.sum(out**3)
 
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    direction = tree.unflatten(
-        [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)]
-    )
+    rng = np.random.default_rng(2)
+    direction = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
     grads = jax.jit(jax.grad(loss))(params)
-    slope = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grads, direction)))
+    slope = sum(jax.tree.leaves(jax.tree.map(np.vdot, *jax.device_get((grads, direction)))))
 
     def at(t):
-        return loss(jax.tree.map(lambda p, d: p + t * d, params, direction))
+        moved = jax.tree.map(lambda p, d: p + t * d, *jax.device_get((params, direction)))
+        return loss(moved)
 
     np.testing.assert_allclose((at(1e-7) - at(-1e-7)) / 2e-7, slope, rtol=1e-4)

@@ -1,6 +1,7 @@
 """Encoders against torchvision's with the same weights, and PyTorch's initialisation."""
 
 import copy
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,12 @@ from moco_jax.weights import torchvision as weights
 
 torch = pytest.importorskip("torch", reason="compares with torchvision: pip install '.[torch]'")
 models = pytest.importorskip("torchvision.models", reason="pip install '.[torch]'")
+from tests.encoders import narrow
 
 
-def torch_network(name):
+def torch_network(name, width=narrow.WIDTH):
     torch.manual_seed(0)
-    net = getattr(models, name)()
+    net = narrow.resnet(name, width)
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -34,8 +36,8 @@ def arrays(net):
     return {k: v.numpy().copy() for k, v in net.state_dict().items()}
 
 
-def our_network(net, name, dtype, **options):
-    encoder = encoders.create(name, dtype=dtype, **options)
+def our_network(net, name, dtype, width=narrow.WIDTH):
+    encoder = encoders.create(name, width=width, dtype=dtype)
     template = jax.eval_shape(
         lambda: encoder.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3), dtype))
     )
@@ -66,8 +68,10 @@ def test_outputs_and_statistics_equal_torchvisions(name, dtype):
     torchvision's own float32 is.
     """
     with jax.enable_x64(dtype == "float64"):
-        net = torch_network(name)
-        backbone, variables = our_network(net, name, jnp.dtype(dtype))
+        # Rounding is that of as many channels as torchvision's networks have.
+        width = narrow.WIDTH if dtype == "float64" else 64
+        net = torch_network(name, width)
+        backbone, variables = our_network(net, name, jnp.dtype(dtype), width)
         variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
         images = np.random.default_rng(0).normal(size=(6, 65, 97, 3)).astype(np.float32)
         torch_images = torch.tensor(images).permute(0, 3, 1, 2)
@@ -125,7 +129,8 @@ def test_initialisation_has_torchvisions_moments(stem):
     if stem == "cifar":  # as the authors' demo puts a fresh layer there
         net.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
     encoder = encoders.create("resnet18", head="linear", stem=stem)
-    variables = encoder.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+    variables = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+    variables = jax.device_get(variables)
     ours = weights.save({c: variables[c]["backbone"] for c in ("params", "batch_stats")})
     for key, theirs in arrays(net).items():
         if key.startswith("fc") or "num_batches" in key:
@@ -146,10 +151,11 @@ def test_initialisation_has_torchvisions_moments(stem):
 
 
 def test_bfloat16_keeps_parameters_and_statistics_in_float32():
-    encoder = encoders.create("resnet10", width=8, stem="cifar", dtype=jnp.bfloat16)
+    encoder = encoders.create("resnet6", width=8, stem="cifar", dtype=jnp.bfloat16)
     images = jnp.ones((8, 32, 32, 3), jnp.bfloat16)
-    variables = encoder.init(jax.random.key(0), images)
-    out, updated = encoder.apply(variables, images, True, mutable=["batch_stats"])
+    variables = jax.jit(encoder.init)(jax.random.key(0), images)
+    apply = jax.jit(partial(encoder.apply, train=True, mutable=["batch_stats"]))
+    out, updated = apply(variables, images)
     assert {x.dtype for x in jax.tree.leaves((variables, updated))} == {jnp.dtype("float32")}
     assert out.dtype == jnp.float32
 

@@ -54,7 +54,9 @@ def new_state(encoder, batch, slots, dtype=jnp.float32):
         return Queue.create(rng, slots * batch, batch, DIM, dtype)
 
     optimizer = optimizers.sgd(0.9, DECAY)
-    return state.initial_state(0, encoder, optimizer, 32, make_queue, dtype=dtype)
+    return jax.jit(
+        lambda: state.initial_state(0, encoder, optimizer, 32, make_queue, dtype=dtype)
+    )()
 
 
 def relative(ours, theirs):
@@ -66,6 +68,7 @@ def relative(ours, theirs):
 def test_five_steps_equal_pytorch(float64, head, symmetric):
     """Losses, logits, queue, statistics and the change of every parameter agree in float64."""
     torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[torch]'")
+    from tests.encoders import narrow
     from tests.method import torch_moco
 
     torch.manual_seed(0)
@@ -81,7 +84,8 @@ def test_five_steps_equal_pytorch(float64, head, symmetric):
     settings = dict(momentum=M, temperature=TAU, groups=G, span=S, weight_decay=DECAY)
     theirs = torch_moco.MoCo(net, torch.tensor(queue), symmetric=symmetric, **settings)
 
-    encoder = encoders.create("resnet10", head=head, dim=DIM, bn_groups=G, dtype=jnp.float64)
+    options = dict(width=narrow.WIDTH, bn_groups=G, dtype=jnp.float64)
+    encoder = encoders.create("resnet6", head=head, dim=DIM, **options)
     before = jax.tree.map(np.array, our_variables(net, head, encoder))
     ours = new_state(encoder, B, 3, jnp.float64)
     ours = ours.replace(
@@ -119,12 +123,14 @@ def test_five_steps_equal_pytorch(float64, head, symmetric):
             assert float(metrics["top1"]) == (logits.argmax(1) == 0).double().mean()
 
     assert relative(ours.dictionary.keys.reshape(3 * B, DIM), theirs.queue) < 1e-8
+    ours = jax.device_get(ours)
     last = our_variables(theirs.q, head, encoder)
     key = our_variables(theirs.k, head, encoder)
+    average = jax.jit(optimizers.moving_average)
     for name, new, reference in (
         ("query", ours.params, last["params"]),
         # Ours already holds the average for the next step.
-        ("key", ours.key_params, optimizers.moving_average(key["params"], last["params"], M)),
+        ("key", ours.key_params, jax.device_get(average(key["params"], last["params"], M))),
     ):
         paths = jax.tree_util.tree_leaves_with_path(before["params"])
         for (path, old), n, r in zip(
@@ -139,19 +145,19 @@ def test_five_steps_equal_pytorch(float64, head, symmetric):
 
 @pytest.fixture(scope="module")
 def small():
-    return encoders.create("resnet10", width=8, stem="cifar_stride2", dim=DIM, bn_groups=8)
+    return encoders.create("resnet6", width=8, stem="cifar_stride2", dim=DIM, bn_groups=8)
 
 
-def small_state(small, batch=64, slots=2):
-    return new_state(small, batch, slots)
+@pytest.fixture(scope="module")
+def begin(small):
+    return jax.device_get(new_state(small, batch=64, slots=2))
 
 
-def test_one_device_and_eight_compute_the_same(small):
+def test_one_device_and_eight_compute_the_same(small, begin):
     results = []
     batch = step.Batch(*views(np.random.default_rng(1), 64), np.arange(64, dtype=np.int32))
     for count in (1, 8):
         mesh = mesh_lib.create_mesh(jax.devices()[:count])
-        begin = small_state(small)
         layout = state.shardings(begin, mesh)
         run = jax.jit(
             make_step(small, mesh=mesh, groups=8),
@@ -164,9 +170,8 @@ def test_one_device_and_eight_compute_the_same(small):
     np.testing.assert_allclose(one.dictionary.keys, eight.dictionary.keys, atol=1e-5)
 
 
-def test_a_batch_that_is_not_finite_moves_only_the_counters(small):
-    begin = small_state(small)
-    broken = begin.replace(params=jax.tree.map(lambda x: x * jnp.nan, begin.params))
+def test_a_batch_that_is_not_finite_moves_only_the_counters(small, begin):
+    broken = begin.replace(params=jax.tree.map(lambda x: x * np.float32("nan"), begin.params))
     batch = step.Batch(*views(np.random.default_rng(1), 64), np.arange(64, dtype=np.int32))
     after, metrics = jax.jit(make_step(small, groups=8))(broken, batch)
     assert not metrics["finite"]
@@ -209,7 +214,8 @@ def test_info_nce_equals_the_closed_form(float64):
     q, k, n = (
         info_nce.normalize(jnp.asarray(rng.normal(size=s))) for s in ((6, 5), (6, 5), (3, 6, 5))
     )
-    loss, metrics = info_nce.info_nce(q, k, n, 0.1)
+    info = jax.jit(lambda *arrays: info_nce.info_nce(*arrays, 0.1))
+    loss, metrics = info(q, k, n)
     logits = np.concatenate([np.sum(q * k, 1)[:, None], q @ n.reshape(-1, 5).T], 1) / 0.1
     expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[:, 0])
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
@@ -217,12 +223,14 @@ def test_info_nce_equals_the_closed_form(float64):
     assert float(metrics["top1"]) == np.mean(rank < 1)
     assert float(metrics["top5"]) == np.mean(rank < 5)
     permuted = n.reshape(-1, 5)[rng.permutation(18)].reshape(3, 6, 5)
-    np.testing.assert_allclose(info_nce.info_nce(q, k, permuted, 0.1)[0], loss, rtol=1e-12)
+    np.testing.assert_allclose(info(q, k, permuted)[0], loss, rtol=1e-12)
 
 
 def test_equal_similarities_cost_the_chance_level():
     same = jnp.ones((4, 8)) / jnp.sqrt(8)
-    loss, metrics = info_nce.info_nce(same, same, jnp.broadcast_to(same[:1], (3, 4, 8)), 0.2)
+    negatives = jnp.broadcast_to(same[:1], (3, 4, 8))
+    info = jax.jit(lambda *arrays: info_nce.info_nce(*arrays, 0.2))
+    loss, metrics = info(same, same, negatives)
     np.testing.assert_allclose(loss, Method(negatives=12).chance_level(4), rtol=1e-6)
     assert float(metrics["top1"]) == 0
 

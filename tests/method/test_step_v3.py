@@ -15,6 +15,7 @@ from moco_jax.weights import timm as timm_weights
 from moco_jax.weights import torchvision as torchvision_weights
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[torch]'")
+from tests.encoders import narrow
 from tests.method import torch_moco_v3
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -62,7 +63,11 @@ def compare(encoder, net, predictor, name, rate):
     theirs = torch_moco_v3.MoCo(net, predictor, optimizer=name, **settings)
     before = our_variables(net, predictor, encoder)
     key = {kind: state.key_part(tree) for kind, tree in before.items()}
-    ours = state.initial_state(0, encoder, optimizer, SIDE, lambda rng: None, dtype=jnp.float64)
+    ours = jax.jit(
+        lambda: state.initial_state(
+            0, encoder, optimizer, SIDE, lambda rng: None, dtype=jnp.float64
+        )
+    )()
     assert jax.tree.structure(ours.params) == jax.tree.structure(before["params"])
     ours = ours.replace(
         params=before["params"],
@@ -85,7 +90,9 @@ def compare(encoder, net, predictor, name, rate):
         assert abs(float(metrics["loss"]) - loss) < 1e-8 * loss, number
     last, keys = our_variables(net, predictor, encoder), our_variables(theirs.k, None, encoder)
     unmoved: set[str] = set()
-    next_keys = optimizers.moving_average(keys["params"], state.key_part(last["params"]), M)
+    average = jax.jit(optimizers.moving_average)
+    next_keys = jax.device_get(average(keys["params"], state.key_part(last["params"]), M))
+    ours = jax.device_get(ours)
     for what, start, new, reference in (
         ("query", before["params"], ours.params, last["params"]),
         ("key", key["params"], ours.key_params, next_keys),
@@ -119,7 +126,7 @@ def test_five_steps_of_a_resnet_with_lars_equal_pytorch(float64):
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1.5)
     parts = dict(head="v3_resnet", predictor="v3_resnet", head_width=HIDDEN, dim=DIM)
-    encoder = encoders.create("resnet10", dtype=jnp.float64, **parts)
+    encoder = encoders.create("resnet6", width=narrow.WIDTH, dtype=jnp.float64, **parts)
     compare(encoder, net, predictor, "lars", 30.0)
 
 

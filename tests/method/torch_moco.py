@@ -10,7 +10,9 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import ResNet
+
+from tests.encoders import narrow
 
 
 class GroupedBatchNorm(nn.BatchNorm2d):
@@ -34,10 +36,11 @@ class GroupedBatchNorm(nn.BatchNorm2d):
 
 def make_encoder(head: str, dim: int, groups: int) -> ResNet:
     norm = type("Norm", (GroupedBatchNorm,), {"groups": groups})
-    net = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=norm)
-    net.fc = nn.Linear(512, dim)
+    net = narrow.resnet("resnet6", norm_layer=norm)
+    width = net.inplanes
+    net.fc = nn.Linear(width, dim)
     if head == "mlp":
-        net.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, dim))
+        net.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
     return net.double().train()
 
 

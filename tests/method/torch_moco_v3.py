@@ -11,7 +11,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
+
+from tests.encoders import narrow
 
 
 def batch_norm_mlp(layers, fan_in, hidden, dim, last_norm):
@@ -52,8 +53,8 @@ def mlp_variables(mlp):
 
 def resnet(dim, hidden):
     """Encoder and predictor of the ResNet recipe; each block's last BatchNorm starts at zero."""
-    net = ResNet(BasicBlock, [1, 1, 1, 1], zero_init_residual=True)
-    net.fc = batch_norm_mlp(2, 512, hidden, dim, True)
+    net = narrow.resnet("resnet6", zero_init_residual=True)
+    net.fc = batch_norm_mlp(2, net.inplanes, hidden, dim, True)
     return net.double().train(), batch_norm_mlp(2, dim, hidden, dim, False).double().train()
 
 
