@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.encoders.norm import BatchNorm
 from moco_jax.inference import trained_encoder
 from moco_jax.monitoring import record_files, run_log
-from moco_jax.report.page import render
+from moco_jax.report.page import charts, images, render
 from moco_jax.report.page import run as runs_lib
 from moco_jax.report.page.renewal import Renewal
 from moco_jax.training import assembly, checkpoint
@@ -75,6 +76,26 @@ def run():
             return train.train(config, str(workdir), set(allow_change))
 
         yield go_on
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """Draw each chart and the view pairs once: the pages show copies of one run."""
+    kept = {}
+
+    def once(draw, contents):
+        def drawn(*arguments, **named):
+            key = draw, pickle.dumps((contents(arguments[0]), *arguments[1:], named))
+            if key not in kept:
+                kept[key] = draw(*arguments, **named)
+            return kept[key]
+
+        return drawn
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "draw", once(charts.draw, lambda panel: panel))
+        patch.setattr(images, "first_pairs", once(images.first_pairs, lambda source: source.label))
+        yield
 
 
 @pytest.fixture(scope="module")

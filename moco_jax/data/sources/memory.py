@@ -1,5 +1,6 @@
 """Images held in memory, and the embedded digits, which need neither a disk nor a network."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -73,6 +74,15 @@ def digits(split: str, decoding: Decoding = RGB) -> ArraySource:
     `train`: 1,437 digits at one place and scale each; `test`: the other 360 at four. Split and
     places are fixed.
     """
+    if split not in ("train", "test"):
+        raise UserError(f"split={split!r} is unknown; dataset='digits' has train and test")
+    images, numbers = _digits(split)
+    return ArraySource(images, numbers, f"digits {split}", decoding, tuple("0123456789"))
+
+
+@functools.cache
+def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Draw images uint8 `[n, 32, 32, 3]` and labels int32 `[n]`, once a process; read them only."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -80,8 +90,6 @@ def digits(split: str, decoding: Decoding = RGB) -> ArraySource:
     rng = np.random.default_rng(1797)
     shuffled = rng.permutation(len(data.target))
     chosen = {"train": shuffled[DIGITS_TEST:], "test": np.repeat(shuffled[:DIGITS_TEST], 4)}
-    if split not in chosen:
-        raise UserError(f"split={split!r} is unknown; dataset='digits' has train and test")
     rng = np.random.default_rng([1797, split == "test"])
     images = np.zeros((len(chosen[split]), CANVAS, CANVAS, 3), np.uint8)
     for canvas, number in zip(images, chosen[split], strict=True):
@@ -91,4 +99,6 @@ def digits(split: str, decoding: Decoding = RGB) -> ArraySource:
         drawn = Image.fromarray(ink).resize((side, side), Image.Resampling.BILINEAR)
         canvas[top : top + side, left : left + side] = np.asarray(drawn)[..., None]
     numbers = data.target[chosen[split]].astype(np.int32)
-    return ArraySource(images, numbers, f"digits {split}", decoding, tuple("0123456789"))
+    for array in (images, numbers):
+        array.flags.writeable = False
+    return images, numbers
