@@ -1,5 +1,6 @@
 """What crosses between eight devices in one compiled step; traffic of image size is noticed."""
 
+import functools
 import math
 from collections import Counter
 
@@ -32,9 +33,15 @@ SMALL = {
 }
 
 
-def compiled(groups, exchange=None, monkeypatch=None, resident_shape=None, **changes):
-    if exchange is not None:
-        monkeypatch.setattr(shuffle, "exchange", exchange)
+@functools.cache
+def compiled(groups, exchange=shuffle.exchange, resident_shape=None, **changes):
+    """Collectives of a step whose images change places by `exchange`, and its state's shapes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffle, "exchange", exchange)
+        return _compiled(groups, resident_shape, **changes)
+
+
+def _compiled(groups, resident_shape, **changes):
     config = default_config()
     config.update(SMALL | {"bn_groups": groups})
     if resident_shape:
@@ -106,13 +113,13 @@ def test_of_images_that_the_devices_share_a_batchs_rows_travel_and_nothing_of_th
     assert not sent - Counter(kinds)
 
 
-def test_a_permutation_of_images_is_noticed(monkeypatch):
+def test_a_permutation_of_images_is_noticed():
     order = jnp.asarray(np.random.default_rng(0).permutation(B))
 
     def permute(x, *_):
         return x[order]
 
-    found, shapes = compiled(DEVICES, permute, monkeypatch)
+    found, shapes = compiled(DEVICES, permute)
     assert judge(found, shapes, DEVICES)
 
 
