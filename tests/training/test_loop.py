@@ -48,9 +48,10 @@ def losses(workdir):
 
 def test_a_run_cut_in_two_equals_a_whole_run(tmp_path, capsys):
     whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
-    loop.train(tiny(stop_at_step=8, monitor_every=1), whole, set())
+    scored = dict(monitor_every=1, knn_examples=256)
+    loop.train(tiny(stop_at_step=8, **scored), whole, set())
     for stop in (5, 8):
-        loop.train(tiny(stop_at_step=stop, monitor_every=1), cut, set())
+        loop.train(tiny(stop_at_step=stop, **scored), cut, set())
     assert len(losses(whole)) == 8
     assert losses(whole) == losses(cut)
     found = [(tmp_path / place / "neighbours.json").read_text() for place in ("whole", "cut")]
