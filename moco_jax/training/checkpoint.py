@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -45,8 +46,13 @@ class Checkpoints:
         seconds: how long the run waited for saving.
     """
 
-    def __init__(self, workdir: epath.Path, keep: int):
-        """Open those in `workdir`; `keep`: how many latest ones stay beside the best, 2 or more."""
+    def __init__(
+        self, workdir: epath.Path, keep: int, facts: Mapping[str, Any] = MappingProxyType({})
+    ):
+        """Open those in `workdir`; `keep`: how many latest ones stay beside the best, 2 or more.
+
+        `facts`: what each checkpoint keeps beside the settings, values of JSON by name.
+        """
         orbax_logging.silence()
         best = BestN(get_metric_fn=lambda m: m["knn"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
@@ -54,7 +60,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
-        self.seconds = 0.0
+        self.seconds, self._facts = 0.0, facts
         self._records = workdir / integrity.RECORDS
         if jax.process_index() == 0:
             self._records.mkdir(exist_ok=True)  # once it is gone, somebody took it away
@@ -92,6 +98,7 @@ class Checkpoints:
             )
         self._require_room(state)
         about = {"format_version": FORMAT_VERSION, "step": step, "config": dict(config)}
+        about |= self._facts
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
         )

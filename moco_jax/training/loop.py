@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from moco_jax.base import files
 from moco_jax.base.console import Console
 from moco_jax.data.damaged import DamagedImages
+from moco_jax.data.sources import fingerprint
 from moco_jax.method.state import TrainState, count_examples
 from moco_jax.method.step import Batch
 from moco_jax.parallel import hosts, known_answers
@@ -64,7 +65,10 @@ def _train(
     """Train in `workdir`, whose `lock` is held; arguments and result as of `train`."""
     # Settings and images that cannot work are refused here, before the workdir is looked at.
     setup = build(config, str(workdir / "index"))
-    start = begin_or_go_on(config, workdir, allow_change, setup.program, lock)
+    known = fingerprint.of(setup.source)
+    # Hosts that see other images would draw other batches, each in an order of its own.
+    hosts.require_agreement(known)
+    start = begin_or_go_on(config, workdir, allow_change, setup.program, lock, known)
     damaged = DamagedImages(config.max_bad_images)
     # The stacks close what is in them from the last to the first, however the run ends. Signals
     # are given back at the very end: until all is saved one must not end the process.

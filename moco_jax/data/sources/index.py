@@ -9,7 +9,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -124,6 +124,10 @@ class FileRecords:
     def __len__(self) -> int:
         """Return the number of records."""
         return len(self.places.offset)
+
+    def identity(self) -> list[Any]:
+        """Return the names of the files, and the file, offset and length of all records."""
+        return [self._called, self.places.file, self.places.offset, self.places.length]
 
     def part(self, index: int, start: int, length: int) -> bytes:
         """Read `length` bytes from `start` bytes after the beginning of record `index` on.
