@@ -21,9 +21,10 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from moco_jax.base import digests, files
-from moco_jax.base.errors import UserError, full_disk
+from moco_jax.base.errors import Busy, UserError, full_disk
 from moco_jax.base.text import printable
 from moco_jax.method.state import FORMAT_VERSION, TrainState, all_finite, for_batch_size
+from moco_jax.parallel import failures, hosts
 from moco_jax.training import orbax_logging
 from moco_jax.workdir import integrity
 
@@ -62,8 +63,8 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
         self.seconds, self._facts = 0.0, facts
         self._records = workdir / integrity.RECORDS
-        if jax.process_index() == 0:
-            self._records.mkdir(exist_ok=True)  # once it is gone, somebody took it away
+        # Once it is gone, somebody took it away.
+        hosts.first(lambda: self._records.mkdir(exist_ok=True))
         self._place = _identity(workdir)
         self._good: int | None = None
         self._finisher: threading.Thread | None = None
@@ -96,7 +97,8 @@ class Checkpoints:
                 f"{self.good()}; go on from there with a lower lr: --config.lr=... "
                 "--allow_change=lr"
             )
-        self._require_room(state)
+        # A process that saves alone would wait for the others.
+        hosts.each(lambda: self._require_room(state))
         about = {"format_version": FORMAT_VERSION, "step": step, "config": dict(config)}
         about |= self._facts
         items = ocp.args.Composite(
@@ -150,14 +152,19 @@ class Checkpoints:
             error, self._error = self._error, None
             raise self._explained(error) from error
 
-    def _explained(self, error: BaseException) -> UserError:
+    def _explained(self, error: BaseException) -> UserError | Busy:
         """Turn an `error` while saving into one that names its remedy."""
-        if isinstance(error, UserError):
+        if isinstance(error, (UserError, Busy)):
             return error
         workdir = self._records.parent
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             return full_disk(workdir)
         reason = printable((str(error).strip() or repr(error)).splitlines()[0])
+        if failures.is_watched() and failures.is_of_peers(error):
+            return Busy(
+                f"workdir={workdir}: a checkpoint could not be saved, as another process was lost "
+                f"({reason}); the same command goes on from the last whole checkpoint"
+            )
         return UserError(
             f"workdir={workdir}: a checkpoint could not be saved ({reason}). See that the folder "
             "is there and can be written, and give the same command: it goes on from the last "

@@ -65,17 +65,25 @@ def begin_or_go_on(
     # run goes on they are not needed: its checkpoint has what became of them.
     weights = None
     if config.init_from and not integrity.is_begun(workdir):
-        weights = warm_start.read(config, program.abstract)
+        weights = hosts.each(lambda: warm_start.read(config, program.abstract))
         # Each process has read a file of its own machine, and they train as one.
         hosts.require_agreement({"init_from": weights.digest})
     # Only looked at: damaged checkpoints stay where they are until the recipe has been compared
     # with the one of the newest sound checkpoint.
     sound, examined = integrity.find(workdir)
     # Reading checkpoints can take minutes in which another run may have taken the workdir.
-    lock.check()
+    hosts.first(lock.check)
     # Before the claim, which writes the config.json whose damage this tells.
-    remarks = recipe_check.mended(workdir, sound) + recipe_check.unknown_images(workdir, sound)
-    changed = recipe_check.claim_workdir(workdir, config.to_dict(), allow_change, sound, images)
+    remarks = hosts.first(
+        lambda: [
+            *recipe_check.mended(workdir, sound),
+            *recipe_check.unknown_images(workdir, sound),
+        ]
+    )
+    changed = hosts.first(
+        lambda: recipe_check.claim_workdir(workdir, config.to_dict(), allow_change, sound, images)
+    )
+    hosts.each(lambda: recipe_check.require_shared(workdir))
     remarks += [
         f"changed by --allow_change: {name}: {old!r} -> {new!r}"
         for name, (old, new) in changed.items()

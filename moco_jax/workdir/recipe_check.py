@@ -5,6 +5,8 @@ run that goes on has to agree with both.
 """
 
 import json
+import socket
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +21,7 @@ from moco_jax.base.text import printable
 from moco_jax.data.sources import fingerprint
 from moco_jax.workdir import integrity
 
+SEEN = 20  # seconds in which a file of another host is seen
 IMAGES = "images"  # what --allow_change calls the images, and a checkpoint their fingerprint
 
 
@@ -57,6 +60,23 @@ def claim_workdir(
             f"workdir={workdir} cannot be written ({reason}); choose a folder that you may write to"
         ) from error
     return changed
+
+
+def require_shared(workdir: epath.Path) -> None:
+    """Refuse a `workdir` in which this process does not see what process 0 has written there.
+
+    Raises:
+        UserError: it is a folder of one host alone.
+    """
+    # A shared disk may show a new file somewhat later to other hosts.
+    for _ in range(SEEN):
+        if (workdir / "config.json").exists():
+            return
+        time.sleep(1.0)
+    raise UserError(
+        f"workdir={workdir} on {socket.gethostname()} is not the folder that process 0 writes to; "
+        "all hosts must see one folder: give a place on a shared disk, or in a bucket"
+    )
 
 
 def recipe_changes(

@@ -51,6 +51,12 @@ def _digest(parts: Any) -> str:
     return digest.hexdigest()[:LENGTH]
 
 
+def in_words(found: Fingerprint) -> dict[str, Any]:
+    """Name the facts of the fingerprint `found` as a message about hosts that differ should."""
+    words = {"images": "images", "names": "names and sizes of images", "classes": "classes"}
+    return {words[key]: value for key, value in found.items()}
+
+
 def difference(old: Fingerprint, new: Fingerprint) -> str:
     """Say how the images of fingerprint `new` differ from those of `old`; '' where they do not."""
     if old.get("images") != new.get("images"):
