@@ -19,6 +19,10 @@ BYTES = {
 _LINE = re.compile(
     r"= (?P<shapes>\(?.*?\)?) (?P<kind>" + "|".join(KINDS) + r")(?P<start>-start)?\(", re.ASCII
 )
+# The compiler writes what goes to other slices of TPU chips as a transfer through their hosts.
+_BETWEEN_SLICES = re.compile(
+    r"= (?P<shapes>\(.*?\)) send\(.*_xla_megascale_transfer_type=\"(?P<kind>\w+)\"", re.ASCII
+)
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
@@ -54,11 +58,7 @@ def read(text: str) -> list[Collective]:
         match = _LINE.search(line)
         if not match:
             continue
-        shapes = [
-            (dtype, tuple(int(n) for n in dims.split(",") if n))
-            for dtype, dims in _SHAPE.findall(match["shapes"])
-            if dtype in BYTES
-        ]
+        shapes = _shapes(match["shapes"])
         if match["start"]:  # operands come first, then results, then tokens of the runtime
             shapes = [s for s in shapes if s != ("u32", ())]
             shapes = shapes[len(shapes) // 2 :]
@@ -66,3 +66,29 @@ def read(text: str) -> list[Collective]:
             shapes = [(shapes[0][0], (len(shapes), *shapes[0][1]))]
         collectives += [Collective(match["kind"], d, s, line.strip()[:200]) for d, s in shapes]
     return collectives
+
+
+def read_between_slices(text: str) -> list[Collective]:
+    """Return what each device sends to other slices, one entry for each array; else an empty list.
+
+    An all-reduce over two slices is written in three steps: each slice adds up and divides the sum
+    over its devices, which `read` finds as a reduce-scatter, each device sends its part, which is
+    found here, and each slice gathers the parts, which `read` finds as an all-gather.
+    """
+    sent = []
+    for line in text.splitlines():
+        match = _BETWEEN_SLICES.search(line)
+        if match:
+            shapes = [s for s in _shapes(match["shapes"]) if s != ("u32", ())]
+            kind = match["kind"].lower().replace("_", "-")
+            sent += [Collective(kind, d, s, line.strip()[:200]) for d, s in shapes]
+    return sent
+
+
+def _shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Read the types and shapes of arrays."""
+    return [
+        (dtype, tuple(int(n) for n in dims.split(",") if n))
+        for dtype, dims in _SHAPE.findall(text)
+        if dtype in BYTES
+    ]

@@ -1,12 +1,15 @@
 """Compiles the ImageNet step for TPUs, without a TPU: operations, bytes, memory, collectives.
 
     pip install libtpu  # in an environment of its own: with it `import jax` looks for a TPU
-    python -m benchmarks.tpu_compile [--topologies=v5e:2x4,...] [--ideas]
+    python -m benchmarks.tpu_compile [--topologies=v5e:2x4,...] [--ideas] [--slices=2]
 
 Each topology's step (configs/imagenet.py:v2, 32 images a chip, a BN group a chip) stands beside
 the supervised ResNet-50 step compiled in the same run. 4/3 of its operations is the floor: one
 forward pass more. `--ideas` compiles the step once more without each thing that was done to save
-bytes, and with views finished on the device. A compilation takes a minute or two.
+bytes, and with views finished on the device. A compilation takes a minute or two. `--slices=2`
+compiles MoCo's step alone, for two slices of each topology, and prints what stays within a slice
+and what goes from one to another, after small programs that show what the order of the chips and
+a second mesh axis change; that takes longer, and `--arch=resnet18` takes less.
 """
 
 import os
@@ -16,6 +19,7 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import dataclasses
+import math
 import re
 import time
 from collections import defaultdict
@@ -28,7 +32,8 @@ import numpy as np
 import optax
 from absl import app, flags
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from benchmarks import collectives
 from configs import imagenet
@@ -45,15 +50,21 @@ TOPOLOGIES = flags.DEFINE_list(
 IDEAS = flags.DEFINE_bool(
     "ideas", False, "Also compile the step without each saving, on the first topology."
 )
+SLICES = flags.DEFINE_integer(
+    "slices", 1, "Compile for so many slices, and print what goes between them.", lower_bound=1
+)
+ARCH = flags.DEFINE_string("arch", "resnet50", "Encoder.")
 OUT = flags.DEFINE_string("out", "", "Folder for the compiled programs' text.")
 IMAGES = 32
 CLASSES = 1000
 HEADER = ["a chip", "GFLOP", "", "GB moved", "", "GB at peak", "GB temporary"]
+TRAFFIC = ["collective", "type", "arrays", "MB a device", "largest"]
 
 
-def mesh_of(topology: str) -> Mesh:
+def mesh_of(topology: str, slices: int = 1) -> Mesh:
     """Return a mesh of chips that are not there, of which the TPU compiler knows all it needs."""
-    description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    several = {"num_slices": slices} if slices > 1 else {}
+    description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **several)
     return mesh_lib.create_mesh(list(description.devices))
 
 
@@ -64,6 +75,7 @@ def moco_program(mesh: Mesh, **changes: Any) -> assembly.Program:
     config.update(
         batch_size=IMAGES * chips, bn_groups=chips, shuffle_groups=8, compute_dtype="bfloat16"
     )
+    config.arch = ARCH.value
     config.update(changes)
     return assembly.program(config, mesh, examples=1_281_167)
 
@@ -75,7 +87,7 @@ def supervised(mesh: Mesh):
     """
     chips = mesh.size
     batch, config = IMAGES * chips, imagenet.get_config("v2")
-    encoder = encoders.create("resnet50", dim=CLASSES, bn_groups=chips, dtype=jnp.bfloat16)
+    encoder = encoders.create(ARCH.value, dim=CLASSES, bn_groups=chips, dtype=jnp.bfloat16)
     optimizer = optimizers.sgd(0.9, 1e-4)
 
     def create():
@@ -123,10 +135,10 @@ def numbers(compiled) -> dict[str, float]:
     }
 
 
-def traffic(text: str) -> list[list[str]]:
-    """Return rows of collectives: kind, type, number of arrays, megabytes a chip, the largest."""
+def traffic(found: list[collectives.Collective]) -> list[list[str]]:
+    """Return rows of collectives: kind, type, arrays, megabytes a device, the largest."""
     groups = defaultdict(list)
-    for one in collectives.read(text):
+    for one in found:
         groups[one.kind, one.dtype].append(one)
     return [
         [
@@ -178,6 +190,92 @@ def report(name: str, compiled, base: dict[str, float] | None) -> list[str]:
     ]
 
 
+def keep(name: str, text: str) -> None:
+    """Write a compiled program's text to the folder `--out`, if one is given."""
+    if OUT.value:
+        os.makedirs(OUT.value, exist_ok=True)
+        with open(os.path.join(OUT.value, f"{name.replace(':', '_')}.txt"), "w") as file:
+            file.write(text)
+
+
+def judge_slices(topology: str, slices: int) -> None:
+    """Compile MoCo's step for several slices and print what stays within one, and what leaves it.
+
+    An all-reduce over the slices is three of these rows: `collectives.read_between_slices`.
+    """
+    mesh = mesh_of(topology, slices)
+    began = time.perf_counter()
+    text = moco_program(mesh).compile_step().as_text()
+    seconds = time.perf_counter() - began
+    keep(f"{topology}_{slices}_slices", text)
+    print(
+        f"\n{slices} slices of {topology}: {mesh.size} devices, {ARCH.value}, batch"
+        f" {IMAGES * mesh.size}; compiled in {seconds:.0f} s"
+    )
+    for where, found in (
+        ("within a slice", collectives.read(text)),
+        ("between slices", collectives.read_between_slices(text)),
+    ):
+        total = sum(c.bytes for c in found) / 1e6
+        print(f"{where}: {total:.3f} MB a device")
+        print(table(TRAFFIC, traffic(found)))
+
+
+def compare_layouts(topology: str, slices: int) -> None:
+    """Print what each chip sends to other slices, by order of the chips and axes of the mesh.
+
+    Small programs stand for the step's two kinds of traffic: the exchange of key images for
+    shuffled BatchNorm, and a gradient against negatives that are divided over the chips.
+    """
+    chips = mesh_of(topology, slices).devices
+    mixed = Mesh(chips.reshape(slices, -1).T.ravel(), (mesh_lib.AXIS,))
+    ordered, size = Mesh(chips, (mesh_lib.AXIS,)), len(chips)
+    two_axes = Mesh(chips.reshape(slices, -1), ("slice", mesh_lib.AXIS))
+    within = math.gcd(8, size // slices)
+    programs = {
+        f"exchange, {within} groups, slice after slice": swapped(ordered, within),
+        f"exchange, {within} groups, chips of slices in turn": swapped(mixed, within),
+        f"exchange, {size} groups, slice after slice": swapped(ordered, size),
+        "gradient, one axis": gradient(ordered, ordered.axis_names),
+        "gradient, two axes": gradient(two_axes, two_axes.axis_names),
+    }
+    rows = []
+    for name, text in programs.items():
+        sent = collectives.read_between_slices(text)
+        kinds = ", ".join(f"{c.kind} {c.dtype}{list(c.shape)}" for c in sent)
+        rows.append([name, f"{sum(c.bytes for c in sent) / 1e6:.3f}", kinds or "nothing"])
+    print(table(["small program", "MB a device between slices", "what"], rows))
+
+
+def swapped(mesh: Mesh, span: int) -> str:
+    """Compile the exchange of key images between `span` neighbouring BatchNorm groups."""
+    images = jax.ShapeDtypeStruct(
+        (IMAGES * mesh.size, 224, 224, 3), jnp.uint8, sharding=mesh_lib.sharded(mesh)
+    )
+    exchange = jax.jit(lambda x: shuffle.exchange(x, mesh.size, span, mesh))
+    return exchange.lower(images).compile().as_text()
+
+
+def gradient(mesh: Mesh, axes: tuple[str, ...]) -> str:
+    """Compile a layer's gradient; images and negatives are divided over all `axes` together."""
+    everywhere, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(axes))
+
+    def loss(weights, images, negatives):
+        queries = jax.lax.with_sharding_constraint(images @ weights, everywhere)
+        return jax.nn.logsumexp(queries @ negatives.T, axis=1).mean()
+
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+        for shape, sharding in (
+            ((1024, 128), everywhere),
+            ((IMAGES * mesh.size, 1024), divided),
+            ((65536, 128), divided),
+        )
+    ]
+    step = jax.jit(jax.grad(loss), out_shardings=everywhere)
+    return step.lower(*arguments).compile().as_text()
+
+
 def judge(topology: str) -> None:
     """Compile both steps for one topology and print what they need."""
     mesh = mesh_of(topology)
@@ -186,20 +284,15 @@ def judge(topology: str) -> None:
     base, ours = supervised(mesh), moco_program(mesh).compile_step()
     seconds = time.perf_counter() - began
     text = ours.as_text()
-    if OUT.value:
-        os.makedirs(OUT.value, exist_ok=True)
-        for name, compiled in (("moco", ours), ("supervised", base)):
-            with open(
-                os.path.join(OUT.value, f"{topology.replace(':', '_')}_{name}.txt"), "w"
-            ) as file:
-                file.write(compiled.as_text())
+    keep(f"{topology}_moco", text)
+    keep(f"{topology}_supervised", base.as_text())
     first = numbers(base)
     print(
         f"\n{topology}: {devices[0].device_kind}, {mesh.size} chips, batch"
         f" {IMAGES * mesh.size}; compiled in {seconds:.0f} s"
     )
     print(table(HEADER, [report("supervised", base, None), report("MoCo v2", ours, first)]))
-    print(table(["collective", "type", "arrays", "MB a chip", "largest"], traffic(text)))
+    print(table(TRAFFIC, traffic(collectives.read(text))))
     for line in logits_precision(text):
         print("logits", line)
 
@@ -265,7 +358,11 @@ def compare_ideas(topology: str) -> None:
 def main(argv: list[str]) -> None:
     """Compile for every topology and print."""
     for topology in TOPOLOGIES.value:
-        judge(topology)
+        if SLICES.value > 1:
+            compare_layouts(topology, SLICES.value)
+            judge_slices(topology, SLICES.value)
+        else:
+            judge(topology)
     if IDEAS.value:
         compare_ideas(TOPOLOGIES.value[0])
 

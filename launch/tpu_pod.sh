@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Pretraining on a Cloud TPU slice, on all its hosts, through gcloud (queued resources).
 #
+# Google no longer develops the API behind it (`gcloud compute tpus`), and that does not serve TPU7x and later TPUs:
+# launch/gke_jobset.sh does, and is the way to begin with. This one serves v2 to v6e.
+#
 #   export NAME=moco ZONE=us-central2-b TYPE=v4-32
 #   launch/tpu_pod.sh create --spot      ask for the slice
 #   launch/tpu_pod.sh install            wait for it, then bring this checkout to all hosts and install it
@@ -45,6 +48,13 @@ set -- ${program[@]+"${program[@]}"}
 need_name NAME moco
 need ZONE us-central2-b
 [[ $WORKER =~ ^([0-9]+|all)$ ]] || die "WORKER=$WORKER is no number of a host; WORKER=0 would work"
+# "Run JAX code on TPU slices", docs.cloud.google.com/tpu/docs/jax-pods: "The Cloud TPU API is not supported on TPU7x
+# and later TPU versions."
+case $TYPE in
+    tpu[7-9]* | v[7-9]-* | v[7-9][a-z]*)
+        die "TYPE=$TYPE is of a generation that the Cloud TPU API does not serve; launch/gke_jobset.sh with ACCELERATOR=tpu7x TOPOLOGY=2x2x2 would work"
+        ;;
+esac
 need_switch SPOT
 need_number LOG_LINES 50
 need_number POLL_SECONDS 30

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 from tests import xla
 
@@ -19,6 +21,66 @@ for words in json.loads(sys.argv[2]):
     except SystemExit as error:
         print("ended with", error.code)
 """
+
+# The same in one of two processes, which join once, at the first command line: the words begin with
+# the module. Some code of the test may come first.
+ONE_OF_TWO = """
+import json, sys
+import jax
+from moco_jax.cli.commands import command_of
+from moco_jax.parallel import hosts, xla_flags
+xla_flags.set_up()
+join, flags = hosts.start_hosts, sys.argv[2:5]
+def once(*arguments, **named):
+    if not jax.distributed.is_initialized():
+        join(*arguments, **named)
+hosts.start_hosts = once
+exec(sys.argv[5])
+for module, *words in json.loads(sys.argv[1]):
+    print("BEGIN", file=sys.stderr)
+    print("BEGIN")
+    try:
+        command_of(module).call([module, *words, *flags])
+    except SystemExit as error:
+        print("ended with", error.code)
+"""
+
+
+def in_two_processes(lines, devices, folder, code="", seconds=300):
+    """What each of `lines` printed in both of two joined processes: pairs as of `command_lines`.
+
+    Each process has so many `devices`; `code` is executed in both before the first line.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = str(Path(__file__).parents[1])
+    env = os.environ | {"XLA_FLAGS": xla.flags(devices), "PYTHONPATH": here}
+    both = []
+    for number in range(2):
+        flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}"]
+        command = [sys.executable, "-c", ONE_OF_TWO, json.dumps(lines), *flags, code]
+        both.append(
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=folder,
+                env=env,
+            )
+        )
+    try:
+        said = [process.communicate(timeout=seconds) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    for process, (printed, errors) in zip(both, said, strict=True):
+        assert not process.returncode, (printed, errors)
+    return [
+        list(zip(printed.split("BEGIN\n")[1:], errors.split("BEGIN\n")[1:], strict=True))
+        for printed, errors in said
+    ]
 
 
 def command_lines(module, lines, folder=None):

@@ -35,6 +35,8 @@ with contextlib.suppress(ImportError):
 import jax
 import pytest
 
+from tests import smallest  # noqa: F401 - makes its encoder known
+
 # Files that take longest, in this order: both processes of a run are then busy to the end.
 LONGEST_FIRST = (
     "training/test_loop.py",

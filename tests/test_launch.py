@@ -39,6 +39,7 @@ GKE = dict(
     WORKDIR="gs://bucket/run",
     NAME="pod",
 )
+IRONWOOD = {**GKE, "ACCELERATOR": "tpu7x", "TOPOLOGY": "2x2x2"}
 SETTINGS = {"tpu_pod.sh": TPU, "gke_jobset.sh": GKE}
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
@@ -141,6 +142,8 @@ def test_help_says_what_it_is_and_lists_all_settings(name, tmp_path):
         (POD, ["create"], {"TYPE": "v4-32"}, "ZONE is not set; ZONE=us-central2-b would work"),
         (POD, ["create"], {"ZONE": "z"}, "TYPE is not set; TYPE=v4-32 would work"),
         (POD, ["create"], {**TPU, "TYPE": "v99-8"}, "RUNTIME is not set, and TYPE=v99-8"),
+        (POD, ["create"], {**TPU, "TYPE": "tpu7x-16"}, "ACCELERATOR=tpu7x TOPOLOGY=2x2x2 would"),
+        (POD, ["status"], {**TPU, "TYPE": "v7x-16", "RUNTIME": "r"}, "TYPE=v7x-16 is of a gener"),
         (POD, ["run"], TPU, "--workdir is missing"),
         (POD, ["run", "--", "--workdir=runs/a"], TPU, "--workdir=gs://BUCKET/FOLDER would work"),
         (POD, ["install", "--", "--workdir=/a"], TPU, "install takes no arguments"),
@@ -152,6 +155,12 @@ def test_help_says_what_it_is_and_lists_all_settings(name, tmp_path):
         (JOBSET, ["submit"], {**GKE, "TOPOLOGY": "4y4"}, "TOPOLOGY=4x4 would work"),
         (JOBSET, ["submit"], {**GKE, "TOPOLOGY": "1x1"}, "CHIPS_PER_HOST=1 would work"),
         (JOBSET, ["submit"], {**GKE, "SPOT": "yes"}, "SPOT=yes is neither true nor false"),
+        (JOBSET, ["submit"], {**GKE, "ACCELERATOR": "tpu7x"}, "TOPOLOGY=2x2x2 would work"),
+        (JOBSET, ["submit"], {**GKE, "TOPOLOGY": "2x2x2"}, "TOPOLOGY=4x4 would work"),
+        (JOBSET, ["submit"], {**IRONWOOD, "CHIPS_PER_HOST": 8}, "CHIPS_PER_HOST=4 would work"),
+        (JOBSET, ["submit"], {**GKE, "SLICES": "0"}, "SLICES=0 is no whole number above 0"),
+        (JOBSET, ["submit"], {**GKE, "SLICES": 2, "TOPOLOGY": "2x2"}, "SLICES=1 would work"),
+        (JOBSET, ["logs"], {**GKE, "SLICE": "a"}, "SLICE=0 would work"),
         (JOBSET, [], GKE, "a sub-command is missing"),
         (SLURM, [], {}, "--workdir is missing"),
         (SLURM, ["--", "--workdir=a"], {"NODES": "two"}, "NODES=two is no whole number above 0"),
@@ -406,6 +415,36 @@ def test_jobset_settings(tmp_path):
     assert "serviceAccountName" not in pod
 
 
+def test_jobset_of_two_slices_of_tpu7x(tmp_path):
+    """Each slice of 2x2x2 chips is a Job of two hosts, and all Jobs end before any starts again."""
+    whole = jobset(cwd=tmp_path, **IRONWOOD | {"SLICES": 2, "HOST_NETWORK": "true"})
+    placing = whole["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
+    assert placing == "cloud.google.com/gke-nodepool", "each slice has a node pool to itself"
+    assert whole["spec"]["failurePolicy"]["restartStrategy"] == "BlockingRecreate"
+    (slices,) = whole["spec"]["replicatedJobs"]
+    assert slices["replicas"] == 2
+    job = slices["template"]["spec"]
+    pod = job["template"]["spec"]
+    assert (job["parallelism"], job["completions"]) == (2, 2)
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu7x",
+        "cloud.google.com/gke-tpu-topology": "2x2x2",
+    }
+    assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert [e["name"] for e in container["env"]] == ["PYTHONUNBUFFERED"], "GKE sets the others"
+
+
+def test_jobset_runs_other_programs(tmp_path):
+    words = ["finetune", "--labels=1,10"]
+    whole = jobset("--", *words, cwd=tmp_path, MODULE="moco_jax.evaluate", RECIPE="")
+    pod = whole["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    program = ["python", "-m", "moco_jax.evaluate", "--distributed", "--workdir=gs://bucket/run"]
+    assert container["command"] == [*program, *words]
+
+
 def test_jobset_keeps_the_arguments(tmp_path):
     words = [*AWKWARD, "two\nlines\tand a tab", "$(HOME) $$(HOME)"]
     whole = jobset("--", *words, cwd=tmp_path)
@@ -448,7 +487,8 @@ def test_jobset_dry_runs(tmp_path):
     first, *text, last = done.stdout.splitlines()
     assert (first, last) == ("kubectl --namespace=default apply -f - <<'END'", "END")
     assert yaml.safe_load("\n".join(text)) == jobset("--", *AWKWARD, cwd=tmp_path)
-    (command,) = dry("gke_jobset.sh", "logs", cwd=tmp_path, WORKER=2)
+    (command,) = dry("gke_jobset.sh", "logs", cwd=tmp_path, WORKER=2, SLICE=1)
+    assert "jobset.sigs.k8s.io/job-index=1," in command[-1]
     assert command[2:4] == ["logs", "-f"]
     assert "jobset-name=pod" in command[-1]
     assert command[-1].endswith("job-completion-index=2")

@@ -50,7 +50,6 @@ loaded = {name.partition(".")[0] for name in sys.modules}
 assert not hidden & loaded, hidden & loaded
 '''
 TINY = (
-    "--config.arch=resnet10",
     "--config.width=4",
     "--config.bn_groups=1",
     "--config.shuffle_groups=1",
@@ -103,7 +102,7 @@ def places(tmp_path_factory):
 def lines_of(places, out):
     """Command lines of a run on the digits, and of one on each of `places`, with what follows."""
     digits = ["--config.batch_size=256", "--config.epochs=2", "--config.knn_examples=300"]
-    lines = [["pretrain", "--config=digits", f"--workdir={out}/digits", *TINY, *digits]]
+    lines = [["pretrain", "--config=tests/smallest.py", f"--workdir={out}/digits", *TINY, *digits]]
     lines += [
         ["evaluate", "knn", f"--workdir={out}/digits"],
         ["evaluate", "linear", f"--workdir={out}/digits", "--epochs=1", "--rates=1", "--decays=0"],
@@ -115,7 +114,7 @@ def lines_of(places, out):
         own += ["--config.split=train", "--config.eval_split=", "--config.eval_batch_size=16"]
         own += ["--config.batch_size=16", "--config.epochs=2"]
         lines += [
-            ["pretrain", "--config=digits", f"--workdir={place}", *TINY, *own],
+            ["pretrain", "--config=tests/smallest.py", f"--workdir={place}", *TINY, *own],
             ["evaluate", "knn", f"--workdir={place}", "--k=3"],
         ]
     lines.append(["evaluate", "linear", f"--workdir={out}/tfds", "--epochs=2", "--batch_size=16"])
@@ -186,12 +185,12 @@ def test_images_are_those_that_tensorflow_decodes(places, kind):
 
 
 def test_what_needs_the_packages_is_refused_in_one_line(places, tmp_path):
-    resident = ["--config=digits", "--config.augment_on=resident"]
+    resident = ["--config=tests/smallest.py", "--config.augment_on=resident"]
     tfds = [*resident, "--config.dataset=tfds:toy", f"--config.data_dir={places['tfds:toy']}"]
     expected = {
         (
             "pretrain",
-            "--config=digits",
+            "--config=tests/smallest.py",
             f"--workdir={tmp_path}/a",
         ): "augment_on='host' needs the package tensorflow, which is not installed here;"
         " pip install tensorflow, or --config.augment_on=resident, which holds all images on the"

@@ -68,10 +68,8 @@ def unseal(content: bytes) -> bytes | None:
 def _of_file(path: epath.Path) -> str:
     """Return the digest of a file, or why it cannot be read (a link to nothing, a pipe)."""
     try:
-        if files.is_remote(path):
-            return hashlib.sha256(files.read(path)).hexdigest()
         # A file of a checkpoint may be larger than the memory that is left, and eight are read.
-        with files.open_regular(path) as file:
+        with path.open("rb") if files.is_remote(path) else files.open_regular(path) as file:
             digest = hashlib.sha256()
             _add(digest, file)
             return digest.hexdigest()

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from moco_jax import config as config_lib
 from moco_jax.base import files, packages
 from moco_jax.base.console import Console
-from moco_jax.cli import number_flags, shared_flags
+from moco_jax.cli import host_flags, number_flags, shared_flags
 from moco_jax.cli.command_line import (
     SETTINGS,
     Command,
@@ -54,6 +54,7 @@ def define(given: flags.FlagValues) -> None:
         "Folder of the contact sheet; WORKDIR/doctor, or runs/doctor without a workdir.",
         given,
     )
+    host_flags.define(given)
 
 
 def recipe_batch_size(config_flag: Any) -> int:
@@ -75,12 +76,14 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     if given.config.augment_on != "resident":
         packages.load_tensorflow(f"augment_on={given.config.augment_on!r}")
     set_up(given.config)
+    host_flags.join(given, asks_for_stops=False)
     logging.set_verbosity(logging.ERROR)  # damaged images are findings here, not news
 
     from moco_jax.base.findings import FAULT, SHOWN, Report, verdict
     from moco_jax.doctor.examination import Options, examine
+    from moco_jax.parallel import everyone
 
-    console = Console()
+    console = Console(speaks=everyone.is_first())
     report = Report(console, 0 if given.full else SHOWN)
     out = files.absolute(given.out or os.path.join(given.workdir or "runs", "doctor"))
     options = Options(
@@ -95,7 +98,7 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     )
     examine(given.config, report, options)
     console.line(f"\nverdict: {verdict(report.marks)}")
-    sys.exit(1 if FAULT in report.marks else 0)
+    sys.exit(1 if everyone.gather(FAULT in report.marks)[0] else 0)
 
 
 COMMAND = Command(__doc__, define, main, SETTINGS)

@@ -8,7 +8,7 @@ from absl import flags
 
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
-from moco_jax.cli import number_flags, shared_flags
+from moco_jax.cli import host_flags, number_flags, shared_flags
 from moco_jax.cli.command_line import Command, fail
 from moco_jax.config import registry
 
@@ -51,7 +51,13 @@ def define(given: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "split", "", "Split of digits or tfds:NAME; left out: train, or the run's.", given
     )
-    flags.DEFINE_string("out", "", "The file to write: .npz or .parquet.", given)
+    flags.DEFINE_string(
+        "out",
+        "",
+        "The file to write: .npz or .parquet; on a disk that all hosts see, where several work.",
+        given,
+    )
+    host_flags.define(given)
 
 
 def define_search(given: flags.FlagValues) -> None:
@@ -73,7 +79,7 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
         raise UserError(f"--workdir=DIR and --out=FILE are needed: {FORMS}")
     from moco_jax.cli.features import embed
 
-    embed.embed(given, Console())
+    embed.embed(given)
 
 
 def main_search(given: flags.FlagValues, words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Flags of pretraining and evaluation by which the processes of one command find each other."""
+"""Flags by which the processes of one command find each other."""
 
 from absl import flags
 

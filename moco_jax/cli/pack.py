@@ -2,6 +2,7 @@
 
 python -m moco_jax.pack --data_dir=FOLDER --out=OUT
 python -m moco_jax.pack --data_dir=FOLDER --out=gs://BUCKET/OUT --shards=64 --format=arrayrecord
+python -m moco_jax.pack --data_dir=LIST.txt --out=OUT --shards=64 --part=$K --parts=8
 """
 
 import sys
@@ -31,6 +32,12 @@ def define(given: flags.FlagValues) -> None:
     flags.DEFINE_string("out", "", "Folder of the shards; may be gs://BUCKET/FOLDER.", given)
     number_flags.DEFINE_whole(
         "shards", 0, "Files to write; 0: one per 5,000 images.", 0, 10**5, given
+    )
+    number_flags.DEFINE_whole(
+        "parts", 1, "Workers that pack side by side, each a part of the shards.", 1, 10**5, given
+    )
+    number_flags.DEFINE_whole(
+        "part", 0, "Which of --parts this worker packs, from 0.", 0, 10**5, given
     )
     formats = " or ".join(registry.SHARD_FORMATS())
     flags.DEFINE_string("format", "tfrecord", f"Format of the shards: {formats}.", given)
@@ -86,10 +93,16 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
         for remark in plan.source.remarks:
             console.line(remark)
-        packing.pack(plan, Shards(plan, console).seen)
+        left = packing.pack(plan, Shards(plan, console).seen, given.part, given.parts)
     except KeyboardInterrupt:
         console.line("stopped; finished shards are kept, the same command goes on")
         sys.exit(130)
+    if left:
+        console.line(
+            f"part {given.part} of {given.parts} is done; {len(left)} of {plan.shards} shards are"
+            f" for other parts to write, {packing.MANIFEST} comes with the last"
+        )
+        return
     damaged = packing.damaged_names(plan)
     console.line(
         f"{plan.out} is whole: {len(plan.source) - len(damaged):,} images; train on it with "

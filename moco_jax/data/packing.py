@@ -3,6 +3,8 @@
 A folder of a million small files reads slowly, a few large files do not. A shard is written
 under a draft's name and renamed when it is whole, so packing can be cut off anywhere and goes on
 by the same call. Bytes go in as they are; images that cannot be decoded are left out and named.
+Workers on several machines each write a part of the shards and know nothing of each other; the one
+that finds all shards there writes the manifest.
 """
 
 import dataclasses
@@ -29,6 +31,10 @@ from moco_jax.data.sources.tf_decode import decode_or_flag
 
 FORMATS = {"tfrecord": "tfrecord", "arrayrecord": "array_record"}  # format -> ending of its files
 PER_SHARD = 5000  # images in a shard, where the number of shards is not given
+MOST = 10**5 - 1  # shards where their number is not given, as names count them by five digits
+MANIFEST = (
+    "manifest.json"  # file beside the shards that says that all are there, and what they hold
+)
 _READ_AT_ONCE = 16
 
 
@@ -79,7 +85,7 @@ def make_plan(data_dir: str, out: str, shards: int, format: str, decoding: Decod
     if not is_utf8(out):
         raise UserError(f"out={printable(out)} is no name in UTF-8, as shards need; give another")
     source = open_source("folder", "", data_dir, decoding=decoding)
-    shards = shards or -(-len(source) // PER_SHARD)
+    shards = shards or min(-(-len(source) // PER_SHARD), MOST)
     if not 0 < shards <= len(source):
         raise UserError(
             f"shards={shards} must be from 1 to {len(source)}, the number of images; 0 chooses"
@@ -108,22 +114,31 @@ def _facts(plan: Plan) -> dict:
     }
 
 
-def claim(plan: Plan) -> None:
-    """Mark `plan.out` as this packing's by pack.json, or refuse if it holds another's shards."""
+def claim(plan: Plan) -> dict:
+    """Mark `plan.out` as this packing's by pack.json, or refuse if it holds another's shards.
+
+    Returns: the facts of this packing.
+    """
     path, facts = os.path.join(plan.out, PACK), _facts(plan)
     with writing(plan.out):
         tf.io.gfile.makedirs(plan.out)
         if not store.is_file(path):
             endings = tuple(f".{ending}" for ending in FORMATS.values())
             foreign = [n for n in store.listing(plan.out) if n.endswith(endings)]
-            if foreign:
+            if foreign and not store.is_file(path):  # another worker may have come meanwhile
                 raise UserError(
                     f"out={printable(plan.out)} holds {printable(foreign[0])} and no pack.json that"
                     " says of what; give another --out"
                 )
-            with files.draft(epath.Path(path), shared=False) as draft:
+            with files.draft(epath.Path(path)) as draft:
                 draft.write_text(json.dumps(facts, indent=2) + "\n")
-            return
+    _require_claim(plan, facts)
+    return facts
+
+
+def _require_claim(plan: Plan, facts: dict) -> None:
+    """Refuse to go on if pack.json says other `facts`: `plan.out` holds another packing."""
+    path = os.path.join(plan.out, PACK)
     before = {"channels": 3, "white": 0.0, "max_pixels": RGB.max_pixels} | _claimed(path)
     changed = [key for key in facts if before.get(key) != facts[key]]
     if changed:
@@ -231,10 +246,10 @@ def _checked(source: FolderSource, start: int, stop: int) -> Iterator[tuple[int,
             yield from zip(*batch, strict=True)
 
 
-def write_shard(plan: Plan, number: int, seen: Callable[[int], None]) -> None:
+def write_shard(plan: Plan, facts: dict, number: int, seen: Callable[[int], None]) -> None:
     """Write shard `number`, and beside it the names of damaged images that it lacks.
 
-    `seen` is called with each image's number.
+    `facts`: of the packing; `seen` is called with each image's number.
     """
     start, stop = plan.bounds(number)
     path, source, damaged = plan.path(number), plan.source, []
@@ -246,6 +261,8 @@ def write_shard(plan: Plan, number: int, seen: Callable[[int], None]) -> None:
                 else:
                     damaged.append(source.path(int(index)))
                 seen(int(index))
+        # Of two workers that began at one moment with other images, one lost its claim.
+        _require_claim(plan, facts)
         # Before the shard has its name: a shard that is there is not looked at again. What an
         # earlier call found, which was cut off, may have been repaired since.
         named = f"{plan.stem(number)}.damaged.txt"
@@ -256,32 +273,82 @@ def write_shard(plan: Plan, number: int, seen: Callable[[int], None]) -> None:
             tf.io.gfile.remove(named)
 
 
+def damaged_of(plan: Plan, number: int) -> list[str]:
+    """Return the paths of the images that shard `number` lacks, if it is there (`text.to_line`)."""
+    path = f"{plan.stem(number)}.damaged.txt"
+    if not store.is_file(path):
+        return []
+    return store.read(path).decode("utf-8", "surrogateescape").split("\n")[:-1]
+
+
 def damaged_names(plan: Plan) -> list[str]:
     """Return the paths of all images that the finished shards lack (`text.to_line`)."""
-    names: list[str] = []
+    return [name for number in range(plan.shards) for name in damaged_of(plan, number)]
+
+
+def missing(plan: Plan) -> list[int]:
+    """Return the numbers of the shards that are not there yet, ascending."""
+    there = set(store.listing(plan.out))
+    return [n for n in range(plan.shards) if os.path.basename(plan.path(n)) not in there]
+
+
+def write_manifest(plan: Plan) -> None:
+    """Write what each shard holds, and which images none holds; all shards are there."""
+    shards, damaged = [], []
     for number in range(plan.shards):
-        path = f"{plan.stem(number)}.damaged.txt"
-        if store.is_file(path):
-            names += store.read(path).decode("utf-8", "surrogateescape").split("\n")[:-1]
-    return names
+        (start, stop), lacking = plan.bounds(number), damaged_of(plan, number)
+        path = plan.path(number)
+        shards.append(
+            {
+                "file": os.path.basename(path),
+                "images": stop - start - len(lacking),
+                "bytes": store.size(path),
+            }
+        )
+        damaged += lacking
+    images = len(plan.source) - len(damaged)
+    content = {"images": images, "damaged": damaged, "shards": shards}
+    with writing(plan.out):
+        files.write(
+            epath.Path(os.path.join(plan.out, MANIFEST)), json.dumps(content, indent=1).encode()
+        )
 
 
-def pack(plan: Plan, seen: Callable[[int, int], None]) -> None:
-    """Write all shards of `plan` that are not there yet.
+def pack(plan: Plan, seen: Callable[[int, int], None], part: int = 0, parts: int = 1) -> list[int]:
+    """Write the shards of `plan` that are not there yet, or a part of them.
 
-    `seen` is called with each shard's and image's number.
+    Args:
+        plan: which images go where.
+        seen: called with each shard's and image's number.
+        part: of `parts` that workers pack side by side, from 0; which shards it has does not depend
+            on what is there.
+        parts: how many there are.
+
+    Returns:
+        The numbers of the shards that other parts still have to write.
 
     Raises:
-        UserError: the folder holds another packing, cannot be written, or no image can be
-            decoded.
+        UserError: there is no such part, the folder holds another packing, cannot be written, or
+            no image can be decoded.
     """
-    claim(plan)
-    for number in range(plan.shards):
-        if not store.is_file(plan.path(number)):
-            write_shard(plan, number, functools.partial(seen, number))
+    if not 0 <= part < parts or parts > plan.shards:
+        raise UserError(
+            f"part={part} of parts={parts}: parts count from 0, and there can be as many as"
+            f" shards ({plan.shards}); shards=N changes these"
+        )
+    facts = claim(plan)
+    own = set(range(part, plan.shards, parts))
+    for number in missing(plan):
+        if number in own:
+            write_shard(plan, facts, number, functools.partial(seen, number))
+    left = missing(plan)
+    if left:
+        return left
     damaged = damaged_names(plan)
     if len(damaged) == len(plan.source):
         raise UserError(
             f"none of the {len(damaged)} images can be decoded; {printable(damaged[0])} is one of"
             " them"
         )
+    write_manifest(plan)
+    return []

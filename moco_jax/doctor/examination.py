@@ -1,6 +1,8 @@
 """Examines a run before it starts, section by section.
 
-Each section uses what the earlier ones found, and a fault in one does not stop the others.
+Each section uses what the earlier ones found, and a fault in one does not stop the others. Of a
+run on several hosts all of them examine it together, each its part: what one cannot do counts for
+all, so that none waits for another, and process 0 prints what `joined.py` makes of their findings.
 """
 
 import dataclasses
@@ -14,14 +16,14 @@ from ml_collections import ConfigDict
 
 from moco_jax.base.console import Counter, duration
 from moco_jax.base.findings import BUSY, FAULT, NOTE, OK, Finding, Report
-from moco_jax.data import order, resident
+from moco_jax.data import order, resident, same_images
 from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.sources import Source, remarks_of
-from moco_jax.doctor import images, memory, rate, settings, survey, workdir
+from moco_jax.doctor import images, joined, memory, rate, settings, survey, workdir
 from moco_jax.evaluation.classes import match_sources
 from moco_jax.evaluation.held_out import choose
 from moco_jax.monitoring import view_pairs
-from moco_jax.parallel import known_answers, mesh
+from moco_jax.parallel import everyone, known_answers, mesh
 from moco_jax.training import checks, warm_start
 from moco_jax.training.assembly import Program, find_resident_shape, program, require_a_batch
 from moco_jax.workdir import integrity
@@ -56,12 +58,16 @@ class Options:
 def examine(config: ConfigDict, report: Report, options: Options) -> None:
     """Examine the run that `config` describes, and put the findings of all sections into `report`.
 
+    Of several hosts each must call this, and process 0 has the whole report.
+
     Args:
         config: what would run.
         report: prints and counts what is found.
         options: what else the doctor is told.
     """
     examination = Examination(config, report, options.step_seconds)
+    if not examination.hosts(options):
+        return
     examination.settings(options.recipe_batch)
     examination.dataset(options.index_dir)
     examination.images(options.count)
@@ -104,6 +110,20 @@ class Examination:
             return 0
         return order.steps_per_epoch(len(self.source), self.config.batch_size)
 
+    def hosts(self, options: Options) -> bool:
+        """Find whether the processes of the run, where there are several, can run together."""
+        if everyone.is_alone():
+            return True
+        with self.report.section("hosts"):
+            flags = {
+                "--sample": options.count,
+                "--step_seconds": options.step_seconds,
+                "--workdir": str(options.place),
+            }
+            self.report.add(*joined.require_one_command(self.config, flags))
+            return True
+        return False
+
     def settings(self, recipe_batch: int) -> None:
         """Examine names and values of settings, and whether all sizes divide.
 
@@ -126,25 +146,30 @@ class Examination:
         config = self.config
         with self.report.section("dataset"):
             began = time.perf_counter()
-            self.source = open_images(config, config.split, index_dir)
+            with everyone.failing_together():
+                source = open_images(config, config.split, index_dir)
             took = duration(time.perf_counter() - began)
-            count = len(self.source)
+            hosts = same_images.require_same(source)
+            self.source, count = source, len(source)
             self.report.add(
                 Finding(
                     OK, f"{count:,} images of {config.dataset} ({config.split}), opened in {took}"
                 )
             )
+            if hosts > 1:
+                self.report.add(Finding(OK, f"all {hosts} processes see the same images"))
             self.report.add(*(Finding(NOTE, remark) for remark in remarks_of(self.source)))
             require_a_batch(config, self.source)
             self.enough = True
             self.report.add(*settings.length(config, count))
             queries = None
-            if config.eval_split:
-                queries = open_images(config, config.eval_split, index_dir)
-            bank, chosen = choose(self.source, queries, config.knn_examples, config.seed)
-            self.bank = len(bank) if config.monitor_every else 0
-            some = (x[survey.spread(len(x), LABELS, config.seed)] for x in (bank, chosen))
-            matched = match_sources(self.source, next(some), queries or self.source, next(some))
+            with everyone.failing_together():
+                if config.eval_split:
+                    queries = open_images(config, config.eval_split, index_dir)
+                bank, chosen = choose(self.source, queries, config.knn_examples, config.seed)
+                self.bank = len(bank) if config.monitor_every else 0
+                some = (x[survey.spread(len(x), LABELS, config.seed)] for x in (bank, chosen))
+                matched = match_sources(self.source, next(some), queries or self.source, next(some))
             self.report.add(*settings.monitor(config, matched, len(bank), len(chosen)))
 
     def images(self, count: int | None) -> None:
@@ -154,16 +179,19 @@ class Examination:
             return self.report.skip("images", NO_IMAGES)
         with self.report.section("images"):
             chosen = survey.spread(len(source), count or len(source), self.config.seed)
-            found = survey.survey(
+            own = -(-len(chosen) // everyone.count())
+            found = survey.survey_together(
                 source,
                 chosen,
                 max(self.config.workers, 0),
-                Counter(self.report.console, BUSY + "{done} of {total}", len(chosen)),
+                Counter(self.report.console, BUSY + "{done} of {total}", own),
             )
             self.side = float(np.median(images.shorter_sides(found))) if found.good.any() else 0.0
             sides = images.common_sides(found)
             self.could_reside = sides is not None and resident.fits(
-                (len(source), *sides, self.config.channels), resident.memory_limit()
+                (len(source), *sides, self.config.channels),
+                resident.memory_limit(),
+                jax.device_count(),
             )
             files = getattr(source, "files", None)
             self.report.add(
@@ -180,7 +208,9 @@ class Examination:
                 self.report.add(*images.one_size(found, source.name))
 
     def views(self, path: epath.Path) -> None:
-        """Draw the run's first views to `path`."""
+        """Draw the run's first views to `path`; process 0 does."""
+        if not everyone.is_first():
+            return None
         if self.source is None or not self.values_sound:
             return self.report.skip("views", NO_SETTINGS if self.source else NO_IMAGES)
         with self.report.section("views"):
@@ -208,9 +238,11 @@ class Examination:
         if self.source is None and self.config.augment_on == "resident":
             return self.report.skip("devices", NO_IMAGES)
         with self.report.section("devices"):
-            known_answers.require_right()
+            with everyone.failing_together():
+                known_answers.require_right()
             self.report.add(Finding(OK, "sums, products and convolutions come out right"))
-            shape = find_resident_shape(self.config, self.source) if self.source else None
+            with everyone.failing_together():
+                shape = find_resident_shape(self.config, self.source) if self.source else None
             examples = len(self.source) if self.source is not None and self.enough else 1
             self.computed = program(self.config, mesh.create_mesh(), examples, shape)
             began = time.perf_counter()
@@ -218,9 +250,9 @@ class Examination:
             compiled = self.computed.compile_step()
             took = duration(time.perf_counter() - began)
             self.report.add(Finding(OK, f"the train step compiles, in {took}"))
-            memory_findings = memory.of_run(
-                self.config, self.computed, compiled, self.source, self.bank
-            )
+            with everyone.failing_together():
+                found = memory.of_run(self.config, self.computed, compiled, self.source, self.bank)
+            memory_findings = joined.findings(found)
             self.report.add(*memory_findings)
             if self.given:
                 self.report.add(Finding(OK, f"a step takes {self.step:g} s, as given"))
@@ -246,10 +278,12 @@ class Examination:
         if self.computed is None:
             return self.report.skip("weights", NO_SETTINGS)
         with self.report.section("weights"):
-            if place is not None and integrity.is_begun(place):
+            begun = place is not None and integrity.is_begun(place)
+            if everyone.gather(begun)[0]:
                 text = f"init_from={self.config.init_from} is not read: {place} has a checkpoint"
                 return self.report.add(Finding(NOTE, text))
-            found = warm_start.read(self.config, self.computed.abstract)
+            with everyone.failing_together():
+                found = warm_start.read(self.config, self.computed.abstract)
             self.report.add(*(Finding(OK, remark) for remark in found.remarks))
 
     def input_rate(self) -> None:
@@ -259,16 +293,24 @@ class Examination:
             return self.report.skip("input rate", NO_SETTINGS if source else NO_IMAGES)
         with self.report.section("input rate"):
             batch_size = min(config.batch_size, len(source))
+            # The rows of each batch that this host makes, of a run on several hosts.
+            rows = np.arange(batch_size)
+            if self.runs and self.enough:
+                rows = mesh.local_rows(mesh.create_mesh(), batch_size)
             if config.augment_on == "resident":
-                numbers = rate.numbers_per_second(len(source), batch_size, config.seed)
+                numbers = rate.numbers_per_second(len(source), batch_size, rows, config.seed)
                 text = (
                     "the devices make the views; this host says of which images, "
                     f"{rate.number(numbers)} a second"
                 )
                 self.report.add(Finding(OK, text))
-                return self._pace(numbers, shared=False)
+                return self._pace(numbers, len(rows), shared=False)
             self.report.busy(f"making view pairs for {2 * rate.SECONDS:g} s or more")
-            pairs = rate.source_pairs_per_second(config, source, batch_size)
+            with everyone.failing_together():
+                pairs = rate.source_pairs_per_second(config, source, batch_size)
+            every = everyone.gather(pairs)
+            slow, found = joined.slowest(every)
+            self.report.add(*found)
             if self.step is None:
                 text = (
                     f"{rate.number(pairs)} view pairs a second; --step_seconds=S says whether that "
@@ -276,24 +318,26 @@ class Examination:
                 )
                 return self.report.add(Finding(NOTE, text))
             shared = not self.given and jax.default_backend() == "cpu"
-            reads = rate.reads_per_second(source, rate.READ_SECONDS, time.time_ns())
-            needed = config.batch_size / self.step
+            with everyone.failing_together():
+                reads = rate.reads_per_second(source, rate.READ_SECONDS, time.time_ns())
             made = rate.Input.of(config, source, self.side, self.could_reside)
-            remedies = rate.remedies(pairs, needed, reads, made)
-            self.report.add(rate.feeds(pairs, config.batch_size, self.step, shared, remedies))
-            self._pace(pairs, shared)
+            remedies = rate.remedies(pairs, len(rows) / self.step, reads, made)
+            fed = rate.feeds(pairs, len(rows), self.step, shared, remedies)
+            self.report.add(joined.of_process(slow, fed))
+            self._pace(every[slow], len(rows), shared)
 
-    def _pace(self, pairs: float, shared: bool) -> None:
+    def _pace(self, pairs: float, rows: int, shared: bool) -> None:
+        """Report how long the run takes, where a host makes `pairs` a second of `rows` a batch."""
         if self.enough and self.step is not None:
             total = self.steps_per_epoch * self.config.epochs
-            self.report.add(rate.pace(pairs, self.config.batch_size, self.step, shared, total))
+            self.report.add(rate.pace(pairs, rows, self.step, shared, total))
 
     def workdir(self, place: epath.Path, allow_change: set[str]) -> None:
         """Examine rights, room, and where the run would go on in `place`."""
         with self.report.section("workdir"):
-            rights = workdir.writable(place)
-            self.report.add(rights)
-            if rights.severity == FAULT:
+            rights = joined.findings([workdir.writable(place)])
+            self.report.add(*rights)
+            if not everyone.is_first() or any(one.severity == FAULT for one in rights):
                 return
             if self.computed is not None:
                 state = memory.tree_bytes(self.computed.abstract)

@@ -181,9 +181,10 @@ def of_run(
         config.batch_size,
         config.queue_size,
     )
-    if images is not None:
-        text = f"the {images.shape[0]:,} images take {size(images.size)} of it, on every device"
-        findings.append(Finding(OK, text))
+    if images is not None and source is not None:
+        held, batch = images.size // count, config.batch_size * images.shape[1]
+        text = f"the {len(source):,} images take {size(held)} of it on each device"
+        findings.append(Finding(OK, f"{text}; a step moves its batch's, {size(batch)}"))
     if source is not None:
         findings += host(
             len(source),

@@ -19,7 +19,7 @@ from moco_jax.data.configured import recipe_of
 from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import Source
 from moco_jax.monitoring.diagnosis.loss_rules import MUCH_WAITING
-from moco_jax.parallel import mesh
+from moco_jax.parallel import hosts, mesh
 from moco_jax.training.assembly import Program
 
 SECONDS = 8.0  # of a window, see `pairs_per_second`
@@ -81,8 +81,8 @@ def source_pairs_per_second(config: ConfigDict, source: Source, batch_size: int)
     return pairs_per_second(batches, SECONDS)
 
 
-def numbers_per_second(examples: int, batch_size: int, seed: int) -> float:
-    """Measure how many image indices a second this host yields.
+def numbers_per_second(examples: int, batch_size: int, rows: np.ndarray, seed: int) -> float:
+    """Measure how many image indices a second this host yields, its `rows` of each batch.
 
     Nothing else is made on the host where devices make views of the images that they hold.
     """
@@ -90,7 +90,7 @@ def numbers_per_second(examples: int, batch_size: int, seed: int) -> float:
         np.arange(examples),
         seed=seed,
         batch_size=batch_size,
-        rows=np.arange(batch_size),
+        rows=rows,
         examples_seen=some_epoch(examples, batch_size),
     )
     return pairs_per_second(batches, min(SECONDS, NUMBERS_SECONDS))
@@ -130,11 +130,14 @@ def step_seconds(program: Program, compiled: Callable[..., Any]) -> float:
         batch = batch.replace(images=black())
     state = program.initial()
     durations: list[float] = []
-    while not durations or (sum(durations) < STEP_SECONDS and len(durations) < STEPS):
+    # Process 0 decides for all: hosts that took different numbers of steps would wait for ever.
+    while hosts.broadcast(
+        not durations or (sum(durations) < STEP_SECONDS and len(durations) < STEPS)
+    ):
         began = time.perf_counter()
         state, _ = jax.block_until_ready(compiled(state, batch))
         durations.append(time.perf_counter() - began)
-    return float(np.median(durations[1:] or durations))
+    return hosts.broadcast(float(np.median(durations[1:] or durations)))
 
 
 def number(rate: float) -> str:
@@ -144,6 +147,8 @@ def number(rate: float) -> str:
 
 def feeds(pairs: float, batch_size: int, step: float, shared: bool, remedies: list[str]) -> Finding:
     """Find whether `pairs` a second feed steps of `step` seconds with `batch_size` pairs each.
+
+    Of several hosts each is asked for its own rows of a batch, and `batch_size` is their number.
 
     `shared`: the devices are this host's own cores; `remedies`: what would make it faster, in
     words.

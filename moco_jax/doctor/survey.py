@@ -16,6 +16,7 @@ from moco_jax.data import images
 from moco_jax.data.sources import Source, pil_decode
 from moco_jax.data.sources.conversion import RGB, Decoding
 from moco_jax.data.sources.refusals import refusal, why
+from moco_jax.parallel import everyone
 
 CHUNK = 64  # images that are read at once
 PIXELS = 1 << 14  # at most of an image that its mean is taken over, a grid of them
@@ -189,3 +190,42 @@ def survey(
         mean=mean,
         std=np.sqrt(np.maximum(square - mean**2, 0)),
     )
+
+
+def survey_together(
+    source: Source, indices: np.ndarray, workers: int, progress: Callable[[int], None]
+) -> Survey:
+    """Examine images as `survey` does, each process its share of `indices`; all get the whole."""
+    own = np.array_split(indices, everyone.count())
+    with everyone.failing_together():
+        part = survey(source, own[everyone.number()], workers, progress)
+    return part if everyone.is_alone() else _joined(everyone.gather_arrays(_arrays(part)))
+
+
+_COUNTED = ("indices", "good", "sides", "bytes", "content", "pixels", "format", "transparent")
+
+
+def _arrays(part: Survey) -> dict[str, np.ndarray]:
+    arrays = {name: getattr(part, name) for name in (*_COUNTED, "mean", "std")}
+    reasons = np.asarray(list(part.refused.values()), np.str_)
+    rows = np.asarray(list(part.refused), np.int64)
+    return arrays | {"total": np.asarray(part.total), "rows": rows, "reasons": reasons}
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> Survey:
+    """Join surveys that follow each other, as arrays of `_arrays`."""
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in _COUNTED}
+    firsts = np.cumsum([0, *(len(part["good"]) for part in parts)])
+    refused = {
+        int(first + row): str(reason)
+        for first, part in zip(firsts[:-1], parts, strict=True)
+        for row, reason in zip(part["rows"], part["reasons"], strict=True)
+    }
+    sound = [part for part in parts if part["good"].any()] or parts[:1]
+    weights = [max(part["good"].sum(), 1) for part in sound]
+    mean = np.average([part["mean"] for part in sound], axis=0, weights=weights)
+    squares = [part["std"] ** 2 + part["mean"] ** 2 for part in sound]
+    square = np.average(squares, axis=0, weights=weights)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    total = int(parts[0]["total"])
+    return Survey(total=total, refused=refused, mean=mean, std=std, **whole)

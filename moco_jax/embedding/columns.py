@@ -53,6 +53,19 @@ class Rows(NamedTuple):
     indices: np.ndarray
     labels: np.ndarray | None
 
+    def split(self, at: int) -> tuple["Rows", "Rows"]:
+        """Return the first `at` rows, and the others."""
+        first, rest = (
+            Rows(
+                self.features[part],
+                self.names[part],
+                self.indices[part],
+                None if self.labels is None else self.labels[part],
+            )
+            for part in (slice(at), slice(at, None))
+        )
+        return first, rest
+
 
 @contextlib.contextmanager
 def user_errors(path: str) -> Iterator[None]:

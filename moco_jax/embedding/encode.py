@@ -1,7 +1,8 @@
 """Encodes a source of images to rows of a features file, and describes the encoder."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -33,11 +34,13 @@ class Embedder:
         trained: the encoder and its settings.
         kind: 'backbone' for pooled features, 'output' for those after the head.
         mesh: the devices.
+        hosts: how many hosts share the images, each with a mesh like this one.
     """
 
     trained: trained_encoder.TrainedEncoder
     kind: str
     mesh: Mesh
+    hosts: int = 1
 
     def __post_init__(self) -> None:
         if self.kind == "output" and "head" not in self.trained.variables["params"]:
@@ -59,13 +62,10 @@ class Embedder:
         shown = {key: config[key] for key in SHOWN}
         return named | {k: list(v) if isinstance(v, tuple) else v for k, v in shown.items()}
 
-    def stream(self, source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield features float32 `[n, D]` and places int64 `[n]` of the images, in order.
-
-        Damaged images are left out.
-        """
-        config, devices = self.trained.config, self.mesh.size
-        batch = -(-min(config.eval_batch_size, len(source)) // devices) * devices
+    @functools.cached_property
+    def encode(self) -> Callable[[jax.Array], jax.Array]:
+        """A function from uint8 images `[B, S, S, C]` to features `[B, D]`, compiled once."""
+        config = self.trained.config
         encode = features.make_encode(
             self.trained.encoder,
             self.kind,
@@ -75,26 +75,47 @@ class Embedder:
             self.mesh,
         )
         variables = jax.device_put(self.trained.variables, mesh_lib.replicated(self.mesh))
+        return lambda images: encode(variables, images)
+
+    def a_device(self, images: int) -> int:
+        """Return how many of so many `images` each device is given at once.
+
+        However many hosts share the images it is the same, and so is an image's place among those
+        of its device if parts begin at multiples of it: its features are then equal to the bit.
+        """
+        devices = self.mesh.size * self.hosts
+        return -(-min(self.trained.config.eval_batch_size, images) // devices)
+
+    def stream(
+        self, source: Source, part: range | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield features float32 `[n, D]` and places int64 `[n]` of the images, in order.
+
+        Damaged images are left out. `part`: which images; None for all.
+        """
+        config = self.trained.config
         yield from features.stream(
             source,
             recipe_of(config),
-            np.arange(len(source)),
-            batch,
+            np.asarray(range(len(source)) if part is None else part, np.int64),
+            self.a_device(len(source)) * self.mesh.size,
             config.workers,
             self.mesh,
-            lambda images: encode(variables, images),
+            self.encode,
         )
 
 
 class Damaged:
     """Collects images that could not be decoded, by the gaps that they leave."""
 
-    def __init__(self, source: Source):
-        """Watch `source`, which is gone through in order.
+    def __init__(self, source: Source, part: range | None = None):
+        """Watch `source`, or a `part` of it, which is gone through in order.
 
         `names` are spelt as the table spells those of the other images.
         """
-        self.source, self.next = source, 0
+        self.source = source
+        self.part = range(len(source)) if part is None else part
+        self.next = self.part.start
         self.names: list[str] = []
         self.first = ""
 
@@ -113,7 +134,7 @@ class Damaged:
 
     def rest(self) -> None:
         """Note what is missing after the last images."""
-        self.before(np.asarray([len(self.source)]))
+        self.before(np.asarray([self.part.stop]))
 
 
 def labels_of(source: Source, indices: np.ndarray) -> np.ndarray | None:
@@ -127,19 +148,30 @@ def labels_of(source: Source, indices: np.ndarray) -> np.ndarray | None:
     return None if labels is None else np.asarray(labels, np.int64)
 
 
+def part_rows(embedder: Embedder, source: Source, damaged: Damaged) -> Iterator[Rows]:
+    """Encode the images that `damaged` watches, a batch at a time; it notes those left out."""
+    for block, indices in embedder.stream(source, damaged.part):
+        damaged.before(indices)
+        if len(indices):
+            yield Rows(block, source.names(indices), indices, labels_of(source, indices))
+    damaged.rest()
+
+
 def rows(embedder: Embedder, source: Source, damaged: Damaged) -> Iterator[Rows]:
-    """Encode all images of `source`, a batch at a time; `damaged` notes those left out.
+    """Encode all images of `source` as `part_rows` does.
 
     Raises:
         UserError: not one can be decoded.
     """
+    yield from require_some(part_rows(embedder, source, damaged), source, damaged)
+
+
+def require_some(made: Iterable[Rows], source: Source, damaged: Damaged) -> Iterator[Rows]:
+    """Yield what is `made` of `source`; raises UserError at its end where it was nothing."""
     count = 0
-    for block, indices in embedder.stream(source):
-        damaged.before(indices)
-        count += len(indices)
-        if len(indices):
-            yield Rows(block, source.names(indices), indices, labels_of(source, indices))
-    damaged.rest()
+    for some in made:
+        count += 1
+        yield some
     if not count:
         raise UserError(
             f"none of the {len(source):,} images can be decoded; {damaged.first} is one of them"

@@ -81,7 +81,8 @@ def _member(
     out: zipfile.ZipFile, name: str, kind: str, shape: tuple[int, ...], blocks: Iterator[bytes]
 ) -> None:
     header = {"descr": kind, "fortran_order": False, "shape": shape}
-    with out.open(f"{name}.npy", "w", force_zip64=True) as file:
+    # Without the time of day, so that the same rows make the same file.
+    with out.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
             file.write(block)

@@ -51,6 +51,19 @@ def _table(arrow: Any, waiting: list[Rows]) -> Any:
     return arrow.table({PARQUET[name]: column for name, column in columns.items()})
 
 
+def _taken(waiting: list[Rows], most: int) -> list[Rows]:
+    """Take the first `most` rows out of `waiting`, or all if they are fewer."""
+    taken: list[Rows] = []
+    while waiting and most > 0:
+        rows = waiting.pop(0)
+        part, rest = rows.split(most)
+        taken.append(part)
+        most -= len(part.indices)
+        if len(rest.indices):
+            waiting.insert(0, rest)
+    return taken
+
+
 @contextlib.contextmanager
 def writing(draft: epath.Path, content: Callable[[], str]) -> Iterator[Callable[[Rows], None]]:
     """Write the file `draft`: yields a function that is called with rows, a few at a time.
@@ -61,11 +74,12 @@ def writing(draft: epath.Path, content: Callable[[], str]) -> Iterator[Callable[
     waiting: list[Rows] = []
     writer = None
 
-    def flush() -> None:
+    def flush(most: int) -> None:
+        """Write `most` of the waiting rows, or all if they are fewer."""
         nonlocal writer
         if not waiting:
             return
-        table = _table(arrow, waiting)
+        table = _table(arrow, _taken(waiting, most))
         if writer is None:
             # Floating-point numbers hardly compress, and compression takes time.
             writer = arrow.parquet.ParquetWriter(
@@ -76,17 +90,17 @@ def writing(draft: epath.Path, content: Callable[[], str]) -> Iterator[Callable[
                 write_page_checksum=True,
             )
         writer.write_table(table, row_group_size=columns_lib.BLOCK)
-        waiting.clear()
 
     def write(rows: Rows) -> None:
         waiting.append(rows)
-        if sum(len(rows.indices) for rows in waiting) >= columns_lib.BLOCK:
-            flush()
+        # Groups of one size, so that the file does not show in which parts the rows came.
+        while sum(len(rows.indices) for rows in waiting) >= columns_lib.BLOCK:
+            flush(columns_lib.BLOCK)
 
     mark = secrets.token_hex(32).encode()
     try:
         yield write
-        flush()
+        flush(columns_lib.BLOCK)
         if writer is not None:
             writer.add_key_value_metadata({FACTS: content(), DIGEST: mark})
     finally:

@@ -1,5 +1,6 @@
 """Features of images under a frozen encoder, computed over all devices of the mesh."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from moco_jax.data.sources import Source
 from moco_jax.data.views import recipes
 from moco_jax.inference.features import Encode, make_features
 from moco_jax.parallel import mesh as mesh_lib
+
+AHEAD = 2  # batches that the devices have beyond the one whose features are waited for
 
 
 def make_encode(
@@ -39,7 +42,8 @@ def stream(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Compute features of the images `indices` int `[N]`, a batch at a time.
 
-    Damaged images are left out. Each host reads only the images that its devices encode.
+    Damaged images are left out. Each host reads only the images that its devices encode. The
+    devices encode `AHEAD` batches behind the one that is given.
 
     Args:
         source: the images.
@@ -66,11 +70,26 @@ def stream(
         seed, epoch = crops
         reads = ((epoch, some) for some in padded[:, rows])
         batches = labelled_views.view_batches(source, recipe, reads, len(rows), seed, workers)
-    for step, batch in enumerate(batches):
-        arrays = mesh_lib.to_devices(mesh, {name: batch[name] for name in ("image", "ok")})
-        ok = mesh_lib.to_hosts(mesh, arrays["ok"])
-        ok = ok & (np.arange(step * batch_size, (step + 1) * batch_size) < len(indices))
-        yield np.asarray(encode(arrays["image"]), np.float32)[ok], padded[step][ok]
+    counts = np.arange(padded.size).reshape(padded.shape) < len(indices)
+
+    def results() -> Iterator[tuple[jax.Array, jax.Array]]:
+        for batch in batches:
+            arrays = mesh_lib.to_devices(mesh, {name: batch[name] for name in ("image", "ok")})
+            yield encode(arrays["image"]), mesh_lib.gathered(mesh, arrays["ok"])
+
+    for (found, ok), some, count in zip(_ahead(results()), padded, counts, strict=True):
+        kept = np.asarray(ok) & count
+        yield np.asarray(found, np.float32)[kept], some[kept]
+
+
+def _ahead(results: Iterator[Any]) -> Iterator[Any]:
+    """Yield `results`, each once `AHEAD` more of them are under way on the devices."""
+    waiting: deque[Any] = deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def extract(*arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray]:

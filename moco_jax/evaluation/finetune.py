@@ -15,6 +15,7 @@ from moco_jax.base import random_keys
 from moco_jax.data.views import recipes
 from moco_jax.encoders.configured import compute_dtype
 from moco_jax.evaluation import linear, mixing, resume
+from moco_jax.evaluation.ahead import Ahead
 from moco_jax.evaluation.batches import epoch_batches
 from moco_jax.evaluation.finetune_recipe import Training, schedule, shape
 from moco_jax.evaluation.finetune_step import (
@@ -108,10 +109,11 @@ def train(
     batches = _batches(data, images, recipe, batch, epochs, begun)
     key = random_keys.of_seed(config.seed)
     accuracies: list[float] = notes.get("accuracies", [])
-    loss = notes.get("loss", math.nan)
+    loss, ahead = notes.get("loss", math.nan), Ahead()
     for n, (epoch, arrays) in enumerate(batches, begun):
         own = _mixing(how, config.seed, n, config.image_size)
         state, loss = step(state, arrays, rates, factors[n], own, jax.random.fold_in(key, n))
+        ahead.wait(loss)
         progress = f"{images.about}: epoch {epoch + 1}/{epochs}  step {n % steps + 1}/{steps}"
         if (n + 1) % steps == 0 and epoch + 1 in tested:
             trained, classifier = _taken(start, state)

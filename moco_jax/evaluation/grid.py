@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moco_jax.data.views import recipes
+from moco_jax.evaluation.ahead import Ahead
 from moco_jax.evaluation.decide import decide
 from moco_jax.evaluation.images import EvaluationData, Report
 from moco_jax.evaluation.linear import Classifier, blocks, initial, logits, losses, sgd_step
@@ -21,6 +22,7 @@ from moco_jax.method import optimizers
 from moco_jax.parallel import mesh as mesh_lib
 
 EPSILON = 1e-5  # of BatchNorm
+MARKED = 8  # steps from one that is waited for to the next
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
 
@@ -122,6 +124,11 @@ def _step_all(classifiers, buffers, mean, scale, batch, rates, decays):
     return over_norms(classifiers, buffers, scaled, classes, present, rates, decays)[:2]
 
 
+@jax.jit
+def _mark(classifiers):
+    return classifiers.bias.ravel()[:1]
+
+
 def fit(
     sets: Sequence[np.ndarray],
     classes: np.ndarray,
@@ -159,6 +166,7 @@ def fit(
         1.0, schedule="cosine_per_step", epochs=epochs, steps_per_epoch=steps
     )
     factors = optimizers.values(schedule, epochs * steps).astype(np.float32)
+    ahead = Ahead(1)
     for epoch in range(epochs):
         features = sets[epoch % len(sets)]
         places = np.random.default_rng((seed, epoch)).permutation(size)
@@ -173,6 +181,9 @@ def fit(
                 rates * factors[epoch * steps + n],
                 decays,
             )
+            # The classifiers themselves are given to the next step.
+            if n % MARKED == 0:
+                ahead.wait(_mark(classifiers))
         jax.block_until_ready(classifiers)
         report(f"classifiers at once: {shape[0] * len(members)}  epoch {epoch + 1}/{epochs}")
     return Fitted(grid, classifiers, mean, scale, mesh)

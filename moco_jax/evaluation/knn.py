@@ -62,6 +62,15 @@ def _compiled(mesh: Mesh, k: int):
     return jax.jit(local, donate_argnums=(0, 1))
 
 
+def own_devices(queries: int, block: int) -> Mesh:
+    """Make a mesh of this host's devices, or of its first where not each has `block` queries.
+
+    Every device then compares as many at once as one alone would: cosines are equal to the bit.
+    """
+    devices = jax.local_devices()
+    return mesh_lib.create_mesh(devices if queries >= block * len(devices) else devices[:1])
+
+
 class Search:
     """Finds the k nearest rows of a bank that passes by in parts and is not kept.
 
@@ -78,10 +87,10 @@ class Search:
     ):
         """Search for the neighbours of `queries` `[M, D]`, of any length; M may be 0.
 
-        `mesh`: the devices that share the queries, None: this host's first. `block` queries (on
+        `mesh`: the devices that share the queries, None: those of this host. `block` queries (on
         each device) and `bank_block` rows are compared at once.
         """
-        self.mesh = mesh_lib.create_mesh(jax.local_devices()[:1]) if mesh is None else mesh
+        self.mesh = own_devices(len(queries), block) if mesh is None else mesh
         self.k, self.count, self.number = k, len(queries), 0
         width = queries.shape[1]
         block = min(block, max(-(-self.count // self.mesh.size), 1)) * self.mesh.size

@@ -14,6 +14,7 @@ import numpy as np
 from moco_jax.base import random_keys
 from moco_jax.data.views import recipes
 from moco_jax.evaluation import resume
+from moco_jax.evaluation.ahead import Ahead
 from moco_jax.evaluation.batches import epoch_batches
 from moco_jax.evaluation.decide import decide
 from moco_jax.evaluation.images import EvaluationData, Report
@@ -169,10 +170,12 @@ def train_on_crops(
     how = dict(epochs=chosen.epochs, batch_size=chosen.batch_size, seed=config.seed)
     batches = epoch_batches(train, recipe, mesh, workers=config.workers, start=begun, **how)
     scores: list[float] = notes.get("scores", [])
+    ahead = Ahead()
     for n, (epoch, arrays) in enumerate(batches, begun):
         classes, present = arrays["classes"], arrays["present"]
         features = encode(arrays["image"])
         classifier, buffer, loss = step(classifier, buffer, features, classes, present, rates[n])
+        ahead.wait(loss)
         progress = f"epoch {epoch + 1}/{chosen.epochs}  step {n % steps + 1}/{steps}"
         if (n + 1) % steps == 0:
             scores.append(float(np.mean(predict(classifier, test) == truth)))

@@ -19,8 +19,8 @@ class Batch:
         query_view: where images arrive as crops, the drawn parameters of what is left to do,
             `[B, ...]` each.
         key_view: as `query_view`, of the keys.
-        images: where the devices hold all images, these: uint8 `[N, H * W * C]`, whole on every
-            device.
+        images: where the devices hold all images, these: uint8 `[N, H * W * C]`, divided over
+            the devices by rows, of which the last may be of no image.
         epoch: with `images`, int32 `[B]`, each example's epoch.
     """
 

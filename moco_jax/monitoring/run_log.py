@@ -1,4 +1,7 @@
-"""Records of a run: JSON lines in `metrics.jsonl`, and the same for TensorBoard."""
+"""Records of a run: JSON lines in `metrics.jsonl`, and the same for TensorBoard.
+
+In a bucket the lines lie in the segments of `record_files.py`; here they are joined.
+"""
 
 import contextlib
 import dataclasses
@@ -12,12 +15,19 @@ from etils import epath
 
 from moco_jax.base import files
 from moco_jax.base.errors import UserError, full_disk
-from moco_jax.monitoring import tensorboard_files
+from moco_jax.monitoring import record_files, tensorboard_files
+from moco_jax.monitoring.record_files import NAME
 
-NAME = "metrics.jsonl"
 # What a run leaves beside its checkpoints, and a run that begins anew in its workdir would write
 # over.
-LEFT = (NAME, "neighbours.png", "neighbours.json", "views.png", tensorboard_files.FOLDER)
+LEFT = (
+    NAME,
+    record_files.FOLDER,
+    "neighbours.png",
+    "neighbours.json",
+    "views.png",
+    tensorboard_files.FOLDER,
+)
 EARLIER = "earlier"  # holds it then, in folders numbered from 1
 KEPT = 4000  # records of a run that are kept in memory, about 4 MB
 
@@ -54,6 +64,7 @@ class Writers:
         self.records: list[dict[str, Any]] = []
         self.remarks: list[str] = []
         self.for_tensorboard = False
+        self._lines: record_files.Lines | None = None
         if not writes:
             return
         with _told(self.path):
@@ -79,17 +90,24 @@ class Writers:
         )
 
     def _take_out(self, step: int) -> list[dict[str, Any]]:
-        """Rewrite metrics.jsonl with records up to `step`, and return them; move others away."""
-        found = read(self.workdir)
-        kept = [r for r in found.records if r["step"] <= step]
-        lost = [json.dumps(r).encode() for r in found.records if r["step"] > step]
-        taken = [*found.damaged.values(), *lost]
+        """Leave records up to `step` in their files, and return them; move others away."""
+        parts = _parts(self.workdir)
+        kept = [[r for r in part.records if r["step"] <= step] for part in parts]
+        taken: list[bytes] = []
+        for part in parts:
+            taken += part.damaged.values()
+        for part in parts:
+            taken += [json.dumps(r).encode() for r in part.records if r["step"] > step]
         if taken:
             place = _free(self.workdir) / NAME
             files.write(place, b"".join(line + b"\n" for line in taken))
-            self.remarks += [f"{line}; it is in {place} now" for line in found.remarks]
-        files.write(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
-        return kept
+            self.remarks += [f"{p.remark}; it is in {place} now" for p in parts if p.damaged]
+        whole = [len(p.damaged) + len(p.records) for p in parts]
+        self._lines = record_files.renew(
+            self.workdir,
+            [(p.path, k, len(k) < n) for p, k, n in zip(parts, kept, whole, strict=True)],
+        )
+        return [record for records in kept for record in records]
 
     @functools.cached_property
     def _tensorboard(self) -> Any:
@@ -101,11 +119,9 @@ class Writers:
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Record `numbers` at `step`."""
-        if not self.writes:
-            return
         self._append({"step": step, **numbers})
         if self.for_tensorboard:
-            self._tensorboard.write_scalars(step, dict(numbers))
+            tensorboard_files.write_scalars(self._tensorboard, step, numbers)
 
     def settings(self, config: Mapping[str, Any]) -> None:
         """Give TensorBoard the settings of the run."""
@@ -120,20 +136,34 @@ class Writers:
 
     def event(self, step: int, kind: str, facts: Mapping[str, Any]) -> None:
         """Record that something happened at `step`: `kind` names it."""
-        if self.writes:
-            self._append({"step": step, "event": kind, **facts})
+        self._append({"step": step, "event": kind, **facts})
 
     def _append(self, record: dict[str, Any]) -> None:
-        with _told(self.path), self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        if self._lines is None:
+            return
+        with _told(self.path):
+            self._lines.append(json.dumps(record).encode() + b"\n")
         self._hold(record)
 
     def _hold(self, record: dict[str, Any]) -> None:
         self.records.append(record)
         self.records = thinned(self.records)
 
+    def flush(self) -> None:
+        """Write the records that are held back."""
+        if self._lines is not None:
+            with _told(self.path):
+                self._lines.flush()
+
+    def idle(self) -> None:
+        """Write what is held back for long enough; called now and then while nothing is told."""
+        if self._lines is not None:
+            with _told(self.path):
+                self._lines.idle()
+
     def close(self) -> None:
         """Write what is buffered; later records go to another file of TensorBoard's."""
+        self.flush()
         if "_tensorboard" in vars(self):
             self._tensorboard.flush()
             self._tensorboard.close()
@@ -166,11 +196,12 @@ def _free(workdir: epath.Path) -> epath.Path:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """The content of a file of records.
+    """The content of the files of records.
 
     Attributes:
         records: oldest first.
-        damaged: number of the line, from 1 -> its bytes, of lines that are no record of a run.
+        damaged: number of the line, from 1 in the first file on -> its bytes, of lines that are no
+            record of a run.
         remarks: a line on them for a person; none where there are none.
         only_cut: whether the last line is all that is damaged, by having no end.
     """
@@ -182,26 +213,54 @@ class Read:
 
 
 def read(workdir: epath.Path) -> Read:
-    """Read the records of the run in `workdir`, and what is damaged in their file.
+    """Read the records of the run in `workdir`, and what is damaged in their files.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: one of the files cannot be read.
     """
-    path = workdir / NAME
-    if not path.exists():
-        return Read([], {}, [])
-    with _told(path):
-        lines = files.read(path).split(b"\n")
+    with _told(workdir / NAME):
+        parts = _parts(workdir)
+    damaged: dict[int, bytes] = {}
+    before = 0
+    for part in parts:
+        damaged |= {before + number: line for number, line in part.damaged.items()}
+        before += part.lines
+    only_cut = bool(parts) and parts[-1].is_cut and [*damaged] == [before]
+    remarks = [part.remark for part in parts if part.damaged]
+    return Read([r for part in parts for r in part.records], damaged, remarks, only_cut)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """The content of one file of records: sound ones, damaged lines by number, lines in all."""
+
+    path: epath.Path
+    records: list[dict[str, Any]]
+    damaged: dict[int, bytes]
+    lines: int
+    is_cut: bool
+
+    @property
+    def remark(self) -> str:
+        some = ", ".join(map(str, [*self.damaged][:5])) + (", ..." if len(self.damaged) > 5 else "")
+        return f"{self.path}: line {some} is damaged and left out"
+
+
+def _parts(workdir: epath.Path) -> list[_Part]:
+    return [_part(path, content) for path, content in record_files.read(workdir)]
+
+
+def _part(path: epath.Path, content: bytes) -> _Part:
+    lines = content.split(b"\n")
     parsed = {n: record_of(line) for n, line in enumerate(lines, 1) if line}
     damaged = {n: lines[n - 1] for n, found in parsed.items() if found is None}
     # The last line has no end where the run was killed, or while it writes: whole or not, it is not
     # counted on.
-    if lines[-1]:
+    is_cut = bool(lines[-1])
+    if is_cut:
         parsed[len(lines)], damaged[len(lines)] = None, lines[-1]
-    some = ", ".join(map(str, [*damaged][:5])) + (", ..." if len(damaged) > 5 else "")
-    remarks = [f"{path}: line {some} is damaged and left out"] if damaged else []
-    only_cut = [*damaged] == [len(lines)]
-    return Read([r for r in parsed.values() if r is not None], damaged, remarks, only_cut)
+    records = [found for found in parsed.values() if found is not None]
+    return _Part(path, records, damaged, len(lines) - (not is_cut), is_cut)
 
 
 def records(workdir: epath.Path) -> list[dict[str, Any]]:

@@ -212,10 +212,12 @@ class Watch:
 
 def is_of_peers(error: BaseException | None) -> bool:
     """Return whether `error` of JAX or Orbax is what the loss of another process brings."""
-    while error is not None:
+    seen: list[BaseException] = []  # an error may be its own cause
+    while error is not None and error not in seen:
         said = str(error).lower()
         if endings.of(error) is None and any(words in said for words in OF_PEERS):
             return True
+        seen.append(error)
         error = error.__cause__
     return False
 

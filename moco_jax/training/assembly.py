@@ -33,6 +33,7 @@ from moco_jax.method.step_setup import Schedule
 from moco_jax.monitoring.drift import IMAGES, Consistency
 from moco_jax.monitoring.scores import Monitor
 from moco_jax.parallel import mesh as mesh_lib
+from moco_jax.parallel import xla_flags
 from moco_jax.training import checks
 
 
@@ -96,7 +97,7 @@ def find_resident_shape(config: ConfigDict, source: Source) -> resident.Shape | 
     if config.augment_on != "resident":
         return None
     shape = resident.shape_of(source)
-    resident.require_room(shape, resident.memory_limit())
+    resident.require_room(shape, resident.memory_limit(), jax.device_count())
     return shape
 
 
@@ -112,10 +113,8 @@ def batch_of(config: ConfigDict, mesh: Mesh, resident_shape: resident.Shape | No
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=layout)
 
     if resident_shape is not None:
-        pixels, everywhere = math.prod(resident_shape[1:]), mesh_lib.replicated(mesh)
-        everything = jax.ShapeDtypeStruct(
-            (resident_shape[0], pixels), jnp.uint8, sharding=everywhere
-        )
+        held = resident.rows_of_all(resident_shape[0], mesh.size), math.prod(resident_shape[1:])
+        everything = jax.ShapeDtypeStruct(held, jnp.uint8, sharding=layout)
         numbers = array(jnp.int32)
         return step.Batch(None, None, numbers, images=everything, epoch=numbers)
     images = array(jnp.uint8, side, side, config.channels)
@@ -126,7 +125,7 @@ def batch_of(config: ConfigDict, mesh: Mesh, resident_shape: resident.Shape | No
 
 
 def views_of(
-    config: ConfigDict, resident_shape: resident.Shape | None
+    config: ConfigDict, mesh: Mesh, resident_shape: resident.Shape | None
 ) -> Callable[[step.Batch], tuple[jax.Array, jax.Array]]:
     """Make the function from a batch to query and key views, which the step begins with.
 
@@ -137,7 +136,7 @@ def views_of(
     recipe = recipe_of(config)
     if resident_shape is not None:
         return lambda batch: device_views.make_two_views(
-            batch.images, resident_shape[1:], batch.index, batch.epoch, config.seed, recipe
+            batch.images, resident_shape[1:], batch.index, batch.epoch, config.seed, recipe, mesh
         )
     if config.augment_on == "device":
         return lambda batch: (
@@ -216,13 +215,18 @@ def program(
         backbone_groups=config.bn_groups if encoders.has_batch_norm(config.arch) else None,
         dtype=dtype,
         mesh=mesh,
-        views=views_of(config, resident_shape),
+        views=views_of(config, mesh, resident_shape),
     )
     everywhere, batch = mesh_lib.replicated(mesh), batch_of(config, mesh, resident_shape)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     return Program(
         mesh=mesh,
         encoder=encoder,
-        initial=jax.jit(create, out_shardings=layout),
+        initial=jax.jit(
+            create,
+            out_shardings=layout,
+            compiler_options=xla_flags.RUNS_ONCE if on_cpu else None,
+        ),
         abstract=jax.tree.map(
             lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, layout
         ),

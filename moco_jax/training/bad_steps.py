@@ -45,22 +45,22 @@ class Guard:
         """
         self.max_bad_steps, self.spike_factor = max_bad_steps, spike_factor
         self.name, self.report, self.saved = name, report, saved
-        self.waiting: deque[tuple[int, Mapping[str, jax.Array], jax.Array]] = deque()
+        self.waiting: deque[tuple[int, Mapping[str, Any], jax.Array]] = deque()
         self.bad: list[int] = []
         self.mean, self.count = 0.0, 0
 
-    def observe(self, step: int, metrics: Mapping[str, jax.Array], index: jax.Array) -> None:
+    def observe(self, step: int, metrics: Mapping[str, Any], index: jax.Array) -> None:
         """Take in a step's metrics, and judge the step `LAG` before it.
 
         Args:
             step: its number.
-            metrics: at least `finite`, `loss` and `grad_norm`.
+            metrics: at least `finite`, `loss` and `grad_norm`; they may still be under way.
             index: the example indices int32 `[B]` of its batch.
 
         Raises:
             UserError: `max_bad_steps` in a row were not applied.
         """
-        self.waiting.append((step, {k: metrics[k] for k in NEEDED}, index))
+        self.waiting.append((step, metrics, index))
         if len(self.waiting) > LAG:
             self._judge(*self.waiting.popleft())
 
@@ -69,8 +69,8 @@ class Guard:
         while self.waiting:
             self._judge(*self.waiting.popleft())
 
-    def _judge(self, step: int, metrics: Mapping[str, jax.Array], index: jax.Array) -> None:
-        values = jax.device_get(metrics)
+    def _judge(self, step: int, metrics: Mapping[str, Any], index: jax.Array) -> None:
+        values = jax.device_get({name: metrics[name] for name in NEEDED})
         finite, norm = bool(values["finite"]), float(values["grad_norm"])
         if not finite:
             self.bad.append(step)

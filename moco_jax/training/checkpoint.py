@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -78,9 +78,22 @@ class Checkpoints:
         return f"Checkpoint {self._good} is good: it was found finite and is whole"
 
     def save(
-        self, step: int, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, float]
+        self,
+        step: int,
+        state: TrainState,
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        recorded: Callable[[], object] = lambda: None,
     ):
         """Begin to save `state`, unless `step` is saved; the run goes on while it is written.
+
+        Args:
+            step: of the state.
+            state: what is saved.
+            config: the settings of the run.
+            metrics: a score, whose `knn` tells the best checkpoint; may be empty.
+            recorded: waits until the records up to `step` are written; the checkpoint does not
+                count before. It is called by a thread.
 
         Raises:
             UserError: `state` is not finite, or cannot be written; what was saved before is
@@ -109,7 +122,7 @@ class Checkpoints:
             self.manager.save(step, args=items, metrics=score)
         except Exception as error:
             raise self._explained(error) from error
-        self._finisher = threading.Thread(target=self._finish, args=(step,))
+        self._finisher = threading.Thread(target=self._finish, args=(step, recorded))
         self._finisher.start()
         self.seconds += time.perf_counter() - began
 
@@ -130,10 +143,11 @@ class Checkpoints:
         if shutil.disk_usage(workdir).free < needed * ROOM:
             raise full_disk(workdir)
 
-    def _finish(self, step: int) -> None:
-        """Wait, in a thread, for the files; then write their digests and drop old ones."""
+    def _finish(self, step: int, recorded: Callable[[], object]) -> None:
+        """Wait, in a thread, for files and records; then write digests and drop old ones."""
         try:
             self.manager.wait_until_finished()
+            recorded()
             if jax.process_index() == 0:
                 digests.write(self.manager.directory / str(step), self._records / str(step))
                 present = {str(s) for s in self.manager.all_steps()}
@@ -154,7 +168,7 @@ class Checkpoints:
 
     def _explained(self, error: BaseException) -> UserError | Busy:
         """Turn an `error` while saving into one that names its remedy."""
-        if isinstance(error, (UserError, Busy)):
+        if isinstance(error, UserError | Busy):
             return error
         workdir = self._records.parent
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):

@@ -35,8 +35,8 @@ def open_batches(
         console: shows how far loading is.
 
     Returns:
-        this host's rows of each batch, without end, and the resident images of all devices, uint8
-        `[N, H * W * C]`; None where the devices hold no images.
+        this host's rows of each batch, without end, and the resident images, divided over all
+        devices (`resident.load`); None where the devices hold no images.
     """
     program = setup.program
     common: dict[str, Any] = {
@@ -58,12 +58,12 @@ def open_batches(
             **common,
         )
         return batches, None
-    progress = Counter(console, "loading images: {done} of {total}", len(setup.source))
+    here = resident.count_here(program.mesh, len(setup.source))
+    progress = Counter(console, "loading images: {done} of {total}", here)
     images, stand_in = resident.load(
-        setup.source, setup.resident_shape, config.workers, damaged, progress
+        program.mesh, setup.source, setup.resident_shape, config.workers, damaged, progress
     )
-    rows = mesh.to_every_device(program.mesh, images.reshape(len(images), -1))
-    return resident.train_batches(stand_in, **common), rows
+    return resident.train_batches(stand_in, **common), images
 
 
 def device_batches(

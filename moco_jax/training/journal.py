@@ -1,6 +1,9 @@
-"""What a run writes while it trains: records for tools, lines for a person, its own scores."""
+"""What a run writes while it trains: records for tools, lines for a person, its own scores.
 
-from collections.abc import Mapping
+All of it is written by one thread, in order, so that no step waits for a disk or a bucket.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,14 +21,18 @@ from moco_jax.training.assembly import RunSetup
 from moco_jax.training.start import Start, query_variables
 from moco_jax.training.step_plan import StepPlan
 from moco_jax.training.throughput import Clock
+from moco_jax.training.writer import Writer
 from moco_jax.workdir.lock import Lock
+
+PATIENCE = 60.0  # seconds that a run which ends by an error gives what it has not yet written
 
 
 class Journal:
     """The records and the console of one run; every line and record of the loop goes through it.
 
-    Each record is written after a look at the lock: a run that was suspended while another one
-    took its workdir must not write there.
+    What is told to it is written by its thread, in order, each after a look at the lock: a run that
+    was suspended while another one took its workdir must not write there. `check` raises what the
+    thread has failed with.
 
     Attributes:
         log: the records, in `metrics.jsonl` and for TensorBoard.
@@ -47,6 +54,8 @@ class Journal:
         lock.check()
         self.log = run_log.Writers(workdir, jax.process_index() == 0, plan.start)
         self._facts = rules.facts_of(config.to_dict(), len(setup.source))
+        self._writer = Writer(before=lock.check, idle=self.log.idle)
+        self.put, self.check = self._writer.put, self._writer.check
 
     def begin(self, start: Start) -> None:
         """Record and print with what the run begins, or goes on."""
@@ -70,35 +79,59 @@ class Journal:
 
     def event(self, step: int, kind: str, text: str, facts: Mapping[str, Any]) -> None:
         """Print and record that something happened at `step`: `kind` names it, `text` tells it."""
-        self.console.line(text)
-        self.lock.check()
-        self.log.event(step, kind, facts)
+
+        def write() -> None:
+            self.console.line(text)
+            self.log.event(step, kind, facts)
+
+        self.put(write)
 
     def progress(self, step: int, clock: Clock) -> None:
-        """Record the numbers since the last reading of `clock`, and renew the progress line."""
-        numbers = clock.read()
-        self.lock.check()
-        self.log.write(step, numbers)
-        self.console.progress(
-            messages.progress(step + self.plan.shift, numbers, self.config, self.setup, clock.left)
-        )
+        """Record the numbers since the last cut of `clock`, and renew the progress line.
+
+        They are of steps that may still be under way: the thread waits for these, nobody else.
+        """
+        window = clock.cut()
+
+        def write() -> None:
+            numbers = window.read()
+            self.log.write(step, numbers)
+            shown = step + self.plan.shift, numbers, self.config, self.setup, window.left
+            self.console.progress(messages.progress(*shown))
+
+        self.put(write)
+
+    def record(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Record `numbers` at `step`."""
+        self.put(lambda: self.log.write(step, numbers))
 
     def score(self, step: int, when: str, score: dict[str, float]) -> None:
         """Record and print a score of the encoder, and what it leaves out for want of a label."""
-        if score:
-            self.lock.check()
-            self.log.write(step, score)
-            self.console.line(messages.score(when, score))
-        for remark in self.setup.monitor.new_remarks():
-            self.console.line(remark)
+        lines = [messages.score(when, score)] if score else []
+        lines += self.setup.monitor.new_remarks()
+
+        def write() -> None:
+            if score:
+                self.log.write(step, score)
+            for line in lines:
+                self.console.line(line)
+
+        self.put(write)
 
     def diagnose(self, step: int, at_once: bool) -> None:
         """Print and record what rules find in the records, if there are new ones or `at_once`."""
-        self.lock.check()
-        self._announcer.consider(step, at_once)
+        self.put(lambda: self._announcer.consider(step, at_once))
+
+    def written(self) -> Callable[[], None]:
+        """Return a function that waits until all that was told so far is written.
+
+        It raises what the thread has failed with.
+        """
+        return self.put(self.log.flush).result
 
     def close(self) -> None:
-        """Write what is buffered."""
+        """Write what is left and what is buffered, and end the thread."""
+        self._writer.close(PATIENCE)
         self.log.close()
 
 
@@ -124,15 +157,12 @@ class Scores:
 
     def before_training(self, state: TrainState) -> None:
         """Score raw pixels and the encoder before the first step, to compare later scores with."""
-        monitor, log = self.setup.monitor, self.journal.log
+        monitor = self.setup.monitor
         raw = monitor.raw_pixels()
-        # Scoring takes minutes with many images: another run may have taken the workdir meanwhile.
-        self.journal.lock.check()
         if raw:
-            log.write(0, {f"raw_{name}": value for name, value in raw.items()})
+            self.journal.record(0, {f"raw_{name}": value for name, value in raw.items()})
         score, snapshot = monitor.measure(query_variables(state))
-        self.journal.lock.check()
-        self.picture.renew(0, snapshot)
+        self.journal.put(lambda: self.picture.renew(0, snapshot))
         self.journal.score(0, "before training", score)
 
     def after(self, step: int, state: TrainState, clock: Clock) -> dict[str, float]:
@@ -151,10 +181,9 @@ class Scores:
         if not self.plan.scores(step):
             return {}
         with clock.pause():
-            score, self.latest = self.setup.monitor.measure(query_variables(state))
+            score, found = self.setup.monitor.measure(query_variables(state))
             score |= consistency.measure(step, state)
-            # Scoring takes minutes with many images; the picture is the first thing written after.
-            self.journal.lock.check()
-            self.picture.renew(step, self.latest)
+        self.latest = found
+        self.journal.put(lambda: self.picture.renew(step, found))
         self.journal.score(step, f"epoch {self.plan.epoch(step):g}", score)
         return score

@@ -89,7 +89,7 @@ def _train(
         batches = damaged.counted(batches, first=console.speaks)
         loop = Loop(config, journal, scores, start.checkpoints, train_step)
         signals.callback(loop.stop.release)
-        opened.enter_context(closing(loop.profile.close, lock))
+        opened.enter_context(closing(loop.close, lock))
         # Closed first: its threads would go on reading while checkpoints are written.
         opened.enter_context(closing(host_batches.close))
         state, step, signal = loop.take_steps(start.state, batches)
@@ -173,9 +173,8 @@ class Loop:
             self.profile.before(step)
             state, metrics = self.train_step(state, batch)
             self.profile.after(step, metrics)
-            self.clock.count(metrics)
             # This judges the step two before, whose numbers are there: no device waits for it.
-            self.guard.observe(step, metrics, batch.index)
+            self.guard.observe(step, self.clock.count(metrics), batch.index)
             # Asked before anything is written, so that the last log and checkpoint are of this
             # step.
             signal = self.stop.asked(step)
@@ -184,17 +183,30 @@ class Loop:
                 break
         # The last steps are judged too, although nothing follows them.
         self.guard.finish()
+        self.journal.written()()
         return state, step, signal
 
     def after(self, step: int, state: TrainState, stops: bool) -> None:
-        """Log, score, diagnose and save after `step`, each if it is due, or the run `stops`."""
+        """Log, score, diagnose and save after `step`, each if it is due, or the run `stops`.
+
+        What is logged is written by the journal's thread, once the step has run.
+        """
+        self.journal.check()
         if self.plan.logs(step) or stops:
             self.journal.progress(step, self.clock)
         score = self.scores.after(step, state, self.clock)
         # Rules read the records of the log and the score, so these are written by now.
         self.journal.diagnose(step, at_once=bool(score) or step == self.plan.end)
         # Saved last: a run that goes on from a checkpoint keeps the records up to its step, and
-        # all of them have to be there.
+        # all of them have to be there before it counts.
         if self.plan.saves(step) or score or stops:
+            recorded = self.journal.written()
+            if stops or step == self.plan.end:
+                recorded()
             self.journal.lock.check()
-            self.checkpoints.save(step, state, self.config.to_dict(), score)
+            self.checkpoints.save(step, state, self.config.to_dict(), score, recorded)
+
+    def close(self) -> None:
+        """End what watches the steps; a trace that is under way is written."""
+        self.clock.close()
+        self.profile.close()

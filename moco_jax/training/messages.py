@@ -7,6 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from moco_jax.base.console import duration, size
+from moco_jax.data import resident
 from moco_jax.data.views import recipes
 from moco_jax.method.configured import method_of, peak_learning_rate
 from moco_jax.method.state import TrainState
@@ -43,9 +44,12 @@ def facts(
 
 
 def _resident(setup: RunSetup) -> str:
-    return (
-        f", {size(math.prod(setup.resident_shape))} on every device" if setup.resident_shape else ""
-    )
+    """Describe what each device holds of resident images, and what travels in a step."""
+    if not setup.resident_shape:
+        return ""
+    held = resident.bytes_a_device(setup.resident_shape, setup.program.mesh.size)
+    batch = len(setup.program.batch.index) * math.prod(setup.resident_shape[1:])
+    return f", {size(held)} on each device; a step moves its batch's, {size(batch)}"
 
 
 def dictionary(config: ConfigDict, examples: int) -> str:

@@ -1,11 +1,14 @@
 """Speed of a run, what it waits for, and profiler traces of its steps."""
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
-import numpy as np
 from etils import epath
+
+from moco_jax.method.batch import Metrics
+from moco_jax.training.arrivals import Arrival, Arrivals, means
 
 # Dense bfloat16 operations a second of one device, from the makers' data sheets, by what JAX's name
 # for it begins with.
@@ -17,6 +20,7 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,  # a chip's two TensorCores are two devices
     "Tesla T4": 65e12,
     "NVIDIA L4": 121e12,
     "NVIDIA L40": 181e12,
@@ -36,7 +40,10 @@ def peak_flops(kind: str) -> float | None:
 
 
 class Clock:
-    """Averages metrics between two readings, and measures throughput and waiting."""
+    """Averages metrics between two readings, and measures throughput and waiting.
+
+    It goes by the times at which finished steps arrived from the devices, and makes no device wait.
+    """
 
     def __init__(self, batch_size: int, last: int, start: int, flops: float | None):
         """Begin to measure.
@@ -51,51 +58,111 @@ class Clock:
         self.born = time.perf_counter()
         self.batch_size, self.total = batch_size, last
         self.step = start
-        self.window: list[dict[str, jax.Array]] = []
-        self.waited = 0.0
-        self.began = time.perf_counter()
-        self.seconds_per_step = 0.0
+        self._arrivals = Arrivals()
+        self._before: Arrival | None = None  # the last step of the window before
+        self._window: list[Arrival] = []
+        self._waits: list[tuple[float, float]] = []  # of each step for its batch: from, to
+        self._paused = 0.0
 
-    def waiting(self):
-        """Return a context whose time counts as waiting for data."""
-        return _Timed(lambda seconds: setattr(self, "waited", self.waited + seconds))
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Give a context in which the batch of the next step is waited for."""
+        began = time.perf_counter()
+        yield
+        self._waits.append((began, time.perf_counter()))
 
-    def pause(self):
-        """Return a context whose time does not count."""
-        return _Timed(lambda seconds: setattr(self, "began", self.began + seconds))
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Give a context whose time does not count; steps that are under way are finished first.
 
-    def count(self, metrics: dict[str, jax.Array]) -> None:
+        What happens in a pause needs the state after these steps, and waits for them anyway.
+        """
+        last = self._window[-1] if self._window else self._before
+        if last is not None:
+            last.wait()
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+    def count(self, metrics: Metrics) -> Arrival:
         """Add the metrics of one more step, which are still on the device."""
         self.step += 1
-        self.window.append(metrics)
+        self._window.append(self._arrivals.expect(metrics))
+        return self._window[-1]
+
+    def cut(self) -> "Window":
+        """Return the steps since the last cut, to be read when they are finished."""
+        window = Window(self, self.step, self._before, self._window, self._waits, self._paused)
+        self._before, self._window, self._waits, self._paused = self._window[-1], [], [], 0.0
+        return window
 
     def read(self) -> dict[str, float]:
-        """Return means since the last reading; this waits for the device."""
-        values = jax.device_get(self.window)
-        elapsed = time.perf_counter() - self.began
-        self.seconds_per_step = elapsed / len(values)
-        # In float64, as the sum of some gradients' norms may be beyond float32.
-        numbers = {
-            name: float(np.mean([v[name] for v in values], dtype=np.float64)) for name in values[0]
-        }
-        numbers["images_per_second"] = self.batch_size / self.seconds_per_step
-        numbers["waiting_share"] = min(self.waited / elapsed, 1.0)
-        if self.flops:
-            numbers["teraflops_per_device"] = self.flops / self.seconds_per_step / 1e12
-            if self.peak:
-                numbers["mfu"] = self.flops / self.seconds_per_step / self.peak
-        self.window, self.waited, self.began = [], 0.0, time.perf_counter()
-        return numbers
+        """Return means since the last cut; this waits for the steps."""
+        return self.cut().read()
 
     @property
     def age(self) -> float:
         """Seconds since the clock was made."""
         return time.perf_counter() - self.born
 
-    @property
-    def left(self) -> float:
-        """Seconds to the end at the present pace."""
-        return (self.total - self.step) * self.seconds_per_step
+    def close(self) -> None:
+        """Fetch no more than what was counted."""
+        self._arrivals.close()
+
+
+class Window:
+    """Some steps in a row, and how long they took.
+
+    Attributes:
+        left: seconds from their end to that of the run, at their pace; once they were read.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        step: int,
+        before: Arrival | None,
+        steps: list[Arrival],
+        waits: list[tuple[float, float]],
+        paused: float,
+    ):
+        """Take in `steps`, of which the last is called `step`.
+
+        Args:
+            clock: that counted them.
+            step: the number of the last one.
+            before: the step before the first; None where the clock was made then.
+            steps: one or more.
+            waits: when each of them began to wait for its batch, and had it.
+            paused: seconds that do not count.
+        """
+        self._clock, self._step, self._before = clock, step, before
+        self._steps, self._waits, self._paused = steps, waits, paused
+        self.left = 0.0
+
+    def read(self) -> dict[str, float]:
+        """Return means of the metrics, speed and waiting; this waits until the steps are done."""
+        clock = self._clock
+        numbers = means(self._steps)
+        began = clock.born if self._before is None else self._before.time
+        elapsed = max(self._steps[-1].time - began - self._paused, 1e-9)
+        seconds = elapsed / len(self._steps)
+        numbers["images_per_second"] = clock.batch_size / seconds
+        numbers["waiting_share"] = min(self._waited() / elapsed, 1.0)
+        if clock.flops:
+            numbers["teraflops_per_device"] = clock.flops / seconds / 1e12
+            if clock.peak:
+                numbers["mfu"] = clock.flops / seconds / clock.peak
+        self.left = (clock.total - self._step) * seconds
+        return numbers
+
+    def _waited(self) -> float:
+        """Return the seconds in which devices had finished all they had, and no batch was there."""
+        waited, before = 0.0, self._before
+        for step, (began, ended) in zip(self._steps, self._waits, strict=False):
+            waited += max(ended - (began if before is None else max(began, before.time)), 0.0)
+            before = step
+        return waited
 
 
 class Profile:
@@ -126,14 +193,3 @@ class Profile:
         if self.running:
             jax.profiler.stop_trace()
             self.running = False
-
-
-class _Timed:
-    def __init__(self, report):
-        self.report = report
-
-    def __enter__(self):
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.report(time.perf_counter() - self.began)

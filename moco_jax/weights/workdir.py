@@ -8,10 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import ConfigDict
 
 from moco_jax.base import files
 from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
+from moco_jax.parallel import hosts
 from moco_jax.workdir import integrity, recipe_check
 
 # which encoder of a run -> its fields in the state
@@ -26,20 +29,32 @@ def read_config(place: str) -> ConfigDict:
 def sound_step(place: str, step: int | None = None) -> int:
     """Return `step`, or the last sound step where it is None.
 
+    Where several processes work together every one of them must call this: the checkpoint is read
+    by process 0 alone, which tells the others.
+
     Raises:
         UserError: the workdir `place` has no such checkpoint.
     """
     workdir = files.absolute(place)
     if step is None:
-        examined = integrity.examine(workdir)
-        sound = integrity.sound(examined)
+        found = _last_sound(workdir) if jax.process_index() == 0 else (None, "")
+        sound, why = hosts.broadcast(found)
         if sound is None:
-            why = f": {'; '.join(map(str, examined))}" if examined else ""
-            raise UserError(f"{place} has no sound checkpoint{why}")
+            raise UserError(f"{place} {why}")
         return sound
     if not (workdir / "checkpoints" / str(step)).exists():
         raise UserError(f"{place} has no checkpoint of step {step}")
     return step
+
+
+def _last_sound(workdir: epath.Path) -> tuple[int | None, str]:
+    """Look for the last sound step; where there is none, say what is wrong."""
+    try:
+        examined = integrity.examine(workdir)
+    except OSError as error:
+        return None, f"cannot be read ({printable(str(error.strerror or error))})"
+    why = f": {'; '.join(map(str, examined))}" if examined else ""
+    return integrity.sound(examined), f"has no sound checkpoint{why}"
 
 
 def variables(place: str, which: str, step: int) -> dict[str, Any]:

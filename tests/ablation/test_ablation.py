@@ -11,6 +11,7 @@ from moco_jax.ablation import rows as ablation
 from moco_jax.base.errors import UserError
 from moco_jax.cli import ablation as command
 from moco_jax.training import checks
+from tests import smallest
 
 
 @pytest.mark.parametrize("variant", ["cifar10", "cifar10_cpu", "digits"])
@@ -35,9 +36,11 @@ def test_its_settings_are_the_seeds_and_what_all_rows_share():
 def test_rows_run_resume_and_are_summed_up(tmp_path, capsys):
     config = recipe.get_config("digits")
     small = dict(
-        width=8, epochs=1, stop_at_step=0, monitor_every=1, log_every=1, eval_batch_size=256
+        arch=smallest.ARCH, width=8, epochs=1, stop_at_step=0, monitor_every=1, log_every=1
     )
-    config.base.update(small | dict(batch_size=256, bn_groups=8, shuffle_groups=8))
+    config.base.update(
+        small | dict(eval_batch_size=256, batch_size=256, bn_groups=8, shuffle_groups=8)
+    )
     rows = [
         dict(table="negatives", line="MoCo", x=512, settings=dict(queue_size=512)),
         dict(table="negatives", line="end-to-end", x=255, settings=dict(recipe.END_TO_END)),

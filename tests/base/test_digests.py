@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from moco_jax.base import digests
+from moco_jax.base import digests, files
 
 TREE = {"a": {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, "n": None, "rate": 0.1}
 
@@ -53,7 +53,9 @@ def test_a_sealed_body_is_read_and_any_change_is_noticed():
     assert digests.unseal(b"") is None
 
 
-def test_digests_of_large_files_take_no_memory_for_them(tmp_path):
+@pytest.mark.parametrize("remote", [False, True])
+def test_digests_of_large_files_take_no_memory_for_them(tmp_path, monkeypatch, remote):
+    monkeypatch.setattr(files, "is_remote", lambda path: remote)
     size = 1 << 25
     (tmp_path / "large").write_bytes(bytes(size))
     tracemalloc.start()

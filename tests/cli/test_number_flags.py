@@ -16,7 +16,7 @@ steady = settings(derandomize=True, deadline=None, database=None, max_examples=5
 
 NAMES = {
     "main": {"num_processes", "process_id"},
-    "doctor": {"sample", "step_seconds"},
+    "doctor": {"sample", "step_seconds", "num_processes", "process_id"},
     "evaluate": {
         "step",
         "image_size",
@@ -36,8 +36,8 @@ NAMES = {
         "num_processes",
         "process_id",
     },
-    "embed": {"step", "k"},
-    "pack": {"shards", "channels", "white", "max_pixels"},
+    "embed": {"step", "k", "num_processes", "process_id"},
+    "pack": {"shards", "part", "parts", "channels", "white", "max_pixels"},
     "convert": set(),
     "report": {"port", "images"},
     "ablation": set(),

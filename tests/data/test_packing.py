@@ -83,6 +83,60 @@ def test_packing_goes_on_and_keeps_finished_shards(tmp_path):
     packing.pack(plan, cut)  # nothing is left to do
 
 
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+
+
+def test_four_workers_one_of_them_killed_and_repeated_pack_what_one_packs(tmp_path):
+    folder, files = images(tmp_path)
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    assert packing.pack(packing.make_plan(folder, str(alone), 8, "tfrecord"), quiet) == []
+    assert {name: content for name, (content, _) in read_back(alone).items()} == files
+
+    def worker(part, seen=quiet):
+        plan = packing.make_plan(folder, str(out), 8, "tfrecord")
+        return packing.pack(plan, seen, part, 4)
+
+    def cut(shard, image):
+        if shard == 6:
+            raise Cut
+
+    assert worker(3) == [0, 1, 2, 4, 5, 6]
+    with pytest.raises(Cut):
+        worker(2, cut)
+    # As kill -9 leaves it.
+    (out / "images-00006-of-00008.tfrecord.part").write_bytes(b"half a record")
+    assert worker(0) == [1, 5, 6]
+    assert worker(1) == [6]
+    assert "manifest.json" not in os.listdir(out)
+    shards = []
+    assert worker(2, lambda shard, image: shards.append(shard)) == []
+    assert set(shards) == {6}
+    assert contents(out) == contents(alone)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["damaged"] == [f"{folder}/dog/bad.jpg"]
+    assert manifest["images"] == sum(shard["images"] for shard in manifest["shards"]) == 10
+    assert [shard["bytes"] for shard in manifest["shards"]] == [
+        (out / shard["file"]).stat().st_size for shard in manifest["shards"]
+    ]
+    with pytest.raises(UserError, match=r"part=4 of parts=4: parts count from 0"):
+        worker(4)
+
+
+def test_of_two_workers_that_begin_at_once_with_other_images_one_is_refused(tmp_path):
+    folder, _ = images(tmp_path)
+    out = tmp_path / "out"
+    plan = packing.make_plan(folder, str(out), 4, "tfrecord")
+
+    def other_claims(shard, image):
+        facts = json.loads((out / "pack.json").read_text())
+        (out / "pack.json").write_text(json.dumps(facts | {"images": 12}))
+
+    with pytest.raises(UserError, match=r"another packing \(images: 12 -> 11\)"):
+        packing.pack(plan, other_claims, 1, 2)
+    assert os.listdir(out) == ["pack.json"]
+
+
 def test_another_packing_is_refused(tmp_path):
     folder, _ = images(tmp_path)
     out = str(tmp_path / "out")

@@ -18,10 +18,18 @@ CUT = encoded()[: len(encoded()) * 2 // 3]
 RECIPE = recipes.create("digits", 32)
 
 
+def held(source, limit=9, devices=8):
+    """What so many devices hold of `source`, stand-ins, and the names of damaged images."""
+    damaged, over = pipeline.DamagedImages(limit), mesh.create_mesh(jax.devices()[:devices])
+    shape = resident.shape_of(source)
+    images, stand_in = resident.load(over, source, shape, 2, damaged, print)
+    return over, images, stand_in, [name.rpartition("/")[2] for name in damaged.names]
+
+
 def loaded(source, limit=9):
-    damaged = pipeline.DamagedImages(limit)
-    images, stand_in = resident.load(source, resident.shape_of(source), 2, damaged, print)
-    return images, stand_in, [name.rpartition("/")[2] for name in damaged.names]
+    _, images, stand_in, damaged = held(source, limit)
+    shape = resident.shape_of(source)
+    return np.asarray(images)[: shape[0]].reshape(shape), stand_in, damaged
 
 
 def photos(place, damaged=()):
@@ -89,10 +97,34 @@ def test_images_that_leave_a_step_no_room_are_refused_with_their_size():
         resident.require_room(shape, 300_000_000)
 
 
-def test_every_device_holds_all_images():
+def test_the_devices_hold_all_images_between_them():
     images, stand_in, damaged = loaded(digits("test"))
     assert (damaged, stand_in.tolist()) == ([], list(range(1440)))
-    held = mesh.to_every_device(mesh.create_mesh(), images)
-    assert len(held.addressable_shards) == jax.device_count() > 1
-    for shard in held.addressable_shards:
-        np.testing.assert_array_equal(shard.data, images)
+    every = digits("test").read(np.arange(1440))
+    np.testing.assert_array_equal(images, np.asarray(every))
+
+
+def test_devices_divide_the_images_and_hand_each_other_the_rows_of_a_batch(tmp_path):
+    """On one, two and eight devices, with rows of no image, and stand-ins on other devices."""
+    source = photos(tmp_path, damaged=(3, 4, 8))
+    whole, expected, _ = loaded(source)
+    np.testing.assert_array_equal(expected, [0, 1, 2, 5, 5, 5, 6, 7, 0])
+    order = np.random.default_rng(0).permutation(9)[:8].astype(np.int32)
+    for devices, rows in ((1, 9), (2, 5), (8, 2)):
+        over, images, stand_in, damaged = held(source, devices=devices)
+        assert damaged == ["3.png", "4.png", "8.png"]
+        np.testing.assert_array_equal(stand_in, expected)
+        assert {shard.data.shape for shard in images.addressable_shards} == {(rows, whole[0].size)}
+        index = mesh.to_devices(over, stand_in[order].astype(np.int32))
+        take = jax.jit(device_views.take_rows, static_argnums=2)
+        taken = take(images, index, over)
+        assert taken.sharding.is_equivalent_to(mesh.sharded(over), 2)
+        np.testing.assert_array_equal(taken, whole[expected[order]].reshape(8, -1))
+
+
+def test_more_devices_hold_more_images():
+    shape = (50_000, 32, 32, 3)
+    resident.require_room(shape, 300_000_000, 2)
+    resident.require_room(shape, 38_400_032, 8)
+    with pytest.raises(UserError, match=r"\(8\), .*: 19\.2 MB.* about 11 devices"):
+        resident.require_room(shape, 30_000_000, 8)

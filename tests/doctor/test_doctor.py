@@ -16,6 +16,7 @@ from moco_jax.base.console import Console
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.doctor import images, rate, survey
 from moco_jax.doctor.examination import Examination, Options, examine
+from tests import smallest
 from tests.config.test_config import load
 
 
@@ -52,7 +53,7 @@ def bad(tmp_path_factory):
 
 
 SMALL = {
-    "arch": "resnet10",
+    "arch": smallest.ARCH,
     "width": 8,
     "stem": "cifar_stride2",
     "image_size": 32,
@@ -175,7 +176,7 @@ def test_images_that_the_devices_will_hold(good, bad, doctor):
     assert findings.verdict(marks) == "ready", text
     for words in (
         "all are 60 x 48 pixels",
-        "the 40 images take 346 kB of it, on every device",
+        "the 40 images take 43.2 kB of it on each device; a step moves its batch's, 138 kB",
         "s, measured",
         "this host says of which images",
         "the run's 6 steps take about",

@@ -2,27 +2,34 @@
 
 import io
 import json
+import re
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from absl import logging
 from etils import epath
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from moco_jax.base.errors import UserError
+from moco_jax.cli.commands import command_of
+from moco_jax.data import resident
+from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.packing import example
 from moco_jax.data.sources import open_source
 from moco_jax.data.sources.pixels import Decoding
-from moco_jax.embedding import columns, search, table
+from moco_jax.doctor import rate
+from moco_jax.embedding import columns, search, shards, table
 from moco_jax.embedding.encode import SHOWN, Damaged, Embedder, labels_of, rows
 from moco_jax.embedding.table import Rows
 from moco_jax.inference import trained_encoder
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, checkpoint
 from moco_jax.workdir import recipe_check
-from tests.command_lines import command_lines
+from tests import smallest
+from tests.command_lines import command_lines, in_two_processes
 from tests.config.test_config import load
 from tests.data.pictures import encoded, write
 from tests.data.sources.test_tar import tar
@@ -384,3 +391,115 @@ def test_pictures_are_those_of_the_rows(tmp_path):
         search.pictures_of_rows(found, np.arange(2))
     images["root"] = str(tmp_path)
     assert search.pictures_of_rows(found, np.arange(2)) == [None, None]
+
+
+# What both processes do before their command lines: resident images, once with too many damaged;
+# and a first joining of shards that is cut off, so that one shard is to be made anew.
+IN_BOTH = """
+import numpy as np
+from moco_jax.data import damaged, resident
+from moco_jax.data.sources import open_source
+from moco_jax.data.views import device_views
+from moco_jax.doctor import rate
+from moco_jax.embedding import shards
+from moco_jax.parallel import mesh
+from tests import smallest
+own = int(flags[2].partition("=")[2])
+rate.READ_SECONDS, shards.SHARD = 0.01, 3
+rate.source_pairs_per_second = lambda *_: [400, 40][own]
+hosts.start_hosts(False, flags[0].partition("=")[2], 2, own, False)
+
+source, over, seen = open_source("folder", "", "photos"), mesh.create_mesh(), []
+shape, read = resident.shape_of(source), source.read
+source.read = lambda indices: (seen.extend(indices.tolist()), read(indices))[1]
+images, stand_in = resident.load(over, source, shape, 1, damaged.DamagedImages(1), print)
+index = stand_in[mesh.local_rows(over, 8)].astype(np.int32)
+taken = jax.jit(device_views.take_rows, static_argnums=2)(
+    images, mesh.to_devices(over, index), over)
+refused = ""
+try:
+    resident.load(over, source, shape, 1, damaged.DamagedImages(0), lambda done: None)
+except Exception as error:
+    refused = str(error)
+np.savez(f"resident{own}.npz", stand_in=stand_in, seen=seen, refused=refused,
+    taken=mesh.to_hosts(over, taken))
+
+joined, make = shards.Shards.joined, shards.Shards.make
+def cut_off(self, *arguments):
+    shards.Shards.joined = joined
+    self.note(1).unlink()
+    raise OSError("cut off")
+def noted(self, number, *arguments):
+    open(f"made{own}.txt", "a").write(f"{number} ")
+    make(self, number, *arguments)
+shards.Shards.make = noted
+if own == 0:
+    shards.Shards.joined = cut_off
+"""
+
+
+@pytest.fixture
+def quiet_as_before():
+    """Logs are as loud afterwards as before a command line was executed in this process."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
+
+
+def test_two_processes_do_what_one_does(place, monkeypatch, capsys, quiet_as_before):
+    """Embedding, the doctor and resident images: each process does a part, the result is one's."""
+    pytest.importorskip("pyarrow", reason="pip install '.[parquet]'")
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(rate, "source_pairs_per_second", lambda *_: 40)
+    monkeypatch.setattr(rate, "READ_SECONDS", 0.01)
+    run = ["embed", "--workdir=run", "--data_dir=photos"]
+    small = SMALL | {"batch_size": 8, "eval_batch_size": 8, "queue_size": 16, "max_bad_images": 2}
+    small["arch"] = smallest.ARCH
+    recipe = ["--config=folder", *(f"--config.{name}={value}" for name, value in small.items())]
+    doctor = ["doctor", *recipe, "--config.data_dir=photos", "--workdir=new"]
+    lines = [[*run, "--out=two.npz"]] * 2 + [[*run, "--out=two.parquet"], doctor]
+    first, second = in_two_processes(lines, 4, place, IN_BOTH)
+
+    source = open_source("folder", "", "photos")
+    shape = resident.shape_of(source)
+    over = mesh.create_mesh()
+    images, stand_in = resident.load(over, source, shape, 1, DamagedImages(1), print)
+    halves = [np.load(f"resident{number}.npz") for number in range(2)]
+    assert [set(half["seen"].tolist()) for half in halves] == [{*range(8)}, {8, 9}]
+    for half in halves:
+        np.testing.assert_array_equal(half["stand_in"], stand_in)
+        np.testing.assert_array_equal(half["taken"], np.asarray(images)[stand_in[:8]])
+        assert re.match(r"process 0: more than max_bad_images=0 damaged", str(half["refused"]))
+
+    for name in ("one.npz", "one.parquet"):
+        command_of("embed").call([*run, f"--out={name}"])
+        assert (place / name).read_bytes() == (place / f"two{name[3:]}").read_bytes()
+    assert [epath.Path(f"made{n}.txt").read_text() for n in range(2)] == ["0 2 1 0 2 ", "1 3 1 3 "]
+    assert not shards.folder_of("two.npz").exists()
+    for out, errors in (first[0], second[0]):
+        assert "ended with 2" in out
+        assert errors.strip() == "error: process 0: cut off"
+    assert "written: two.npz, 9 x 64 features" in first[1][0], first
+    assert "1 damaged images are left out: dog/2.png" in first[1][0]
+    assert second[1] == second[2] == ("", "")
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command_of("doctor").call(doctor)
+    alone, (both, _) = capsys.readouterr().out, first[3]
+    assert ended.value.code == 0
+    assert second[3][0] == "ended with 0\n"
+    slow = "warning  2 hosts make 40 to 400 view pairs a second each, process 1 the fewest"
+    added = ("\nhosts\n", "2 processes have the same", "2 processes see the same", slow)
+    for words in added:
+        assert words in both, both
+
+    def told(text, without=()):
+        """Lines with their numbers masked: times and free memory differ from call to call."""
+        lines = [line for line in text.splitlines() if not any(w.strip() in line for w in without)]
+        return [re.sub(r"([\d.,]+( ?[kMG]?B)?[dhms]?)+", "#", line) for line in lines if line]
+
+    busy = "this host makes"  # of two, the slower one
+    assert told(both, ("ended with", busy, *added)) == told(alone, (busy,))
+    parts = [text.partition("\nimages\n")[2].partition("\nviews\n")[0] for text in (alone, both)]
+    assert parts[0] == parts[1]

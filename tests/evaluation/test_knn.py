@@ -61,6 +61,21 @@ def test_blocks_and_devices_change_nothing(block, bank_block, devices):
     np.testing.assert_allclose(cosines, expected, atol=1e-6)
 
 
+def test_all_devices_of_a_host_find_what_one_does_to_the_bit():
+    features, _ = made_up()
+    bank, queries = features[:500], features[500:]
+    assert len(queries) == 200
+    assert knn.own_devices(200, 25).size == 8
+    assert knn.own_devices(199, 25).size == knn.own_devices(0, 25).size == 1
+    alone = mesh_lib.create_mesh(jax.devices()[:1])
+    for ours, expected in zip(
+        knn.nearest(bank, queries, 20, 25, 64),
+        knn.nearest(bank, queries, 20, 25, 64, alone),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, expected)
+
+
 def test_of_equal_rows_the_earlier_comes_first():
     """Whole numbers, so that cosines are equal to the bit; each row is in the bank six times."""
     distinct = np.eye(8)[:, ::-1]

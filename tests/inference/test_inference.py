@@ -21,7 +21,12 @@ from tests.data.pictures import PHOTO
 from tests.training.test_loop import tiny
 
 CHANGES = dict(
-    augment="v2", stem="imagenet", image_size=28, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25)
+    arch="resnet10",
+    augment="v2",
+    stem="imagenet",
+    image_size=28,
+    mean=(0.4, 0.5, 0.3),
+    std=(0.2, 0.3, 0.25),
 )
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from etils import epath
 
+from moco_jax.base import files
 from moco_jax.base.errors import UserError
-from moco_jax.monitoring import run_log
+from moco_jax.monitoring import record_files, run_log
 from moco_jax.monitoring.diagnosis import rules
 
 START = {"step": 0, "event": "start", "examples": 1437, "steps_per_epoch": 22, "schedule_shift": 0}
@@ -129,3 +130,77 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"metrics.jsonl cannot be read and written"):
         log.event(5, "stopped", {})
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder that is taken for one in a bucket, and the sizes of what is written there."""
+    real, sizes = files.write, []
+
+    def write(path, content):
+        sizes.append(len(content))
+        real(path, content)
+
+    monkeypatch.setattr(files, "is_remote", lambda path: True)
+    monkeypatch.setattr(files, "write", write)
+    return epath.Path(tmp_path), sizes
+
+
+def test_records_in_a_bucket_cost_the_same_however_long_the_run(bucket):
+    place, sizes = bucket
+    now = 0.0
+    segments = record_files.Segments(place, 1, lambda: now)
+    line = b'{"step": 1}\n'
+    for _ in range(5_000):
+        now += 1.0
+        segments.append(line)
+    segments.flush()
+    assert 5_000 / record_files.SECONDS <= len(sizes) <= 5_000 / record_files.SECONDS + 1
+    assert max(sizes) <= (record_files.FULL + record_files.SECONDS) * len(line)
+    assert b"".join(content for _, content in record_files.read(place)) == 5_000 * line
+    waiting = len(sizes)
+    segments.append(line)
+    segments.idle()
+    assert len(sizes) == waiting
+    now += record_files.SECONDS
+    segments.idle()
+    assert len(sizes) == waiting + 1
+
+
+def test_segments_are_joined_and_records_of_lost_steps_taken_out_of_them(bucket, monkeypatch):
+    place, sizes = bucket
+    monkeypatch.setattr(record_files, "FULL", 4)
+    monkeypatch.setattr(run_log.tensorboard_files, "remarks", lambda: ["nothing"])
+    log = run_log.Writers(place, True, 0)
+    for number, record in enumerate(WHOLE):
+        if "event" in record:
+            log.event(record["step"], record["event"], {k: record[k] for k in [*record][2:]})
+        else:
+            log.write(record["step"], {k: record[k] for k in [*record][1:]})
+        if number % 3 == 2:
+            log.flush()
+    log.close()
+    assert same(run_log.records(place), WHOLE)
+    assert [p.name for p in record_files.paths(place)] == ["000001.jsonl", "000002.jsonl"]
+    kept = (place / "metrics/000001.jsonl").read_bytes()
+    with open(place / "metrics/000002.jsonl", "ab") as file:
+        file.write(b"7\n")
+    found = run_log.read(place)
+    assert found.damaged == {12: b"7"}
+    assert found.remarks == [f"{place}/metrics/000002.jsonl: line 6 is damaged and left out"]
+    del sizes[:]
+    log = run_log.Writers(place, True, 7)
+    assert len(log.remarks) == 2
+    assert len(sizes) == 2  # what was taken out, and the segment that it was in
+    assert same(log.records, WHOLE[:9])
+    assert (place / "earlier/1/metrics.jsonl").read_bytes().startswith(b"7\n")
+    log.write(8, {"loss": 1.0})
+    log.flush()
+    assert same(run_log.records(place), [*WHOLE[:9], {"step": 8, "loss": 1.0}])
+    assert (place / "metrics/000001.jsonl").read_bytes() == kept
+    monkeypatch.setattr(files, "is_remote", lambda path: False)
+    here = run_log.Writers(place, True, 8)  # the run was copied to a disk
+    assert same(here.records, [*WHOLE[:9], {"step": 8, "loss": 1.0}])
+    assert [p.name for p in record_files.paths(place)] == ["metrics.jsonl"]
+    assert run_log.Writers(place, True, 0).records == []
+    assert same(run_log.records(place / "earlier/2"), here.records)

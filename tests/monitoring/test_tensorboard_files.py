@@ -32,10 +32,15 @@ def test_pictures_and_settings_are_read_back(tmp_path):
     assert values["mean"].string_value == "(0.1, 0.1, 0.1)"
     assert values.keys() == config.keys()
     # Whoever looks on sees what follows: all of a run that goes on is in one file.
-    log.write(8, {"loss": 1.5})
+    numbers = {"loss": 1.5, "grad_norm": float("nan"), "large": 1e300}
+    log.write(8, numbers)
+    log._tensorboard.write_scalars(9, {"loss": 1.5})
     log.close()
-    (event,) = found.Reload().Tensors("loss")
-    assert (event.step, float(make_ndarray(event.tensor_proto))) == (8, 1.5)
+    found.Reload()
+    ours, theirs = found.Tensors("loss")
+    assert (ours.step, theirs.step) == (8, 9)
+    assert make_ndarray(ours.tensor_proto) == make_ndarray(theirs.tensor_proto) == 1.5
+    assert set(found.PluginTagToContent("scalars")) == set(numbers)
 
 
 def test_the_projector_has_each_image_at_the_place_of_its_features(tmp_path):

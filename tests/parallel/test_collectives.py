@@ -1,6 +1,7 @@
 """What crosses between eight devices in one compiled step; traffic of image size is noticed."""
 
 import math
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ IMAGE = SIDE * SIDE * 3
 
 
 SMALL = {
-    "arch": "resnet10",
+    "arch": "resnet6",
     "width": 16,
     "stem": "cifar_stride2",
     "dim": DIM,
@@ -94,11 +95,15 @@ def test_a_step_moves_gradients_moments_features_and_one_exchange(groups):
         assert not spans, "moments of groups that lie on one device must stay there"
 
 
-def test_views_of_images_that_every_device_holds_are_made_without_a_word_between_devices():
-    found, shapes = compiled(DEVICES, resident_shape=(1000, SIDE, SIDE, 3))
-    assert not judge(found, shapes, DEVICES)
-    sent, _ = compiled(DEVICES)
-    assert [(c.kind, c.dtype, c.shape) for c in found] == [(c.kind, c.dtype, c.shape) for c in sent]
+def test_of_images_that_the_devices_share_a_batchs_rows_travel_and_nothing_of_the_set():
+    found, shapes = compiled(DEVICES, resident_shape=(100_001, SIDE, SIDE, 3))
+    asked, rows = ("all-gather", "s32", (B,)), ("reduce-scatter", "u8", (B // DEVICES, IMAGE))
+    kinds = [(c.kind, c.dtype, c.shape) for c in found]
+    assert kinds.count(rows) == 1
+    assert not judge([c for c in found if (c.kind, c.dtype, c.shape) != rows], shapes, DEVICES)
+    sent = Counter((c.kind, c.dtype, c.shape) for c in compiled(DEVICES)[0])
+    assert Counter(kinds) - sent == Counter([asked, rows])
+    assert not sent - Counter(kinds)
 
 
 def test_a_permutation_of_images_is_noticed(monkeypatch):
@@ -142,3 +147,20 @@ def test_every_method_moves_no_more(groups, largest, changes):
     found, shapes = compiled(groups, **changes)
     assert found
     assert not judge(found, shapes, groups, largest)
+
+
+def test_what_goes_between_slices_of_tpu_chips_is_read():
+    """The text is the TPU compiler's, of a step for two slices of 2x4 chips."""
+    text = """
+  %after-all = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce"}
+  %sum = f32[128,1024]{1,0:T(8,128)} reduce-scatter(%f), replica_groups={{0,1,2,3,4,5,6,7}}
+  %send = (f32[128,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%bitcast, %after-all), \
+channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:7}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}, backend_config={}
+  %recv = (f32[128,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after-all), channel_id=1, \
+frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+"""
+    (sent,) = collectives.read_between_slices(text)
+    assert (sent.kind, sent.dtype, sent.shape) == ("all-reduce", "f32", (128, 8, 128))
+    assert sent.bytes == 128 * 1024 * 4
+    assert [c.kind for c in collectives.read(text)] == ["reduce-scatter"]

@@ -109,7 +109,11 @@ def test_a_full_disk_ends_with_one_line_and_keeps_what_was_saved(tmp_path):
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small disk cannot be mounted without the rights to do so")
     try:
-        config, run, whole = settings(stop_at_step=12), disk / "run", tmp_path / "whole"
+        config, run, whole = (
+            settings(arch="resnet10", stop_at_step=12),
+            disk / "run",
+            tmp_path / "whole",
+        )
         (disk / "ballast").write_bytes(bytes(BALLAST))
         with pytest.raises(UserError, match="is on a full disk"):
             loop.train(config, str(run), set())

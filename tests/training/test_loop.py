@@ -16,12 +16,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from moco_jax.base.errors import UserError
 from moco_jax.data import pipeline
 from moco_jax.monitoring import run_log
-from moco_jax.training import loop, messages
+from moco_jax.training import loop
+from tests import smallest
+from tests.command_lines import command_lines
 from tests.config.test_config import load
 
 pytestmark = pytest.mark.usefixtures("programs_kept")
 
 TINY = {
+    "arch": smallest.ARCH,
     "width": 8,
     "epochs": 2,
     "batch_size": 64,
@@ -79,7 +82,8 @@ def test_a_run_on_images_that_the_devices_hold_is_the_hosts_run(
     held = common | {"augment_on": "resident"}
     loop.train(tiny(**common), str(tmp_path / "host"), set())
     loop.train(tiny(**held), str(tmp_path / "resident"), set())
-    assert "1,437 of digits (train), 4.41 MB on every device" in capsys.readouterr().out
+    said = "1,437 of digits (train), 553 kB on each device; a step moves its batch's, "
+    assert said in capsys.readouterr().out
     for stop in (2, 4):
         loop.train(tiny(**(held | {"stop_at_step": stop})), str(tmp_path / "cut"), set())
     every = jax.devices()
@@ -172,9 +176,7 @@ def test_a_folder_of_images_trains_and_names_what_is_damaged(tmp_path, capsys):
         y, x = rng.integers(0, 300, 2)
         Image.fromarray(photo[y : y + 80, x : x + 90]).save(tmp_path / f"images/{number:03}.jpg")
     (tmp_path / "images/005.jpg").write_bytes(b"")
-    config = tiny(
-        "folder", image_size=32, arch="resnet10", stem="cifar_stride2", stop_at_step=2, epochs=2
-    )
+    config = tiny("folder", image_size=32, stem="cifar_stride2", stop_at_step=2, epochs=2)
     config.update(data_dir=str(tmp_path / "images"), eval_batch_size=8, monitor_every=2)
     loop.train(config, str(tmp_path / "run"), set())
     out = capsys.readouterr().out
@@ -184,32 +186,25 @@ def test_a_folder_of_images_trains_and_names_what_is_damaged(tmp_path, capsys):
     assert (tmp_path / "run/neighbours.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ["--config=configs/digits.py", "--workdir=w", "--config.batchsize=3"],
-            "--config.batchsize is not a setting",
-        ),
-        (
-            ["--config=configs/digits.py", "--workdir=w", "--config.batch_size=30"],
-            "batch_size=30 does not divide",
-        ),
-        (["--config=configs/imagenet.py:v7", "--workdir=w"], "variant='v7' is unknown"),
-        (["--config=configs/none.py", "--workdir=w"], "configs/none.py"),
-        (["--config=configs/digits.py"], "--workdir=FOLDER"),
-        (["--config=configs/folder.py", "--workdir=w"], "data_dir='' names no folder"),
-        (["--config=configs/digits.py", "--workdir=w", "--config.lr=fast"], "lr"),
-    ],
-)
-def test_the_command_line_refuses_with_one_line(words, message):
-    command = [sys.executable, "-m", "moco_jax.main", *words]
-    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
-    assert ended.returncode == 2
-    said = [x for x in ended.stderr.splitlines() if x.startswith("error:")]
-    assert len(said) == 1, ended.stderr
-    assert message in said[0]
-    assert "Traceback" not in ended.stderr
+REFUSED = {
+    "--config.batchsize is not a setting": ["--workdir=w", "--config.batchsize=3"],
+    "batch_size=30 does not divide": ["--workdir=w", "--config.batch_size=30"],
+    "variant='v7' is unknown": ["--config=configs/imagenet.py:v7", "--workdir=w"],
+    "configs/none.py": ["--config=configs/none.py", "--workdir=w"],
+    "--workdir=FOLDER": [],
+    "data_dir='' names no folder": ["--config=configs/folder.py", "--workdir=w"],
+    "lr": ["--workdir=w", "--config.lr=fast"],
+}
+
+
+def test_the_command_line_refuses_with_one_line():
+    lines = [["--config=configs/digits.py", *words] for words in REFUSED.values()]
+    printed = command_lines("moco_jax.pretrain", lines)
+    for message, (out, errors) in zip(REFUSED, printed, strict=True):
+        assert "ended with 2" in out
+        (said,) = [line for line in errors.splitlines() if line.startswith("error:")]
+        assert message in said
+        assert "Traceback" not in errors
 
 
 def test_a_cpu_is_divided_into_the_devices_asked_for(tmp_path):
@@ -235,14 +230,14 @@ def test_records_are_json_lines_in_a_relative_workdir(tmp_path, monkeypatch):
 
 
 def test_a_signal_saves_and_the_run_goes_on_there(tmp_path, monkeypatch):
-    progress = messages.progress
+    after = loop.Loop.after
 
-    def interrupt(step, *arguments):
+    def interrupt(self, step, *arguments, **named):
+        after(self, step, *arguments, **named)
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return progress(step, *arguments)
 
-    monkeypatch.setattr(messages, "progress", interrupt)
+    monkeypatch.setattr(loop.Loop, "after", interrupt)
     config = tiny(stop_at_step=6, monitor_every=0)
     assert loop.train(config, str(tmp_path), set()) == signal.SIGTERM
     saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())

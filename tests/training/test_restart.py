@@ -28,7 +28,7 @@ def command(workdir, cache):
         sys.executable,
         "-m",
         "moco_jax.main",
-        "--config=configs/digits.py",
+        "--config=tests/smallest.py",
         f"--workdir={workdir}",
         "--config.width=8",
         "--config.monitor_every=0",

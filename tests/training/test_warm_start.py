@@ -27,7 +27,10 @@ pytest.importorskip("safetensors", reason="pip install '.[safetensors]'")
 
 
 def config_of(**changes):
-    return tiny(**dict(monitor_every=0, momentum=0.75, queue_size=160, stop_at_step=1) | changes)
+    return tiny(
+        **dict(arch="resnet10", monitor_every=0, momentum=0.75, queue_size=160, stop_at_step=1)
+        | changes
+    )
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def run(tmp_path):
     Its encoders differ, and its queue's pointer is not at 0.
     """
     # The batch does not divide the queue: keys above its size must not come along.
-    config, workdir = tiny(queue_size=160), epath.Path(tmp_path / "run")
+    config, workdir = tiny(arch="resnet10", queue_size=160), epath.Path(tmp_path / "run")
     return workdir, states.save_drawn(workdir, config, 3, pointer=1)
 
 

@@ -18,8 +18,9 @@ from etils import epath
 
 from moco_jax import config as config_lib
 from moco_jax.base import digests, files
-from moco_jax.base.errors import UserError
+from moco_jax.base.errors import LockLost, UserError
 from moco_jax.training import checkpoint, orbax_logging
+from moco_jax.weights import workdir as weights_workdir
 from moco_jax.workdir import integrity, recipe_check
 from tests.config.test_config import load
 from tests.method.test_finite import B, begin, method_of, optimizers
@@ -191,6 +192,28 @@ def test_whatever_is_wrong_with_the_newest_the_one_before_it_is_found(place, kin
         assert integrity.find(place) == (30, [integrity.Examined(30, [], True)])
         shutil.rmtree(place)
         shutil.copytree(kept, place)
+
+
+def test_one_process_reads_a_checkpoint_and_tells_the_others(place, monkeypatch):
+    told = []
+
+    def broadcast(value):
+        told.append(value)
+        return json.loads(json.dumps(told[0]))
+
+    monkeypatch.setattr(weights_workdir.hosts, "broadcast", broadcast)
+    (place / "checkpoints/40/marker").write_bytes(b"")
+    assert weights_workdir.sound_step(str(place)) == 30
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_index", lambda: 1)
+        patch.setattr(integrity, "examine", None)
+        assert weights_workdir.sound_step(str(place)) == 30
+    (place / "checkpoints").rmtree()
+    del told[:]
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"run has no sound checkpoint$"):
+            weights_workdir.sound_step(str(place))
+        monkeypatch.setattr(jax, "process_index", lambda: 1)
 
 
 def lose(place, seed):
@@ -370,6 +393,26 @@ def test_a_save_that_fails_is_one_line_and_loses_nothing(tmp_path, monkeypatch, 
     assert {2, 4} >= set(integrity.steps(place)) >= {4}
     assert integrity.find(place)[0] == 4
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_checkpoint_does_not_count_before_the_records_up_to_it_are_written(tmp_path):
+    state, _ = begin(method_of("queue"), optimizers.sgd(0.9, 0.0))
+    saving, place = checkpoint.Checkpoints(epath.Path(tmp_path), 2), epath.Path(tmp_path)
+    saving.save(2, state, SETTINGS | {"batch_size": B}, {}, lambda: None)
+    assert "Checkpoint 2 is good" in saving.good()
+    found = []
+
+    def recorded():
+        found.append((place / "digests/4").exists())
+        raise LockLost("another run has the workdir")
+
+    saving.save(4, state, SETTINGS | {"batch_size": B}, {}, recorded)
+    with pytest.raises(LockLost, match="another run"):
+        saving.good()
+    saving.close()
+    assert found == [False]
+    assert not (place / "digests/4").exists()
+    assert "Checkpoint 2 is good" in saving.good()
 
 
 @pytest.mark.parametrize("other", [0, 3, 5, 400])

@@ -6,11 +6,14 @@ crops that the host made. Parameters are those that hosts draw, from the same ra
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from moco_jax.data.views import arrays, philox
 from moco_jax.data.views.drawing import draw_pair
 from moco_jax.data.views.operations import crop
 from moco_jax.data.views.recipes import UNIFORMS, Recipe, View
+from moco_jax.parallel.mesh import AXIS
 
 Side = int | jax.Array  # of an image, in pixels
 
@@ -52,6 +55,29 @@ def finish(images: jax.Array, views: View, recipe: Recipe) -> jax.Array:
     return jax.vmap(lambda image, view: _finish(image, view, recipe))(images, views)
 
 
+def take_rows(images: jax.Array, index: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Take the rows `index` int32 `[B]` of `images` uint8 `[N, P]`: uint8 `[B, P]`.
+
+    With a `mesh` both are divided over its devices by their first axis. Each device is told the
+    whole batch's indices, takes those rows that lie with it and zeros for the others, and a
+    reduce-scatter hands every device the sums of its own part of the batch: `B * P` bytes travel,
+    however many images there are, and the sums are exact, as one device alone adds to each row.
+    """
+    if mesh is None:
+        return images.at[index].get(mode="promise_in_bounds")
+
+    def own_part(held: jax.Array, asked: jax.Array) -> jax.Array:
+        every = jax.lax.all_gather(asked, AXIS, tiled=True)
+        place = every - jax.lax.axis_index(AXIS) * len(held)
+        here = (place >= 0) & (place < len(held))
+        rows = held.at[jnp.where(here, place, 0)].get(mode="promise_in_bounds")
+        return jax.lax.psum_scatter(jnp.where(here[:, None], rows, 0), AXIS, tiled=True)
+
+    divided = P(AXIS)
+    take = jax.shard_map(own_part, mesh=mesh, in_specs=(divided, divided), out_specs=divided)
+    return take(images, index)
+
+
 def make_two_views(
     images: jax.Array,
     shape: tuple[int, int, int],
@@ -59,6 +85,7 @@ def make_two_views(
     epoch: jax.Array,
     seed: int,
     recipe: Recipe,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Make query and key views, uint8 `[B, S, S, C]` each, of examples `index` in `epoch`.
 
@@ -69,8 +96,9 @@ def make_two_views(
         index, epoch: int32 `[B]`, of each example.
         seed: of the run.
         recipe: the views to draw.
+        mesh: the devices that share the images, see `take_rows`; None where each has all.
     """
-    chosen = images.at[index].get(mode="promise_in_bounds").reshape(-1, *shape)
+    chosen = take_rows(images, index, mesh).reshape(-1, *shape)
     drawn = draw_two_views(seed, epoch, index, *shape[:2], recipe=recipe)
 
     def view(parameters: View) -> jax.Array:

@@ -15,7 +15,7 @@ from moco_jax.base.text import printable
 from moco_jax.data.configured import open_images
 from moco_jax.inference import trained_encoder
 from moco_jax.method.configured import method_of
-from moco_jax.monitoring import run_log
+from moco_jax.monitoring import record_files, run_log
 from moco_jax.report.page import records as records_lib
 from moco_jax.report.page.records import Record
 from moco_jax.workdir import integrity
@@ -155,7 +155,7 @@ def stamp(places: Sequence[str]) -> tuple[Any, ...]:
     state: list[Any] = []
     for place in map(files.absolute, places):
         for path in (
-            place / "metrics.jsonl",
+            *record_files.paths(place),
             place / "config.json",
             *sorted(place.glob("evaluate_*.json")),
         ):
