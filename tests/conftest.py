@@ -5,8 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
+from moco_jax.base.storage import retries
 from moco_jax.parallel import xla_flags
-from tests import xla
+from tests import bucket_server, xla
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = xla_flags.with_fast_convolutions(
@@ -73,6 +74,26 @@ def float64():
     """JAX computes in float64 within the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def _served():
+    """Serve gs://bucket from this machine until the tests end."""
+    with (
+        bucket_server.running(bucket_server.Network()) as network,
+        pytest.MonkeyPatch.context() as m,
+    ):
+        m.setenv("STORAGE_EMULATOR_HOST", network.address)
+        yield network
+
+
+@pytest.fixture
+def network(_served, monkeypatch):
+    """Give the network before gs://bucket, without faults; requests are soon made again."""
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.0002)
+    _served.reset()
+    yield _served
+    _served.reset()
 
 
 @pytest.fixture(autouse=True, scope="module")

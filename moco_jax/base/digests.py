@@ -5,6 +5,7 @@ A checkpoint that is half-written or altered is found by its digests before it i
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from moco_jax.base import files
+from moco_jax.base import files, storage
 from moco_jax.base.text import printable
 
 THREADS = 8
@@ -69,7 +70,7 @@ def _of_file(path: epath.Path) -> str:
     """Return the digest of a file, or why it cannot be read (a link to nothing, a pipe)."""
     try:
         # A file of a checkpoint may be larger than the memory that is left, and eight are read.
-        with path.open("rb") if files.is_remote(path) else files.open_regular(path) as file:
+        with storage.open_binary(os.fspath(path), storage.AHEAD) as file:
             digest = hashlib.sha256()
             _add(digest, file)
             return digest.hexdigest()
@@ -79,6 +80,8 @@ def _of_file(path: epath.Path) -> str:
 
 def _listing(folder: epath.Path) -> dict[str, epath.Path]:
     """List all files below `folder`: path within it -> path."""
+    if files.is_remote(folder):
+        return {name: folder / name for name in storage.find(os.fspath(folder))}
     paths, open_folders = {}, [folder]
     while open_folders:
         for path in open_folders.pop().iterdir():

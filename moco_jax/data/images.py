@@ -15,7 +15,7 @@ import numpy as np
 from moco_jax.data.sources import Source, pixels
 from moco_jax.data.sources.records import ENCODED
 
-AHEAD = 2  # reads whose images are made while those of one are used, at least
+AHEAD = 2  # reads that are under way while the images of one are used, at least
 T = TypeVar("T")
 
 
@@ -44,7 +44,7 @@ def stream(
         workers: threads; 0 for as many as cores.
     """
     threads = workers or os.cpu_count() or 1
-    pool, reader = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
+    pool, reader = ThreadPoolExecutor(threads), ThreadPoolExecutor(AHEAD)
 
     def start(epoch: int, indices: np.ndarray) -> list[Future]:
         some = zip(indices.tolist(), source.read(indices), strict=True)

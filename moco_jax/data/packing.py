@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from moco_jax.base import files
+from moco_jax.base import files, storage
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import is_utf8, printable, to_line
 from moco_jax.data.running import running
@@ -121,10 +121,12 @@ def claim(plan: Plan) -> dict:
     """
     path, facts = os.path.join(plan.out, PACK), _facts(plan)
     with writing(plan.out):
-        tf.io.gfile.makedirs(plan.out)
+        if not store.is_remote(plan.out):
+            os.makedirs(plan.out, exist_ok=True)
         if not store.is_file(path):
             endings = tuple(f".{ending}" for ending in FORMATS.values())
-            foreign = [n for n in store.listing(plan.out) if n.endswith(endings)]
+            there = store.listing(plan.out) if store.exists(plan.out) else []
+            foreign = [n for n in there if n.endswith(endings)]
             if foreign and not store.is_file(path):  # another worker may have come meanwhile
                 raise UserError(
                     f"out={printable(plan.out)} holds {printable(foreign[0])} and no pack.json that"
@@ -267,10 +269,10 @@ def write_shard(plan: Plan, facts: dict, number: int, seen: Callable[[int], None
         # earlier call found, which was cut off, may have been repaired since.
         named = f"{plan.stem(number)}.damaged.txt"
         if damaged:
-            with tf.io.gfile.GFile(named, "wb") as file:
-                file.write("".join(f"{to_line(path)}\n" for path in damaged).encode())
-        elif store.is_file(named):
-            tf.io.gfile.remove(named)
+            content = "".join(f"{to_line(path)}\n" for path in damaged).encode()
+            files.write(epath.Path(named), content)
+        else:
+            storage.remove(named)
 
 
 def damaged_of(plan: Plan, number: int) -> list[str]:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from moco_jax.base.errors import UserError
 from moco_jax.data import order
 from moco_jax.data.damaged import DamagedImages
+from moco_jax.data.read_ahead import read_ahead
 from moco_jax.data.running import running
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.refusals import described
@@ -63,16 +64,17 @@ def train_batches(
     """
     size = len(source)
 
-    def records():
+    def wanted():
         for start in itertools.count(examples_seen, batch_size):
             epoch, positions = order.batch_positions(start, batch_size, size)
             indices = order.permute(positions[rows], size, seed, epoch)
-            yield indices, np.full(len(rows), epoch, np.int64), source.read(indices)
+            yield indices, np.full(len(rows), epoch, np.int64)
 
     views = _pair_maker(source, recipe, seed, crop_only, scaled_decoding)
     numbers = tf.TensorSpec([len(rows)], tf.int64)
     signature = (numbers, numbers, _many(source, len(rows)))
-    with running(records(), signature, views, workers) as batches:
+    records = read_ahead(lambda some: (*some, source.read(some[0])), wanted())
+    with running(records, signature, views, workers) as batches:
         for batch in batches:
             made, bad = batch["rows"], np.flatnonzero(~batch["ok"])
             if len(bad):
@@ -152,7 +154,7 @@ def evaluation_batches(
         image = decode_or_flag(source, record)
         return {"image": augment.evaluation_view(image.pixels, recipe), "ok": image.ok}
 
-    records = ((source.read(some),) for some in indices)
+    records = read_ahead(lambda some: (source.read(some),), indices)
     with running(records, (_many(source, indices.shape[1]),), view, workers) as batches:
         yield from batches
 
@@ -183,10 +185,8 @@ def view_batches(
             "ok": image.ok,
         }
 
-    records = (
-        (np.asarray(some, np.int64), np.full(rows, epoch, np.int64), source.read(some))
-        for epoch, some in reads
-    )
+    wanted = ((np.asarray(some, np.int64), np.full(rows, epoch, np.int64)) for epoch, some in reads)
+    records = read_ahead(lambda some: (*some, source.read(some[0])), wanted)
     numbers = tf.TensorSpec([rows], tf.int64)
     with running(records, (numbers, numbers, _many(source, rows)), view, workers) as batches:
         yield from batches

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
+from moco_jax.base.errors import Busy, UserError
+
 AT_ONCE = 64  # rows of a batch where the shape of the reads does not fix them
 
 
@@ -26,6 +28,8 @@ def running(
 ) -> Iterator[Iterator]:
     """Yield batches of NumPy arrays that `make` computes ahead of time from what `reads` yields.
 
+    An OSError, UserError or Busy of `reads` is raised behind the batches of what was read before.
+
     `make` is called in the graph for each row of a read. `signature`: of one read, arrays `[n,
     ...]`; the last read may be shorter than n, where `[None, ...]` permits it. `threads`: how
     many work; 0 for as many as cores.
@@ -37,10 +41,14 @@ def running(
     # The graph functions say tf.cond where they mean it: rewriting them as AutoGraph does would
     # only make each start a second slower.
     make = tf.autograph.experimental.do_not_convert(make)
+    failures: list[Exception] = []
 
     def feed():
-        while not ending and (read := next(reads, None)) is not None:
-            yield read
+        try:
+            while not ending and (read := next(reads, None)) is not None:
+                yield read
+        except (OSError, UserError, Busy) as error:  # TensorFlow would tell it as its own
+            failures.append(error)
 
     made = iter(
         tf.data.Dataset.from_generator(feed, output_signature=signature)
@@ -63,9 +71,14 @@ def running(
             except tf.errors.OpError as error:
                 logging.debug("while ending: %s", error)
 
+    def batches() -> Iterator:
+        yield from made
+        if failures:
+            raise failures[0]
+
     atexit.register(end)  # for callers that keep the batches until the process ends
     try:
-        yield made
+        yield batches()
     finally:
         atexit.unregister(end)
         end()

@@ -107,7 +107,7 @@ def listed(images: Labelled, path: str) -> Labelled:
 
 def _lines(path: str) -> Sequence[str]:
     try:
-        text = text_lines(store.read(str(files.absolute(path))))
+        text = text_lines(store.read(files.full_name(path)))
     except (OSError, ValueError) as error:
         raise UserError(
             f"--subset={printable(path)} is no text file that can be read, with the name of an"

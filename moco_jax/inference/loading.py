@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from moco_jax.base import files
+from moco_jax.base import files, storage
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.data.sources import pixels, store
@@ -164,7 +164,8 @@ class FeatureEncoder:
     def _one_by_one(self, images: Any) -> Any:
         if isinstance(images, str | os.PathLike):
             path = os.fspath(images)
-            return images_in(path) if files.absolute(path).is_dir() else [path]
+            files.require_place(path)
+            return images_in(path) if storage.is_folder(path) else [path]
         if isinstance(images, Image.Image):
             return [images]
         if isinstance(images, list | tuple):

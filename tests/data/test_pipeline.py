@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from moco_jax.base.errors import UserError
+from moco_jax.base.storage import Refused
 from moco_jax.data import pipeline
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.memory import digits
@@ -66,8 +67,8 @@ class Slow:
 
     record_spec, decoding = tf.TensorSpec([], tf.string), RGB
 
-    def __init__(self, last):
-        self.reads, self.last, self.image = 0, last, encoded("TIFF")
+    def __init__(self, last, error=ValueError):
+        self.reads, self.last, self.image, self.error = 0, last, encoded("TIFF"), error
 
     def __len__(self):
         return 512
@@ -77,7 +78,7 @@ class Slow:
             time.sleep(0.001)
         self.reads += 1
         if self.reads == self.last:
-            raise ValueError("the disk is gone")
+            raise self.error("the disk is gone")
         return np.asarray([self.image] * len(indices), object)
 
     def encoded(self, record):
@@ -94,9 +95,10 @@ def batches(source):
     return train_batches(source, recipes.create("digits", 32), 8, workers=4)
 
 
-def test_an_error_in_reading_reaches_the_reader():
-    some = batches(Slow(last=4))
-    with pytest.raises(tf.errors.OpError, match="the disk is gone"):
+@pytest.mark.parametrize(("error", "kind"), [(ValueError, tf.errors.OpError), (Refused, Refused)])
+def test_an_error_in_reading_reaches_the_reader(error, kind):
+    some = batches(Slow(last=4, error=error))
+    with pytest.raises(kind, match="the disk is gone"):
         deque(some, maxlen=0)
 
 

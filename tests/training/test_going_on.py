@@ -1,5 +1,6 @@
 """Damaged copies of one small run: each goes on, or is refused each time; its readers read it."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from moco_jax import encoders
 from moco_jax.base.errors import UserError
 from moco_jax.encoders.norm import BatchNorm
 from moco_jax.inference import trained_encoder
-from moco_jax.monitoring import run_log
+from moco_jax.monitoring import record_files, run_log
 from moco_jax.report.page import render
 from moco_jax.report.page import run as runs_lib
 from moco_jax.report.page.renewal import Renewal
@@ -222,6 +223,26 @@ def test_weights_that_overflow_are_neither_applied_nor_saved(run, workdir, capsy
             states.assert_bitwise_equal(expected, weights)
         expected = weights
     assert read_all(workdir)[1].step == kept[0]
+
+
+def test_records_that_cannot_be_written_end_the_run_and_no_checkpoint_counts(
+    run, workdir, monkeypatch
+):
+    """A thread writes them: its error ends the run in one line, as if the loop had written."""
+    append = record_files.Appended.append
+
+    def fills(self, line):
+        if b'"step": 9' in line:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, line)
+
+    monkeypatch.setattr(record_files.Appended, "append", fills)
+    with pytest.raises(UserError, match="is on a full disk; make room") as raised:
+        run(workdir, 60)
+    assert len(str(raised.value).splitlines()) == 1
+    monkeypatch.undo()
+    assert run_log.records(epath.Path(workdir))[-1]["step"] == 8
+    assert integrity.find(epath.Path(workdir))[0] == 8
 
 
 def test_a_checkpoint_that_is_not_finite_is_passed_over(run, workdir, monkeypatch, capsys):

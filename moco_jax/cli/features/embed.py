@@ -56,8 +56,8 @@ def named_images(given: flags.FlagValues, config: Any, place: str) -> tuple[Sour
     folder = files.absolute(place)
     index = str(folder / "index") if folder.is_dir() else None
     source = open_images(changed, split, index)
-    data_dir = str(files.absolute(changed.data_dir)) if changed.data_dir else ""
-    root = str(files.absolute(source.root)) if isinstance(source, FolderSource) else ""
+    data_dir = files.full_name(changed.data_dir) if changed.data_dir else ""
+    root = files.full_name(source.root) if isinstance(source, FolderSource) else ""
     return source, {
         "dataset": changed.dataset,
         "split": split,

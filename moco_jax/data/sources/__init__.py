@@ -13,6 +13,7 @@ import numpy as np
 
 from moco_jax.base import packages
 from moco_jax.base.errors import UserError
+from moco_jax.base.storage import Refused, Unreachable
 from moco_jax.base.text import printable
 from moco_jax.config.registry import SOURCES_IN_WORDS
 from moco_jax.data.sources import pixels
@@ -101,6 +102,8 @@ def reading(data_dir: str) -> Iterator[None]:
     """Turn errors of a disk or bucket while `data_dir` is opened into a UserError."""
     try:
         yield
+    except (Refused, Unreachable):
+        raise  # each says what helps
     except Exception as error:
         if not isinstance(error, (OSError, packages.tensorflow_errors())):
             raise

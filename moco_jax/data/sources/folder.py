@@ -111,7 +111,7 @@ class FolderSource:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Read the files' content, object `[n]` of bytes; empty where a file cannot be read."""
-        return store.read_many(lambda index: store.read(self.path(index)), indices)
+        return store.read_files([self.path(index) for index in indices.tolist()])
 
     def encoded(self, record: bytes) -> bytes:
         """Return the file's content, as it is."""

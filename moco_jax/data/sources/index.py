@@ -3,6 +3,7 @@
 It is built once, and then kept on disk.
 """
 
+import errno
 import io
 import logging
 import os
@@ -52,16 +53,21 @@ def states(paths: Sequence[str]) -> list[str]:
     """Return a line on each file that changes with it: path, bytes, time, and ends' checksums.
 
     A tar that is written again often keeps its size, as its blocks are filled up. In buckets the
-    line has path and bytes alone: a read there fetches far more than it asks for, of every shard.
+    line has path, bytes and version, as listings tell them; nothing is read.
+
+    Raises:
+        OSError: one of the files is not there.
     """
-    return store.each(_state, paths)
+    if not any(map(store.is_remote, paths)):
+        return store.each(_state, paths)
+    known = store.infos(paths)
+    if None in known:
+        raise FileNotFoundError(errno.ENOENT, "No such file", paths[known.index(None)])
+    return [f"{path} {i.size} {i.version}" for path, i in zip(paths, known, strict=True) if i]
 
 
 def _state(path: str) -> str:
-    size = store.size(path)
-    if files.is_remote(path):
-        return f"{path} {size}"
-    time = os.stat(path).st_mtime_ns
+    size, time = store.size(path), os.stat(path).st_mtime_ns
     with store.open_binary(path) as file:
         head = zlib.crc32(file.read(END))
         file.seek(max(size - END, 0))
@@ -79,9 +85,9 @@ def cached(
         UserError: the cache cannot be written.
     """
     signed = np.asarray(signature)
-    if cache is not None and cache.exists():
+    if cache is not None and store.exists(str(cache)):
         try:
-            with cache.open("rb") as file, np.load(file) as saved:
+            with np.load(io.BytesIO(files.read(cache))) as saved:
                 if np.array_equal(saved["signature"], signed):
                     return {key[1:]: saved[key] for key in saved.files if key[0] == "_"}
         except (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError) as error:
@@ -129,17 +135,10 @@ class FileRecords:
         """Return the names of the files, and the file, offset and length of all records."""
         return [self._called, self.places.file, self.places.offset, self.places.length]
 
-    def part(self, index: int, start: int, length: int) -> bytes:
-        """Read `length` bytes from `start` bytes after the beginning of record `index` on.
-
-        They lie before the record if `start` is negative.
-        """
-        offset = int(self.places.offset[index]) + start
-        return self._ranges.read(int(self.places.file[index]), offset, length)
-
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Read records, object `[n]` of bytes; empty where one cannot be read."""
-        return store.read_many(lambda i: self.part(i, 0, int(self.places.length[i])), indices)
+        some = (column[indices] for column in self.places[1:])
+        return self._ranges.read_many(*some)
 
     def file(self, index: int) -> str:
         """Return the name of the file of record `index`, with every byte.

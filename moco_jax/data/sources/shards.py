@@ -97,13 +97,22 @@ def _of_pattern(data_dir: str, lacks: str, help_: str) -> list[str]:
     """
     if store.is_file(data_dir):
         return [data_dir]
-    paths = []
-    for path in braces(data_dir):
-        matched = _matched(path) if re.search(r"[*?]", path) else [path]
-        if not matched or not store.exists(matched[0]):
+    named = {
+        path: _matched(path) if re.search(r"[*?]", path) else [path] for path in braces(data_dir)
+    }
+    there = _existing([matched[0] for matched in named.values() if matched])
+    for path, matched in named.items():
+        if not matched or matched[0] not in there:
             raise UserError(f"{lacks} {printable(path)}; {help_}")
-        paths += matched
-    return paths
+    return [path for matched in named.values() for path in matched]
+
+
+def _existing(paths: list[str]) -> set[str]:
+    """Return those of `paths` at which there is anything; of a bucket's, those that are objects."""
+    remote = [path for path in paths if is_remote(path)]
+    found = zip(remote, store.infos(remote), strict=True)
+    here = (path for path in paths if not is_remote(path) and store.exists(path))
+    return {path for path, info in found if info} | set(here)
 
 
 def _matched(pattern: str) -> list[str]:

@@ -90,8 +90,8 @@ def scan(path: str) -> Scanned:
     images: list[tuple[int, int, int]] = []
     called: list[str] = []
     counts: Counter[str] = Counter()
-    with store.open_binary(path) as file:
-        for some, depth in _grouped(tar_members.read(path, counts)):
+    with store.open_binary(path, store.AHEAD) as file:
+        for some, depth in _grouped(tar_members.read(file, path, counts)):
             label = labels.MISSING
             for member in some:
                 if [part.lower() for part in member.parts[depth:]] == ["cls"]:

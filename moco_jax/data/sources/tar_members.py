@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
-from moco_jax.data.sources import names, store
+from moco_jax.data.sources import names
 
 _BLOCK = 512
 _HEADER = 1 << 20  # bytes of a header at most; those with a long name are a few kilobytes
@@ -54,29 +54,30 @@ class _Claimed:
         return self._file.seek(place)
 
 
-def read(path: str, left_out: Counter[str]) -> Iterator[Member]:
-    """Read the regular files of the tar `path`, in their order.
+def read(file: BinaryIO, path: str, left_out: Counter[str]) -> Iterator[Member]:
+    """Read the regular files of the tar `file`, in their order.
 
-    `left_out` counts the others, under the words of `LEFT_OUT`.
+    Between two members the caller may read elsewhere in `file`, which is `path` in messages.
+    `left_out` counts what is left out, under the words of `LEFT_OUT`.
 
     Raises:
         UserError: it is cut, damaged or compressed.
     """
-    size = store.size(path)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     try:
-        with store.open_binary(path) as file:
-            claimed: Any = _Claimed(file, size)
-            with tarfile.open(fileobj=claimed, mode="r:", encoding="utf-8") as archive:
-                for header in _headers(archive, size):
-                    kept = _kept(header, left_out)
-                    if kept:
-                        yield kept
-            # tarfile takes a damaged header for the end of the archive.
-            file.seek(archive.offset)
-            if file.read(_BLOCK).strip(b"\0"):
-                raise UserError(
-                    f"{printable(path)} is damaged at byte {archive.offset}; replace the file"
-                )
+        claimed: Any = _Claimed(file, size)
+        with tarfile.open(fileobj=claimed, mode="r:", encoding="utf-8") as archive:
+            for header in _headers(archive, size):
+                kept = _kept(header, left_out)
+                if kept:
+                    yield kept
+        # tarfile takes a damaged header for the end of the archive.
+        file.seek(archive.offset)
+        if file.read(_BLOCK).strip(b"\0"):
+            raise UserError(
+                f"{printable(path)} is damaged at byte {archive.offset}; replace the file"
+            )
     except UserError:
         raise
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:

@@ -38,9 +38,9 @@ class TFDSSource(examples.ExampleSource):
         where = f" --data_dir={printable(data_dir)}" if data_dir else ""
         prepare = f"prepare it with: tfds build {name}{where}"
         slices, features, classes, format_ = _prepared(name, split, data_dir, prepare)
-        there = store.each(store.is_file, [part.path for part in slices])
-        if not all(there):
-            lacking = slices[there.index(False)].path
+        there = store.infos([part.path for part in slices])
+        if None in there:
+            lacking = slices[there.index(None)].path
             raise UserError(f"dataset='tfds:{name}' lacks {lacking}; {prepare}")
         label = f"{name} {split}"
         records: examples.Records

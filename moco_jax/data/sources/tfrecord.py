@@ -71,7 +71,7 @@ def scan(path: str) -> tuple[np.ndarray, np.ndarray]:
     """
     size = store.size(path)
     offsets, lengths, place, heads = [], [], 0, list[bytes]()
-    with store.open_binary(path) as file:
+    with store.open_binary(path, store.AHEAD) as file:
         while place < size:
             file.seek(place)
             head = file.read(12)

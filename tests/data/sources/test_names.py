@@ -370,6 +370,6 @@ def test_names_take_their_length_and_four_bytes():
 
 def test_a_path_of_a_bucket_that_is_no_utf8_is_an_error_of_the_file():
     with pytest.raises(OSError, match="UTF-8"):
-        store.read("ram://bucket/caf\udce9.png")
+        store.read("gs://bucket/caf\udce9.png")
     with pytest.raises(OSError, match="NUL"):
         store.read("a\0b")

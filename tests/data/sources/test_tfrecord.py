@@ -15,6 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from moco_jax.base.errors import UserError
+from moco_jax.base.storage import local
 from moco_jax.data.packing import example
 from moco_jax.data.sources import index, tfrecord
 from moco_jax.data.sources.tf_decode import decode_image
@@ -52,7 +53,7 @@ def test_record_index_equals_tensorflows_reader(tmp_path):
 
 
 def test_more_files_than_stay_open_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(index.store, "KEPT_OPEN", 2)
+    monkeypatch.setattr(local, "KEPT_OPEN", 2)
     paths = [records_to(tmp_path / f"{n}", [b"%d" % n]) for n in range(5)]
     found = index.FileRecords(tfrecord.build([tfrecord.Slice(p, 0, -1) for p in paths], None))
     os.remove(paths[4])
