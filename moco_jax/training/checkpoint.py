@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from moco_jax.base import digests, files
 from moco_jax.base.errors import Busy, UserError, full_disk
 from moco_jax.base.text import printable
 from moco_jax.method.state import FORMAT_VERSION, TrainState, all_finite, for_batch_size
+from moco_jax.parallel import failures, hosts
 from moco_jax.training import orbax_logging
 from moco_jax.workdir import integrity
 
@@ -45,8 +47,13 @@ class Checkpoints:
         seconds: how long the run waited for saving.
     """
 
-    def __init__(self, workdir: epath.Path, keep: int):
-        """Open those in `workdir`; `keep`: how many latest ones stay beside the best, 2 or more."""
+    def __init__(
+        self, workdir: epath.Path, keep: int, facts: Mapping[str, Any] = MappingProxyType({})
+    ):
+        """Open those in `workdir`; `keep`: how many latest ones stay beside the best, 2 or more.
+
+        `facts`: what each checkpoint keeps beside the settings, values of JSON by name.
+        """
         orbax_logging.silence()
         best = BestN(get_metric_fn=lambda m: m["knn"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
@@ -54,10 +61,10 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
-        self.seconds = 0.0
+        self.seconds, self._facts = 0.0, facts
         self._records = workdir / integrity.RECORDS
-        if jax.process_index() == 0:
-            self._records.mkdir(exist_ok=True)  # once it is gone, somebody took it away
+        # Once it is gone, somebody took it away.
+        hosts.first(lambda: self._records.mkdir(exist_ok=True))
         self._place = _identity(workdir)
         self._good: int | None = None
         self._finisher: threading.Thread | None = None
@@ -103,8 +110,10 @@ class Checkpoints:
                 f"{self.good()}; go on from there with a lower lr: --config.lr=... "
                 "--allow_change=lr"
             )
-        self._require_room(state)
+        # A process that saves alone would wait for the others.
+        hosts.each(lambda: self._require_room(state))
         about = {"format_version": FORMAT_VERSION, "step": step, "config": dict(config)}
+        about |= self._facts
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
         )
@@ -165,6 +174,11 @@ class Checkpoints:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             return full_disk(workdir)
         reason = printable((str(error).strip() or repr(error)).splitlines()[0])
+        if failures.is_watched() and failures.is_of_peers(error):
+            return Busy(
+                f"workdir={workdir}: a checkpoint could not be saved, as another process was lost "
+                f"({reason}); the same command goes on from the last whole checkpoint"
+            )
         return UserError(
             f"workdir={workdir}: a checkpoint could not be saved ({reason}). See that the folder "
             "is there and can be written, and give the same command: it goes on from the last "

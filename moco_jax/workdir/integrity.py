@@ -11,10 +11,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from moco_jax.base import digests, files
 from moco_jax.base.errors import UserError
@@ -22,7 +20,6 @@ from moco_jax.base.text import printable
 from moco_jax.parallel import hosts
 
 FOLDER, RECORDS, ASIDE = "checkpoints", "digests", "damaged"  # in a workdir
-NONE, LOST = -1, -2  # what process 0 says in place of a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,27 +155,32 @@ def find(workdir: epath.Path, before: int | None = None) -> tuple[int | None, li
         UserError: there were checkpoints that a run can go on from, and none is sound any more.
     """
     examined: list[Examined] = []
-    why, answer = "process 0 found no sound checkpoint and says why", NONE
-    if jax.process_index() == 0:
+
+    def look() -> int | None:
         try:
-            examined = examine(workdir, before)
+            examined.extend(examine(workdir, before))
             why = lost(workdir, examined)
         except OSError as error:
             why = f"workdir={workdir} cannot be read ({error.strerror or error})"
-        step = sound(examined)
-        answer = LOST if why else NONE if step is None else step
-    answer = hosts.broadcast(answer)
-    if answer == LOST:
-        raise UserError(why)
-    return (None if answer == NONE else answer), examined
+        if why:
+            raise UserError(why)
+        return sound(examined)
+
+    return hosts.first(look), examined
 
 
 def set_aside(workdir: epath.Path, examined: Iterable[Examined]) -> list[str]:
     """Move damaged ones among the checkpoints `examined` to `damaged`; every host must call this.
 
+    Process 0 moves those that it has `examined`.
+
     Returns:
         A line on each.
     """
+    return hosts.first(lambda: _moved(workdir, examined))
+
+
+def _moved(workdir: epath.Path, examined: Iterable[Examined]) -> list[str]:
     remarks = []
     for checkpoint in examined:
         if checkpoint.wrong:
@@ -186,8 +188,6 @@ def set_aside(workdir: epath.Path, examined: Iterable[Examined]) -> list[str]:
             place.parent.mkdir(exist_ok=True)
             (workdir / FOLDER / str(checkpoint.step)).rename(place)
             remarks.append(f"{checkpoint}; moved to {place}")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("checkpoints examined")
     return remarks
 
 
