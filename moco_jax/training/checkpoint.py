@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from moco_jax.base import digests, files
+from moco_jax.base import digests, files, storage
 from moco_jax.base.errors import Busy, UserError, full_disk
 from moco_jax.base.text import printable
 from moco_jax.method.state import FORMAT_VERSION, TrainState, all_finite, for_batch_size
@@ -58,9 +58,11 @@ class Checkpoints:
         best = BestN(get_metric_fn=lambda m: m["knn"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
-            cleanup_tmp_directories=True,
+            # In a bucket what is not whole has its own name, and `integrity` removes it.
+            cleanup_tmp_directories=not files.is_remote(workdir),
         )
-        self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
+        with storage.told(os.fspath(workdir)):
+            self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
         self.seconds, self._facts = 0.0, facts
         self._records = workdir / integrity.RECORDS
         # Once it is gone, somebody took it away.
@@ -171,6 +173,10 @@ class Checkpoints:
         if isinstance(error, UserError | Busy):
             return error
         workdir = self._records.parent
+        if files.is_remote(workdir) and isinstance(error, Exception):
+            found = storage.translate(error, os.fspath(workdir))
+            if isinstance(found, UserError | Busy):
+                return found
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             return full_disk(workdir)
         reason = printable((str(error).strip() or repr(error)).splitlines()[0])
@@ -218,7 +224,8 @@ class Checkpoints:
             step = before
         self._good = step
         remarks = integrity.set_aside(workdir, passed if jax.process_index() == 0 else ())
-        self.manager.reload()
+        with storage.told(os.fspath(workdir)):
+            self.manager.reload()
         return step, state, remarks
 
     def restore(self, step: int, like: TrainState, batch_size: int) -> TrainState:
@@ -241,7 +248,8 @@ class Checkpoints:
 
     def _restore(self, step: int, like: TrainState) -> TrainState:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self.manager.restore(step, args=items)["state"]
+        with storage.told(os.fspath(self._records)):
+            return self.manager.restore(step, args=items)["state"]
 
     def close(self) -> None:
         """Wait until everything is written."""

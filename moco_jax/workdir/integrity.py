@@ -14,7 +14,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from etils import epath
 
-from moco_jax.base import digests, files
+from moco_jax.base import digests, files, storage
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.parallel import hosts
@@ -95,6 +95,8 @@ def about(workdir: epath.Path, step: int) -> dict[str, Any]:
     place = workdir / FOLDER / str(step) / "about"
     try:
         found = ocp.JsonCheckpointHandler().restore(place)
+    except storage.OF_STORES:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{place} cannot be read ({printable(str(error))})") from error
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
@@ -160,6 +162,8 @@ def find(workdir: epath.Path, before: int | None = None) -> tuple[int | None, li
         try:
             examined.extend(examine(workdir, before))
             why = lost(workdir, examined)
+        except storage.OF_STORES:
+            raise
         except OSError as error:
             why = f"workdir={workdir} cannot be read ({error.strerror or error})"
         if why:
@@ -181,14 +185,30 @@ def set_aside(workdir: epath.Path, examined: Iterable[Examined]) -> list[str]:
 
 
 def _moved(workdir: epath.Path, examined: Iterable[Examined]) -> list[str]:
-    remarks = []
+    remarks, parts = [], _removed_parts(workdir)
     for checkpoint in examined:
-        if checkpoint.wrong:
+        if checkpoint.wrong and checkpoint.step in parts:
+            remarks.append(f"{checkpoint}; the part of it that was there is removed")
+        elif checkpoint.wrong:
             place = workdir / ASIDE / f"{checkpoint.step}_{time.time_ns()}"
-            place.parent.mkdir(exist_ok=True)
-            (workdir / FOLDER / str(checkpoint.step)).rename(place)
+            files.move(workdir / FOLDER / str(checkpoint.step), place)
             remarks.append(f"{checkpoint}; moved to {place}")
     return remarks
+
+
+def _removed_parts(workdir: epath.Path) -> set[int]:
+    """Remove what killed runs have left in a bucket of checkpoints they saved or dropped.
+
+    Returns:
+        their steps. On disks Orbax writes under other names, and removes these itself.
+    """
+    if not files.is_remote(workdir):
+        return set()
+    parts = {step for step in steps(workdir) if not (workdir / RECORDS / str(step)).exists()}
+    parts = {s for s in parts if not ocp.utils.is_checkpoint_finalized(workdir / FOLDER / str(s))}
+    for step in parts:
+        storage.remove_folder(str(workdir / FOLDER / str(step)))
+    return parts
 
 
 def set_damaged_aside(workdir: epath.Path) -> list[str]:

@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax.base import files
+from moco_jax.base import files, storage
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.data.sources import fingerprint
@@ -54,6 +54,8 @@ def claim_workdir(
         changed = recipe_changes(workdir, config, allow_change, step, images)
         if jax.process_index() == 0:
             files.write(path, (json.dumps(dict(config), indent=2) + "\n").encode())
+    except storage.OF_STORES:
+        raise
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
@@ -163,6 +165,8 @@ def read_config(path: epath.Path) -> dict[str, Any]:
     reason = ""
     try:
         found = json.loads(files.read(path).decode())
+    except storage.OF_STORES:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         found, reason = None, printable(str(getattr(error, "strerror", None) or error))
     if isinstance(found, dict):

@@ -1,6 +1,7 @@
 """Buckets are asked for no more than is needed, again where that helps, and any name is found."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -53,6 +54,30 @@ def test_odd_names_are_written_found_and_read(root, network):
         storage.read(paths[5])
     with pytest.raises(FileNotFoundError):
         storage.find(f"{root}/none")
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/once", "memory://once"])
+def test_of_many_who_make_an_object_at_once_one_succeeds(root, network):
+    network.busy = network.cut = 0.1
+    for number in range(4):
+        contents = [f"{number} {n}".encode() for n in range(16)]
+        with ThreadPoolExecutor(16) as pool:
+            made = [*pool.map(lambda c, at=f"{root}/{number}": storage.create(at, c), contents)]
+        assert made.count(True) == 1
+        assert storage.read(f"{root}/{number}") == contents[made.index(True)]
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/moved", "memory://moved"])
+def test_files_and_folders_are_moved_whole(root, network):
+    network.busy = 0.1
+    for name in ("a/1", "a/b/2", "c"):
+        storage.write(f"{root}/from/{name}", name.encode())
+    storage.move(f"{root}/from/a", f"{root}/to/x")
+    storage.move(f"{root}/from/c", f"{root}/to/c")
+    assert [*storage.find(root)] == ["to/c", "to/x/1", "to/x/b/2"]
+    assert storage.read(f"{root}/to/x/b/2") == b"a/b/2"
+    with pytest.raises(FileNotFoundError):
+        storage.move(f"{root}/from/a", f"{root}/to/y")
 
 
 def test_a_folder_is_listed_by_pages_and_not_by_objects(network):
