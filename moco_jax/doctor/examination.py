@@ -18,7 +18,7 @@ from moco_jax.base.console import Counter, duration
 from moco_jax.base.findings import BUSY, FAULT, NOTE, OK, Finding, Report
 from moco_jax.data import order, resident
 from moco_jax.data.configured import open_images, recipe_of
-from moco_jax.data.sources import fingerprint, Source, remarks_of
+from moco_jax.data.sources import Source, fingerprint, remarks_of
 from moco_jax.doctor import images, joined, memory, rate, settings, survey, workdir
 from moco_jax.evaluation.classes import match_sources
 from moco_jax.evaluation.held_out import choose
