@@ -20,7 +20,7 @@ from moco_jax.data import images, order
 from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.refusals import described
-from moco_jax.parallel import everyone
+from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
 
 SHARE = 0.5  # of a device's memory that images may take; the step needs the rest
@@ -167,7 +167,7 @@ def load(
         UserError: an image has another size, or too many are damaged; on every host.
     """
     rows = mesh_lib.local_rows(mesh, rows_of_all(shape[0], mesh.size))
-    with everyone.failing_together():
+    with hosts.together():
         pixels, good = decode_rows(source, shape, rows, workers, damaged, progress)
     held = mesh_lib.to_devices(mesh, (pixels.reshape(len(rows), -1), good))
     sound = mesh_lib.to_hosts(mesh, held[1])[: shape[0]]

@@ -1,24 +1,28 @@
-"""Several processes as one run: joining them, and making sure that they agree."""
+"""What the processes of a run say to each other: how they agree, and how they fail together.
+
+All of it goes through JAX's coordination service, where words may come hours apart: arrays through
+devices may not wait so long.
+"""
 
 import contextlib
-import functools
+import io
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import flax
 import jax
+import numpy as np
 import optax
 from jax._src import distributed
-from jax._src.lib import _jax, utils
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from moco_jax.base import digests
 from moco_jax.base.errors import Busy, LockLost, UserError
 from moco_jax.base.text import printable
-from moco_jax.parallel import failures
 
 T = TypeVar("T")
 
@@ -28,67 +32,24 @@ _calls = itertools.count()  # of what processes say to each other; all count ali
 _said: list[str] = []  # what process 0 has said and not yet deleted
 
 
-def start_hosts(
-    distributed: bool, coordinator: str, num_processes: int, process_id: int, asks_for_stops: bool
-) -> None:
-    """Join the processes of one run, before anything else asks for devices.
-
-    Args:
-        distributed: the platform knows the addresses (Cloud TPU, GKE, Slurm).
-        coordinator: else HOST:PORT of process 0; empty for a run of one process.
-        num_processes: how many there are.
-        process_id: which of them this is, from 0.
-        asks_for_stops: whether SIGTERM is left to JAX's preemption service, because the program
-            asks it after every step; else SIGTERM ends the process.
-    """
-    jax.config.update("jax_enable_preemption_service", asks_for_stops)
-    if num_processes > 1 and not coordinator:
-        raise UserError(
-            f"--num_processes={num_processes} needs --coordinator=HOST:PORT, the address of "
-            "process 0"
-        )
-    if coordinator and not 0 <= process_id < num_processes:
-        raise UserError(
-            f"--process_id={process_id} is not below --num_processes={num_processes}; ids count "
-            "from 0"
-        )
-    if coordinator or distributed:
-        by_hand = (coordinator, num_processes, process_id) if coordinator else (None, None, None)
-        _join(*by_hand)
+def is_alone() -> bool:
+    """Return whether this process is the only one; asks for no devices where none was joined."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
-def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Call `jax.distributed.initialize` so, and watch over the other processes from then on.
+def is_first() -> bool:
+    """Return whether this process is the one that speaks and writes for all."""
+    return number() == 0
 
-    Raises:
-        Busy: the others did not come.
-    """
-    real = _jax.get_distributed_runtime_client
-    if failures.catch_aborts() is not None:
-        # There is no public way to be asked before JAX ends the process.
-        client = functools.partial(real, missed_heartbeat_callback=failures.lost)
-        _jax.get_distributed_runtime_client = client
-    # What JAX logs of a process that was lost takes many lines; `failures` says it in one.
-    with contextlib.suppress(AttributeError):
-        utils.absl_set_min_log_level(3)
-    try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            heartbeat_timeout_seconds=failures.HEARTBEAT,
-        )
-    except jax.errors.JaxRuntimeError as error:
-        reason = printable(str(error).splitlines()[0])
-        raise Busy(
-            f"the processes of this run did not find each other ({reason}); start all of them, and "
-            "see that process 0 can be reached from all hosts"
-        ) from error
-    finally:
-        _jax.get_distributed_runtime_client = real
-    joined = distributed.global_state
-    if joined.num_processes > 1:
-        failures.begin(joined.client, joined.process_id, joined.num_processes)
+
+def number() -> int:
+    """Return the number of this process, from 0."""
+    return 0 if is_alone() else jax.process_index()
+
+
+def count() -> int:
+    """Return how many processes there are."""
+    return 1 if is_alone() else jax.process_count()
 
 
 def require_agreement(facts: Mapping[str, Any], remedy: str = SAME) -> None:
@@ -120,7 +81,7 @@ def broadcast(value: T) -> T:
 
     What the other processes give does not matter. Tuples arrive as lists.
     """
-    if jax.process_count() == 1:
+    if is_alone():
         return value
     key = f"moco_jax/said/{next(_calls)}"
     if jax.process_index() == 0:
@@ -140,7 +101,7 @@ def first(do: Callable[[], T]) -> T:
         UserError, Busy, OSError: what process 0 raised; on every process. Another error, a bug,
             is raised there, and ends the others by `failures`.
     """
-    if jax.process_count() == 1:
+    if is_alone():
         return do()
     result: Any = None
     error: Exception | None = None
@@ -156,28 +117,36 @@ def first(do: Callable[[], T]) -> T:
 
 
 def each(do: Callable[[], T]) -> T:
-    """Do a thing on every process; if it fails on one, all raise; every process must call this.
+    """Return what `do` returns on this process; if it fails on one, all raise as `together` does.
 
-    No collective computation may be in it: one that has failed would not take part.
+    Every process must call this.
+    """
+    with together():
+        return do()
 
-    Returns:
-        what `do` returned on this process.
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Raise on every process what the block raises on any; every process must come here.
+
+    No collective computation may be in the block: a process that has failed would not take part.
 
     Raises:
         UserError, Busy, OSError: of the first process that failed, which the line names unless all
             have failed alike. Other errors are as in `first`.
     """
-    if jax.process_count() == 1:
-        return do()
     error: Exception | None = None
     try:
-        result = do()
+        yield
     except (UserError, Busy, OSError) as raised:
         error = raised
-    packed = broadcast(_first_failure(_gathered(_packed(error))))
-    if packed:
-        raise agreed(_unpacked(packed)) from error
-    return result
+    if is_alone():
+        if error is not None:
+            raise error
+        return
+    failure = _first_failure(gather(_packed(error)))
+    if failure:
+        raise agreed(_unpacked(failure)) from error
 
 
 def _first_failure(outcomes: list[dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -221,7 +190,7 @@ def agreed(error: Exception) -> Exception:
 
 def _gathered(value: Any) -> list[Any]:
     """Return the `value`, made of JSON, of every process on process 0; elsewhere just this one."""
-    if jax.process_count() == 1:
+    if is_alone():
         return [value]
     call, number = next(_calls), jax.process_index()
     key = f"moco_jax/own/{call}/"
@@ -234,6 +203,35 @@ def _gathered(value: Any) -> list[Any]:
         _client().key_value_delete(read)
     _said[:] = [key]  # those of this call, as a folder
     return [json.loads(text) for text in (json.dumps(value), *others)]
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the `value` of each process, made of JSON, in their order; tuples become lists.
+
+    Every process must call this.
+    """
+    return broadcast(_gathered(value)) if not is_alone() else [json.loads(json.dumps(value))]
+
+
+def gather_arrays(own: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Return the arrays of each process, in their order, with any types of numbers and shapes.
+
+    Every process must call this.
+    """
+    if is_alone():
+        return [dict(own)]
+    written = io.BytesIO()
+    np.savez(written, **own)  # type: ignore[arg-type]
+    # As bytes, since JAX's arrays would have 32 bits a number.
+    content = np.frombuffer(written.getbuffer(), np.uint8)
+    lengths = gather(len(content))
+    padded = np.pad(content, (0, max(lengths) - len(content)))
+    sent = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
+    found = []
+    for one, length in zip(sent, lengths, strict=True):
+        with np.load(io.BytesIO(one[:length].tobytes())) as arrays:
+            found.append({name: arrays[name] for name in arrays.files})
+    return found
 
 
 def _waited_for(key: str) -> str:
@@ -265,13 +263,13 @@ class Board:
     def show(self, value: Any) -> None:
         """Show `value` in place of what this process has shown."""
         self._own = value
-        if jax.process_count() > 1:
+        if not is_alone():
             key = f"{self._folder}{jax.process_index()}"
             _client().key_value_set(key, json.dumps(value), True)
 
     def all(self) -> list[Any]:
         """Return what processes show at this moment."""
-        if jax.process_count() == 1:
+        if is_alone():
             return [] if self._own is None else [self._own]
         found = _client().key_value_dir_get(self._folder)
         return [json.loads(value) for _, value in sorted(found)]

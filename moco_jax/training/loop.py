@@ -65,9 +65,7 @@ def _train(
     """Train in `workdir`, whose `lock` is held; arguments and result as of `train`."""
     # Settings and images that cannot work are refused here, before the workdir is looked at.
     setup = hosts.each(lambda: build(config, str(workdir / "index")))
-    known = fingerprint.of(setup.source)
-    # Hosts that see other images would draw other batches, each in an order of its own.
-    hosts.require_agreement(fingerprint.in_words(known), "see that all have the same images")
+    known = fingerprint.agreed(setup.source)
     start = begin_or_go_on(config, workdir, allow_change, setup.program, lock, known)
     damaged = DamagedImages(config.max_bad_images, hosts.Board("damaged images"))
     # The stacks close what is in them from the last to the first, however the run ends. Signals

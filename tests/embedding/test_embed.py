@@ -402,12 +402,12 @@ from moco_jax.data.sources import open_source
 from moco_jax.data.views import device_views
 from moco_jax.doctor import rate
 from moco_jax.embedding import shards
-from moco_jax.parallel import mesh
+from moco_jax.parallel import joining, mesh
 from tests import smallest
 own = int(flags[2].partition("=")[2])
 rate.READ_SECONDS, shards.SHARD = 0.01, 3
 rate.source_pairs_per_second = lambda *_: [400, 40][own]
-hosts.start_hosts(False, flags[0].partition("=")[2], 2, own, False)
+joining.start_hosts(False, flags[0].partition("=")[2], 2, own, False)
 
 source, over, seen = open_source("folder", "", "photos"), mesh.create_mesh(), []
 shape, read = resident.shape_of(source), source.read

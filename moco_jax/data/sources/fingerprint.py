@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moco_jax.data.sources import Source
+from moco_jax.parallel import hosts
 
 Fingerprint = Mapping[str, Any]
 LENGTH = 32  # hexadecimal digits that are kept of a digest
@@ -31,6 +32,19 @@ def of(source: Source) -> dict[str, Any]:
         "names": "" if identity is None else _digest(known),
         "classes": _digest([_joined(first)]),
     }
+
+
+def agreed(source: Source) -> dict[str, Any]:
+    """Return the fingerprint of `source`, alike on all hosts; every host must call this.
+
+    Hosts that saw other images would draw other batches, each in an order of its own.
+
+    Raises:
+        UserError: they see other images; on every host.
+    """
+    known = of(source)
+    hosts.require_agreement(in_words(known), "data_dir must hold the same images on every host")
+    return known
 
 
 def _joined(words: Any) -> bytes:
