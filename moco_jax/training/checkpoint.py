@@ -40,6 +40,21 @@ def interval(every: int, steps_per_epoch: int) -> int:
     return every or -(-STEPS // steps_per_epoch) * steps_per_epoch
 
 
+def place_of(workdir: str) -> epath.Path:
+    """Return the folder of a run, `workdir` made absolute; Orbax writes to such ones only.
+
+    Raises:
+        UserError: it is in a store to which Orbax writes no checkpoints.
+    """
+    place = files.absolute(workdir)
+    if files.is_remote(place) and not str(place).startswith("gs://"):
+        raise UserError(
+            f"workdir={printable(workdir)} is in a store to which no checkpoints can be written; "
+            "give gs://BUCKET/FOLDER, or a folder of this machine"
+        )
+    return place
+
+
 class Checkpoints:
     """Saves and restores the checkpoints of a workdir: the latest few, and the best by kNN.
 

@@ -17,7 +17,7 @@ from moco_jax.method.step import Batch
 from moco_jax.parallel import failures, hosts, known_answers
 from moco_jax.training import bad_steps, ending, feed
 from moco_jax.training.assembly import build
-from moco_jax.training.checkpoint import Checkpoints
+from moco_jax.training.checkpoint import Checkpoints, place_of
 from moco_jax.training.journal import Journal, Scores
 from moco_jax.training.start import begin_or_go_on
 from moco_jax.training.step_plan import StepPlan
@@ -43,8 +43,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         Busy: another run is at work in `workdir`; LockLost: another run has taken `workdir` from
             this one, which was suspended.
     """
-    # Orbax writes to absolute paths only; a bucket's (gs://...) is one already.
-    place = hosts.each(lambda: files.absolute(workdir))
+    place = hosts.each(lambda: place_of(workdir))
     console = Console(speaks=jax.process_index() == 0)
     # A compiler that computes wrong values is silent: it is asked before anything is trusted to it.
     hosts.each(known_answers.require_right)

@@ -125,6 +125,8 @@ def test_a_bucket_that_refuses_or_is_silent_ends_the_run_with_one_line(network):
     with pytest.raises(UserError, match=words) as told:
         loop.train(config(IMAGES), "gs://bucket/refused", set())
     assert "\n" not in str(told.value)
+    with pytest.raises(UserError, match=r"^workdir=s3://bucket/run is in a store to which no "):
+        loop.train(config(IMAGES), "s3://bucket/run", set())
     network.busy = 1.0
     with pytest.raises(
         Busy, match=r"^gs://bucket/run/lock.json cannot be reached .*asked 11 times"
