@@ -538,6 +538,7 @@ def test_slurm_submits_one_process_a_gpu(tmp_path):
         (143, 5, False),
         (75, 0, True),
         (75, 5, False),
+        (137, 0, True),  # kill -9 of one process
     ],
 )
 def test_slurm_job_goes_back_into_the_queue_after_it_saved(status, before, requeued, tmp_path):

@@ -179,6 +179,8 @@ def _unpacked(packed: Mapping[str, Any]) -> Exception:
     kind = KINDS.get(packed["kind"])
     if kind:
         return kind(packed["line"])
+    if packed["number"] is None:  # one that a library made of words alone
+        return OSError(packed["line"])
     return OSError(packed["number"], packed["line"], packed["where"])
 
 

@@ -469,7 +469,7 @@ def test_two_processes_do_what_one_does(place, monkeypatch, capsys, quiet_as_bef
     for half in halves:
         np.testing.assert_array_equal(half["stand_in"], stand_in)
         np.testing.assert_array_equal(half["taken"], np.asarray(images)[stand_in[:8]])
-        assert re.match(r"process 0: more than max_bad_images=0 damaged", str(half["refused"]))
+        assert re.match(r"process 0 of 2: more than max_bad_images=0 damaged", str(half["refused"]))
 
     for name in ("one.npz", "one.parquet"):
         command_of("embed").call([*run, f"--out={name}"])
@@ -478,7 +478,7 @@ def test_two_processes_do_what_one_does(place, monkeypatch, capsys, quiet_as_bef
     assert not shards.folder_of("two.npz").exists()
     for out, errors in (first[0], second[0]):
         assert "ended with 2" in out
-        assert errors.strip() == "error: process 0: cut off"
+        assert errors.strip() == "error: process 0 of 2: cut off"
     assert "written: two.npz, 9 x 64 features" in first[1][0], first
     assert "1 damaged images are left out: dog/2.png" in first[1][0]
     assert second[1] == second[2] == ("", "")
