@@ -188,10 +188,6 @@ class Checkpoints:
         if isinstance(error, UserError | Busy):
             return error
         workdir = self._records.parent
-        if files.is_remote(workdir) and isinstance(error, Exception):
-            found = storage.translate(error, os.fspath(workdir))
-            if isinstance(found, UserError | Busy):
-                return found
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             return full_disk(workdir)
         reason = printable((str(error).strip() or repr(error)).splitlines()[0])
@@ -200,6 +196,10 @@ class Checkpoints:
                 f"workdir={workdir}: a checkpoint could not be saved, as another process was lost "
                 f"({reason}); the same command goes on from the last whole checkpoint"
             )
+        if files.is_remote(workdir) and isinstance(error, Exception):
+            found = storage.translate(error, os.fspath(workdir))
+            if isinstance(found, UserError | Busy):
+                return found
         return UserError(
             f"workdir={workdir}: a checkpoint could not be saved ({reason}). See that the folder "
             "is there and can be written, and give the same command: it goes on from the last "

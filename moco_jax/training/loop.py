@@ -8,7 +8,6 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax.base import files
 from moco_jax.base.console import Console
 from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import fingerprint

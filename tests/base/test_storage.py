@@ -133,6 +133,17 @@ def test_what_is_worth_another_try():
     assert all(0.5 <= w / min(32, 0.05 * 2**n) <= 1.5 for n, w in enumerate(waits))
 
 
+def test_what_tensorstore_says_is_told_as_all_else_and_what_jax_says_is_not_taken_for_it():
+    denied = ValueError("PERMISSION_DENIED: Error writing gs://b/x: no [http_response_code='403']")
+    for error, kind, words in (
+        (denied, storage.Refused, r"refused \(403: Error writing gs://b/x: no\); log in"),
+        (ValueError("UNAVAILABLE: cut"), storage.Unreachable, r"cannot be reached \(cut;"),
+        (RuntimeError("UNAVAILABLE: a process"), RuntimeError, "^UNAVAILABLE: a process$"),
+    ):
+        with pytest.raises(kind, match=words), storage.told("gs://b"):
+            raise error
+
+
 def test_neighbours_are_one_request():
     files, offsets = np.asarray([0, 1, 0, 0, 0]), np.asarray([5000, 0, 0, 100, 90])
     lengths = np.asarray([10, 7, 100, 50, 20])

@@ -10,7 +10,8 @@ from moco_jax.base.storage import retries
 from moco_jax.base.text import printable
 
 _FORBIDDEN = "Forbidden"  # so gcsfs begins what it says of status 403
-# So tensorstore begins what it says, after tries of its own.
+# So tensorstore begins what it says in a ValueError, after tries of its own; JAX says such words of
+# processes that are lost, in other errors.
 _DENIED = ("PERMISSION_DENIED:", "UNAUTHENTICATED:")
 _AWAY = ("UNAVAILABLE:", "DEADLINE_EXCEEDED:", "ABORTED:")
 # Of libraries that find no account to show: google-auth and botocore.
@@ -46,7 +47,9 @@ def said(error: BaseException) -> str:
 def _is_refusal(error: BaseException) -> bool:
     if retries.status_of(error) in (401, 403) or isinstance(error, PermissionError):
         return True
-    return type(error).__name__ in _NOBODY or str(error).startswith((_FORBIDDEN, *_DENIED))
+    if isinstance(error, ValueError) and str(error).startswith(_DENIED):
+        return True
+    return type(error).__name__ in _NOBODY or str(error).startswith(_FORBIDDEN)
 
 
 def translate(error: Exception, path: str) -> Exception:
@@ -63,7 +66,8 @@ def translate(error: Exception, path: str) -> Exception:
         remedy = _REMEDIES.get(scheme, "log in as the store's own tools want it")
         number = status or (401 if type(error).__name__ in _NOBODY else 403)
         return Refused(f"access to {shown} is refused ({number}: {said(error)}); {remedy}")
-    if retries.passes(error) or str(error).startswith(_AWAY):
+    is_away = isinstance(error, ValueError) and str(error).startswith(_AWAY)
+    if is_away or retries.passes(error):
         return Unreachable(
             f"{shown} cannot be reached ({said(error)}; asked {retries.TRIES} times); give the same"
             " command again when the store or the network is back"
