@@ -23,7 +23,7 @@ from tests.test_without_tensorflow import HIDDEN, PROGRAM
 
 pytestmark = pytest.mark.usefixtures("programs_kept")
 
-RUN, IMAGES, STEPS = "gs://bucket/run", "gs://bucket/images", 28
+RUN, IMAGES, STEPS = "gs://bucket/run", "gs://bucket/images", 40
 SETTINGS = dict(
     dataset="folder",
     eval_split="",
@@ -54,6 +54,12 @@ def config(data_dir, **changes):
     return made
 
 
+def saved():
+    """The newest step whose checkpoint counts."""
+    folder = f"{RUN}/digests"
+    return max(map(int, storage.listing(folder))) if storage.exists(folder) else 0
+
+
 def kill_after_a_checkpoint():
     """Train in a process without TensorFlow, and kill it once its second checkpoint counts."""
     flags = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
@@ -66,7 +72,7 @@ def kill_after_a_checkpoint():
         stderr=subprocess.STDOUT,
         text=True,
     )
-    while process.poll() is None and not storage.exists(f"{RUN}/digests/6"):
+    while process.poll() is None and saved() < 6:
         time.sleep(0.02)
     process.kill()
     out, _ = process.communicate()
@@ -80,7 +86,7 @@ def test_a_killed_run_goes_on_bitwise_and_is_read(network, images, tmp_path, mon
     monkeypatch.setattr(record_files, "SECONDS", 0.0)
     monkeypatch.setattr(record_files, "FULL", 4)
     network.remembers = True
-    loop.train(config(IMAGES, checkpoint_every=14, stop_at_step=STEPS), RUN, set())
+    loop.train(config(IMAGES, checkpoint_every=20, stop_at_step=STEPS), RUN, set())
     network.remembers = False
     assert re.search(r"resumed +at step (\d+)", capsys.readouterr().out)
     assert not storage.exists(f"{RUN}/lock.json")
@@ -93,7 +99,7 @@ def test_a_killed_run_goes_on_bitwise_and_is_read(network, images, tmp_path, mon
     assert losses[0] == losses[1]
     assert [*losses[1]] == [*range(1, STEPS + 1)]
     assert (
-        storage.listing(f"{RUN}/digests") == storage.listing(f"{RUN}/checkpoints") == ["14", "28"]
+        storage.listing(f"{RUN}/digests") == storage.listing(f"{RUN}/checkpoints") == ["20", "40"]
     )
     assert len(storage.listing(f"{RUN}/tensorboard")) == 1
 
