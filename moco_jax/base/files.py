@@ -55,14 +55,6 @@ def absolute(path: str) -> epath.Path:
     return epath.Path(path)
 
 
-def describe_bucket_error(error: Exception) -> str:
-    """Describe in one line why a bucket cannot be reached; '' where `error` is of another kind."""
-    said = " ".join(str(error).split())
-    if not type(error).__module__.startswith("tensorflow.") or not is_remote(said):
-        return ""
-    return printable(f"a bucket cannot be reached: {said[:300]}")
-
-
 def open_to_read(path: str) -> BinaryIO:
     """Open the file `path`, here or in a bucket, to read its bytes.
 

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import numpy as np
 
-from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.base.storage import Refused, Unreachable
 from moco_jax.base.text import printable
@@ -104,9 +103,7 @@ def reading(data_dir: str) -> Iterator[None]:
         yield
     except (Refused, Unreachable):
         raise  # each says what helps
-    except Exception as error:
-        if not isinstance(error, (OSError, packages.tensorflow_errors())):
-            raise
+    except OSError as error:
         raise UserError(
             f"data_dir={printable(data_dir)} cannot be read ({printable(str(error))}); mend that,"
             " or give another place"
