@@ -1,7 +1,7 @@
 """Packages that only some runs need: whether they are there, and how TensorFlow is loaded.
 
-TensorFlow makes tf.data's batches, reaches workdirs in buckets and writes TensorBoard's files. All
-else does without it, so that nothing imports it before it is needed.
+TensorFlow makes tf.data's batches and writes TensorBoard's files. All else does without it, so that
+nothing imports it before it is needed.
 """
 
 import contextlib
@@ -92,9 +92,3 @@ def _tensorflow() -> Any:
     with contextlib.suppress(RuntimeError):  # a program that is not ours uses it already
         tf.config.set_visible_devices([], "GPU")
     return tf
-
-
-def tensorflow_errors() -> tuple[type[Exception], ...]:
-    """Return the class of TensorFlow's errors, as of a bucket; none where it is not loaded."""
-    tf = sys.modules.get("tensorflow")
-    return (tf.errors.OpError,) if tf is not None and hasattr(tf, "errors") else ()

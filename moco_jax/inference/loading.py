@@ -263,14 +263,8 @@ def load(
     path = os.fsdecode(place)
     with xla_flags.while_jax_starts():
         jax.devices()
-    try:
-        trained = trained_encoder.load(
-            path, which, step, image_size=image_size, mean=mean, std=std, stem=stem
-        )
-    except Exception as error:
-        reason = files.describe_bucket_error(error)
-        if not reason:
-            raise
-        raise UserError(f"{printable(path)}: {reason}") from error
+    trained = trained_encoder.load(
+        path, which, step, image_size=image_size, mean=mean, std=std, stem=stem
+    )
     of = f"step {trained.step} of {path}" if trained_encoder.is_run(path) else path
     return FeatureEncoder(trained, features, f"{which} encoder of {of}", batch_size)

@@ -4,12 +4,11 @@ import os
 import socket
 
 import pytest
-import tensorflow as tf
 from etils import epath
 
 import moco_jax
-from moco_jax.base import files
-from moco_jax.base.errors import UserError
+from moco_jax.base import files, storage
+from moco_jax.base.errors import Busy, UserError
 from moco_jax.cli import command_line
 from moco_jax.inference import trained_encoder
 
@@ -51,30 +50,34 @@ BUCKETS = [f"{kind}://bucket/{name}" for kind in files.BUCKETS for name in ("run
 
 @pytest.mark.parametrize("place", BUCKETS)
 @pytest.mark.parametrize(
-    "kind",
-    ["FailedPrecondition", "Unavailable", "PermissionDenied", "Unimplemented", "Unauthenticated"],
+    ("cause", "status", "said"),
+    [
+        (PermissionError("no\n\t right"), 2, "is refused (403: no right)"),
+        (ConnectionError("no\n\t route"), 75, "cannot be reached (no route"),
+    ],
 )
-def test_a_bucket_that_cannot_be_reached_is_one_line(place, kind, monkeypatch, capsys):
-    error = getattr(tf.errors, f"{kind}Error")(None, None, f"no route\n\t when reading {place}")
+def test_a_bucket_that_cannot_be_reached_is_one_line(
+    place, cause, status, said, monkeypatch, capsys
+):
+    error = storage.translate(cause, place)
 
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(trained_encoder, "load", fail)
-    with pytest.raises(UserError, match="a bucket cannot be reached: no route when") as told:
+    with pytest.raises((UserError, Busy)) as told:
         moco_jax.load(place)
     assert str(told.value).isprintable()
     with pytest.raises(SystemExit) as ended:
         command_line.guarded(fail, [])
-    assert ended.value.code == 2
+    assert ended.value.code == status
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: a bucket cannot be reached: no route when")
+    assert line.startswith("error: ")
+    assert said in line
     assert line.isprintable()
 
 
-@pytest.mark.parametrize(
-    "error", [tf.errors.InvalidArgumentError(None, None, "shapes"), KeyError("gs://")]
-)
+@pytest.mark.parametrize("error", [RuntimeError("shapes"), KeyError("gs://")])
 def test_other_errors_are_none_of_a_bucket(error, monkeypatch):
     def fail(*_, **__):
         raise error

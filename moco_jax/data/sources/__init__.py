@@ -11,7 +11,6 @@ from typing import Protocol
 
 import numpy as np
 
-from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.base.storage import Refused, Unreachable
 from moco_jax.base.text import printable
@@ -32,7 +31,10 @@ class Source(Protocol):
         decoding: how bytes become pixels.
 
     A source may have `remarks`, a list of lines that a person must read before they trust the
-    source; `remarks_of` returns them.
+    source; `remarks_of` returns them. It may have `identity()`, which gives what it knows of all
+    images without reading one (lists of strings, bytes or arrays; their names below the set's
+    folder, their sizes); `fingerprint.of` makes a digest of it, by which hosts and checkpoints find
+    out that images have changed.
     """
 
     record_spec: RecordSpec
@@ -101,9 +103,7 @@ def reading(data_dir: str) -> Iterator[None]:
         yield
     except (Refused, Unreachable):
         raise  # each says what helps
-    except Exception as error:
-        if not isinstance(error, (OSError, packages.tensorflow_errors())):
-            raise
+    except OSError as error:
         raise UserError(
             f"data_dir={printable(data_dir)} cannot be read ({printable(str(error))}); mend that,"
             " or give another place"
