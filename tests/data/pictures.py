@@ -37,7 +37,9 @@ def decoded(source):
     records = source.read(np.arange(len(source))).tolist()
     data = tf.data.Dataset.from_tensor_slices(records).map(lambda r: decode_or_flag(source, r))
     found = [(image.pixels, image.ok) for image in data.as_numpy_iterator()]
-    single = tf.function(lambda r: decode_or_flag(source, r), autograph=False, reduce_retracing=True)
+    single = tf.function(
+        lambda r: decode_or_flag(source, r), autograph=False, reduce_retracing=True
+    )
     for record, (pixels, ok) in zip(records, found, strict=True):
         alone = single(tf.constant(record))
         assert alone.ok.numpy() == ok
