@@ -7,9 +7,9 @@
 # and this folder must lie on a disk that all nodes see.
 #
 # SAVE_SECONDS before the time limit the program gets SIGTERM, saves and ends with status 143; the job then goes
-# back into the queue and continues from its workdir, and so it does with status 75, where another run is still at work
-# there. Slurm itself puts it back after a preemption or the loss
-# of a node. Status 2, a mistake in the command, ends it for good, and so does `scancel JOB`.
+# back into the queue and continues from its workdir. So it does where a process was killed or lost, and where another
+# run is still at work in the workdir (status 75); Slurm itself puts it back after a preemption or the loss of a node.
+# Status 2, a mistake in the command, ends it for good, and so do status 1, a bug, and `scancel JOB`.
 #
 # Options:
 #   --dry-run   print the command, execute nothing

@@ -13,9 +13,13 @@ status=0
 srun "--cpus-per-task=$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 "--wait=$grace" \
     env PYTHONUNBUFFERED=1 bash -c 'exec -- "$0" "$@"' "$python" -m moco_jax.main --distributed "$@" || status=$?
 
-if ((status == 143 || status == 75)); then
-    reason='stopped and saved'
-    ((status == 143)) || reason='another run is still at work in the workdir'
+# srun ends with the highest status of all processes: above 128 one was ended by that signal less 128.
+case $status in
+    143) reason='stopped and saved' ;;
+    75) reason='another run is still at work in the workdir, or a process was lost' ;;
+    *) reason="a process was killed (status $status)" ;;
+esac
+if ((status == 75 || status > 128)); then
     if ((${SLURM_RESTART_COUNT:-0} >= max_requeues)); then
         echo "launcher: $reason, but MAX_REQUEUES=$max_requeues is reached; submit it again to go on" >&2
     else

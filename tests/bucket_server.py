@@ -14,6 +14,7 @@ import importlib.resources
 import json
 import os
 import random
+import re
 import resource
 import socket
 import subprocess
@@ -41,7 +42,9 @@ class Network:
         requests, sent: how many there were, and the bytes of the answers' bodies.
         at_once, most: requests in flight, now and at most.
         failed: how many of them were made to fail.
-        targets: the addresses of all requests, where `remembers`.
+        targets: method, address, and name where the body has it, of all requests, where it
+            `remembers`.
+        written: the bytes of their bodies.
         address: for STORAGE_EMULATOR_HOST, while it is served.
     """
 
@@ -56,6 +59,7 @@ class Network:
     most: int = 0
     failed: int = 0
     targets: list[str] = dataclasses.field(default_factory=list)
+    written: list[int] = dataclasses.field(default_factory=list)
     address: str = ""
 
     def reset(self) -> None:
@@ -68,6 +72,7 @@ class Network:
         """Begin to count anew."""
         self.requests = self.sent = self.most = self.failed = 0
         self.targets.clear()
+        self.written.clear()
 
 
 async def _head(reader: asyncio.StreamReader) -> tuple[list[str], dict[str, str]]:
@@ -125,7 +130,11 @@ class Proxy:
     def _control(self, target: str) -> bytes:
         for name, value in urllib.parse.parse_qsl(urllib.parse.urlsplit(target).query):
             setattr(self.network, name, float(value))
-        counts = {k: v for k, v in dataclasses.asdict(self.network).items() if k != "targets"}
+        counts = {
+            k: v
+            for k, v in dataclasses.asdict(self.network).items()
+            if k not in ("targets", "written")
+        }
         if target.startswith("/_set"):
             self.network.clear()
         return json.dumps(counts | {"cpu": cpu_seconds()}).encode()
@@ -137,7 +146,10 @@ class Proxy:
         network.at_once += 1
         network.most = max(network.most, network.at_once)
         if network.remembers:
-            network.targets.append(" ".join(words[:2]))
+            named = re.search(rb'"name": "([^"]*)"', body[:500])
+            name = [named[1].decode()] if named else []
+            network.targets.append(" ".join([*words[:2], *name]))
+            network.written.append(len(body))
         try:
             await asyncio.sleep(network.latency)
             fate, decoded = random.random(), urllib.parse.unquote(words[1])

@@ -28,13 +28,13 @@ ONE_OF_TWO = """
 import json, sys
 import jax
 from moco_jax.cli.commands import command_of
-from moco_jax.parallel import hosts, xla_flags
+from moco_jax.parallel import joining, xla_flags
 xla_flags.set_up()
-join, flags = hosts.start_hosts, sys.argv[2:5]
+join, flags = joining.start_hosts, sys.argv[2:5]
 def once(*arguments, **named):
     if not jax.distributed.is_initialized():
         join(*arguments, **named)
-hosts.start_hosts = once
+joining.start_hosts = once
 exec(sys.argv[5])
 for module, *words in json.loads(sys.argv[1]):
     print("BEGIN", file=sys.stderr)

@@ -538,6 +538,7 @@ def test_slurm_submits_one_process_a_gpu(tmp_path):
         (143, 5, False),
         (75, 0, True),
         (75, 5, False),
+        (137, 0, True),  # kill -9 of one process
     ],
 )
 def test_slurm_job_goes_back_into_the_queue_after_it_saved(status, before, requeued, tmp_path):
@@ -672,6 +673,34 @@ def test_local_ends_all_when_one_fails(local, behaviour, status):
     for number, kind in enumerate(behaviour):
         if kind == "wait":
             assert "saved" in (folder / f"logs/process_{number}.log").read_text()
+
+
+@pytest.mark.parametrize(("status", "restarts"), [(75, 2), (134, 1), (2, 0)])
+def test_local_starts_all_again_unless_the_command_was_wrong(local, status, restarts):
+    folder, start = local
+    run = start([status, "wait"], f"--restarts={restarts or 3}")
+    out, err = run.communicate(timeout=20)
+    assert run.returncode == status
+    assert err.count("launcher: all processes start again") == restarts
+    assert out == "process 0 speaks\n" * (restarts + 1)
+    assert (folder / "logs/process_1.log").read_text().count("speaks") == restarts + 1
+
+
+def test_local_plays_a_preemption_once(local):
+    _, start = local
+    run = start(["wait", "wait"], "--kill-after=1", "--kill", "1", "--restarts=1")
+    said = ""
+    while "start again" not in said:
+        said += run.stderr.readline()
+    assert "launcher: process 1 is killed, as by a preemption" in said
+    assert "launcher: process 1 ended with status 137" in said
+    time.sleep(1.5)
+    run.send_signal(signal.SIGTERM)
+    _, err = run.communicate(timeout=20)
+    assert run.returncode == 143
+    assert "killed" not in err
+    refused = start(["wait", "wait"], "--kill-after=1", "--kill=2")
+    assert "KILL=2 is no number of a process, from 0 to 1" in refused.communicate()[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

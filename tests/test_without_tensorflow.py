@@ -197,12 +197,6 @@ def test_what_needs_the_packages_is_refused_in_one_line(places, tmp_path):
         " devices",
         (
             "pretrain",
-            *resident,
-            "--workdir=gs://bucket/a",
-        ): "gs://bucket/a needs the package tensorflow, which is not installed here; pip install"
-        " tensorflow, or a folder of this machine",
-        (
-            "pretrain",
             *tfds,
             "--config.split=train+test",
             "--config.eval_split=",

@@ -74,6 +74,8 @@ def _of_file(path: epath.Path) -> str:
             digest = hashlib.sha256()
             _add(digest, file)
             return digest.hexdigest()
+    except storage.OF_STORES:  # which says nothing of the file
+        raise
     except OSError as error:
         return f"{UNREADABLE}{error.strerror or error}"
 
@@ -119,6 +121,8 @@ def damaged(folder: epath.Path, record: epath.Path) -> list[str]:
         expected, present = json.loads(body), _listing(folder)
         if not isinstance(expected, dict):
             return [f"{record} holds no digests by name"]
+    except storage.OF_STORES:
+        raise
     except OSError as error:  # a folder in a file's place, or the other way round
         return [f"{error.filename or folder} cannot be read ({error.strerror or error})"]
     common = {name: present[name] for name in sorted(expected.keys() & present.keys())}

@@ -5,16 +5,20 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from etils import epath
 
-from moco_jax.base import packages, storage
+from moco_jax.base import storage
 from moco_jax.base.errors import UserError
 from moco_jax.base.storage import is_remote, open_regular
 from moco_jax.base.text import printable
 
 __all__ = ["is_remote", "open_regular"]
+# etils, and so Orbax, would reach gs:// by TensorFlow where that is installed, and without this
+# package's tries and refusals. etils looks at this once, when the first file is asked for.
+os.environ.setdefault("EPATH_USE_TF", "0")
 BUCKETS = ("gs", "s3")  # schemes of places that are read and written where they are
 
 
@@ -40,13 +44,14 @@ def absolute(path: str) -> epath.Path:
     """Make `path` absolute; an address in a bucket stays as it is.
 
     Raises:
-        UserError: it is an address, and none in a bucket; or it is in a bucket, and TensorFlow,
-            by which etils reaches it, is missing.
+        UserError: it is an address, and none in a bucket; or it is in gs://, and the package
+            gcsfs is missing.
     """
     if not is_remote(path):
         return epath.Path(os.path.abspath(path))
     require_place(path)
-    packages.load_tensorflow(printable(str(path)), "a folder of this machine")
+    if str(path).startswith("gs://"):
+        storage.lend()
     return epath.Path(path)
 
 
@@ -115,3 +120,24 @@ def write(path: epath.Path, content: bytes) -> None:
         return
     with draft(path) as place:
         place.write_bytes(content)
+
+
+def move(path: epath.Path, target: epath.Path) -> None:
+    """Move the file or folder `path` to `target`, where nothing is; its folder is made."""
+    if is_remote(path):
+        storage.move(os.fspath(path), os.fspath(target))
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(target)
+
+
+def size_of(folder: str) -> int:
+    """Return the bytes of all files below the `folder` of this machine."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def send(folder: str, place: epath.Path) -> None:
+    """Put all files below the `folder` of this machine into the folder `place` of a bucket."""
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            storage.upload(path, os.fspath(place / str(path.relative_to(folder))))

@@ -1,7 +1,7 @@
 """Packages that only some runs need: whether they are there, and how TensorFlow is loaded.
 
-TensorFlow makes tf.data's batches, reaches workdirs in buckets and writes TensorBoard's files. All
-else does without it, so that nothing imports it before it is needed.
+TensorFlow makes tf.data's batches and writes TensorBoard's files. All else does without it, so that
+nothing imports it before it is needed.
 """
 
 import contextlib

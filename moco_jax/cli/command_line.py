@@ -18,13 +18,13 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from moco_jax import config as config_lib
-from moco_jax.base import files, packages
-from moco_jax.base.errors import TRY_AGAIN, Busy, LockLost, UserError
+from moco_jax.base import endings, files
+from moco_jax.base.errors import TRY_AGAIN, LockLost, UserError
 from moco_jax.base.text import printable
 from moco_jax.cli import number_flags
 from moco_jax.config import recipe_files
 from moco_jax.config import settings as settings_lib
-from moco_jax.parallel import xla_flags
+from moco_jax.parallel import failures, xla_flags
 
 # `--config.epochs=2.0` is 2, as in a recipe file; 2.5 is refused, not cut.
 config_flags.register_flag_parser_for_type(int, number_flags.NumberParser(int))
@@ -190,48 +190,38 @@ def _as_command_line_of_the_process(argv: Sequence[str]) -> Iterator[None]:
 def guarded(work: Callable[..., None], *arguments: Any) -> None:
     """Call `work`; some errors end the program with one line and a status of their own.
 
-    They are Ctrl-C (130), what passes by itself (75), and what a user can mend (2).
+    They are Ctrl-C (130), what passes by itself (75), and what a user can mend (2). Of several
+    processes one that fails alone tells the others first, and they end too.
     """
     # Before anything asks JAX for its devices.
     xla_flags.set_up()
     try:
         work(*arguments)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    except LockLost as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
+        _end_with(error)
+
+
+def _end_with(error: BaseException) -> None:
+    """End the program because of `error`; what is a bug, or comes with --debug, is raised."""
+    if isinstance(error, LockLost):
+        failures.tell(error)
         print(f"error: {error}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(TRY_AGAIN)  # at once: threads that save would go on while Python ends
-    except Busy as error:
-        if "--debug" in sys.argv:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(TRY_AGAIN)
-    except (UserError, OSError) as error:
-        fail(error)
-    except Exception as error:
-        line = _of_devices(error) or _of_buckets(error)
-        if not line:
-            raise
-        fail(error, line)
-
-
-def _of_devices(error: Exception) -> str:
-    """Describe devices without enough memory in one line; '' for other errors. Loads no JAX."""
-    jax = sys.modules.get("jax")
-    is_jax = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
-    if not is_jax or "RESOURCE_EXHAUSTED" not in str(error):
-        return ""
-    reason = str(error).splitlines()[0]
-    return f"the devices have too little memory; a smaller batch takes less: {reason}"
-
-
-def _of_buckets(error: Exception) -> str:
-    """Describe a bucket out of reach in one line; '' for other errors. Loads no TensorFlow."""
-    is_tf = isinstance(error, packages.tensorflow_errors())
-    return files.describe_bucket_error(error) if is_tf else ""
+    # Of several processes one that fails alone ends here, and with it all others.
+    failures.leave(error)
+    known = endings.of(error)
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        sys.exit(endings.STOPPED)
+    if known is None or "--debug" in sys.argv:
+        raise error
+    status, line = known
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(status)
 
 
 def fail(error: object, line: str = "") -> NoReturn:

@@ -81,9 +81,9 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
 
     from moco_jax.base.findings import FAULT, SHOWN, Report, verdict
     from moco_jax.doctor.examination import Options, examine
-    from moco_jax.parallel import everyone
+    from moco_jax.parallel import hosts
 
-    console = Console(speaks=everyone.is_first())
+    console = Console(speaks=hosts.is_first())
     report = Report(console, 0 if given.full else SHOWN)
     out = files.absolute(given.out or os.path.join(given.workdir or "runs", "doctor"))
     options = Options(
@@ -98,7 +98,7 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     )
     examine(given.config, report, options)
     console.line(f"\nverdict: {verdict(report.marks)}")
-    sys.exit(1 if everyone.gather(FAULT in report.marks)[0] else 0)
+    sys.exit(1 if hosts.gather(FAULT in report.marks)[0] else 0)
 
 
 COMMAND = Command(__doc__, define, main, SETTINGS)

@@ -30,11 +30,11 @@ def define(given: flags.FlagValues) -> None:
 def join(given: flags.FlagValues, asks_for_stops: bool) -> None:
     """Join the other processes as the flags say, before anything asks JAX for its devices.
 
-    `asks_for_stops`: as of `hosts.start_hosts`.
+    `asks_for_stops`: as of `joining.start_hosts`.
     """
-    from moco_jax.parallel import hosts
+    from moco_jax.parallel import joining
 
-    hosts.start_hosts(
+    joining.start_hosts(
         given.distributed,
         given.coordinator,
         given.num_processes,

@@ -61,7 +61,7 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        fail(full_disk(given.workdir))
+        raise full_disk(given.workdir) from error
     if stopped:
         sys.exit(128 + stopped)
 

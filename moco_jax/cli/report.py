@@ -13,7 +13,7 @@ import time
 from absl import flags, logging
 
 from moco_jax import config as config_lib
-from moco_jax.base import files
+from moco_jax.base import files, storage
 from moco_jax.base.console import Console, Progress, size
 from moco_jax.base.errors import UserError
 from moco_jax.cli import number_flags
@@ -60,6 +60,8 @@ def write(places: list[str], out: str, images: int, console: Console) -> None:
     content = page(runs, seen, say=left_out.append).encode()
     try:
         files.write(path, content)
+    except storage.OF_STORES:
+        raise
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); choose a place that you may "

@@ -25,6 +25,7 @@ def allow_change(given: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "allow_change",
         [],
-        "Recipe settings that may differ from those the workdir was begun with.",
+        "Recipe settings that may differ from those the workdir was begun with; 'images': the "
+        "images may.",
         given,
     )

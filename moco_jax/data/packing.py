@@ -23,7 +23,7 @@ from moco_jax.base import files, storage
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import is_utf8, printable, to_line
 from moco_jax.data.running import running
-from moco_jax.data.sources import labels, open_source, reading, store
+from moco_jax.data.sources import labels, open_source, reading, refusals, store
 from moco_jax.data.sources.examples import PACK
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.pixels import RGB, Decoding
@@ -348,9 +348,6 @@ def pack(plan: Plan, seen: Callable[[int, int], None], part: int = 0, parts: int
         return left
     damaged = damaged_names(plan)
     if len(damaged) == len(plan.source):
-        raise UserError(
-            f"none of the {len(damaged)} images can be decoded; {printable(damaged[0])} is one of"
-            " them"
-        )
+        raise refusals.none_is_sound(len(damaged), printable(damaged[0]))
     write_manifest(plan)
     return []

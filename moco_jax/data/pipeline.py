@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from moco_jax.base.errors import UserError
 from moco_jax.data import order
 from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.read_ahead import read_ahead
 from moco_jax.data.running import running
-from moco_jax.data.sources import Source
-from moco_jax.data.sources.refusals import described
+from moco_jax.data.sources import Source, refusals
 from moco_jax.data.sources.tf_decode import decode_or_flag
 from moco_jax.data.views import augment, recipes, resize
 
@@ -128,7 +126,7 @@ def _replace(
     """
     index, size = int(made["index"][row]), len(source)
     for _ in range(size):
-        called = described(source, index)
+        called = refusals.described(source, index)
         damaged.add(called)
         index = (index + 1) % size
         record = tf.constant(source.read(np.asarray([index]))[0], source.record_spec.dtype)
@@ -137,7 +135,7 @@ def _replace(
             for old, new in zip(tf.nest.flatten(made), tf.nest.flatten(other["rows"]), strict=True):
                 old[row] = new.numpy()
             return
-    raise UserError(f"none of the {size} images can be decoded; {called} is one of them")
+    raise refusals.none_is_sound(size, called)
 
 
 def evaluation_batches(

@@ -18,9 +18,8 @@ from moco_jax.base.console import size
 from moco_jax.base.errors import UserError
 from moco_jax.data import images, order
 from moco_jax.data.damaged import DamagedImages
-from moco_jax.data.sources import Source
-from moco_jax.data.sources.refusals import described
-from moco_jax.parallel import everyone
+from moco_jax.data.sources import Source, refusals
+from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
 
 SHARE = 0.5  # of a device's memory that images may take; the step needs the rest
@@ -43,7 +42,7 @@ def shape_of(source: Source) -> Shape:
         if image is not None:
             height, width, channels = image.shape
             return len(source), height, width, channels
-    raise UserError(f"none of the {len(source)} images can be decoded")
+    raise refusals.none_is_sound(len(source), source.name(0))
 
 
 def memory_limit() -> int:
@@ -124,7 +123,7 @@ def decode_rows(
         for row, image in enumerate(some, start=done):
             index = int(rows[row])
             if image is None:
-                damaged.add(described(source, index))
+                damaged.add(refusals.described(source, index))
                 continue
             height, width = image.shape[:2]
             if (height, width) != sides:
@@ -167,7 +166,7 @@ def load(
         UserError: an image has another size, or too many are damaged; on every host.
     """
     rows = mesh_lib.local_rows(mesh, rows_of_all(shape[0], mesh.size))
-    with everyone.failing_together():
+    with hosts.together():
         pixels, good = decode_rows(source, shape, rows, workers, damaged, progress)
     held = mesh_lib.to_devices(mesh, (pixels.reshape(len(rows), -1), good))
     sound = mesh_lib.to_hosts(mesh, held[1])[: shape[0]]

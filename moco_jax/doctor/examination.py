@@ -16,14 +16,14 @@ from ml_collections import ConfigDict
 
 from moco_jax.base.console import Counter, duration
 from moco_jax.base.findings import BUSY, FAULT, NOTE, OK, Finding, Report
-from moco_jax.data import order, resident, same_images
+from moco_jax.data import order, resident
 from moco_jax.data.configured import open_images, recipe_of
-from moco_jax.data.sources import Source, remarks_of
+from moco_jax.data.sources import Source, fingerprint, remarks_of
 from moco_jax.doctor import images, joined, memory, rate, settings, survey, workdir
 from moco_jax.evaluation.classes import match_sources
 from moco_jax.evaluation.held_out import choose
 from moco_jax.monitoring import view_pairs
-from moco_jax.parallel import everyone, known_answers, mesh
+from moco_jax.parallel import hosts, known_answers, mesh
 from moco_jax.training import checks, warm_start
 from moco_jax.training.assembly import Program, find_resident_shape, program, require_a_batch
 from moco_jax.workdir import integrity
@@ -112,7 +112,7 @@ class Examination:
 
     def hosts(self, options: Options) -> bool:
         """Find whether the processes of the run, where there are several, can run together."""
-        if everyone.is_alone():
+        if hosts.is_alone():
             return True
         with self.report.section("hosts"):
             flags = {
@@ -146,24 +146,24 @@ class Examination:
         config = self.config
         with self.report.section("dataset"):
             began = time.perf_counter()
-            with everyone.failing_together():
+            with hosts.together():
                 source = open_images(config, config.split, index_dir)
             took = duration(time.perf_counter() - began)
-            hosts = same_images.require_same(source)
+            fingerprint.agreed(source)
             self.source, count = source, len(source)
             self.report.add(
                 Finding(
                     OK, f"{count:,} images of {config.dataset} ({config.split}), opened in {took}"
                 )
             )
-            if hosts > 1:
-                self.report.add(Finding(OK, f"all {hosts} processes see the same images"))
+            if not hosts.is_alone():
+                self.report.add(Finding(OK, f"all {hosts.count()} processes see the same images"))
             self.report.add(*(Finding(NOTE, remark) for remark in remarks_of(self.source)))
             require_a_batch(config, self.source)
             self.enough = True
             self.report.add(*settings.length(config, count))
             queries = None
-            with everyone.failing_together():
+            with hosts.together():
                 if config.eval_split:
                     queries = open_images(config, config.eval_split, index_dir)
                 bank, chosen = choose(self.source, queries, config.knn_examples, config.seed)
@@ -179,7 +179,7 @@ class Examination:
             return self.report.skip("images", NO_IMAGES)
         with self.report.section("images"):
             chosen = survey.spread(len(source), count or len(source), self.config.seed)
-            own = -(-len(chosen) // everyone.count())
+            own = -(-len(chosen) // hosts.count())
             found = survey.survey_together(
                 source,
                 chosen,
@@ -209,7 +209,7 @@ class Examination:
 
     def views(self, path: epath.Path) -> None:
         """Draw the run's first views to `path`; process 0 does."""
-        if not everyone.is_first():
+        if not hosts.is_first():
             return None
         if self.source is None or not self.values_sound:
             return self.report.skip("views", NO_SETTINGS if self.source else NO_IMAGES)
@@ -238,10 +238,10 @@ class Examination:
         if self.source is None and self.config.augment_on == "resident":
             return self.report.skip("devices", NO_IMAGES)
         with self.report.section("devices"):
-            with everyone.failing_together():
+            with hosts.together():
                 known_answers.require_right()
             self.report.add(Finding(OK, "sums, products and convolutions come out right"))
-            with everyone.failing_together():
+            with hosts.together():
                 shape = find_resident_shape(self.config, self.source) if self.source else None
             examples = len(self.source) if self.source is not None and self.enough else 1
             self.computed = program(self.config, mesh.create_mesh(), examples, shape)
@@ -250,7 +250,7 @@ class Examination:
             compiled = self.computed.compile_step()
             took = duration(time.perf_counter() - began)
             self.report.add(Finding(OK, f"the train step compiles, in {took}"))
-            with everyone.failing_together():
+            with hosts.together():
                 found = memory.of_run(self.config, self.computed, compiled, self.source, self.bank)
             memory_findings = joined.findings(found)
             self.report.add(*memory_findings)
@@ -279,10 +279,10 @@ class Examination:
             return self.report.skip("weights", NO_SETTINGS)
         with self.report.section("weights"):
             begun = place is not None and integrity.is_begun(place)
-            if everyone.gather(begun)[0]:
+            if hosts.gather(begun)[0]:
                 text = f"init_from={self.config.init_from} is not read: {place} has a checkpoint"
                 return self.report.add(Finding(NOTE, text))
-            with everyone.failing_together():
+            with hosts.together():
                 found = warm_start.read(self.config, self.computed.abstract)
             self.report.add(*(Finding(OK, remark) for remark in found.remarks))
 
@@ -306,9 +306,9 @@ class Examination:
                 self.report.add(Finding(OK, text))
                 return self._pace(numbers, len(rows), shared=False)
             self.report.busy(f"making view pairs for {2 * rate.SECONDS:g} s or more")
-            with everyone.failing_together():
+            with hosts.together():
                 pairs = rate.source_pairs_per_second(config, source, batch_size)
-            every = everyone.gather(pairs)
+            every = hosts.gather(pairs)
             slow, found = joined.slowest(every)
             self.report.add(*found)
             if self.step is None:
@@ -318,7 +318,7 @@ class Examination:
                 )
                 return self.report.add(Finding(NOTE, text))
             shared = not self.given and jax.default_backend() == "cpu"
-            with everyone.failing_together():
+            with hosts.together():
                 reads = rate.reads_per_second(source, rate.READ_SECONDS, time.time_ns())
             made = rate.Input.of(config, source, self.side, self.could_reside)
             remedies = rate.remedies(pairs, len(rows) / self.step, reads, made)
@@ -337,7 +337,7 @@ class Examination:
         with self.report.section("workdir"):
             rights = joined.findings([workdir.writable(place)])
             self.report.add(*rights)
-            if not everyone.is_first() or any(one.severity == FAULT for one in rights):
+            if not hosts.is_first() or any(one.severity == FAULT for one in rights):
                 return
             if self.computed is not None:
                 state = memory.tree_bytes(self.computed.abstract)

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax.base.findings import FAULT, OK, WARNING, Finding
-from moco_jax.parallel import everyone, hosts
+from moco_jax.parallel import hosts
 
 SLOW = 0.8  # share of the median rate below which a host is called slow
 
@@ -20,10 +20,10 @@ def require_one_command(config: ConfigDict, flags: Mapping[str, Any]) -> list[Fi
     Raises:
         UserError: they differ.
     """
-    if everyone.is_alone():
+    if hosts.is_alone():
         return []
     hosts.require_agreement({**hosts.facts_of(config), **flags})
-    return [Finding(OK, f"{everyone.count()} processes have the same settings, versions and code")]
+    return [Finding(OK, f"{hosts.count()} processes have the same settings, versions and code")]
 
 
 def findings(own: Sequence[Finding]) -> list[Finding]:
@@ -31,9 +31,9 @@ def findings(own: Sequence[Finding]) -> list[Finding]:
 
     `own`: findings of this host, the same number and order on every host.
     """
-    if everyone.is_alone():
+    if hosts.is_alone():
         return list(own)
-    said = everyone.gather([(one.severity, one.seen, one.details) for one in own])
+    said = hosts.gather([(one.severity, one.seen, one.details) for one in own])
     found = [Finding(severity, seen, tuple(details)) for severity, seen, details in said[0]]
     worse: dict[tuple[int, str], list[int]] = {}
     for number, listed in enumerate(said):
@@ -50,9 +50,9 @@ def findings(own: Sequence[Finding]) -> list[Finding]:
 
 def of_process(number: int, own: Finding) -> Finding:
     """Return what the host `number` finds; `own` is what this one does."""
-    if everyone.is_alone():
+    if hosts.is_alone():
         return own
-    severity, seen, details = everyone.gather((own.severity, own.seen, own.details))[number]
+    severity, seen, details = hosts.gather((own.severity, own.seen, own.details))[number]
     return Finding(severity, f"process {number}: {seen}", tuple(details))
 
 

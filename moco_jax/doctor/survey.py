@@ -16,7 +16,7 @@ from moco_jax.data import images
 from moco_jax.data.sources import Source, pil_decode
 from moco_jax.data.sources.conversion import RGB, Decoding
 from moco_jax.data.sources.refusals import refusal, why
-from moco_jax.parallel import everyone
+from moco_jax.parallel import hosts
 
 CHUNK = 64  # images that are read at once
 PIXELS = 1 << 14  # at most of an image that its mean is taken over, a grid of them
@@ -196,10 +196,10 @@ def survey_together(
     source: Source, indices: np.ndarray, workers: int, progress: Callable[[int], None]
 ) -> Survey:
     """Examine images as `survey` does, each process its share of `indices`; all get the whole."""
-    own = np.array_split(indices, everyone.count())
-    with everyone.failing_together():
-        part = survey(source, own[everyone.number()], workers, progress)
-    return part if everyone.is_alone() else _joined(everyone.gather_arrays(_arrays(part)))
+    own = np.array_split(indices, hosts.count())
+    with hosts.together():
+        part = survey(source, own[hosts.number()], workers, progress)
+    return part if hosts.is_alone() else _joined(hosts.gather_arrays(_arrays(part)))
 
 
 _COUNTED = ("indices", "good", "sides", "bytes", "content", "pixels", "format", "transparent")

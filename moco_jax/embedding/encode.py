@@ -13,8 +13,7 @@ from moco_jax.base import digests, files
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import to_line
 from moco_jax.data.configured import recipe_of
-from moco_jax.data.sources import Source
-from moco_jax.data.sources.refusals import why
+from moco_jax.data.sources import Source, refusals
 from moco_jax.embedding.table import Rows
 from moco_jax.evaluation import features
 from moco_jax.inference import trained_encoder
@@ -128,7 +127,7 @@ class Damaged:
         self.next = end
         if len(missing) and not self.first:
             first = int(missing[0])
-            reason = why(self.source, first)
+            reason = refusals.why(self.source, first)
             self.first = f"{self.source.name(first)}{f' ({reason})' if reason else ''}"
         self.names += map(to_line, self.source.names(missing))
 
@@ -173,6 +172,4 @@ def require_some(made: Iterable[Rows], source: Source, damaged: Damaged) -> Iter
         count += 1
         yield some
     if not count:
-        raise UserError(
-            f"none of the {len(source):,} images can be decoded; {damaged.first} is one of them"
-        )
+        raise refusals.none_is_sound(len(source), damaged.first)

@@ -16,12 +16,11 @@ from etils import epath
 from moco_jax.base import files
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import from_line
-from moco_jax.data.same_images import names_digest
-from moco_jax.data.sources import Source
+from moco_jax.data.sources import Source, fingerprint
 from moco_jax.embedding import table
 from moco_jax.embedding.columns import Rows
 from moco_jax.embedding.encode import Damaged, Embedder, part_rows
-from moco_jax.parallel import everyone, hosts
+from moco_jax.parallel import hosts
 
 SHARD = 100_000  # images in one at most
 CLAIM = "shards.json"
@@ -95,12 +94,12 @@ class Shards:
         Raises:
             UserError: a host could not make one; on every host.
         """
-        missing = everyone.gather([n for n in range(self.count) if not self.note(n).exists()])[0]
+        missing = hosts.gather([n for n in range(self.count) if not self.note(n).exists()])[0]
         there = self.images - sum(len(self.part(n)) for n in missing)
-        processes, own = everyone.count(), everyone.number()
+        processes, own = hosts.count(), hosts.number()
         for turn in range(0, len(missing), processes):
             some = missing[turn : turn + processes]
-            with everyone.failing_together():
+            with hosts.together():
                 if own < len(some):
                     self.make(some[own], embedder, source, facts)
             there += sum(len(self.part(n)) for n in some)
@@ -191,10 +190,10 @@ def claimed(out: str, facts: Facts, source: Source, unit: int) -> Shards:
         UserError: the folder holds other shards or cannot be written; on every host.
     """
     folder, divided, images = folder_of(out), (0, 0), len(source)
-    with everyone.failing_together():
-        if everyone.is_first():
-            digest = names_digest(source)
-            divided = _claim(folder, {**facts, "names_sha256": digest}, images, unit)
+    with hosts.together():
+        if hosts.is_first():
+            known = fingerprint.of(source)
+            divided = _claim(folder, {**facts, "fingerprint": known}, images, unit)
     count, unit = hosts.broadcast(divided)
     return Shards(folder, count, images, unit)
 
@@ -216,7 +215,7 @@ def _claim(folder: epath.Path, facts: Facts, images: int, unit: int) -> tuple[in
             )
         return count, unit
     # A multiple of the hosts, so that the last turn is as long as the others for all of them.
-    turns, processes = -(-images // SHARD), everyone.count()
+    turns, processes = -(-images // SHARD), hosts.count()
     count = min(-(-turns // processes) * processes, -(-images // unit))
     content = {"facts": wanted, "shards": count, "unit": unit}
     files.write(path, json.dumps(content).encode())

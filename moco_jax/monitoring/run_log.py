@@ -8,12 +8,13 @@ import dataclasses
 import errno
 import functools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from moco_jax.base import files
+from moco_jax.base import files, storage
 from moco_jax.base.errors import UserError, full_disk
 from moco_jax.monitoring import record_files, tensorboard_files
 from moco_jax.monitoring.record_files import NAME
@@ -65,6 +66,7 @@ class Writers:
         self.remarks: list[str] = []
         self.for_tensorboard = False
         self._lines: record_files.Lines | None = None
+        self._outbox: tensorboard_files.Outbox | None = None
         if not writes:
             return
         with _told(self.path):
@@ -84,7 +86,7 @@ class Writers:
             return
         place = _free(self.workdir)
         for path in left:
-            path.rename(place / path.name)
+            files.move(path, place / path.name)
         self.remarks.append(
             f"this run begins at step 0: the records that were there are in {place}"
         )
@@ -115,13 +117,34 @@ class Writers:
 
         TensorBoard reads nothing more from a file once there is a younger one.
         """
-        return tensorboard_files.writer(self.workdir)
+        if files.is_remote(self.workdir):
+            self._outbox = tensorboard_files.Outbox(self.workdir)
+            return tensorboard_files.writer(self._outbox.folder)
+        return tensorboard_files.writer(os.fspath(self.workdir / tensorboard_files.FOLDER))
+
+    def _close_tensorboard(self) -> None:
+        if "_tensorboard" in vars(self):
+            self._tensorboard.flush()
+            self._tensorboard.close()
+            del self._tensorboard
+            if self._outbox is not None:
+                self._outbox.close()
+                self._outbox = None
+
+    def _send(self, at_once: bool = False) -> None:
+        """Send to a bucket what was written for TensorBoard, if it is time, or `at_once`."""
+        if self._outbox is None or not (at_once or self._outbox.due):
+            return
+        self._tensorboard.flush()
+        if self._outbox.send():
+            self._close_tensorboard()
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Record `numbers` at `step`."""
         self._append({"step": step, **numbers})
         if self.for_tensorboard:
             tensorboard_files.write_scalars(self._tensorboard, step, numbers)
+            self._send()
 
     def settings(self, config: Mapping[str, Any]) -> None:
         """Give TensorBoard the settings of the run."""
@@ -133,6 +156,7 @@ class Writers:
         if self.for_tensorboard:
             self._tensorboard.write_images(step, {name: tensorboard_files.picture(path)})
             self._tensorboard.flush()
+            self._send(at_once=True)
 
     def event(self, step: int, kind: str, facts: Mapping[str, Any]) -> None:
         """Record that something happened at `step`: `kind` names it."""
@@ -160,14 +184,12 @@ class Writers:
         if self._lines is not None:
             with _told(self.path):
                 self._lines.idle()
+                self._send()
 
     def close(self) -> None:
         """Write what is buffered; later records go to another file of TensorBoard's."""
         self.flush()
-        if "_tensorboard" in vars(self):
-            self._tensorboard.flush()
-            self._tensorboard.close()
-            del self._tensorboard
+        self._close_tensorboard()
 
 
 @contextlib.contextmanager
@@ -175,6 +197,8 @@ def _told(path: epath.Path) -> Iterator[None]:
     """Turn an error of the file system about `path` into a UserError."""
     try:
         yield
+    except storage.OF_STORES:
+        raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise full_disk(path.parent) from error

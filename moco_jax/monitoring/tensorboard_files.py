@@ -1,19 +1,24 @@
 """Settings, pictures and an embedding of a run in the forms that TensorBoard reads."""
 
-from collections.abc import Mapping, Sequence
+import io
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
-from moco_jax.base import packages
+from moco_jax.base import files, packages
 from moco_jax.base.figures import shown
 from moco_jax.base.text import printable
 
 FOLDER = "tensorboard"
 SIDE = 32  # pixels of a point's picture
 FILES = ("features.tsv", "classes.tsv", "images.png")
+SECONDS = 60.0  # between two sendings of a file to a bucket
+FULL = 1 << 20  # bytes of it after which another one is begun
 PACKAGES = ("clu", "tensorboard", "tensorflow")  # without which there is nothing for TensorBoard
 
 
@@ -29,13 +34,46 @@ def remarks() -> list[str]:
     ]
 
 
-def writer(workdir: epath.Path) -> Any:
-    """Open a writer of TensorBoard's files in `workdir`: a clu `SummaryWriter`."""
+def writer(folder: str) -> Any:
+    """Open a writer of TensorBoard's files in a `folder` of this machine: a `SummaryWriter`."""
     # It is TensorFlow that writes, and would take GPUs from JAX.
     packages.load_tensorflow("TensorBoard")
     from clu import metric_writers
 
-    return metric_writers.SummaryWriter(str(workdir / FOLDER))
+    return metric_writers.SummaryWriter(folder)
+
+
+class Outbox:
+    """TensorBoard's file of a run in a bucket: it is written here, and sent whole now and then.
+
+    In a bucket nothing can be appended to. A file is sent again as long as it is small, so that
+    neither requests nor bytes grow with the run.
+
+    Attributes:
+        folder: of this machine, in which the file is written.
+    """
+
+    def __init__(self, workdir: epath.Path, clock: Callable[[], float] = time.monotonic):
+        """Send to `workdir`."""
+        self._temporary = tempfile.TemporaryDirectory(prefix="tensorboard_")
+        self.folder, self._to = self._temporary.name, workdir / FOLDER
+        self._clock, self._sent = clock, clock()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to send."""
+        return self._clock() - self._sent >= SECONDS
+
+    def send(self) -> bool:
+        """Send what is in the folder, and return whether the file there has become too large."""
+        files.send(self.folder, self._to)
+        self._sent = self._clock()
+        return files.size_of(self.folder) >= FULL
+
+    def close(self) -> None:
+        """Send what is in the folder, and remove it."""
+        files.send(self.folder, self._to)
+        self._temporary.cleanup()
 
 
 def write_scalars(into: Any, step: int, numbers: Mapping[str, float]) -> None:
@@ -70,8 +108,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def picture(path: epath.Path) -> np.ndarray:
     """Read the PNG at `path` as uint8 `[H, W, 3]`."""
-    with path.open("rb") as file:
-        return np.asarray(Image.open(file).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(files.read(path))).convert("RGB"))
 
 
 def project(
@@ -89,19 +126,21 @@ def project(
 
     folder = workdir / FOLDER
     tensors, metadata, sprite = (folder / name for name in FILES)
-    tensors.write_text("\n".join("\t".join(f"{x:.5g}" for x in row) for row in features) + "\n")
+    rows = ("\t".join(f"{x:.5g}" for x in row) + "\n" for row in features)
+    files.write(tensors, "".join(rows).encode())
     columns = int(np.ceil(np.sqrt(len(images))))  # the projector wants a square
     whole = Image.new("RGB", (columns * SIDE, columns * SIDE))
     for number, image in enumerate(images):
         picture = Image.fromarray(shown(image)).convert("RGB").resize((SIDE, SIDE))
         whole.paste(picture, (number % columns * SIDE, number // columns * SIDE))
-    with sprite.open("wb") as file:
-        whole.save(file, "PNG")
+    drawn = io.BytesIO()
+    whole.save(drawn, "PNG")
+    files.write(sprite, drawn.getvalue())
     config = projector.ProjectorConfig()
     embedding = config.embeddings.add(tensor_name="features", tensor_path=tensors.name)
     embedding.sprite.image_path = sprite.name
     embedding.sprite.single_image_dim.extend([SIDE, SIDE])
     if labels is not None:
-        metadata.write_text("".join(f"{label}\n" for label in labels))
+        files.write(metadata, "".join(f"{label}\n" for label in labels).encode())
         embedding.metadata_path = metadata.name
-    (folder / "projector_config.pbtxt").write_text(str(config))
+    files.write(folder / "projector_config.pbtxt", str(config).encode())

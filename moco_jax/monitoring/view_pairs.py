@@ -9,7 +9,7 @@ from moco_jax.base import figures, packages
 from moco_jax.base.errors import UserError
 from moco_jax.data import images, labelled_views, order
 from moco_jax.data.damaged import DamagedImages
-from moco_jax.data.sources import Source
+from moco_jax.data.sources import Source, refusals
 from moco_jax.data.views import recipes
 
 PAIRS = 8
@@ -67,9 +67,7 @@ def _without_tensorflow(
             if picture is not None:
                 break
         else:
-            raise UserError(
-                f"none of the {total} images can be decoded; {source.name(first)} is one of them"
-            )
+            raise refusals.none_is_sound(total, source.name(first))
         indices[row] = index
         pictures.append(picture)
     views = [

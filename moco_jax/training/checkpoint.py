@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,10 +20,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from moco_jax.base import digests, files
+from moco_jax.base import digests, files, storage
 from moco_jax.base.errors import Busy, UserError, full_disk
 from moco_jax.base.text import printable
 from moco_jax.method.state import FORMAT_VERSION, TrainState, all_finite, for_batch_size
+from moco_jax.parallel import failures, hosts
 from moco_jax.training import orbax_logging
 from moco_jax.workdir import integrity
 
@@ -38,6 +40,21 @@ def interval(every: int, steps_per_epoch: int) -> int:
     return every or -(-STEPS // steps_per_epoch) * steps_per_epoch
 
 
+def place_of(workdir: str) -> epath.Path:
+    """Return the folder of a run, `workdir` made absolute; Orbax writes to such ones only.
+
+    Raises:
+        UserError: it is in a store to which Orbax writes no checkpoints.
+    """
+    place = files.absolute(workdir)
+    if files.is_remote(place) and not str(place).startswith("gs://"):
+        raise UserError(
+            f"workdir={printable(workdir)} is in a store to which no checkpoints can be written; "
+            "give gs://BUCKET/FOLDER, or a folder of this machine"
+        )
+    return place
+
+
 class Checkpoints:
     """Saves and restores the checkpoints of a workdir: the latest few, and the best by kNN.
 
@@ -45,19 +62,26 @@ class Checkpoints:
         seconds: how long the run waited for saving.
     """
 
-    def __init__(self, workdir: epath.Path, keep: int):
-        """Open those in `workdir`; `keep`: how many latest ones stay beside the best, 2 or more."""
+    def __init__(
+        self, workdir: epath.Path, keep: int, facts: Mapping[str, Any] = MappingProxyType({})
+    ):
+        """Open those in `workdir`; `keep`: how many latest ones stay beside the best, 2 or more.
+
+        `facts`: what each checkpoint keeps beside the settings, values of JSON by name.
+        """
         orbax_logging.silence()
         best = BestN(get_metric_fn=lambda m: m["knn"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
-            cleanup_tmp_directories=True,
+            # In a bucket what is not whole has its own name, and `integrity` removes it.
+            cleanup_tmp_directories=not files.is_remote(workdir),
         )
-        self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
-        self.seconds = 0.0
+        with storage.told(os.fspath(workdir)):
+            self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
+        self.seconds, self._facts = 0.0, facts
         self._records = workdir / integrity.RECORDS
-        if jax.process_index() == 0:
-            self._records.mkdir(exist_ok=True)  # once it is gone, somebody took it away
+        # Once it is gone, somebody took it away.
+        hosts.first(lambda: self._records.mkdir(exist_ok=True))
         self._place = _identity(workdir)
         self._good: int | None = None
         self._finisher: threading.Thread | None = None
@@ -103,8 +127,10 @@ class Checkpoints:
                 f"{self.good()}; go on from there with a lower lr: --config.lr=... "
                 "--allow_change=lr"
             )
-        self._require_room(state)
+        # A process that saves alone would wait for the others.
+        hosts.each(lambda: self._require_room(state))
         about = {"format_version": FORMAT_VERSION, "step": step, "config": dict(config)}
+        about |= self._facts
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
         )
@@ -165,6 +191,15 @@ class Checkpoints:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             return full_disk(workdir)
         reason = printable((str(error).strip() or repr(error)).splitlines()[0])
+        if failures.is_watched() and failures.is_of_peers(error):
+            return Busy(
+                f"workdir={workdir}: a checkpoint could not be saved, as another process was lost "
+                f"({reason}); the same command goes on from the last whole checkpoint"
+            )
+        if files.is_remote(workdir) and isinstance(error, Exception):
+            found = storage.translate(error, os.fspath(workdir))
+            if isinstance(found, UserError | Busy):
+                return found
         return UserError(
             f"workdir={workdir}: a checkpoint could not be saved ({reason}). See that the folder "
             "is there and can be written, and give the same command: it goes on from the last "
@@ -204,7 +239,8 @@ class Checkpoints:
             step = before
         self._good = step
         remarks = integrity.set_aside(workdir, passed if jax.process_index() == 0 else ())
-        self.manager.reload()
+        with storage.told(os.fspath(workdir)):
+            self.manager.reload()
         return step, state, remarks
 
     def restore(self, step: int, like: TrainState, batch_size: int) -> TrainState:
@@ -227,7 +263,8 @@ class Checkpoints:
 
     def _restore(self, step: int, like: TrainState) -> TrainState:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self.manager.restore(step, args=items)["state"]
+        with storage.told(os.fspath(self._records)):
+            return self.manager.restore(step, args=items)["state"]
 
     def close(self) -> None:
         """Wait until everything is written."""

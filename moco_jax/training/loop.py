@@ -8,15 +8,15 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax.base import files
 from moco_jax.base.console import Console
 from moco_jax.data.damaged import DamagedImages
+from moco_jax.data.sources import fingerprint
 from moco_jax.method.state import TrainState, count_examples
 from moco_jax.method.step import Batch
-from moco_jax.parallel import hosts, known_answers
+from moco_jax.parallel import failures, hosts, known_answers
 from moco_jax.training import bad_steps, ending, feed
 from moco_jax.training.assembly import build
-from moco_jax.training.checkpoint import Checkpoints
+from moco_jax.training.checkpoint import Checkpoints, place_of
 from moco_jax.training.journal import Journal, Scores
 from moco_jax.training.start import begin_or_go_on
 from moco_jax.training.step_plan import StepPlan
@@ -42,11 +42,10 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         Busy: another run is at work in `workdir`; LockLost: another run has taken `workdir` from
             this one, which was suspended.
     """
-    # Orbax writes to absolute paths only; a bucket's (gs://...) is one already.
-    place = files.absolute(workdir)
+    place = hosts.each(lambda: place_of(workdir))
     console = Console(speaks=jax.process_index() == 0)
     # A compiler that computes wrong values is silent: it is asked before anything is trusted to it.
-    known_answers.require_right()
+    hosts.each(known_answers.require_right)
     # Processes with different settings would compile different programs and wait for each other.
     hosts.require_agreement(hosts.facts_of(config))
     # Until the end nobody else writes to the workdir.
@@ -63,15 +62,16 @@ def _train(
 ) -> int:
     """Train in `workdir`, whose `lock` is held; arguments and result as of `train`."""
     # Settings and images that cannot work are refused here, before the workdir is looked at.
-    setup = build(config, str(workdir / "index"))
-    start = begin_or_go_on(config, workdir, allow_change, setup.program, lock)
-    damaged = DamagedImages(config.max_bad_images)
+    setup = hosts.each(lambda: build(config, str(workdir / "index")))
+    known = fingerprint.agreed(setup.source)
+    start = begin_or_go_on(config, workdir, allow_change, setup.program, lock, known)
+    damaged = DamagedImages(config.max_bad_images, hosts.Board("damaged images"))
     # The stacks close what is in them from the last to the first, however the run ends. Signals
     # are given back at the very end: until all is saved one must not end the process.
     with ExitStack() as signals, ExitStack() as opened:
         opened.enter_context(closing(start.checkpoints.close, lock))
         plan = StepPlan.of(config, setup, start.step, int(start.state.schedule_step))
-        journal = Journal(config, setup, workdir, console, lock, plan)
+        journal = hosts.each(lambda: Journal(config, setup, workdir, console, lock, plan))
         opened.enter_context(closing(journal.close, lock))
         journal.begin(start)
         seen = count_examples(start.state.examples_seen)
@@ -82,6 +82,7 @@ def _train(
         if plan.start == 0 and config.monitor_every:
             scores.before_training(start.state)
         batches = feed.device_batches(host_batches, setup.program, images)
+        batches = damaged.counted(batches, first=console.speaks)
         loop = Loop(config, journal, scores, start.checkpoints, train_step)
         signals.callback(loop.stop.release)
         opened.enter_context(closing(loop.close, lock))
@@ -98,9 +99,9 @@ def _train(
     console.line(f"saving took {waited:.2%} of the time")
     if plan.end == plan.last:
         ending.conclude(config, journal, scores, state)
-    if damaged.names:
-        names = ", ".join(damaged.names)
-        console.line(f"{len(damaged.names)} damaged images were replaced: {names}")
+    names = damaged.everywhere()
+    if names:
+        console.line(f"{len(names)} damaged images were replaced: {', '.join(names)}")
     return 0
 
 
@@ -112,7 +113,9 @@ def closing(close: Callable[[], object], lock: Lock | None = None) -> Iterator[N
     """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        # Before anything is closed, which may wait for processes that do not know of it.
+        failures.tell(error)
         with suppress(Exception):
             if lock is None or not lock.lost:
                 close()

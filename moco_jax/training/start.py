@@ -5,7 +5,8 @@ given again, and finds everything as it was.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -44,6 +45,7 @@ def begin_or_go_on(
     allow_change: set[str],
     program: Program,
     lock: Lock,
+    images: Mapping[str, Any],
 ) -> Start:
     """Claim `workdir` for this run, and return the state that it begins with or goes on from.
 
@@ -53,26 +55,35 @@ def begin_or_go_on(
         allow_change: recipe settings that may differ from those of the run that is there.
         program: what the devices compute.
         lock: the claim on `workdir`.
+        images: the fingerprint of the images that are trained on.
 
     Raises:
-        UserError: another recipe, weights that do not fit, or no sound checkpoint among damaged
-            ones; nothing in `workdir` has changed then.
+        UserError: another recipe, other images, weights that do not fit, or no sound checkpoint
+            among damaged ones; nothing in `workdir` has changed then.
     """
     # Weights that do not fit refuse the run, so they are read before the first change. Where the
     # run goes on they are not needed: its checkpoint has what became of them.
     weights = None
     if config.init_from and not integrity.is_begun(workdir):
-        weights = warm_start.read(config, program.abstract)
+        weights = hosts.each(lambda: warm_start.read(config, program.abstract))
         # Each process has read a file of its own machine, and they train as one.
         hosts.require_agreement({"init_from": weights.digest})
     # Only looked at: damaged checkpoints stay where they are until the recipe has been compared
     # with the one of the newest sound checkpoint.
     sound, examined = integrity.find(workdir)
     # Reading checkpoints can take minutes in which another run may have taken the workdir.
-    lock.check()
+    hosts.first(lock.check)
     # Before the claim, which writes the config.json whose damage this tells.
-    remarks = recipe_check.mended(workdir, sound)
-    changed = recipe_check.claim_workdir(workdir, config.to_dict(), allow_change, sound)
+    remarks = hosts.first(
+        lambda: [
+            *recipe_check.mended(workdir, sound),
+            *recipe_check.unknown_images(workdir, sound),
+        ]
+    )
+    changed = hosts.first(
+        lambda: recipe_check.claim_workdir(workdir, config.to_dict(), allow_change, sound, images)
+    )
+    hosts.each(lambda: recipe_check.require_shared(workdir))
     remarks += [
         f"changed by --allow_change: {name}: {old!r} -> {new!r}"
         for name, (old, new) in changed.items()
@@ -81,7 +92,7 @@ def begin_or_go_on(
     if sound is None:
         remarks += integrity.set_aside(workdir, examined)
     # After that, because Orbax lists the folder when it is opened.
-    checkpoints = Checkpoints(workdir, config.keep)
+    checkpoints = Checkpoints(workdir, config.keep, {recipe_check.IMAGES: dict(images)})
     if sound is not None:
         # Sets damaged checkpoints aside itself, once it has found one whose numbers are finite.
         step, state, set_aside = checkpoints.go_on(

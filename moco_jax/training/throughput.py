@@ -1,12 +1,15 @@
 """Speed of a run, what it waits for, and profiler traces of its steps."""
 
 import contextlib
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from etils import epath
 
+from moco_jax.base import files
 from moco_jax.method.batch import Metrics
 from moco_jax.training.arrivals import Arrival, Arrivals, means
 
@@ -179,7 +182,10 @@ class Profile:
     def before(self, step: int) -> None:
         """Begin the trace before its first step, or where a run goes on within it."""
         if self.first <= step <= self.last and not self.running:
-            jax.profiler.start_trace(str(self.place))
+            # JAX writes to disks alone.
+            remote = files.is_remote(self.place)
+            self._here = tempfile.mkdtemp(prefix="profile_") if remote else str(self.place)
+            jax.profiler.start_trace(self._here)
             self.running = True
 
     def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -193,3 +199,6 @@ class Profile:
         if self.running:
             jax.profiler.stop_trace()
             self.running = False
+            if files.is_remote(self.place):
+                files.send(self._here, self.place)
+                shutil.rmtree(self._here)

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax.base import files
+from moco_jax.base import files, storage
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.parallel import hosts
@@ -51,6 +51,8 @@ def _last_sound(workdir: epath.Path) -> tuple[int | None, str]:
     """Look for the last sound step; where there is none, say what is wrong."""
     try:
         examined = integrity.examine(workdir)
+    except storage.OF_STORES:
+        raise
     except OSError as error:
         return None, f"cannot be read ({printable(str(error.strerror or error))})"
     why = f": {'; '.join(map(str, examined))}" if examined else ""
@@ -95,7 +97,8 @@ def _quiet() -> Iterator[None]:
 
 def _restore(folder: Any, names: tuple[str, ...]) -> list[Any]:
     """Read the fields `names` of the state in `folder` as NumPy arrays, and nothing else."""
-    with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    reading = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    with _quiet(), storage.told(str(folder)), reading as reader:
         tree = reader.metadata(folder).item_metadata.tree
         wanted = {name: tree[name] for name in names if tree.get(name)}
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)

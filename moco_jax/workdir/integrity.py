@@ -11,18 +11,15 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
-from moco_jax.base import digests, files
+from moco_jax.base import digests, files, storage
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.parallel import hosts
 
 FOLDER, RECORDS, ASIDE = "checkpoints", "digests", "damaged"  # in a workdir
-NONE, LOST = -1, -2  # what process 0 says in place of a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +95,8 @@ def about(workdir: epath.Path, step: int) -> dict[str, Any]:
     place = workdir / FOLDER / str(step) / "about"
     try:
         found = ocp.JsonCheckpointHandler().restore(place)
+    except storage.OF_STORES:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{place} cannot be read ({printable(str(error))})") from error
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
@@ -158,37 +157,58 @@ def find(workdir: epath.Path, before: int | None = None) -> tuple[int | None, li
         UserError: there were checkpoints that a run can go on from, and none is sound any more.
     """
     examined: list[Examined] = []
-    why, answer = "process 0 found no sound checkpoint and says why", NONE
-    if jax.process_index() == 0:
+
+    def look() -> int | None:
         try:
-            examined = examine(workdir, before)
+            examined.extend(examine(workdir, before))
             why = lost(workdir, examined)
+        except storage.OF_STORES:
+            raise
         except OSError as error:
             why = f"workdir={workdir} cannot be read ({error.strerror or error})"
-        step = sound(examined)
-        answer = LOST if why else NONE if step is None else step
-    answer = hosts.broadcast(answer)
-    if answer == LOST:
-        raise UserError(why)
-    return (None if answer == NONE else answer), examined
+        if why:
+            raise UserError(why)
+        return sound(examined)
+
+    return hosts.first(look), examined
 
 
 def set_aside(workdir: epath.Path, examined: Iterable[Examined]) -> list[str]:
     """Move damaged ones among the checkpoints `examined` to `damaged`; every host must call this.
 
+    Process 0 moves those that it has `examined`.
+
     Returns:
         A line on each.
     """
-    remarks = []
+    return hosts.first(lambda: _moved(workdir, examined))
+
+
+def _moved(workdir: epath.Path, examined: Iterable[Examined]) -> list[str]:
+    remarks, parts = [], _removed_parts(workdir)
     for checkpoint in examined:
-        if checkpoint.wrong:
+        if checkpoint.wrong and checkpoint.step in parts:
+            remarks.append(f"{checkpoint}; the part of it that was there is removed")
+        elif checkpoint.wrong:
             place = workdir / ASIDE / f"{checkpoint.step}_{time.time_ns()}"
-            place.parent.mkdir(exist_ok=True)
-            (workdir / FOLDER / str(checkpoint.step)).rename(place)
+            files.move(workdir / FOLDER / str(checkpoint.step), place)
             remarks.append(f"{checkpoint}; moved to {place}")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("checkpoints examined")
     return remarks
+
+
+def _removed_parts(workdir: epath.Path) -> set[int]:
+    """Remove what killed runs have left in a bucket of checkpoints they saved or dropped.
+
+    Returns:
+        their steps. On disks Orbax writes under other names, and removes these itself.
+    """
+    if not files.is_remote(workdir):
+        return set()
+    parts = {step for step in steps(workdir) if not (workdir / RECORDS / str(step)).exists()}
+    parts = {s for s in parts if not ocp.utils.is_checkpoint_finalized(workdir / FOLDER / str(s))}
+    for step in parts:
+        storage.remove_folder(str(workdir / FOLDER / str(step)))
+    return parts
 
 
 def set_damaged_aside(workdir: epath.Path) -> list[str]:

@@ -95,9 +95,8 @@ class Lock:
             return False, ""
         # Who took long may have written over an owner, which has noticed, or cannot write any more,
         # when it is stale.
-        slow = self._clock() - began > max(self._store.settle / 2, SLOW)
-        if slow or self._store.settle:
-            self._sleep(STALE if slow else self._store.settle)
+        if self._clock() - began > SLOW:
+            self._sleep(STALE)
             self._safe_from = self._clock()
             if self._store.read(LOCK) != self._mine:
                 self._claimed = False

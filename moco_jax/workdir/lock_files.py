@@ -1,30 +1,23 @@
-"""Small files by which processes of many machines agree on an owner.
+"""Small files by which processes of many machines agree on an owner, on disks and in buckets.
 
-On disks they agree exactly, in buckets by waiting. A store holds named files of one folder.
-`replace` puts one there only if what is there is what the caller has seen.
+A store holds named files of one folder. `replace` puts one there only if what is there is what the
+caller has seen.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 from typing import Protocol
 
 from etils import epath
 
-from moco_jax.base import files, packages
+from moco_jax.base import files, storage
 
 MOST = 4096  # bytes that are read of a file
 
 
 class Store(Protocol):
-    """Holds small named files of one folder, and replaces one only if it is as expected.
-
-    Attributes:
-        settle: seconds after which a `replace` that was successful is known to have lasted.
-    """
-
-    settle: float
+    """Holds small named files of one folder, and replaces one only if it is as expected."""
 
     def read(self, name: str) -> bytes | None:
         """Read the first `MOST` bytes of a file; None where there is none.
@@ -57,8 +50,6 @@ class Folder:
     it, and has looked again since.
     """
 
-    settle = 0.0
-
     def __init__(self, folder: str):
         """Open the store in `folder`, which is there."""
         self._folder = folder
@@ -88,10 +79,14 @@ class Folder:
         try:
             if self.read(name) != seen:
                 return False
-            files.write(epath.Path(self._path(name)), content)
+            self._put(name, content)
             return True
         finally:
             self.remove(right)
+
+    def _put(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all."""
+        files.write(epath.Path(self._path(name)), content)
 
     def _right(self, name: str, seen: bytes) -> str:
         return f"{name}.{hashlib.sha256(seen).hexdigest()[:16]}"
@@ -117,68 +112,30 @@ class Folder:
             os.unlink(self._path(name))
 
 
-class Bucket:
-    """A store in a bucket, on which writers agree by waiting.
+class Bucket(Folder):
+    """A store in a bucket, on which writers agree as on a disk.
 
-    TensorFlow can neither make an object exclusively nor rename one, so the last of several writers
-    is the one whose object stays, and each of them finds out by reading it after `settle` seconds
-    (Fischer's algorithm; Lamport 1987, "A fast mutual exclusion algorithm"). That holds where
-    reading and writing a small object takes less than that.
+    A bucket makes an object only where none is, if it is asked so, and shows it to all at once.
     """
-
-    settle = 5.0
-
-    def __init__(self, folder: str):
-        """Open the store in `folder`, which has a scheme, as gs://bucket/run."""
-        self._folder = folder.rstrip("/")
-
-    def _path(self, name: str) -> str:
-        return f"{self._folder}/{name}"
 
     def read(self, name: str) -> bytes | None:
         try:
-            with _os_errors(), _gfile().GFile(self._path(name), "rb") as file:
-                return file.read(MOST)
+            return storage.read(self._path(name))[:MOST]
         except FileNotFoundError:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        with _os_errors(), _gfile().GFile(self._path(name), "wb") as file:
-            file.write(content)
+        storage.write(self._path(name), content)
 
-    def replace(self, name: str, seen: bytes | None, content: bytes) -> bool:
-        if self.read(name) != seen:
-            return False
-        self.write(name, content)
-        return True
+    _put = write  # nobody sees an object before all of it has arrived
 
-    def unblock(self, name: str, seen: bytes) -> None:
-        """Do nothing: a write that did not come to its end leaves nothing."""
+    def _make(self, name: str, content: bytes) -> bool:
+        return storage.create(self._path(name), content)
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError), _os_errors():
-            _gfile().remove(self._path(name))
+        storage.remove(self._path(name))
 
 
 def store_in(folder: epath.Path | str) -> Store:
     """Return the store in `folder`, here or in a bucket."""
     return Bucket(str(folder)) if files.is_remote(folder) else Folder(str(folder))
-
-
-def _tf():
-    return packages.load_tensorflow("a place in a bucket", "a folder of this machine")
-
-
-def _gfile():
-    return _tf().io.gfile
-
-
-@contextlib.contextmanager
-def _os_errors():
-    tf = _tf()
-    try:
-        yield
-    except tf.errors.NotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, error.message) from error
-    except tf.errors.OpError as error:
-        raise OSError(errno.EIO, error.message or type(error).__name__) from error

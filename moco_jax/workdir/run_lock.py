@@ -15,7 +15,7 @@ from etils import epath
 from moco_jax.base import files
 from moco_jax.base.errors import Busy, UserError, full_disk
 from moco_jax.base.text import printable
-from moco_jax.parallel import hosts
+from moco_jax.parallel import failures, hosts
 from moco_jax.workdir import lock as lock_lib
 from moco_jax.workdir import lock_files, processes
 
@@ -40,7 +40,7 @@ def hold(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[lock_lib.L
         while True:
             kind, line = hosts.broadcast(_outcome(lock, workdir) if first else ("", ""))
             if kind in ERRORS:
-                raise ERRORS[kind](line)
+                raise hosts.agreed(ERRORS[kind](line))
             if kind == "held":
                 break
             if line:
@@ -49,6 +49,8 @@ def hold(workdir: epath.Path, say: Callable[[str], None]) -> Iterator[lock_lib.L
                 time.sleep(lock_lib.POLL)
         if first:
             lock.beat_in_background()
+            # The next start need not wait until the lock is stale.
+            failures.at_exit(lock.release)
         yield lock
     finally:
         lock.release()
@@ -72,6 +74,8 @@ def _outcome(lock: lock_lib.Lock, workdir: epath.Path) -> tuple[str, str]:
         return "held" if taken else "waiting", line
     except Busy as error:
         return "busy", str(error)
+    except UserError as error:
+        return "refused", str(error)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return "refused", str(full_disk(workdir))

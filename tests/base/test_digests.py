@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from moco_jax.base import digests, storage
+from moco_jax.base.errors import Busy, UserError
 from moco_jax.base.storage import remote_file
 
 TREE = {"a": {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, "n": None, "rate": 0.1}
@@ -71,6 +72,22 @@ def test_digests_of_large_files_take_no_memory_for_them(tmp_path, monkeypatch, n
         tracemalloc.stop()
     assert found == hashlib.sha256(bytes(size)).hexdigest()
     assert found in (tmp_path / "record").read_text()
+
+
+def test_a_bucket_that_is_silent_or_refuses_makes_no_file_a_damaged_one(network):
+    folder, record = epath.Path("gs://bucket/away"), epath.Path("gs://bucket/away_record")
+    storage.write(f"{folder}/file", b"content")
+    digests.write(folder, record)
+    assert digests.damaged(folder, record) == []
+    network.refused = {"away/file": 403}
+    with pytest.raises(UserError, match="access to gs://bucket/away/file is refused"):
+        digests.damaged(folder, record)
+    network.busy = 1.0
+    with pytest.raises(Busy, match="cannot be reached"):
+        digests.damaged(folder, record)
+    network.reset()
+    storage.write(f"{folder}/file", b"changed")
+    assert digests.damaged(folder, record) == [f"{folder}/file has changed"]
 
 
 def test_files_have_the_digest_of_their_contents(tmp_path):

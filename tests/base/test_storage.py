@@ -1,6 +1,7 @@
 """Buckets are asked for no more than is needed, again where that helps, and any name is found."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -55,6 +56,30 @@ def test_odd_names_are_written_found_and_read(root, network):
         storage.find(f"{root}/none")
 
 
+@pytest.mark.parametrize("root", ["gs://bucket/once", "memory://once"])
+def test_of_many_who_make_an_object_at_once_one_succeeds(root, network):
+    network.busy = network.cut = 0.1
+    for number in range(4):
+        contents = [f"{number} {n}".encode() for n in range(16)]
+        with ThreadPoolExecutor(16) as pool:
+            made = [*pool.map(lambda c, at=f"{root}/{number}": storage.create(at, c), contents)]
+        assert made.count(True) == 1
+        assert storage.read(f"{root}/{number}") == contents[made.index(True)]
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/moved", "memory://moved"])
+def test_files_and_folders_are_moved_whole(root, network):
+    network.busy = 0.1
+    for name in ("a/1", "a/b/2", "c"):
+        storage.write(f"{root}/from/{name}", name.encode())
+    storage.move(f"{root}/from/a", f"{root}/to/x")
+    storage.move(f"{root}/from/c", f"{root}/to/c")
+    assert [*storage.find(root)] == ["to/c", "to/x/1", "to/x/b/2"]
+    assert storage.read(f"{root}/to/x/b/2") == b"a/b/2"
+    with pytest.raises(FileNotFoundError):
+        storage.move(f"{root}/from/a", f"{root}/to/y")
+
+
 def test_a_folder_is_listed_by_pages_and_not_by_objects(network):
     names = [f"{n % 3}/{n:04d}" for n in range(1200)] + ["last"]
     paths = [f"gs://bucket/pages/{name}" for name in names]
@@ -106,6 +131,17 @@ def test_what_is_worth_another_try():
     assert not retries.passes(ValueError())
     waits = [retries.wait(tried) for tried in range(1, retries.TRIES)]
     assert all(0.5 <= w / min(32, 0.05 * 2**n) <= 1.5 for n, w in enumerate(waits))
+
+
+def test_what_tensorstore_says_is_told_as_all_else_and_what_jax_says_is_not_taken_for_it():
+    denied = ValueError("PERMISSION_DENIED: Error writing gs://b/x: no [http_response_code='403']")
+    for error, kind, words in (
+        (denied, storage.Refused, r"refused \(403: Error writing gs://b/x: no\); log in"),
+        (ValueError("UNAVAILABLE: cut"), storage.Unreachable, r"cannot be reached \(cut;"),
+        (RuntimeError("UNAVAILABLE: a process"), RuntimeError, "^UNAVAILABLE: a process$"),
+    ):
+        with pytest.raises(kind, match=words), storage.told("gs://b"):
+            raise error
 
 
 def test_neighbours_are_one_request():

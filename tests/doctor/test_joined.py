@@ -1,24 +1,20 @@
 """Findings of several hosts become process 0's, with what others find that is worse."""
 
-import contextlib
-
 import pytest
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.findings import FAULT, OK, WARNING, Finding
-from moco_jax.data import same_images
-from moco_jax.data.sources.memory import digits
 from moco_jax.doctor import joined
-from moco_jax.parallel import everyone
+from moco_jax.parallel import hosts
 
 
 @pytest.fixture
 def said(monkeypatch):
     """Say as process 0 what it says, and as others what the test puts into this list."""
     others: list = []
-    monkeypatch.setattr(everyone, "is_alone", lambda: False)
-    monkeypatch.setattr(everyone, "number", lambda: 0)
-    monkeypatch.setattr(everyone, "gather", lambda own: [own, *others])
+    monkeypatch.setattr(hosts, "is_alone", lambda: False)
+    monkeypatch.setattr(hosts, "number", lambda: 0)
+    monkeypatch.setattr(hosts, "gather", lambda own: [own, *others])
     return others
 
 
@@ -42,24 +38,10 @@ def test_a_slow_host_is_named():
     assert "process 3 the fewest, against 92.5 (median)" in slow.seen
 
 
-def test_hosts_that_see_other_images_are_refused(said, monkeypatch):
-    monkeypatch.setattr(everyone, "failing_together", contextlib.nullcontext)
-    source = digits("test")
-    own = [len(source), same_images.names_digest(source)]
-    said += [own, own]
-    assert same_images.require_same(source) == 3
-    said[1] = [60, "x"]
-    with pytest.raises(UserError, match=r"process 0 has 1,440, process 2 has 60; data_dir"):
-        same_images.require_same(source)
-    said[1] = [1440, "x"]
-    with pytest.raises(UserError, match=r"process 2 has 1,440 of other names"):
-        same_images.require_same(source)
-
-
 def test_what_one_host_cannot_do_is_raised_on_all(said):
-    said += [None, "the disk is full"]
+    said += [None, {"kind": "UserError", "line": "the disk is full"}]
     with (
-        pytest.raises(UserError, match=r"^process 2: the disk is full$"),
-        everyone.failing_together(),
+        pytest.raises(UserError, match=r"^process 2 of 3: the disk is full$"),
+        hosts.together(),
     ):
         pass

@@ -402,12 +402,12 @@ from moco_jax.data.sources import open_source
 from moco_jax.data.views import device_views
 from moco_jax.doctor import rate
 from moco_jax.embedding import shards
-from moco_jax.parallel import mesh
+from moco_jax.parallel import joining, mesh
 from tests import smallest
 own = int(flags[2].partition("=")[2])
 rate.READ_SECONDS, shards.SHARD = 0.01, 3
 rate.source_pairs_per_second = lambda *_: [400, 40][own]
-hosts.start_hosts(False, flags[0].partition("=")[2], 2, own, False)
+joining.start_hosts(False, flags[0].partition("=")[2], 2, own, False)
 
 source, over, seen = open_source("folder", "", "photos"), mesh.create_mesh(), []
 shape, read = resident.shape_of(source), source.read
@@ -469,7 +469,7 @@ def test_two_processes_do_what_one_does(place, monkeypatch, capsys, quiet_as_bef
     for half in halves:
         np.testing.assert_array_equal(half["stand_in"], stand_in)
         np.testing.assert_array_equal(half["taken"], np.asarray(images)[stand_in[:8]])
-        assert re.match(r"process 0: more than max_bad_images=0 damaged", str(half["refused"]))
+        assert re.match(r"process 0 of 2: more than max_bad_images=0 damaged", str(half["refused"]))
 
     for name in ("one.npz", "one.parquet"):
         command_of("embed").call([*run, f"--out={name}"])
@@ -478,7 +478,7 @@ def test_two_processes_do_what_one_does(place, monkeypatch, capsys, quiet_as_bef
     assert not shards.folder_of("two.npz").exists()
     for out, errors in (first[0], second[0]):
         assert "ended with 2" in out
-        assert errors.strip() == "error: process 0: cut off"
+        assert errors.strip() == "error: process 0 of 2: cut off"
     assert "written: two.npz, 9 x 64 features" in first[1][0], first
     assert "1 damaged images are left out: dog/2.png" in first[1][0]
     assert second[1] == second[2] == ("", "")

@@ -9,6 +9,7 @@ from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util.tensor_util import make_ndarray
 
+from moco_jax.base import files, storage
 from moco_jax.monitoring import tensorboard_files
 from moco_jax.monitoring.run_log import Writers
 from tests.config.test_config import load
@@ -41,6 +42,34 @@ def test_pictures_and_settings_are_read_back(tmp_path):
     assert (ours.step, theirs.step) == (8, 9)
     assert make_ndarray(ours.tensor_proto) == make_ndarray(theirs.tensor_proto) == 1.5
     assert set(found.PluginTagToContent("scalars")) == set(numbers)
+
+
+def test_files_in_a_bucket_are_sent_now_and_then_and_begun_anew_once_they_are_large(
+    tmp_path, network, monkeypatch
+):
+    place = files.absolute("gs://bucket/board")
+    monkeypatch.setattr(tensorboard_files, "SECONDS", 0.0)
+    monkeypatch.setattr(tensorboard_files, "FULL", 1 << 10)
+    log = Writers(place, True, 0)
+    network.remembers = True
+    for step in range(100):
+        log.write(step, {"loss": step / 2})
+    log.close()
+    board = storage.find(f"{place}/tensorboard")
+    assert 2 < len(board) < 20
+    sent = [
+        size
+        for t, size in zip(network.targets, network.written, strict=True)
+        if "board/tensorboard" in t
+    ]
+    assert len(sent) <= 100 + len(board) + 1
+    assert max(sent) < 2 << 10
+    for name in board:
+        (tmp_path / name).write_bytes(storage.read(f"{place}/tensorboard/{name}"))
+    found = EventAccumulator(str(tmp_path), {"tensors": 0}).Reload().Tensors("loss")
+    assert [(e.step, float(make_ndarray(e.tensor_proto))) for e in found] == [
+        (step, step / 2) for step in range(100)
+    ]
 
 
 def test_the_projector_has_each_image_at_the_place_of_its_features(tmp_path):

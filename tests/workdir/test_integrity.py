@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import pytest
 from etils import epath
 
 from moco_jax import config as config_lib
-from moco_jax.base import digests, files
+from moco_jax.base import digests, files, storage
 from moco_jax.base.errors import LockLost, UserError
 from moco_jax.training import checkpoint, orbax_logging
 from moco_jax.weights import workdir as weights_workdir
@@ -172,6 +173,22 @@ KINDS = [
     "digests of a list",
     "a later step without content",
 ]
+
+
+def test_parts_of_checkpoints_in_a_bucket_are_removed_and_damaged_ones_moved(network):
+    """A save or a removal that was killed leaves there what Orbax has not marked as whole."""
+    place = files.absolute("gs://bucket/parts")
+    for step in (3, 6, 9):
+        storage.write(f"{place}/checkpoints/{step}/state/array", b"content")
+    storage.write(f"{place}/checkpoints/6/commit_success.txt", b"")
+    digests.write(place / "checkpoints/6", place / "digests/6")
+    storage.write(f"{place}/checkpoints/6/state/array", b"changed")
+    remarks = integrity.set_aside(place, integrity.examine(place))
+    part, moved, _ = remarks
+    assert part.startswith("checkpoint 9 is damaged (it was not finished); the part")
+    assert "checkpoint 6 is damaged (gs://bucket/parts/checkpoints/6/state/array has" in moved
+    found = re.sub(r"6_\d+", "6_TIME", " ".join(storage.find(str(place))))
+    assert found == "damaged/6_TIME/commit_success.txt damaged/6_TIME/state/array digests/6"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,9 +13,9 @@ import threading
 from functools import partial
 
 import pytest
-import tensorflow as tf
 from etils import epath
 
+from moco_jax.base import storage
 from moco_jax.base.errors import Busy, LockLost, UserError
 from moco_jax.cli import command_line
 from moco_jax.training import loop, messages
@@ -55,7 +55,7 @@ class SlowFolder(lock_files.Folder):
 
 
 class SlowBucket(lock_files.Bucket):
-    """Objects in memory: the last writer wins, and each operation takes up to `latency` seconds."""
+    """Objects in memory, of which each operation takes up to `latency` seconds."""
 
     objects: dict
 
@@ -75,6 +75,14 @@ class SlowBucket(lock_files.Bucket):
         self._wait()
         self.objects[name] = content
         self._wait()
+
+    _put = write
+
+    def _make(self, name, content):
+        self._wait()
+        made = self.objects.setdefault(name, content) is content
+        self._wait()
+        return made
 
     def remove(self, name):
         self._wait()
@@ -362,6 +370,8 @@ class Objects(lock_files.Bucket):
     def __init__(self, objects):
         super().__init__("gs://bucket/run")
         self.read, self.write = objects.get, objects.__setitem__
+        self._put, self._make = self.write, lambda n, c: objects.setdefault(n, c) is c
+        self.remove = lambda name: objects.pop(name, None)
 
 
 def suspended(store, meanwhile):
@@ -510,24 +520,18 @@ def test_a_second_run_is_refused_and_the_first_goes_on(tmp_path, quick):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bucket_is_held_too(monkeypatch, quick):
-    def write(self, name, content):  # TensorFlow's ram:// adds to what is there
-        self.remove(name)
-        with tf.io.gfile.GFile(self._path(name), "wb") as file:
-            file.write(content)
-
-    monkeypatch.setattr(lock_files.Bucket, "write", write)
-    monkeypatch.setattr(lock_files.Bucket, "settle", 0.05)
-    place = "ram://bucket/run"
+def test_a_bucket_is_held_too(monkeypatch, quick, network):
+    place = "gs://bucket/held"
+    network.busy = network.cut = 0.1
     with run_lock.hold(place, print) as lock:
         lock.check()
-        assert sorted(tf.io.gfile.listdir(place)) == [SIGN, LOCK]
+        assert storage.listing(place) == [SIGN, LOCK]
         with (
-            pytest.raises(Busy, match="workdir=ram://bucket/run is in use"),
+            pytest.raises(Busy, match="workdir=gs://bucket/held is in use"),
             run_lock.hold(place, print),
         ):
             raise AssertionError("two runs")
-    assert not tf.io.gfile.glob(f"{place}/*")
+    assert not storage.exists(place)
     left = Lock(place, lock_files.store_in(place), on("elsewhere", 5))
     assert left.attempt()[0]
     monkeypatch.setattr(lock_lib, "STALE", 0.5)

@@ -18,12 +18,24 @@ import numpy as np
 
 from moco_jax.base.storage import bucket, failures, local, ranges, remote_file
 from moco_jax.base.storage.bucket import Info
-from moco_jax.base.storage.failures import Refused, Unreachable
+from moco_jax.base.storage.failures import OF_STORES, Refused, Unreachable, told, translate
+from moco_jax.base.storage.gcs import lend
 from moco_jax.base.storage.local import each, open_regular
 from moco_jax.base.storage.ranges import Ranges
 from moco_jax.base.text import is_utf8
 
-__all__ = ["Info", "Ranges", "Refused", "Unreachable", "each", "open_regular"]
+__all__ = [
+    "OF_STORES",
+    "Info",
+    "Ranges",
+    "Refused",
+    "Unreachable",
+    "each",
+    "lend",
+    "open_regular",
+    "told",
+    "translate",
+]
 
 AHEAD = 3  # blocks that are fetched ahead of whoever reads a file in a bucket front to back
 
@@ -155,6 +167,25 @@ def open_binary(path: str, ahead: int = 0) -> BinaryIO:
 def write(path: str, content: bytes) -> None:
     """Put `content` at `path` in a bucket; readers find the old object or the new one."""
     bucket.write(path, content)
+
+
+def create(path: str, content: bytes) -> bool:
+    """Put `content`, the caller's alone, at `path` in a bucket if nothing is there.
+
+    Returns:
+        whether it is there; of several that do so at once one succeeds.
+    """
+    return bucket.create(path, content)
+
+
+def remove_folder(path: str) -> None:
+    """Remove all that is below the folder `path` of a bucket."""
+    bucket.remove([f"{path}/{name}" for name in bucket.find(path)])
+
+
+def move(source: str, target: str) -> None:
+    """Move the file or folder `source` of a bucket to `target`, where nothing is."""
+    bucket.move(source, target)
 
 
 def upload(local_file: str | os.PathLike, path: str) -> None:

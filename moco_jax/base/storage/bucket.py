@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.base.storage import failures, gcs, retries
+from moco_jax.base.storage.gcs import IN_FLIGHT
 from moco_jax.base.text import is_utf8, printable
 
-IN_FLIGHT = 256  # requests to one kind of store at a time
 AT_ONCE = 8  # objects of one folder from which on the folder is listed instead
 DIVIDED = 1000  # folders right below one that is listed, which are listed at the same time
 T = TypeVar("T")
@@ -44,8 +44,7 @@ class Client:
             UserError: it is missing, or there is no such scheme.
         """
         self._room, self._patient = asyncio.Semaphore(IN_FLIGHT), scheme not in ("gs", "gcs")
-        make = _other if self._patient else _google
-        self.fs = make(scheme, self._room)
+        self.fs = _other(scheme) if self._patient else gcs.file_system()
         from fsspec.asyn import get_loop
 
         self._loop = get_loop()
@@ -67,11 +66,7 @@ class Client:
         return await retries.insist(one)
 
 
-def _google(_: str, room: asyncio.Semaphore) -> Any:
-    return gcs.file_system(room, IN_FLIGHT)
-
-
-def _other(scheme: str, _: asyncio.Semaphore) -> Any:
+def _other(scheme: str) -> Any:
     """Make fsspec's file system for `scheme`; one that knows no asyncio works in threads."""
     import fsspec
 
@@ -312,6 +307,33 @@ def find(root: str) -> dict[str, Info]:
 def write(path: str, content: bytes) -> None:
     """Put `content` at `path`: a store shows an object when all of it has arrived."""
     _do(path, "_pipe_file", path, content)
+
+
+def create(path: str, content: bytes) -> bool:
+    """Put `content` at `path` if nothing is there; return whether it was put.
+
+    Of several that do so at once one succeeds. `content` has to be the caller's alone: a request
+    that was made again, as its answer was lost, is known by it.
+    """
+    try:
+        _do(path, "_pipe_file", path, content, mode="create")
+    except FileExistsError:
+        return _unless_missing(read_many([path], [None], [None])[0]) == content
+    return True
+
+
+def move(source: str, target: str) -> None:
+    """Move the object or folder `source` to `target`: copies are made first, and all of them."""
+    names = [""] if isinstance(kind(source), Info) else [f"/{name}" for name in find(source)]
+
+    async def one(asked: Client, n: int) -> None:
+        await asked.ask("_cp_file", f"{source}{names[n]}", f"{target}{names[n]}")
+
+    paths = [f"{source}{name}" for name in names]
+    for result in _results(paths, one):
+        if isinstance(result, Exception):
+            raise result
+    remove(paths)
 
 
 def upload(local: str | os.PathLike, path: str) -> None:

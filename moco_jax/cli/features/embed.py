@@ -16,16 +16,14 @@ from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.cli import host_flags
 from moco_jax.cli.features.common import prepare
-from moco_jax.data import same_images
 from moco_jax.data.configured import open_images
-from moco_jax.data.sources import Source, remarks_of, require_no_place
+from moco_jax.data.sources import Source, fingerprint, remarks_of, require_no_place
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.embedding import results, shards, table
 from moco_jax.embedding.columns import Rows
 from moco_jax.embedding.encode import Damaged, Embedder, part_rows, require_some
 from moco_jax.inference import trained_encoder
-from moco_jax.parallel import everyone
-from moco_jax.parallel import hosts as hosts_lib
+from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
 
 
@@ -81,11 +79,12 @@ def embed(given: flags.FlagValues) -> None:
     table.require_a_place(out)
     prepare(place)
     host_flags.join(given, asks_for_stops=False)
-    console = Console(speaks=everyone.is_first())
+    console = Console(speaks=hosts.is_first())
     trained = trained_encoder.load(place, given.which, given.step)
-    hosts = everyone.count()
-    embedder = Embedder(trained, given.features, mesh_lib.create_mesh(jax.local_devices()), hosts)
-    with everyone.failing_together():
+    embedder = Embedder(
+        trained, given.features, mesh_lib.create_mesh(jax.local_devices()), hosts.count()
+    )
+    with hosts.together():
         source, images = named_images(given, trained.config, place)
     facts: dict[str, Any] = {
         "moco_jax": __version__,
@@ -99,13 +98,13 @@ def embed(given: flags.FlagValues) -> None:
         {
             "encoder": results.encoder_words(facts["encoder"]),
             "images": f"{len(source):,} of {about(images)}",
-            "devices": f"{embedder.mesh.size * hosts} x {devices[0].device_kind}",
+            "devices": f"{embedder.mesh.size * hosts.count()} x {devices[0].device_kind}",
         }
     )
     for said in remarks_of(source):
         console.line(said)
     damaged, progress = Damaged(source), Counter(console, "{done} of {total} images", len(source))
-    if hosts == 1 and not shards.folder_of(out).is_dir():
+    if hosts.is_alone() and not shards.folder_of(out).is_dir():
         written = write_table(
             out, part_rows(embedder, source, damaged), source, facts, damaged, progress
         )
@@ -114,8 +113,8 @@ def embed(given: flags.FlagValues) -> None:
     for done in claim.make_missing(embedder, source, facts):
         progress(done)
     classes = list(images["classes"])
-    with everyone.failing_together():
-        if everyone.is_first():
+    with hosts.together():
+        if hosts.is_first():
             joined = claim.joined(classes, damaged)
             written = write_table(out, joined, source, facts, damaged, progress, classes)
             claim.folder.rmtree()
@@ -127,12 +126,12 @@ def require_one_work(config: Any, facts: dict[str, Any], source: Source, out: st
 
     `config`: of the run; `facts`: of the file `out`.
     """
-    if everyone.is_alone():
+    if hosts.is_alone():
         return
     encoder = {f"encoder.{key}": value for key, value in facts["encoder"].items()}
     place = {"--out": str(files.absolute(out))}
-    hosts_lib.require_agreement(hosts_lib.facts_of(config) | encoder | place)
-    same_images.require_same(source)
+    hosts.require_agreement(hosts.facts_of(config) | encoder | place)
+    fingerprint.agreed(source)
 
 
 class Written(NamedTuple):

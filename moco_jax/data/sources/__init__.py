@@ -32,7 +32,10 @@ class Source(Protocol):
         decoding: how bytes become pixels.
 
     A source may have `remarks`, a list of lines that a person must read before they trust the
-    source; `remarks_of` returns them.
+    source; `remarks_of` returns them. It may have `identity()`, which gives what it knows of all
+    images without reading one (lists of strings, bytes or arrays; their names below the set's
+    folder, their sizes); `fingerprint.of` makes a digest of it, by which hosts and checkpoints find
+    out that images have changed.
     """
 
     record_spec: RecordSpec

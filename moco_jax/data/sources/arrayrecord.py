@@ -6,13 +6,14 @@ The files keep an index of their own.
 import importlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import is_utf8, printable
-from moco_jax.data.sources import examples, shards
+from moco_jax.data.sources import examples, names, shards
 from moco_jax.data.sources.pixels import RGB, Decoding, is_image
 from moco_jax.data.sources.tfrecord import Slice
 
@@ -56,10 +57,17 @@ class ArrayRecords:
                 f"an ArrayRecord file is damaged or cannot be read: {printable(str(error))};"
                 " replace it"
             ) from error
+        called = names.short([piece.path for piece in slices])
+        parts = zip(called, slices, strict=True)
+        self._parts = [f"{name} {piece.skip} {piece.take}" for name, piece in parts]
 
     def __len__(self) -> int:
         """Return the number of records."""
         return len(self._data)
+
+    def identity(self) -> list[Any]:
+        """Return the names of the files, and which of their records are taken."""
+        return [self._parts]
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Read records, object `[n]` of bytes; empty where one cannot be read."""

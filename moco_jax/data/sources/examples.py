@@ -39,6 +39,9 @@ class Records(Protocol):
     def where(self, index: int) -> str:
         """Return file and place of record `index`."""
 
+    def identity(self) -> list[Any]:
+        """Return what is known of all records, as `Source` says."""
+
 
 def pick(features: Mapping[str, Any], known: Sequence[str], kind: str) -> str | None:
     """Return the first of the names `known` whose feature is of type `kind`.
@@ -145,6 +148,9 @@ class ExampleSource:
     Memory holds what `records` needs, and eight bytes a label once labels are asked for. Where
     examples hold the names of their classes, a class is its name. Its number is its place among
     the names: first those given, then others in the order in which they are met.
+
+    Attributes:
+        known_classes: the names of classes that were given, and not met in records.
     """
 
     record_spec = ENCODED
@@ -159,7 +165,7 @@ class ExampleSource:
     ):
         """Take the images of `records`, as the set `label`; `classes` as in `Source`."""
         self.records, self.label, self.decoding = records, label, decoding
-        self._names = list(classes)
+        self._names, self.known_classes = list(classes), tuple(classes)
         self.features = features
         self._labels: np.ndarray | None = None
         self._places = {name: number for number, name in enumerate(self._names)}
@@ -172,6 +178,10 @@ class ExampleSource:
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.records)
+
+    def identity(self) -> list[Any]:
+        """Return what is known of all records without reading one."""
+        return self.records.identity()
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Read serialized tf.train.Example, object `[n]` of bytes."""

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -103,6 +104,10 @@ class FolderSource:
     def __len__(self) -> int:
         """Return the number of files."""
         return len(self.files)
+
+    def identity(self) -> list[Any]:
+        """Return the names of all files, relative to `root` or as a list has them."""
+        return [self.files.block, self.files.ends]
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Read the files' content, object `[n]` of bytes; empty where a file cannot be read."""

@@ -10,7 +10,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -130,6 +130,10 @@ class FileRecords:
     def __len__(self) -> int:
         """Return the number of records."""
         return len(self.places.offset)
+
+    def identity(self) -> list[Any]:
+        """Return the names of the files, and the file, offset and length of all records."""
+        return [self._called, self.places.file, self.places.offset, self.places.length]
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Read records, object `[n]` of bytes; empty where one cannot be read."""

@@ -46,6 +46,10 @@ class ArraySource:
         """Return the number of images."""
         return len(self.images)
 
+    def identity(self) -> list[np.ndarray]:
+        """Return the pixels of all images."""
+        return [self.images]
+
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return images, uint8 `[n, H, W, C]`."""
         return self.images[indices]

@@ -36,3 +36,8 @@ def described(source: Source, index: int) -> str:
     """Name image `index`, which is not decoded, in one line, with the reason where it is known."""
     reason = why(source, index)
     return f"{source.name(index)}: {reason}" if reason else source.name(index)
+
+
+def none_is_sound(number: int, example: str) -> UserError:
+    """Return the error that of `number` images, `example` being one, none can be decoded."""
+    return UserError(f"none of the {number:,} images can be decoded; {example} is one of them")

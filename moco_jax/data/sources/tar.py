@@ -8,7 +8,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -185,6 +185,10 @@ class TarSource:
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.records)
+
+    def identity(self) -> list[Any]:
+        """Return the names of all members, and where they lie in which tar."""
+        return [self._names.block, self._names.ends, *self.records.identity()]
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Read the encoded images, object `[n]` of bytes; empty where one cannot be read."""

@@ -110,13 +110,9 @@ def _slices(builder: Any, name: str, split: str) -> list[tfrecord.Slice]:
     try:
         instructions, number = splits[split].file_instructions, splits[split].num_examples
     except (KeyError, ValueError) as error:
-        known = ", ".join(splits)
-        raise UserError(f"split={split!r} of tfds:{name} is unknown; there are {known}") from error
+        raise tfds_files.no_such_split(name, split, splits) from error
     if number < 1 or any(part.take == 0 or part.take < -1 for part in instructions):
-        raise UserError(
-            f"split={split!r} of tfds:{name} holds no example; as 'train[:1000]' one begins"
-            " before it ends"
-        )
+        raise tfds_files.no_example(name, split)
     return [tfrecord.Slice(str(f.filename), f.skip, f.take) for f in instructions]
 
 
@@ -131,9 +127,7 @@ def _features(builder: Any, name: str) -> examples.Features:
     features = builder.info.features
     pictures = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
     if not pictures:
-        raise UserError(
-            f"dataset='tfds:{name}' has no image feature; its features are {', '.join(features)}"
-        )
+        raise tfds_files.no_image(name, features)
     classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     # Some sets have several kinds of classes, as CIFAR-100; TFDS says which one is the label.
     supervised = [key for key in builder.info.supervised_keys or () if key in classes]

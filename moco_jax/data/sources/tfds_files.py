@@ -7,6 +7,7 @@ these do not say plainly is left to TFDS itself.
 import json
 import os
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from moco_jax.base.errors import UserError
@@ -93,6 +94,26 @@ def _folder(name: str, data_dir: str) -> str:
     return os.path.join(place, versions[0])
 
 
+def no_such_split(name: str, split: str, known: Iterable[str]) -> UserError:
+    """Return the error that the dataset `name` has no `split` among those `known`."""
+    return UserError(f"split={split!r} of tfds:{name} is unknown; there are {', '.join(known)}")
+
+
+def no_example(name: str, split: str) -> UserError:
+    """Return the error that the part `split` of the dataset `name` is empty."""
+    return UserError(
+        f"split={split!r} of tfds:{name} holds no example; as 'train[:1000]' one begins before it"
+        " ends"
+    )
+
+
+def no_image(name: str, features: Iterable[str]) -> UserError:
+    """Return the error that none of the `features` of the dataset `name` is an image."""
+    return UserError(
+        f"dataset='tfds:{name}' has no image feature; its features are {', '.join(features)}"
+    )
+
+
 def _json(path: str) -> Any:
     try:
         return json.loads(store.read(path))
@@ -111,7 +132,7 @@ def _part(name: str, split: str, shards: dict[str, list[int]]) -> tuple[str, lis
     if not match or match[1] == "all" or split.endswith("[:]") or mixed:
         raise Unread(f"split={split!r} is no name, nor NAME[A:B]")
     if match[1] not in shards:
-        raise UserError(f"split={split!r} of tfds:{name} is unknown; there are {', '.join(shards)}")
+        raise no_such_split(name, split, shards)
     lengths = shards[match[1]]
     total = sum(lengths)
 
@@ -129,10 +150,7 @@ def _part(name: str, split: str, shards: dict[str, list[int]]) -> tuple[str, lis
 
     begin, end = place(match[2], 0), place(match[3], total)
     if begin >= end:
-        raise UserError(
-            f"split={split!r} of tfds:{name} holds no example; as 'train[:1000]' one begins"
-            " before it ends"
-        )
+        raise no_example(name, split)
     return match[1], lengths, begin, end
 
 
@@ -168,9 +186,7 @@ def _features(name: str, kinds: dict[str, Any], supervised: list[Any]) -> exampl
     """
     pictures = [key for key, kind in kinds.items() if "image" in kind]
     if not pictures:
-        raise UserError(
-            f"dataset='tfds:{name}' has no image feature; its features are {', '.join(kinds)}"
-        )
+        raise no_image(name, kinds)
     classes = [key for key, kind in kinds.items() if "classLabel" in kind]
     chosen = [key for key in supervised if key in classes] or classes
     if len(pictures) > 1 or len(chosen) > 1:

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax.base import files
+from moco_jax.base import files, storage
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.data.configured import open_images
@@ -128,6 +128,8 @@ def _read(name: str, place: epath.Path) -> Run:
         # A last line without an end may be one that is just being written.
         records, odd = records_lib.sound(log.records, () if log.only_cut else log.damaged)
         left_out += odd
+    except storage.OF_STORES:
+        raise
     except (ValueError, OSError, RecursionError) as error:
         records = []
         left_out.append(
@@ -138,6 +140,8 @@ def _read(name: str, place: epath.Path) -> Run:
         called = printable(path.stem.removeprefix("evaluate_"))
         try:
             evaluations[called] = records_lib.evaluation(path)
+        except storage.OF_STORES:
+            raise
         except (ValueError, OSError) as error:
             left_out.append(
                 f"the evaluation {called}, as {printable(path)} is damaged ({_line(error)}); the"

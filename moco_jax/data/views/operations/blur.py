@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from moco_jax.data.views.arrays import Arrays
+from moco_jax.data.views.arrays import Arrays, of_jax, of_tensorflow
 from moco_jax.data.views.operations.stage import Operation, between
 
 if TYPE_CHECKING:
@@ -86,19 +86,26 @@ def _compiled_box() -> Callable:
     return tf.function(box, jit_compile=True, autograph=False)
 
 
+def _box_radius(arrays: Arrays, sigma: Any) -> tuple[Any, Any]:
+    """Return the radius of the box for `sigma`: whole pixels (0 or 1), and the weight of the edge.
+
+    Three passes of the box have the variance sigma^2.
+    """
+    variance = sigma * sigma / 3
+    whole = arrays.floor((arrays.sqrt(12 * variance + 1) - 1) / 2)
+    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    return whole, fraction / (6 * (variance - (whole + 1) ** 2))
+
+
 def gaussian_on_host(planes: "tf.Tensor", sigma: "tf.Tensor") -> "tf.Tensor":
     """Blur uint8 `[C, W, H]` as PIL's GaussianBlur(radius=sigma), sigma up to 2.8.
 
-    It is three box passes in each direction, rounded to uint8 after each. The box has radius l +
-    a: sigma^2 / 3 is matched by a whole part l (0 or 1) and an edge of weight a. Each pass is
-    compiled alone: XLA would otherwise compute the passes again for every tap of the next.
+    It is three box passes in each direction, rounded to uint8 after each. Each pass is compiled
+    alone: XLA would otherwise compute the passes again for every tap of the next.
     """
     import tensorflow as tf
 
-    variance = sigma * sigma / 3
-    whole = tf.floor((tf.sqrt(12 * variance + 1) - 1) / 2)
-    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-    fraction = fraction / (6 * (variance - (whole + 1) ** 2))
+    whole, fraction = _box_radius(of_tensorflow(), sigma)
     # PIL's weights are whole multiples of 2^-24, and PIL divides in float32.
     total = 2**24
     center = tf.cast(tf.floor(tf.cast(total, tf.float32) / (2 * (whole + fraction) + 1)), tf.int32)
@@ -131,10 +138,7 @@ def gaussian_on_device(planes: jax.Array, sigma: jax.Array) -> jax.Array:
     The passes are a loop: unrolled, the compiler would fuse them and compute each pixel again
     for all that read it.
     """
-    variance = sigma * sigma / 3
-    whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
-    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-    fraction = fraction / (6 * (variance - (whole + 1) ** 2))
+    whole, fraction = _box_radius(of_jax(), sigma)
     center = 1 / (2 * (whole + fraction) + 1)
     edge = (1 - center * (2 * whole + 1)) / 2
     weights = center, jnp.where(whole < 1, edge, center), jnp.where(whole < 1, 0, edge)
