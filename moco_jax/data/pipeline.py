@@ -69,6 +69,8 @@ def train_batches(
             yield indices, np.full(len(rows), epoch, np.int64)
 
     views = _pair_maker(source, recipe, seed, crop_only, scaled_decoding)
+    # The same for one example: traced once, and only where an image is damaged.
+    alone = tf.function(views, autograph=False, reduce_retracing=True)
     numbers = tf.TensorSpec([len(rows)], tf.int64)
     signature = (numbers, numbers, _many(source, len(rows)))
     records = read_ahead(lambda some: (*some, source.read(some[0])), wanted())
@@ -78,7 +80,7 @@ def train_batches(
             if len(bad):
                 made = tf.nest.map_structure(np.copy, made)
                 for row in bad.tolist():
-                    _replace(made, row, int(batch["epoch"][row]), source, views, damaged)
+                    _replace(made, row, int(batch["epoch"][row]), source, alone, damaged)
             yield made
 
 

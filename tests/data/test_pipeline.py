@@ -24,7 +24,9 @@ from tests.data.batches import train_batches
 from tests.data.pictures import encoded, write
 
 
-def test_damaged_images_are_replaced_by_the_next_and_named(tmp_path):
+def test_damaged_images_are_replaced_by_the_next_and_named(tmp_path, monkeypatch):
+    decode, traced = pipeline.decode_or_flag, []
+    monkeypatch.setattr(pipeline, "decode_or_flag", lambda *a: traced.append(a) or decode(*a))
     files = {f"{name}.jpg": encoded(quality=90) for name in "abcdef"}
     cut = encoded()[: len(encoded()) * 2 // 3]
     bad = {"z_cut.jpg": cut, "z_empty.jpg": b"", "z_text.jpg": b"these are words"}
@@ -36,6 +38,7 @@ def test_damaged_images_are_replaced_by_the_next_and_named(tmp_path):
         return next(batches), damaged
 
     batch, damaged = first_epoch(3)
+    assert len(traced) == 2  # in tf.data, and once for all replacements
     assert {os.path.basename(n) for n in damaged.names} == set(bad)
     assert set(batch["index"]) == {i for i in range(9) if "z_" not in images.name(i)}
     assert batch["query"].std((1, 2, 3)).min() > 1

@@ -1,5 +1,6 @@
 """JPEGs shrunk while decoded give nearly the same views of the same boxes; no more changes."""
 
+import functools
 import io
 
 import numpy as np
@@ -60,20 +61,20 @@ def test_damaged_jpegs_are_still_replaced(tmp_path):
     assert set(made["index"]) == set(range(6))
 
 
+def shrunk(images, asked, record, number):
+    """The decoded record, shrunk by the ratio in place `number`; `asked` gets what was asked."""
+    return decode_or_flag(images, record, lambda size: asked.append(size) or number)
+
+
 def test_sizes_are_those_of_the_whole_image_however_it_lies(tmp_path):
     for orientation in (1, 6):
         folder = write(tmp_path / str(orientation), files(orientation=orientation))
-        images = FolderSource(folder, Decoding(exif_rotation=True))
+        images, asked = FolderSource(folder, Decoding(exif_rotation=True)), []
         record = tf.constant(images.read(np.asarray([0]))[0])
         whole = decode_or_flag(images, record)
+        decode = tf.function(functools.partial(shrunk, images, asked), autograph=False)
         for number, ratio in enumerate(RATIOS):
-            asked = []
-
-            def shrink(size, asked=asked, number=number):
-                asked.append(size.numpy() if tf.executing_eagerly() else None)
-                return tf.constant(number)
-
-            found = decode_or_flag(images, record, shrink)
+            found = decode(record, tf.constant(number))
             assert found.ratio == ratio
             assert asked
             np.testing.assert_array_equal(found.size, whole.pixels.shape[:2])

@@ -36,26 +36,25 @@ def test_operation_equals_torchvision(name, tmp_path):
 
 
 def crops_and_views(recipe, times, number):
-    """Crops, their drawn parameters, and the views that the host makes of them.
+    """Crops that the host makes, and their drawn parameters, as one and in a list.
 
     `number` is 0 for the query's view and 1 for the key's.
     """
-    crops, drawn, finished = [], [], []
+    crops, drawn = [], []
     pictures = test_augment.photographs()[:2]
     for seed in range(times):
         view = torchvision_views.draw(recipe, pictures[seed % 2].shape, seed, number)
         image = resize.pad(tf.constant(pictures[seed % 2]))
         crops.append(augment.apply_view(image, view, recipe, crop_only=True))
-        finished.append(augment.apply_view(image, view, recipe))
         drawn.append(view)
     views = recipes.View(*(np.stack(field) for field in zip(*drawn, strict=True)))
-    return np.stack(crops), views, np.stack(finished), drawn
+    return np.stack(crops), views, drawn
 
 
 @pytest.mark.parametrize(("name", "size", "number"), test_augment.CHAINS)
 def test_chain_equals_torchvision(name, size, number, tmp_path):
     recipe = recipes.create(name, size)
-    crops, views, _, drawn = crops_and_views(recipe, 8, number)
+    crops, views, drawn = crops_and_views(recipe, 8, number)
     results = jax.jit(device_views.finish, static_argnums=2)(crops, views, recipe)
     pictures = test_augment.photographs()[:2]
     for seed, view in enumerate(drawn):
