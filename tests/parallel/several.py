@@ -31,9 +31,6 @@ from moco_jax.parallel import known_answers
 from moco_jax.training import checkpoint, loop, stop_signals
 from moco_jax.workdir import integrity, lock, recipe_check
 
-# It is not needed here, and its import takes longer than the run.
-sys.modules["tensorflow"] = None  # type: ignore[assignment]
-
 PLAN = json.loads(os.environ.get("PLAN", "{}"))
 SETTINGS = {
     "arch": "resnet10",
@@ -197,6 +194,8 @@ def play(number, folder, join):
 
 
 def main():
+    # It is not needed here, and its import takes longer than the run.
+    sys.modules["tensorflow"] = None
     line = sys.argv[3:] if sys.argv[1] == "-m" else sys.argv[1:]
     flags = dict(word[2:].split("=", 1) for word in line if word.startswith("--") and "=" in word)
     number = int(flags.get("process_id", 0))
