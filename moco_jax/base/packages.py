@@ -92,3 +92,9 @@ def _tensorflow() -> Any:
     with contextlib.suppress(RuntimeError):  # a program that is not ours uses it already
         tf.config.set_visible_devices([], "GPU")
     return tf
+
+
+def tensorflow_errors() -> tuple[type[Exception], ...]:
+    """Return the class of TensorFlow's errors, as of decoding; none where it is not loaded."""
+    tf = sys.modules.get("tensorflow")
+    return (tf.errors.OpError,) if tf is not None and hasattr(tf, "errors") else ()

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.base.storage import Refused, Unreachable
 from moco_jax.base.text import printable
@@ -103,7 +104,9 @@ def reading(data_dir: str) -> Iterator[None]:
         yield
     except (Refused, Unreachable):
         raise  # each says what helps
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, packages.tensorflow_errors())):
+            raise
         raise UserError(
             f"data_dir={printable(data_dir)} cannot be read ({printable(str(error))}); mend that,"
             " or give another place"
