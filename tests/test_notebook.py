@@ -24,7 +24,7 @@ def test_cells_are_cleared():
 
 def test_it_runs_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("MOCO_NOTEBOOK", "small")
-    monkeypatch.setenv("XLA_FLAGS", xla.flags(1))
+    monkeypatch.setenv("XLA_FLAGS", xla.flags(1, many_steps=True))
     notebook = nbformat.read(NOTEBOOK, 4)
     client = nbclient.NotebookClient(
         notebook,

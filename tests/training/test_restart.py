@@ -42,7 +42,7 @@ def command(workdir, cache):
 
 def run(workdir, cache, kill_after=None):
     """Exit status of a run, killed after so many seconds from its start."""
-    env = {**os.environ, "XLA_FLAGS": xla.flags(1)}
+    env = {**os.environ, "XLA_FLAGS": xla.flags(1, many_steps=True)}
     process = subprocess.Popen(
         command(workdir, cache),
         env=env,
