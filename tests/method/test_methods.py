@@ -65,7 +65,6 @@ METHODS = {
         head="v3_vit",
         predictor="v3_vit",
         head_width=16,
-        bn_groups=16,
         optimizer="adamw",
         lr=1e-3,
     ),
