@@ -73,21 +73,7 @@ def begin_or_go_on(
     sound, examined = integrity.find(workdir)
     # Reading checkpoints can take minutes in which another run may have taken the workdir.
     hosts.first(lock.check)
-    # Before the claim, which writes the config.json whose damage this tells.
-    remarks = hosts.first(
-        lambda: [
-            *recipe_check.mended(workdir, sound),
-            *recipe_check.unknown_images(workdir, sound),
-        ]
-    )
-    changed = hosts.first(
-        lambda: recipe_check.claim_workdir(workdir, config.to_dict(), allow_change, sound, images)
-    )
-    hosts.each(lambda: recipe_check.require_shared(workdir))
-    remarks += [
-        f"changed by --allow_change: {name}: {old!r} -> {new!r}"
-        for name, (old, new) in changed.items()
-    ]
+    remarks = _claim(config, workdir, allow_change, sound, images)
     # The recipe was accepted: from here on the run is sure to begin.
     if sound is None:
         remarks += integrity.set_aside(workdir, examined)
@@ -103,6 +89,40 @@ def begin_or_go_on(
         state = warm_start.begin(program, weights, config.momentum)
         return Start(0, state, checkpoints, remarks, weights.remarks)
     return Start(0, program.initial(), checkpoints, remarks)
+
+
+def _claim(
+    config: ConfigDict,
+    workdir: epath.Path,
+    allow_change: set[str],
+    sound: int | None,
+    images: Mapping[str, Any],
+) -> list[str]:
+    """Compare the recipe with that of `workdir`, whose checkpoint `sound` is trusted; write it.
+
+    Other arguments, and errors, are those of `begin_or_go_on`.
+
+    Returns:
+        a line on each thing that was mended or changed.
+    """
+    # Before the claim, which writes the config.json whose damage this tells.
+    remarks = hosts.first(
+        lambda: [
+            *recipe_check.mended(workdir, sound),
+            *recipe_check.unknown_images(workdir, sound),
+        ]
+    )
+    changed = hosts.first(
+        lambda: recipe_check.claim_workdir(workdir, config.to_dict(), allow_change, sound, images)
+    )
+    hosts.each(lambda: recipe_check.require_shared(workdir))
+    return [
+        *remarks,
+        *(
+            f"changed by --allow_change: {name}: {old!r} -> {new!r}"
+            for name, (old, new) in changed.items()
+        ),
+    ]
 
 
 def query_variables(state: TrainState) -> dict:

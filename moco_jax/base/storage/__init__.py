@@ -173,7 +173,7 @@ def create(path: str, content: bytes) -> bool:
     """Put `content`, the caller's alone, at `path` in a bucket if nothing is there.
 
     Returns:
-        whether it is there; of several that do so at once one succeeds.
+        whether it was put there; of several that do so at once one succeeds.
     """
     return bucket.create(path, content)
 
