@@ -46,9 +46,47 @@ def convolve(
     if x.dtype == kernel.dtype:
         # Both dtypes are the same, so nothing is rounded on the way, and JAX's own gradient is the
         # fastest on CPUs (69 ms beside 97, a 3x3 kernel of 64 channels at 32 px, 64 images, two
-        # cores).
+        # cores), but for a kernel of one pixel.
+        if kernel.shape[0] == 1:
+            return pointwise_convolve(x, kernel, stride)
         return _convolve(x, kernel, stride, dilation)
     return mixed_convolve(x, kernel, stride, reduce, dilation)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def pointwise_convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolve `x` `[B, H, W, C]` with a kernel `[1, 1, C, D]` of the same dtype.
+
+    On CPUs the kernel's gradient is one product of matrices. As a convolution, which JAX's own
+    rule makes of it, XLA would turn the images round to `[C, H, W, B]` first, and take longer for
+    that than for all else (a third of the step of a ResNet-50).
+    """
+    return _convolve(x, kernel, stride, 1)
+
+
+def _pointwise_forward(x: jax.Array, kernel: jax.Array, stride: int):
+    return pointwise_convolve(x, kernel, stride), (x, kernel)
+
+
+def _pointwise_backward(stride: int, saved: tuple[jax.Array, jax.Array], g: jax.Array):
+    x, kernel = saved
+
+    def as_convolution(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+        return jax.vjp(lambda kernel: _convolve(x, kernel, stride, 1), kernel)[1](g)[0]
+
+    def as_product(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+        # Rows of pixels: with more axes XLA would again turn the images round first.
+        seen = x[:, ::stride, ::stride].reshape(-1, x.shape[-1])
+        return (seen.T @ g.reshape(-1, g.shape[-1])).reshape(kernel.shape)
+
+    (x_gradient,) = jax.vjp(lambda x: _convolve(x, kernel, stride, 1), x)[1](g)
+    kernel_gradient = lax.platform_dependent(
+        x, kernel, g, cpu=as_product, default=as_convolution
+    )
+    return x_gradient, kernel_gradient
+
+
+pointwise_convolve.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
