@@ -71,22 +71,40 @@ def _pointwise_forward(x: jax.Array, kernel: jax.Array, stride: int):
 def _pointwise_backward(stride: int, saved: tuple[jax.Array, jax.Array], g: jax.Array):
     x, kernel = saved
 
-    def as_convolution(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+    def as_convolution(x: jax.Array, g: jax.Array) -> jax.Array:
         return jax.vjp(lambda kernel: _convolve(x, kernel, stride, 1), kernel)[1](g)[0]
 
-    def as_product(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-        # Rows of pixels: with more axes XLA would again turn the images round first.
-        seen = x[:, ::stride, ::stride].reshape(-1, x.shape[-1])
-        return (seen.T @ g.reshape(-1, g.shape[-1])).reshape(kernel.shape)
+    def as_product(x: jax.Array, g: jax.Array) -> jax.Array:
+        seen = x[:, ::stride, ::stride]
+        return _product_of_matrices(seen, g, kernel.dtype).reshape(kernel.shape)
 
     (x_gradient,) = jax.vjp(lambda x: _convolve(x, kernel, stride, 1), x)[1](g)
-    kernel_gradient = lax.platform_dependent(
-        x, kernel, g, cpu=as_product, default=as_convolution
-    )
-    return x_gradient, kernel_gradient
+    return x_gradient, lax.platform_dependent(x, g, cpu=as_product, default=as_convolution)
 
 
 pointwise_convolve.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+def _product_of_matrices(x: jax.Array, g: jax.Array, dtype: Any) -> jax.Array:
+    """Sum `x` `[..., C]` times `g` `[..., D]` over all rows: `[C, D]` in `dtype`."""
+    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    return lax.dot_general(x, g, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
+
+
+def _product_over_rows(x: jax.Array, g: jax.Array, dtype: Any) -> jax.Array:
+    """Compute what `_product_of_matrices` does; but for CPUs with the axes as they are.
+
+    With more than two axes XLA for CPUs turns `x` round first, which takes longer than the product.
+    """
+
+    def as_they_are(x: jax.Array, g: jax.Array) -> jax.Array:
+        rows = tuple(range(x.ndim - 1))
+        return lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=dtype)
+
+    if x.ndim == 2:
+        return as_they_are(x, g)
+    product = partial(_product_of_matrices, dtype=dtype)
+    return lax.platform_dependent(x, g, cpu=product, default=as_they_are)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -145,9 +163,8 @@ def _affine_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce: st
 def _affine_backward(reduce: str, saved: tuple[jax.Array, jax.Array], g: jax.Array):
     x, kernel = saved
     dtype = kernel.dtype if reduce == "parameter" else x.dtype
-    rows = tuple(range(x.ndim - 1))
-    kernel_gradient = lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=dtype)
-    bias_gradient = jnp.sum(g, rows, dtype=dtype)
+    kernel_gradient = _product_over_rows(x, g, dtype)
+    bias_gradient = jnp.sum(g, tuple(range(g.ndim - 1)), dtype=dtype)
     exact = (kernel_gradient.astype(kernel.dtype), bias_gradient.astype(kernel.dtype))
     return g @ kernel.astype(x.dtype).T, *exact
 

@@ -1,6 +1,7 @@
 """The max-pool of a ResNet's stem, with a gradient that is fast on CPUs too.
 
-XLA's own gradient of a max-pool takes one core of a CPU.
+XLA's own gradient of a max-pool keeps one core of a CPU busy alone: 385 ms beside 136 for the form
+below and 30 to 220 of PyTorch (112 px, 64 channels, 16 images, two cores).
 """
 
 import jax
