@@ -10,6 +10,7 @@ from flax import linen as nn
 from moco_jax.encoders import layers, norm, pooling
 
 IMAGES, KERNEL = jnp.zeros((8, 6, 6, 4)), jnp.zeros((1, 1, 4, 5))
+SMALL, WIDE = jnp.zeros((8, 3, 4, 4)), jnp.zeros((3, 3, 4, 5))
 
 
 def convolve(x, kernel):
@@ -17,8 +18,9 @@ def convolve(x, kernel):
 
 
 def plain_convolve(x, kernel):
+    pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
-        x, kernel, (2, 2), [(0, 0)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (2, 2), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
@@ -62,6 +64,7 @@ def operations(function, inputs, platform):
     ("ours", "plain", "inputs"),
     [
         (convolve, plain_convolve, (IMAGES, KERNEL)),
+        (convolve, plain_convolve, (SMALL, WIDE)),
         (pooling.max_pool, plain_pool, (IMAGES,)),
         (normalize, plain_normalize, (IMAGES,)),
     ],
