@@ -15,6 +15,7 @@ from flax import linen as nn
 from moco_jax.base.errors import UserError
 from moco_jax.encoders.layers import Conv
 from moco_jax.encoders.norm import BatchNorm
+from moco_jax.encoders.pooling import max_pool
 
 
 class Stem(NamedTuple):
@@ -150,7 +151,7 @@ class ResNet(nn.Module):
         x = BatchNorm(self.bn_groups, dtype=self.dtype, name="bn1")(x, train)
         x = nn.relu(x) if stem.relu else x
         if stem.pool:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x)
         for stage, blocks in enumerate(self.stage_sizes):
             last = self.dilated and stage == len(self.stage_sizes) - 1
             for i in range(blocks):
