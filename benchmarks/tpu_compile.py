@@ -34,11 +34,13 @@ from absl import app, flags
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
-from benchmarks import collectives
-from configs import imagenet
+from benchmarks import collectives, hlo_costs
+from configs import imagenet, imagenet_v3
 from moco_jax import encoders
 from moco_jax.base.console import table
+from moco_jax.encoders.configured import encoder_options
 from moco_jax.method import optimizers, shuffle
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh as mesh_lib
@@ -50,10 +52,22 @@ TOPOLOGIES = flags.DEFINE_list(
 IDEAS = flags.DEFINE_bool(
     "ideas", False, "Also compile the step without each saving, on the first topology."
 )
+KINDS = flags.DEFINE_bool(
+    "kinds", False, "Print both steps by kind of instruction, and by part of the step."
+)
 SLICES = flags.DEFINE_integer(
     "slices", 1, "Compile for so many slices, and print what goes between them.", lower_bound=1
 )
-ARCH = flags.DEFINE_string("arch", "resnet50", "Encoder.")
+RECIPE = flags.DEFINE_enum(
+    "recipe",
+    "v2",
+    ["v2", *imagenet_v3.RESNETS, *imagenet_v3.VITS],
+    "MoCo v2's of configs/imagenet.py, or one of configs/imagenet_v3.py.",
+)
+BATCH = flags.DEFINE_integer(
+    "batch", 0, "Images of a step; 0: 32 a chip for v2, the recipe's for v3."
+)
+ARCH = flags.DEFINE_string("arch", "resnet50", "Encoder of v2.")
 OUT = flags.DEFINE_string("out", "", "Folder for the compiled programs' text.")
 IMAGES = 32
 CLASSES = 1000
@@ -68,27 +82,42 @@ def mesh_of(topology: str, slices: int = 1) -> Mesh:
     return mesh_lib.create_mesh(list(description.devices))
 
 
-def moco_program(mesh: Mesh, **changes: Any) -> assembly.Program:
-    """Assemble the step of MoCo v2 on ImageNet, 32 images and one BN group a chip."""
-    chips = mesh.size
-    config = imagenet.get_config("v2")
-    config.update(
-        batch_size=IMAGES * chips, bn_groups=chips, shuffle_groups=8, compute_dtype="bfloat16"
-    )
-    config.arch = ARCH.value
-    config.update(changes)
-    return assembly.program(config, mesh, examples=1_281_167)
+def recipe(mesh: Mesh, **changes: Any) -> ConfigDict:
+    """Return the config of a step: that of `--recipe`, with `changes`, in bfloat16.
 
-
-def supervised(mesh: Mesh):
-    """Compile the step of a supervised ResNet-50.
-
-    Encoder, images, BN groups, precision and optimizer are the same.
+    MoCo v2 has 32 images and one BN group a chip; MoCo v3's batch is the recipe's, or `--batch`.
     """
     chips = mesh.size
-    batch, config = IMAGES * chips, imagenet.get_config("v2")
-    encoder = encoders.create(ARCH.value, dim=CLASSES, bn_groups=chips, dtype=jnp.bfloat16)
-    optimizer = optimizers.sgd(0.9, 1e-4)
+    if RECIPE.value == "v2":
+        config = imagenet.get_config("v2")
+        config.update(batch_size=IMAGES * chips, bn_groups=chips, shuffle_groups=8)
+        config.arch = ARCH.value
+    else:
+        config = imagenet_v3.get_config(RECIPE.value)
+    config.batch_size = BATCH.value or config.batch_size
+    config.compute_dtype = "bfloat16"
+    config.update(changes)
+    return config
+
+
+def moco_program(mesh: Mesh, **changes: Any) -> assembly.Program:
+    """Assemble MoCo's step on ImageNet."""
+    return assembly.program(recipe(mesh, **changes), mesh, examples=1_281_167)
+
+
+def supervised(mesh: Mesh, **changes: Any):
+    """Compile the step of a supervised encoder of 1000 classes.
+
+    Backbone, images, BN groups, precision and optimizer are those of `recipe`; each image is seen
+    once, in one view.
+    """
+    config = recipe(mesh, **changes)
+    options = encoder_options(config)
+    options |= {"head": "linear", "predictor": "none", "dim": CLASSES}
+    encoder = encoders.create(**options, dtype=jnp.bfloat16)
+    optimizer = optimizers.create(
+        config.optimizer, config.sgd_momentum, config.weight_decay, encoders.frozen_in(encoder)
+    )
 
     def create():
         variables = encoder.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False)
@@ -117,6 +146,7 @@ def supervised(mesh: Mesh):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
         jax.eval_shape(create),
     )
+    batch = config.batch_size
     images = jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.uint8, sharding=by_row)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=by_row)
     jitted = jax.jit(train_step, out_shardings=(everywhere, everywhere), donate_argnums=0)
@@ -295,6 +325,8 @@ def judge(topology: str) -> None:
     print(table(TRAFFIC, traffic(collectives.read(text))))
     for line in logits_precision(text):
         print("logits", line)
+    if KINDS.value:
+        hlo_costs.show(base.as_text(), text)
 
 
 def without_donation(mesh: Mesh):
