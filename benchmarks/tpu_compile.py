@@ -1,15 +1,16 @@
 """Compiles the ImageNet step for TPUs, without a TPU: operations, bytes, memory, collectives.
 
     pip install libtpu  # in an environment of its own: with it `import jax` looks for a TPU
-    python -m benchmarks.tpu_compile [--topologies=v5e:2x4,...] [--ideas] [--slices=2]
+    python -m benchmarks.tpu_compile [--topologies=v5e:2x4,...] [--kinds] [--ideas] [--slices=2]
 
 Each topology's step (configs/imagenet.py:v2, 32 images a chip, a BN group a chip) stands beside
 the supervised ResNet-50 step compiled in the same run. 4/3 of its operations is the floor: one
-forward pass more. `--ideas` compiles the step once more without each thing that was done to save
-bytes, and with views finished on the device. A compilation takes a minute or two. `--slices=2`
-compiles MoCo's step alone, for two slices of each topology, and prints what stays within a slice
-and what goes from one to another, after small programs that show what the order of the chips and
-a second mesh axis change; that takes longer, and `--arch=resnet18` takes less.
+forward pass more. `--kinds` says which instructions and which part of the step they are of.
+`--ideas` compiles the step once more without each thing that was done to save bytes, and with
+views finished on the device. A compilation takes a minute or two. `--slices=2` compiles MoCo's
+step alone, for two slices of each topology, and prints what stays within a slice and what goes
+from one to another, after small programs that show what the order of the chips and a second mesh
+axis change; that takes longer, and `--arch=resnet18` takes less.
 """
 
 import os
@@ -34,13 +35,11 @@ from absl import app, flags
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
 from benchmarks import collectives, hlo_costs
-from configs import imagenet, imagenet_v3
+from configs import imagenet
 from moco_jax import encoders
 from moco_jax.base.console import table
-from moco_jax.encoders.configured import encoder_options
 from moco_jax.method import optimizers, shuffle
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh as mesh_lib
@@ -58,16 +57,7 @@ KINDS = flags.DEFINE_bool(
 SLICES = flags.DEFINE_integer(
     "slices", 1, "Compile for so many slices, and print what goes between them.", lower_bound=1
 )
-RECIPE = flags.DEFINE_enum(
-    "recipe",
-    "v2",
-    ["v2", *imagenet_v3.RESNETS, *imagenet_v3.VITS],
-    "MoCo v2's of configs/imagenet.py, or one of configs/imagenet_v3.py.",
-)
-BATCH = flags.DEFINE_integer(
-    "batch", 0, "Images of a step; 0: 32 a chip for v2, the recipe's for v3."
-)
-ARCH = flags.DEFINE_string("arch", "resnet50", "Encoder of v2.")
+ARCH = flags.DEFINE_string("arch", "resnet50", "Encoder.")
 OUT = flags.DEFINE_string("out", "", "Folder for the compiled programs' text.")
 IMAGES = 32
 CLASSES = 1000
@@ -82,42 +72,27 @@ def mesh_of(topology: str, slices: int = 1) -> Mesh:
     return mesh_lib.create_mesh(list(description.devices))
 
 
-def recipe(mesh: Mesh, **changes: Any) -> ConfigDict:
-    """Return the config of a step: that of `--recipe`, with `changes`, in bfloat16.
+def moco_program(mesh: Mesh, **changes: Any) -> assembly.Program:
+    """Assemble the step of MoCo v2 on ImageNet, 32 images and one BN group a chip."""
+    chips = mesh.size
+    config = imagenet.get_config("v2")
+    config.update(
+        batch_size=IMAGES * chips, bn_groups=chips, shuffle_groups=8, compute_dtype="bfloat16"
+    )
+    config.arch = ARCH.value
+    config.update(changes)
+    return assembly.program(config, mesh, examples=1_281_167)
 
-    MoCo v2 has 32 images and one BN group a chip; MoCo v3's batch is the recipe's, or `--batch`.
+
+def supervised(mesh: Mesh):
+    """Compile the step of a supervised ResNet-50.
+
+    Encoder, images, BN groups, precision and optimizer are the same.
     """
     chips = mesh.size
-    if RECIPE.value == "v2":
-        config = imagenet.get_config("v2")
-        config.update(batch_size=IMAGES * chips, bn_groups=chips, shuffle_groups=8)
-        config.arch = ARCH.value
-    else:
-        config = imagenet_v3.get_config(RECIPE.value)
-    config.batch_size = BATCH.value or config.batch_size
-    config.compute_dtype = "bfloat16"
-    config.update(changes)
-    return config
-
-
-def moco_program(mesh: Mesh, **changes: Any) -> assembly.Program:
-    """Assemble MoCo's step on ImageNet."""
-    return assembly.program(recipe(mesh, **changes), mesh, examples=1_281_167)
-
-
-def supervised(mesh: Mesh, **changes: Any):
-    """Compile the step of a supervised encoder of 1000 classes.
-
-    Backbone, images, BN groups, precision and optimizer are those of `recipe`; each image is seen
-    once, in one view.
-    """
-    config = recipe(mesh, **changes)
-    options = encoder_options(config)
-    options |= {"head": "linear", "predictor": "none", "dim": CLASSES}
-    encoder = encoders.create(**options, dtype=jnp.bfloat16)
-    optimizer = optimizers.create(
-        config.optimizer, config.sgd_momentum, config.weight_decay, encoders.frozen_in(encoder)
-    )
+    batch, config = IMAGES * chips, imagenet.get_config("v2")
+    encoder = encoders.create(ARCH.value, dim=CLASSES, bn_groups=chips, dtype=jnp.bfloat16)
+    optimizer = optimizers.sgd(0.9, 1e-4)
 
     def create():
         variables = encoder.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False)
@@ -146,7 +121,6 @@ def supervised(mesh: Mesh, **changes: Any):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
         jax.eval_shape(create),
     )
-    batch = config.batch_size
     images = jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.uint8, sharding=by_row)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=by_row)
     jitted = jax.jit(train_step, out_shardings=(everywhere, everywhere), donate_argnums=0)
