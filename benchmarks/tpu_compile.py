@@ -40,7 +40,7 @@ from benchmarks import collectives, hlo_costs
 from configs import imagenet
 from moco_jax import encoders
 from moco_jax.base.console import table
-from moco_jax.method import optimizers, shuffle
+from moco_jax.method import optimizers, shuffle, update
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh as mesh_lib
 from moco_jax.training import assembly
@@ -324,6 +324,17 @@ def average_apart(mesh: Mesh):
         return moco_program(mesh).compile_step()
 
 
+def looked_at_by_all(mesh: Mesh):
+    """Compile the step that looks for numbers that are not finite by `jnp.all`, not by sums."""
+
+    def all_finite(tree):
+        found = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if x.dtype != jnp.int32]
+        return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
+
+    with mock.patch.object(update, "all_finite", all_finite):
+        return moco_program(mesh).compile_step()
+
+
 def permuted(mesh: Mesh):
     """Compile the step that shuffles key images in the usual way, `key[permutation]`."""
     order = np.random.default_rng(0).permutation(IMAGES * mesh.size)
@@ -344,6 +355,7 @@ def compare_ideas(topology: str) -> None:
             lambda: moco_program(mesh, reduce="compute").compile_step()
         ),
         "momentum encoder averaged in a pass of its own": lambda: average_apart(mesh),
+        "finite or not by jnp.all": lambda: looked_at_by_all(mesh),
         "state not donated": lambda: without_donation(mesh),
         "key images shuffled by key[permutation]": lambda: permuted(mesh),
         "views finished on the device (augment_on='device')": (
