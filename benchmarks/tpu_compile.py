@@ -1,15 +1,16 @@
 """Compiles the ImageNet step for TPUs, without a TPU: operations, bytes, memory, collectives.
 
     pip install libtpu  # in an environment of its own: with it `import jax` looks for a TPU
-    python -m benchmarks.tpu_compile [--topologies=v5e:2x4,...] [--ideas] [--slices=2]
+    python -m benchmarks.tpu_compile [--topologies=v5e:2x4,...] [--kinds] [--ideas] [--slices=2]
 
 Each topology's step (configs/imagenet.py:v2, 32 images a chip, a BN group a chip) stands beside
 the supervised ResNet-50 step compiled in the same run. 4/3 of its operations is the floor: one
-forward pass more. `--ideas` compiles the step once more without each thing that was done to save
-bytes, and with views finished on the device. A compilation takes a minute or two. `--slices=2`
-compiles MoCo's step alone, for two slices of each topology, and prints what stays within a slice
-and what goes from one to another, after small programs that show what the order of the chips and
-a second mesh axis change; that takes longer, and `--arch=resnet18` takes less.
+forward pass more. `--kinds` says which instructions and which part of the step they are of.
+`--ideas` compiles the step once more without each thing that was done to save bytes, and with
+views finished on the device. A compilation takes a minute or two. `--slices=2` compiles MoCo's
+step alone, for two slices of each topology, and prints what stays within a slice and what goes
+from one to another, after small programs that show what the order of the chips and a second mesh
+axis change; that takes longer, and `--arch=resnet18` takes less.
 """
 
 import os
@@ -35,11 +36,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks import collectives
+from benchmarks import collectives, hlo_costs
 from configs import imagenet
 from moco_jax import encoders
 from moco_jax.base.console import table
-from moco_jax.method import optimizers, shuffle
+from moco_jax.method import optimizers, shuffle, update
 from moco_jax.method.encoding import to_network_input
 from moco_jax.parallel import mesh as mesh_lib
 from moco_jax.training import assembly
@@ -49,6 +50,9 @@ TOPOLOGIES = flags.DEFINE_list(
 )
 IDEAS = flags.DEFINE_bool(
     "ideas", False, "Also compile the step without each saving, on the first topology."
+)
+KINDS = flags.DEFINE_bool(
+    "kinds", False, "Print both steps by kind of instruction, and by part of the step."
 )
 SLICES = flags.DEFINE_integer(
     "slices", 1, "Compile for so many slices, and print what goes between them.", lower_bound=1
@@ -295,6 +299,8 @@ def judge(topology: str) -> None:
     print(table(TRAFFIC, traffic(collectives.read(text))))
     for line in logits_precision(text):
         print("logits", line)
+    if KINDS.value:
+        hlo_costs.show(base.as_text(), text)
 
 
 def without_donation(mesh: Mesh):
@@ -318,6 +324,17 @@ def average_apart(mesh: Mesh):
         return moco_program(mesh).compile_step()
 
 
+def looked_at_by_all(mesh: Mesh):
+    """Compile the step that looks for numbers that are not finite by `jnp.all`, not by sums."""
+
+    def all_finite(tree):
+        found = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if x.dtype != jnp.int32]
+        return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
+
+    with mock.patch.object(update, "all_finite", all_finite):
+        return moco_program(mesh).compile_step()
+
+
 def permuted(mesh: Mesh):
     """Compile the step that shuffles key images in the usual way, `key[permutation]`."""
     order = np.random.default_rng(0).permutation(IMAGES * mesh.size)
@@ -338,6 +355,7 @@ def compare_ideas(topology: str) -> None:
             lambda: moco_program(mesh, reduce="compute").compile_step()
         ),
         "momentum encoder averaged in a pass of its own": lambda: average_apart(mesh),
+        "finite or not by jnp.all": lambda: looked_at_by_all(mesh),
         "state not donated": lambda: without_donation(mesh),
         "key images shuffled by key[permutation]": lambda: permuted(mesh),
         "views finished on the device (augment_on='device')": (

@@ -30,11 +30,11 @@ class Update(NamedTuple):
 
         `stats` and `entering` are trees: BatchNorm statistics, and what the dictionary takes in.
 
-        The whole update counts or none of it, so it is looked at before any of it is written. The
-        sums store nothing: at most they read parameters and the optimizer's state once more, 0.22
-        GB beside the 24.8 GB that a ResNet-50's step moves on a TPU v5e with 32 images. The
-        momentum encoder, another half of that, needs no reading: where the norm of the parameters
-        is finite none is above 2e19, and an average of such numbers (0 <= m <= 1) cannot overflow.
+        The whole update counts or none of it, so it is looked at before any of it is written. On a
+        TPU v5e that reads parameters, gradient and the optimizer's memory once more and keeps the
+        new memory until then, 0.45 GB for a ResNet-50 (docs/tpu.md). The momentum encoder needs no
+        reading: where the norm of the parameters is finite none is above 2e19, and an average of
+        such numbers (0 <= m <= 1) cannot overflow.
         """
         finite = jnp.isfinite(loss) & jnp.isfinite(self.grad_norm)
         finite &= jnp.isfinite(optax.global_norm(self.params))
