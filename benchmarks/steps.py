@@ -48,13 +48,10 @@ class Step(NamedTuple):
     Attributes:
         start: starts one step and returns its loss, which may still be under way.
         wait: waits for a loss and for all that was started before it, and returns it.
-        flops: operations of one step as it is written, products and sums each counted, before the
-            compiler changes anything; 0 where nobody counted.
     """
 
     start: Callable[[], Any]
     wait: Callable[[Any], float]
-    flops: float = 0.0
 
     def once(self) -> float:
         """Take one step and return its loss."""
@@ -96,8 +93,7 @@ def jax_step(config: ConfigDict, devices: int = 1) -> Step:
     """Compile the step of a run with these settings on so many devices, fed with random views."""
     batch, side = config.batch_size, config.image_size
     program = assembly.program(config, mesh.create_mesh(jax.devices()[:devices]), examples=batch)
-    lowered = program.train_step.lower(program.abstract, program.batch)
-    compiled, current = lowered.compile(), program.initial()
+    compiled, current = program.compile_step(), program.initial()
     views = np.random.default_rng(0).integers(0, 256, (2, batch, side, side, 3), np.uint8)
     on_device = jax.device_put(
         step.Batch(*views, np.arange(batch, dtype=np.int32)), mesh.sharded(program.mesh)
@@ -112,4 +108,19 @@ def jax_step(config: ConfigDict, devices: int = 1) -> Step:
         jax.block_until_ready(current)
         return float(loss)
 
-    return Step(start, wait, (lowered.cost_analysis() or {}).get("flops", 0.0))
+    return Step(start, wait)
+
+
+def operations(config: ConfigDict) -> float:
+    """Count the operations of one step as it is written, before a compiler changes anything.
+
+    Each product and each sum is one. They are counted of the host's program, as JAX counts none of
+    a program for a GPU. 0: JAX was told to do without the host's processor.
+    """
+    try:
+        host = jax.devices("cpu")[:1]
+    except RuntimeError:
+        return 0.0
+    program = assembly.program(config, mesh.create_mesh(host), examples=config.batch_size)
+    counted = program.train_step.lower(program.abstract, program.batch).cost_analysis()
+    return (counted or {}).get("flops", 0.0)

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from benchmarks.accelerator_parts.telling import READY, RESULT
 
@@ -68,7 +69,13 @@ def _readable(result: dict[str, Any]) -> str:
 
 
 class Process:
-    """A process that measures; its results go to the file as they come."""
+    """A process that measures; its results go to the file as they come.
+
+    Attributes:
+        running: all processes that were started and have not been waited for.
+    """
+
+    running: ClassVar[list["Process"]] = []
 
     def __init__(
         self,
@@ -100,8 +107,9 @@ class Process:
             text=True,
             errors="replace",
             env=os.environ | environment,
-            start_new_session=True,  # so that it is ended with all that it has started
+            process_group=0,  # so that it is ended with all that it has started
         )
+        self.running.append(self)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -153,14 +161,31 @@ class Process:
             self._process.wait(max(self.deadline - time.perf_counter(), 0))
         except subprocess.TimeoutExpired:
             over = True
-        with contextlib.suppress(ProcessLookupError):  # workers that it left behind end too
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.end()
         status = self._process.wait()
         self._reader.join(5)
         if over or status not in expected:
             why = f"ended after {self.limit:.0f} s" if over else f"status {status}"
             self.results.add(part=self.part, failed=self.name, why=why, last=list(self._tail))
         return not over and status in expected
+
+    def end(self) -> None:
+        """End the process, and workers that it has left behind, whatever they do."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        if self in self.running:
+            self.running.remove(self)
+
+
+@contextlib.contextmanager
+def none_left_behind() -> Iterator[None]:
+    """End all processes with the block, also where SIGTERM ends this one."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        for process in [*Process.running]:
+            process.end()
 
 
 def measuring(module: str, asked: dict[str, Any]) -> list[str]:

@@ -43,6 +43,7 @@ def _steps(results: Records) -> str:
         )
         for of in {x["of"] for x in found}
     }
+    shares = {x["of"]: x for x in _of(results, "share of the peak")}
     rows = [
         [
             x["of"],
@@ -50,14 +51,17 @@ def _steps(results: Records) -> str:
             x["form"],
             _number(x["images_a_second"]),
             _number(x["images_a_second"] / best[x["of"]] if best[x["of"]] else None, ".2f"),
-            _number(x.get("teraflops"), ".0f"),
-            _number(x.get("share_of_peak"), ".1%"),
+            *(_share(shares.get(x["of"], {})) if x["form"] == "JAX" else ("", "")),
             _number(x["seconds_until_first"], ".0f"),
         ]
         for x in found
     ]
     header = ["step", "images", "form", "images/s", "over best PyTorch", "TFLOP/s", "of peak"]
     return table([*header, "s to the first"], rows) if rows else ""
+
+
+def _share(found: dict[str, Any]) -> tuple[str, str]:
+    return _number(found.get("teraflops"), ".1f"), _number(found.get("share_of_peak"), ".1%")
 
 
 def _views(results: Records) -> str:

@@ -11,7 +11,7 @@ from benchmarks.accelerator_parts.running import Process, Results
 
 # Epoch -> kNN in per cent that the authors' demo reached after it, of its 200.
 AUTHORS = {1: 31.98, 5: 37.95, 10: 48.03, 20: 61.38, 50: 73.30, 100: 78.06, 200: 82.58}
-SAVING, WRITING = 30.0, 30.0  # seconds kept for the last checkpoint, and for the encoder's file
+SAVING, WRITING = 20.0, 30.0  # seconds kept for the last checkpoint, and for the encoder's file
 PIECE = 15 * 2**20  # bytes of each piece of the encoder's file
 STOPPED = 128 + 15  # the status of a training that saved its state when it was asked to stop
 SMALL = {
