@@ -21,7 +21,6 @@ SMALL = {
     "queue_size": 256,
     "split": "train[0:640]",
     "eval_split": "test[0:128]",
-    "epochs": 3,
     "monitor_every": 1,
     "knn_k": 20,
     "eval_batch_size": 64,
