@@ -13,22 +13,18 @@ import os
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-# Before TensorFlow, which the package imports: in the other order the process crashes.
+# Before TensorFlow, which the package may import: in the other order the process crashes.
 import torch
 import torch.nn.functional as F
-import torchvision
 from absl import app, flags
-from torch import nn
 
 from benchmarks import machine
+from benchmarks.steps import Case, config_of, jax_step
+from benchmarks.steps_torch import torch_step
 from moco_jax.base.console import table
-from moco_jax.config import default_config, imagenet
-from moco_jax.method import step
 from moco_jax.method.choice import Method
-from moco_jax.parallel import mesh, xla_flags
-from moco_jax.training import assembly
+from moco_jax.parallel import xla_flags
 
 CASES = flags.DEFINE_list(
     "cases", ["resnet18", "resnet50"], "resnet18: CIFAR, 32 px; resnet50: 224 px."
@@ -38,158 +34,44 @@ COMPILE = flags.DEFINE_bool("compile", True, "Also torch.compile, which takes mi
 PROFILE = flags.DEFINE_bool("profile", False, "Also time single convolutions.")
 
 CPU_DEVICES = 4  # of the second JAX form on a CPU, as in recipes for a CPU
-GROUPS, DIM, MOMENTUM, TEMPERATURE, RATE, DECAY = 4, 128, 0.999, 0.2, 0.03, 1e-4
-# Name -> side of an image, batch, K.
-SIZES = {"resnet18": (32, 64, 4096), "resnet50": (224, 16, 65536)}
-
-
-class SplitBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over `GROUPS` groups in one call, as the authors' CIFAR demo writes it."""
-
-    def forward(self, x):
-        b, c, h, w = x.shape
-        mean, var = self.running_mean.repeat(GROUPS), self.running_var.repeat(GROUPS)
-        out = F.batch_norm(
-            x.reshape(-1, c * GROUPS, h, w),
-            mean,
-            var,
-            self.weight.repeat(GROUPS),
-            self.bias.repeat(GROUPS),
-            True,
-            self.momentum,
-            self.eps,
-        )
-        self.running_mean.copy_(mean.view(GROUPS, c).mean(0))
-        self.running_var.copy_(var.view(GROUPS, c).mean(0))
-        return out.reshape(b, c, h, w)
-
-
-def torch_encoder(name: str) -> nn.Module:
-    """Build torchvision's network with the MLP head, and for the ResNet-18 the CIFAR stem."""
-    net = getattr(torchvision.models, name)(norm_layer=SplitBatchNorm)
-    hidden = net.fc.in_features
-    net.fc = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, DIM))
-    if name == "resnet18":
-        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-    return net
-
-
-def torch_step(name: str, compiled: bool, device: str, layout: torch.memory_format):
-    """Return a function that takes one step, waits for it and returns the loss."""
-    side, batch, size = SIZES[name]
-    torch.manual_seed(0)
-    bf16 = device == "cuda"
-    query, key = torch_encoder(name).to(device), torch_encoder(name).to(device)
-    query, key = (net.to(memory_format=layout) for net in (query, key))
-    key.load_state_dict(query.state_dict())
-    optimizer = torch.optim.SGD(query.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
-    queue = F.normalize(torch.randn(size, DIM, device=device))
-    images = torch.randint(0, 255, (2, batch, 3, side, side), dtype=torch.uint8, device=device)
-    center, scale = (
-        torch.tensor(v, device=device).view(3, 1, 1) for v in (imagenet.MEAN, imagenet.STD)
-    )
-    pointer = 0
-
-    def forward(q_images, k_images, order, back):
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            with torch.no_grad():
-                inputs = ((k_images[order].float() / 255 - center) / scale).contiguous(
-                    memory_format=layout
-                )
-                keys = F.normalize(key(inputs).float())[back]
-            inputs = ((q_images.float() / 255 - center) / scale).contiguous(memory_format=layout)
-            queries = query(inputs).float()
-        queries = F.normalize(queries)
-        logits = (
-            torch.cat([(queries * keys).sum(1, keepdim=True), queries @ queue.T], 1) / TEMPERATURE
-        )
-        return F.cross_entropy(logits, torch.zeros(batch, dtype=torch.long, device=device)), keys
-
-    run = torch.compile(forward, dynamic=False) if compiled else forward
-
-    def once() -> float:
-        nonlocal pointer
-        with torch.no_grad():
-            torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - MOMENTUM)
-        order = torch.randperm(batch, device=device)
-        loss, keys = run(images[0], images[1], order, torch.argsort(order))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        queue[pointer : pointer + batch] = keys
-        pointer = (pointer + batch) % size
-        return loss.item()
-
-    return once
-
-
-def jax_step(name: str, devices: int):
-    """Return a function that takes one step of this project on so many devices and waits for it."""
-    side, batch, size = SIZES[name]
-    config = default_config()
-    config.update(
-        arch=name,
-        stem="cifar" if name == "resnet18" else "imagenet",
-        head="mlp",
-        dim=DIM,
-        image_size=side,
-        batch_size=batch,
-        bn_groups=GROUPS,
-        shuffle_groups=GROUPS,
-        queue_size=size,
-        momentum=MOMENTUM,
-        temperature=TEMPERATURE,
-        lr=RATE,
-        weight_decay=DECAY,
-    )
-    program = assembly.program(config, mesh.create_mesh(jax.devices()[:devices]), examples=batch)
-    compiled, current = program.compile_step(), program.initial()
-    views = np.random.default_rng(0).integers(0, 256, (2, batch, side, side, 3), np.uint8)
-    on_device = jax.device_put(
-        step.Batch(*views, np.arange(batch, dtype=np.int32)), mesh.sharded(program.mesh)
-    )
-
-    def once() -> float:
-        nonlocal current
-        current, metrics = compiled(current, on_device)
-        jax.block_until_ready(current)
-        return float(metrics["loss"])
-
-    return once
+SIZES = {
+    "resnet18": Case("resnet18", side=32, batch=64, groups=4, queue=4096),
+    "resnet50": Case("resnet50", side=224, batch=16, groups=4, queue=65536),
+}
 
 
 def compare(name: str, device: str, times: int) -> None:
     """Time all forms of one case and print them with the ratio to the best of PyTorch."""
-    side, batch, size = SIZES[name]
+    case = SIZES[name]
     forms = {
-        "PyTorch eager": lambda: torch_step(name, False, device, torch.contiguous_format),
+        "PyTorch eager": lambda: torch_step(case, False, device, torch.contiguous_format),
         "PyTorch eager, channels last": lambda: torch_step(
-            name, False, device, torch.channels_last
+            case, False, device, torch.channels_last
         ),
-        "PyTorch compile": lambda: torch_step(name, True, device, torch.contiguous_format),
+        "PyTorch compile": lambda: torch_step(case, True, device, torch.contiguous_format),
         "PyTorch compile, channels last": lambda: torch_step(
-            name, True, device, torch.channels_last
+            case, True, device, torch.channels_last
         ),
-        "JAX": lambda: jax_step(name, 1),
+        "JAX": lambda: jax_step(config_of(case)),
     }
     if not COMPILE.value:
         forms = {form: make for form, make in forms.items() if "compile" not in form}
     if device == "cpu":
-        forms[f"JAX, cpu_devices={CPU_DEVICES}"] = lambda: jax_step(name, CPU_DEVICES)
+        forms[f"JAX, cpu_devices={CPU_DEVICES}"] = lambda: jax_step(config_of(case), CPU_DEVICES)
     seconds, losses = {}, {}
     for form, make in forms.items():
-        once = make()
-        losses[form] = once()
-        seconds[form] = machine.median_seconds(once, times)
+        step = make()
+        losses[form] = step.once()
+        seconds[form] = step.seconds(times)
         print(f"  {name} {form}: {seconds[form]:.3f} s", flush=True)
     best = min(v for k, v in seconds.items() if k.startswith("PyTorch"))
     rows = [
-        [form, f"{s:.3f}", f"{batch / s:.1f}", f"{best / s:.2f}", f"{losses[form]:.3f}"]
+        [form, f"{s:.3f}", f"{case.batch / s:.1f}", f"{best / s:.2f}", f"{losses[form]:.3f}"]
         for form, s in seconds.items()
     ]
     print(
-        f"\n{name}, {side} px, batch {batch} in {GROUPS} BN groups, K {size}; chance"
-        f" {Method(negatives=size).chance_level(batch):.3f}\n"
+        f"\n{name}, {case.side} px, batch {case.batch} in {case.groups} BN groups, K {case.queue};"
+        f" chance {Method(negatives=case.queue).chance_level(case.batch):.3f}\n"
         + table(["form", "s a step", "images/s", "speed over best PyTorch", "first loss"], rows)
         + "\n"
     )
@@ -216,7 +98,7 @@ def profile_one(
 
     The columns are forward, gradient of input, gradient of kernel.
     """
-    pad, batch = kernel // 2, SIZES["resnet18"][1]
+    pad, batch = kernel // 2, SIZES["resnet18"].batch
     x, w = torch.randn(batch, c_in, side, side), torch.randn(c_out, c_in, kernel, kernel)
     g = F.conv2d(x, w, None, stride, pad)
 
@@ -253,7 +135,8 @@ def profile(times: int) -> None:
     header = ["convolution", "forward", "gradient of input", "gradient of kernel"]
     rows = [profile_one(*shape, times) for shape in CONVOLUTIONS]
     print(
-        f"ms PyTorch / ms JAX on one device, batch {SIZES['resnet18'][1]}\n" + table(header, rows)
+        f"ms PyTorch / ms JAX on one device, batch {SIZES['resnet18'].batch}\n"
+        + table(header, rows)
     )
 
 

@@ -6,7 +6,7 @@ draws the parameters and does what follows the crop, as for images that live on 
 """
 
 import functools
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from moco_jax.data.sources import Source
 from moco_jax.data.views import centre, device_views, pil_crop, recipes
 
 Rows = dict[str, Any]
+KEPT = 2**30  # bytes of evaluation views that a run which scores itself keeps in memory
 
 
 def evaluation_batches(
@@ -44,6 +45,33 @@ def evaluation_batches(
     for made in images.stream(source, ((0, some) for some in indices), view, workers):
         views, ok = zip(*made, strict=True)
         yield {"image": np.stack(views), "ok": np.asarray(ok)}
+
+
+class KeptViews:
+    """Evaluation views that are made once, and then kept in memory if they are few.
+
+    A run scores itself with the same images again and again. Threads decode thousands of them a
+    second, and the devices encode ten times as many.
+    """
+
+    def __init__(self, most: int = KEPT):
+        """Keep at most so many bytes, all views together."""
+        self._left = most
+        self._kept: dict[Any, list[Rows]] = {}
+
+    def batches(self, name: Any, make: Callable[[], Iterable[Rows]]) -> Generator[Rows, None, None]:
+        """Yield the batches called `name`: those that were kept, or those that `make` makes."""
+        if name in self._kept:
+            yield from self._kept[name]
+            return
+        made: list[Rows] = []
+        left = self._left
+        for batch in make():
+            left -= batch["image"].nbytes
+            made = [*made, batch] if left >= 0 else []
+            yield batch
+        if left >= 0:
+            self._kept[name], self._left = made, left
 
 
 def view_batches(

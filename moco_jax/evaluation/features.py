@@ -1,5 +1,6 @@
 """Features of images under a frozen encoder, computed over all devices of the mesh."""
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -39,6 +40,7 @@ def stream(
     mesh: Mesh,
     encode: Callable[[jax.Array], jax.Array],
     crops: tuple[int, int] | None = None,
+    views: labelled_views.KeptViews | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Compute features of the images `indices` int `[N]`, a batch at a time.
 
@@ -54,6 +56,7 @@ def stream(
         mesh: the device mesh.
         encode: from uint8 images `[B, S, S, C]` to features `[B, D]` on every device.
         crops: seed and epoch of the views that are drawn; None: the evaluation view.
+        views: evaluation views that were made before, for the same recipe; None: all are made.
 
     Yields:
         Features float32 `[m, D]` and the indices int64 `[m]` of their images, in the order
@@ -65,7 +68,9 @@ def stream(
     padded = np.resize(np.asarray(indices, np.int64), (steps, batch_size))
     rows = mesh_lib.local_rows(mesh, batch_size)
     if crops is None:
-        batches = labelled_views.evaluation_batches(source, recipe, padded[:, rows], workers)
+        here = padded[:, rows]
+        make = functools.partial(labelled_views.evaluation_batches, source, recipe, here, workers)
+        batches = make() if views is None else views.batches((source, here.tobytes()), make)
     else:
         seed, epoch = crops
         reads = ((epoch, some) for some in padded[:, rows])

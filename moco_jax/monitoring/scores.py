@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from moco_jax.data.labelled_views import KeptViews
 from moco_jax.data.sources import Source
 from moco_jax.data.sources.labels import listed
 from moco_jax.data.views import recipes
@@ -83,6 +84,7 @@ class Monitor:
     workers: int
     k: int
     temperature: float
+    _kept: KeptViews = dataclasses.field(default_factory=KeptViews)
     _remarks: list[str] = dataclasses.field(default_factory=list)
     _announced: int = 0
 
@@ -95,8 +97,12 @@ class Monitor:
         """
         common = (self.batch_size, self.workers, self.mesh, encode)
         chosen = self.query_indices if query_indices is None else query_indices
-        bank = features.extract(self.bank, self.recipe, self.bank_indices, *common)
-        return *bank, *features.extract(self.queries, self.recipe, chosen, *common)
+        bank = features.extract(
+            self.bank, self.recipe, self.bank_indices, *common, views=self._kept
+        )
+        return *bank, *features.extract(
+            self.queries, self.recipe, chosen, *common, views=self._kept
+        )
 
     def score(self, encode) -> tuple[dict[str, float], Snapshot]:
         """Score the features that `encode` makes.

@@ -111,3 +111,23 @@ def test_the_picture_of_a_resident_run_shows_its_views(photos, monkeypatch, kind
             apart = np.abs(pairs[name].astype(int) - expected[name])
             assert apart.max() <= 1
             assert (apart > 0).mean() < 0.01
+
+
+def test_kept_views_are_made_once_while_there_is_room(by_pil):
+    source, recipe, reads = digits("train"), recipes.create("digits", 32), np.arange(12)
+    made = []
+
+    def make(first):
+        made.append(first)
+        rows = (reads + first).reshape(3, 4)
+        return labelled_views.evaluation_batches(source, recipe, rows, 2)
+
+    kept = labelled_views.KeptViews(most=20 * 32 * 32 * 3)
+    for first in (0, 0, 12, 12):  # twelve images fit, and eight of the next twelve
+        batches = [*kept.batches(first, lambda first=first: make(first))]
+        found = np.concatenate([batch["image"] for batch in batches])
+        np.testing.assert_array_equal(found, source.images[reads + first])
+        assert all(batch["ok"].all() for batch in batches)
+    next(kept.batches(24, lambda: make(24)))  # left before its end
+    assert len([*kept.batches(24, lambda: make(24))]) == 3
+    assert made == [0, 12, 12, 24, 24]
