@@ -186,7 +186,7 @@ def test_an_error_of_reading_is_not_called_one_of_writing(tmp_path, monkeypatch)
     def fail(*_):
         raise tf.errors.DataLossError(None, None, "no more images")
 
-    monkeypatch.setattr(packing, "decode_or_flag", fail)
+    monkeypatch.setattr(packing.rewriting, "decode_or_flag", fail)
     with pytest.raises(UserError, match=r"data_dir=.*images cannot be read \(no more images\)"):
         packing.pack(plan, quiet)
 
