@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,13 +17,14 @@ from moco_jax.base.findings import NOTE, OK, WARNING, Finding
 from moco_jax.data import order, resident
 from moco_jax.data.configured import recipe_of
 from moco_jax.data.damaged import DamagedImages
-from moco_jax.data.rates import pairs_per_second
 from moco_jax.data.sources import Source
 from moco_jax.monitoring.diagnosis.loss_rules import MUCH_WAITING
 from moco_jax.parallel import hosts, mesh
 from moco_jax.training.assembly import Program
 
 SECONDS = 8.0  # of a window, see `pairs_per_second`
+WINDOWS = 6
+STEADY = 1.1
 READ_SECONDS = 2.0
 NUMBERS_SECONDS = 0.2
 ROWS = 64  # of a batch are made, as one of several hosts would: large batches would take too long
@@ -40,6 +41,25 @@ def some_epoch(examples: int, batch_size: int) -> int:
     Its first images are in no disk cache.
     """
     return time.time_ns() % 10_000 * order.steps_per_epoch(examples, batch_size) * batch_size
+
+
+def pairs_per_second(batches: Iterator[dict[str, Any]], seconds: float) -> float:
+    """Measure how many view pairs a second `batches` yield, once they do so steadily.
+
+    Of windows of at least `seconds` the first is left out, and the last counts: a window that is no
+    faster than the one before by more than a tenth. While it is, programs are still compiled for
+    the shapes of the images; after `WINDOWS` the measure ends in any case.
+    """
+    next(batches)
+    rates: list[float] = []
+    while len(rates) < WINDOWS:
+        count, began = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - began) < seconds or not count:
+            count += len(next(batches)["index"])
+        rates.append(count / elapsed)
+        if len(rates) > 1 and rates[-1] < STEADY * rates[-2]:
+            break
+    return rates[-1]
 
 
 def source_pairs_per_second(config: ConfigDict, source: Source, batch_size: int) -> float:

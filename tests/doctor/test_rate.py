@@ -2,26 +2,25 @@
 
 import itertools
 
-from moco_jax.data import rates
 from moco_jax.doctor import rate
 
 
 def test_the_rate_is_taken_once_it_is_steady(monkeypatch):
     """A clock that only the batches move: the first take seconds, later ones come ever faster."""
     now = [0.0]
-    monkeypatch.setattr(rates.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(rate.time, "perf_counter", lambda: now[0])
 
     def batches(waits):
         for wait in itertools.chain(waits, itertools.repeat(0.1)):
             now[0] += wait
             yield {"index": [0, 1]}
 
-    assert round(rates.pairs_per_second(batches([]), 1.0), 6) == 20
+    assert round(rate.pairs_per_second(batches([]), 1.0), 6) == 20
     slow_start = [9.0] + [0.5] * 2 + [0.2] * 5
-    assert abs(rates.pairs_per_second(batches(slow_start), 1.0) - 20) < 1e-9
+    assert abs(rate.pairs_per_second(batches(slow_start), 1.0) - 20) < 1e-9
     began = now[0]
-    rates.pairs_per_second(batches(0.9**n for n in range(1000)), 1.0)
-    assert rates.WINDOWS - 2 < now[0] - began < 2 * rates.WINDOWS
+    rate.pairs_per_second(batches(0.9**n for n in range(1000)), 1.0)
+    assert rate.WINDOWS - 2 < now[0] - began < 2 * rate.WINDOWS
 
 
 def test_whether_a_host_feeds_its_devices():
