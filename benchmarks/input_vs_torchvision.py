@@ -1,13 +1,15 @@
-r"""Compares pairs of views a second from JPEG files: torchvision's DataLoader and this package.
+r"""Compares pairs of views a second from image files: torchvision's DataLoader and this package.
 
     python -m benchmarks.input_vs_torchvision --dataset=tfds:imagenet2012 --data_dir=TFDS \
-        [--workers=2] [--seconds=20]
+        [--workers=2] [--seconds=20] [--shorter_sides=256,320]
 
 Both read the same files in one run; `--dataset=folder --data_dir=FOLDER` reads a folder of
-JPEGs. torchvision runs the authors' transforms on PIL in as many worker processes as this
-package has threads. Also shown: what decoding, cropping and resizing alone would give, which is
-the most that this package can reach, and where a host's time goes, operation by operation. Needs
-the extra `torch`.
+JPEGs. With `--shorter_sides` the files are packed too, to JPEGs and to pixels of each of these
+sizes, and both read the packed images as well: torchvision as files, this package as shards.
+torchvision runs the authors' transforms on PIL in as many worker processes as this package has
+threads. Also shown: what decoding, cropping and resizing alone would give, which is the most that
+this package can reach, and where a host's time goes, operation by operation. Needs the extra
+`torch`.
 """
 
 import io
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -31,8 +34,9 @@ import tensorflow as tf
 from absl import app, flags
 
 from benchmarks import machine
-from moco_jax.base.console import table
-from moco_jax.data import pipeline, running
+from moco_jax.base.console import size, table
+from moco_jax.data import packing, pipeline, running
+from moco_jax.data.sources import Source, open_source
 from moco_jax.data.sources.folder import FolderSource
 from moco_jax.data.sources.tf_decode import decode_image
 from moco_jax.data.views import host_pixels, recipes, resize
@@ -47,7 +51,19 @@ RECIPES = flags.DEFINE_list("recipes", ["v1", "v2"], "Augmentations that are tim
 SCALED = flags.DEFINE_bool(
     "scaled_decoding", False, "Time scaled decoding too; for images far larger than 224 px."
 )
+SHORTER_SIDES = flags.DEFINE_list(
+    "shorter_sides", [], "Also time the files packed with these shorter sides."
+)
+QUALITY = flags.DEFINE_integer("quality", 90, "Quality of the packed JPEGs.")
 SIDE, BATCH = 224, 64
+
+
+class Form(NamedTuple):
+    """Images as they are stored: a name, files for torchvision, and a source for this package."""
+
+    name: str
+    files: list[str]
+    source: Source
 
 
 class Pairs(torch_data.Dataset):
@@ -60,8 +76,11 @@ class Pairs(torch_data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> list[torch.Tensor]:
-        with open(self.files[index], "rb") as file:
-            image = Image.open(file).convert("RGB")
+        if self.files[index].endswith(".npy"):
+            image = Image.fromarray(np.load(self.files[index]))
+        else:
+            with open(self.files[index], "rb") as file:
+                image = Image.open(file).convert("RGB")
         return [self.transform(image), self.transform(image)]
 
 
@@ -81,7 +100,7 @@ def with_torchvision(files: list[str], name: str, workers: int) -> Iterator[int]
 
 
 def with_ours(
-    folder: Path,
+    source: Source,
     recipe: recipes.Recipe,
     workers: int,
     crop_only: bool = False,
@@ -89,7 +108,7 @@ def with_ours(
 ) -> Iterator[int]:
     """Yield sizes of this package's batches, without end."""
     batches = pipeline.train_batches(
-        FolderSource(str(folder)),
+        source,
         recipe,
         seed=0,
         batch_size=BATCH,
@@ -145,6 +164,36 @@ def files_of(dataset: str, data_dir: str, scratch: str) -> Path:
     for number, example in enumerate(images.take(1000).as_numpy_iterator()):
         (Path(scratch) / f"{number:04d}.jpg").write_bytes(example["image"])
     return Path(scratch)
+
+
+def forms(folder: Path, scratch: Path) -> list[Form]:
+    """Return the JPEGs of `folder` as they are, and packed as the flags say."""
+    files = [str(f) for f in sorted(folder.rglob("*.jp*g"))]
+    found = [Form("original", files, FolderSource(str(folder)))]
+    for side in map(int, SHORTER_SIDES.value):
+        found.append(packed(folder, scratch, side, "tfrecord"))
+        found.append(packed(folder, scratch, side, "raw"))
+    return found
+
+
+def packed(folder: Path, scratch: Path, side: int, format: str) -> Form:
+    """Pack `folder` with pictures of this shorter `side`, and write them out as files too."""
+    raw = packing.FORMATS[format].raw
+    name = f"{side} px, {'pixels' if raw else f'JPEG of {QUALITY.value}'}"
+    shards, single = scratch / f"{format}{side}", scratch / f"{format}{side}_files"
+    quality = None if raw else QUALITY.value
+    plan = packing.make_plan(
+        str(folder), str(shards), 0, format, shorter_side=side, quality=quality
+    )
+    packing.pack(plan, lambda *_: None)
+    source = open_source(packing.FORMATS[format].dataset, "", str(shards))
+    single.mkdir()
+    files = []
+    for number in range(len(source)):
+        path = single / f"{number:05d}{'.npy' if raw else '.jpg'}"
+        path.write_bytes(source.encoded(source.read(np.asarray([number]))[0]))
+        files.append(str(path))
+    return Form(name, files, source)
 
 
 Case = tuple[Callable, tuple, Callable | None]  # ours, its arguments, and PIL's without arguments
@@ -264,40 +313,57 @@ def _colours(packed: tf.Tensor, theirs: Image.Image) -> dict[str, Case]:
     }
 
 
+def timed(form: Form, name: str, workers: int, seconds: float) -> Iterator[list[str]]:
+    """Yield rows of the table: pairs a second of the recipe `name` from these images."""
+    recipe = recipes.create(name, SIDE)
+    theirs = rate(with_torchvision(form.files, name, workers), seconds)
+    yield [form.name, f"{name}: torchvision", f"{theirs:.0f}", "1.00"]
+    ways: dict[str, dict[str, bool]] = {
+        "augment_on='host'": {},
+        "augment_on='device'": {"crop_only": True},
+    }
+    if SCALED.value:
+        ways["host, scaled_decoding"] = {"scaled": True}
+    for way, options in ways.items():
+        ours = rate(with_ours(form.source, recipe, workers, **options), seconds)
+        yield [form.name, f"{name}: {way}", f"{ours:.0f}", f"{ours / theirs:.2f}"]
+
+
+def alone(form: Form, workers: int, seconds: float) -> Iterator[list[str]]:
+    """Yield rows of the table: what these images would give if less were done with them."""
+    if not form.files[0].endswith(".npy"):
+        read = rate(decoded(form.files, workers), seconds)
+        yield [form.name, "decoding alone", f"{read:.0f}", ""]
+    crops = rate(with_ours(form.source, recipes.Recipe(SIDE, Crop()), workers), seconds)
+    yield [form.name, "one decode, two crops, two resizes", f"{crops:.0f}", ""]
+
+
 def main(argv: list[str]) -> None:
     """Time everything and print it."""
-    workers = WORKERS.value or os.cpu_count() or 1
+    workers, seconds = WORKERS.value or os.cpu_count() or 1, SECONDS.value
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = files_of(DATASET.value, DATA_DIR.value, scratch)
-        files = [str(f) for f in sorted(folder.rglob("*.jp*g"))]
+        originals = Path(scratch) / "originals"
+        originals.mkdir()
+        folder = files_of(DATASET.value, DATA_DIR.value, str(originals))
+        stored = forms(folder, Path(scratch))
+        files = stored[0].files
         print(f"{machine.describe()}; {workers} workers, {len(files)} JPEG files, {SIDE} px")
+        for form in stored:
+            mean = sum(os.path.getsize(file) for file in form.files) / len(form.files)
+            print(f"{form.name}: {size(mean)} an image")
         print(
             table(
                 ["operation", "ms", "ms in PIL", "speed over PIL"],
                 operations(Path(files[0]).read_bytes()),
             )
         )
-        rows = [["decoding alone", f"{rate(decoded(files, workers), SECONDS.value):.0f}", ""]]
-        for name in RECIPES.value:
-            theirs = rate(with_torchvision(files, name, workers), SECONDS.value)
-            ours = rate(with_ours(folder, recipes.create(name, SIDE), workers), SECONDS.value)
-            rows.append([f"{name}: torchvision", f"{theirs:.0f}", "1.00"])
-            rows.append([f"{name}: augment_on='host'", f"{ours:.0f}", f"{ours / theirs:.2f}"])
-            sent = rate(with_ours(folder, recipes.create(name, SIDE), workers, True), SECONDS.value)
-            rows.append([f"{name}: augment_on='device'", f"{sent:.0f}", f"{sent / theirs:.2f}"])
-            if SCALED.value:
-                fast = rate(
-                    with_ours(folder, recipes.create(name, SIDE), workers, scaled=True),
-                    SECONDS.value,
-                )
-                rows.append(
-                    [f"{name}: host, scaled_decoding", f"{fast:.0f}", f"{fast / theirs:.2f}"]
-                )
-        crops = recipes.Recipe(SIDE, Crop())
-        alone = rate(with_ours(folder, crops, workers), SECONDS.value)
-        rows.append(["one decode, two crops, two resizes", f"{alone:.0f}", ""])
-        print(table(["views", "pairs/s", "over torchvision"], rows))
+        rows = []
+        for form in stored:
+            rows += alone(form, workers, seconds)
+            for name in RECIPES.value:
+                rows += timed(form, name, workers, seconds)
+        print(table(["images", "views", "pairs/s", "over torchvision"], rows))
 
 
 if __name__ == "__main__":

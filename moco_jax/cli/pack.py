@@ -3,6 +3,8 @@
 python -m moco_jax.pack --data_dir=FOLDER --out=OUT
 python -m moco_jax.pack --data_dir=FOLDER --out=gs://BUCKET/OUT --shards=64 --format=arrayrecord
 python -m moco_jax.pack --data_dir=LIST.txt --out=OUT --shards=64 --part=$K --parts=8
+python -m moco_jax.pack --data_dir=FOLDER --out=OUT --shorter_side=320 --quality=90
+python -m moco_jax.pack --data_dir=FOLDER --out=OUT --format=raw
 """
 
 import sys
@@ -39,8 +41,15 @@ def define(given: flags.FlagValues) -> None:
     number_flags.DEFINE_whole(
         "part", 0, "Which of --parts this worker packs, from 0.", 0, 10**5, given
     )
-    formats = " or ".join(registry.SHARD_FORMATS())
-    flags.DEFINE_string("format", "tfrecord", f"Format of the shards: {formats}.", given)
+    formats = ", ".join(registry.SHARD_FORMATS())
+    flags.DEFINE_string(
+        "format",
+        "tfrecord",
+        f"Format of the shards: {formats} (TFRecord files of pixels, which need no decoder: for"
+        " small pictures).",
+        given,
+    )
+    _define_rewriting(given)
     number_flags.DEFINE_whole(
         "channels",
         3,
@@ -58,6 +67,39 @@ def define(given: flags.FlagValues) -> None:
         "Largest height times width, as in training: larger images are left out.",
         1,
         2**40,
+        given,
+    )
+
+
+def _define_rewriting(given: flags.FlagValues) -> None:
+    """Define the flags of pictures that are written anew."""
+    number_flags.DEFINE_whole(
+        "shorter_side",
+        0,
+        "Pixels to which the shorter side of larger pictures is shrunk; all are upright JPEGs then,"
+        " or pixels with --format=raw. 0: pictures stay as they are.",
+        0,
+        2**16,
+        given,
+    )
+    number_flags.DEFINE_whole(
+        "quality", 90, "Of the JPEGs that --shorter_side writes.", 1, 100, given
+    )
+    number_flags.DEFINE_whole(
+        "background",
+        -1,
+        "Gray level that transparent pixels are blended with where pictures are written anew, as"
+        " --config.background.",
+        -1,
+        255,
+        given,
+    )
+    number_flags.DEFINE_whole(
+        "sample",
+        256,
+        "Pictures by which is measured, at the end, what writing them anew has changed; 0: none.",
+        0,
+        10**5,
         given,
     )
 
@@ -84,12 +126,10 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     packages.load_tensorflow("pack")
 
     from moco_jax.data import packing
-    from moco_jax.data.sources.conversion import Decoding
 
     console = Console()
     try:
-        decoding = Decoding(channels=given.channels, white=given.white, max_pixels=given.max_pixels)
-        plan = packing.make_plan(given.data_dir, given.out, given.shards, given.format, decoding)
+        plan = _plan(given)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
         for remark in plan.source.remarks:
             console.line(remark)
@@ -103,10 +143,33 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
             f" for other parts to write, {packing.MANIFEST} comes with the last"
         )
         return
+    _say_what_was_done(plan, console, given.sample)
+
+
+def _plan(given: flags.FlagValues) -> "packing.Plan":
+    """Make the plan of what the flags ask for."""
+    from moco_jax.data import packing
+    from moco_jax.data.sources.conversion import Decoding
+
+    decoding = Decoding(
+        channels=given.channels,
+        white=given.white,
+        background=given.background,
+        max_pixels=given.max_pixels,
+    )
+    quality = given.quality if given["quality"].present else None
+    wanted = given.data_dir, given.out, given.shards, given.format
+    return packing.make_plan(*wanted, decoding, given.shorter_side, quality)
+
+
+def _say_what_was_done(plan: "packing.Plan", console: Console, sample: int) -> None:
+    """Print what the shards hold, how to train on them, and what they lack."""
+    from moco_jax.data import packing
+
     damaged = packing.damaged_names(plan)
     console.line(
         f"{plan.out} is whole: {len(plan.source) - len(damaged):,} images; train on it with "
-        f"--config.dataset={given.format} --config.data_dir={plan.out}"
+        f"--config.dataset={packing.FORMATS[plan.format].dataset} --config.data_dir={plan.out}"
     )
     if damaged:
         more = ", ..." if len(damaged) > 10 else ""
@@ -114,6 +177,14 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
             f"{len(damaged)} damaged images are left out, named in {plan.out}/*.damaged.txt: "
             f"{', '.join(map(printable, damaged[:10]))}{more}"
         )
+    if sample and not plan.rewriting.as_they_are:
+        from moco_jax.data.packing import effect
+
+        console.line(f"measuring what changed, on {sample} images at most; --sample=0 leaves it")
+        try:
+            console.line(str(effect.measure(plan, sample)))
+        except KeyboardInterrupt:
+            console.line("stopped; the shards are whole")
 
 
 COMMAND = Command(__doc__, define, main)

@@ -66,7 +66,7 @@ FEATURES = Names("moco_jax.embedding.encode:KINDS", ("backbone", "output"))
 WEIGHT_FORMATS = Names(
     "moco_jax.weights.bridge:FORMATS", ("torchvision", "timm", "moco", "detectron2", "huggingface")
 )
-SHARD_FORMATS = Names("moco_jax.data.packing:FORMATS", ("tfrecord", "arrayrecord"))
+SHARD_FORMATS = Names("moco_jax.data.packing:FORMATS", ("tfrecord", "arrayrecord", "raw"))
 FINETUNE_RECIPES = Names("moco_jax.evaluation.finetune_recipe:RECIPES", ("sgd", "deit"))
 GRID_RATES = Names(
     "moco_jax.evaluation.grid:RATES", (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)

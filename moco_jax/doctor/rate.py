@@ -254,7 +254,7 @@ def remedies(pairs: float, needed: float, reads: float, made: Input) -> list[str
         shorter = round(made.image_size * 256 / 224)
         found.append(
             f"images whose shorter side is {shorter} instead of {made.side:.0f} pixels (median): "
-            "shrink them once, beforehand"
+            f"shrink them once, beforehand (--shorter_side={shorter}, docs/data.md)"
         )
     cores = math.ceil(made.cores * MARGIN * needed / pairs)
     found.append(f"about {cores} cores like these instead of {made.cores}")

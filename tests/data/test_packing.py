@@ -186,7 +186,7 @@ def test_an_error_of_reading_is_not_called_one_of_writing(tmp_path, monkeypatch)
     def fail(*_):
         raise tf.errors.DataLossError(None, None, "no more images")
 
-    monkeypatch.setattr(packing, "decode_or_flag", fail)
+    monkeypatch.setattr(packing.rewriting, "decode_or_flag", fail)
     with pytest.raises(UserError, match=r"data_dir=.*images cannot be read \(no more images\)"):
         packing.pack(plan, quiet)
 
@@ -230,14 +230,19 @@ def test_the_command_says_what_it_did(tmp_path):
     code = """
 import sys
 from moco_jax.cli import pack
+from moco_jax.data.packing import effect
 
+effect.VIEWS = "digits"
 out, *folders = sys.argv[1:]
+pack.COMMAND.call(["pack", f"--data_dir={folders[0]}", f"--out={out}_raw", "--format=raw"])
 for folder in folders:
     pack.COMMAND.call(["pack", f"--data_dir={folder}", f"--out={out}", "--shards=2"])
 """
     command = [sys.executable, "-c", code, f"{tmp_path}/out", folder, "/no/such"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert "shard 2/2  image 11/11" in ended.stdout, ended.stderr
+    assert f"--config.dataset=tfrecord --config.data_dir={tmp_path}/out_raw" in ended.stdout
+    assert "views differ by 0.00 of 255 gray levels in the mean (10 images" in ended.stdout
     assert f"--config.dataset=tfrecord --config.data_dir={tmp_path}/out" in ended.stdout
     assert f"named in {tmp_path}/out/*.damaged.txt: {folder}/dog/bad.jpg" in ended.stdout
     assert ended.returncode == 2

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moco_jax.data.sources import headers, pil_decode
+from moco_jax.data.sources import arrays, headers, pil_decode
+from moco_jax.data.sources.arrays import NUMPY
 from moco_jax.data.sources.conversion import (
     RGB,
     Decoding,
@@ -29,8 +30,8 @@ from moco_jax.data.sources.tiff_decode import (
 
 __all__ = ["RGB", "Decoding", "Unfit", "lacks_tifffile", "of_picture", "tifffile", "turn"]
 
-NUMPY = b"\x93NUMPY"
-PYTHON, JPEG, PNG = range(3)  # who decodes: this module, or one of TensorFlow's decoders
+# Who decodes: this module, one of TensorFlow's decoders, or nobody where pixels lie as they are.
+PYTHON, JPEG, PNG, PIXELS = range(4)
 
 
 _ENDINGS: tuple[str, ...] = (
@@ -64,9 +65,9 @@ class Ruling(NamedTuple):
     """The decision, from a file's header, on who decodes it.
 
     Attributes:
-        way: who decodes it, `PYTHON`, or TensorFlow as `JPEG` or `PNG`.
+        way: who decodes it, `PYTHON`, TensorFlow as `JPEG` or `PNG`, or nobody, `PIXELS`.
         orientation: 1 to 8, how TensorFlow's pixels are to be turned.
-        height, width: of what TensorFlow decodes, once it is turned; else 0.
+        height, width: of the image, once it is turned; 0 where Python decodes it.
     """
 
     way: int = PYTHON
@@ -79,6 +80,8 @@ def rule(content: bytes, decoding: Decoding) -> Ruling:
     """Decide who decodes `content`: TensorFlow what it decodes as PIL does, Python the rest."""
     if decoding.channels != 3:
         return Ruling()
+    if (array := as_it_is(content, decoding)) is not None:
+        return Ruling(PIXELS, 1, *array.shape[:2])
     header = headers.read(content)
     if not header.plain or header.height * header.width > decoding.max_pixels:
         return Ruling()
@@ -90,6 +93,17 @@ def rule(content: bytes, decoding: Decoding) -> Ruling:
         orientation = pil_decode.orientation(content)
     sides = (header.height, header.width)
     return Ruling(way, orientation, *(sides[::-1] if orientation >= 5 else sides))
+
+
+def as_it_is(content: bytes, decoding: Decoding) -> np.ndarray | None:
+    """Return the pixels uint8 `[H, W, C]` of content that needs no decoder, read-only; else None.
+
+    None also where `decoding` asks for other channels, or fewer pixels.
+    """
+    array = arrays.pixels_in(content)
+    if array is None or array.shape[2] != decoding.channels:
+        return None
+    return array if array.shape[0] * array.shape[1] <= decoding.max_pixels else None
 
 
 def is_image(content: bytes) -> bool:
@@ -136,6 +150,8 @@ def pixels(content: bytes, decoding: Decoding) -> np.ndarray:
         UserError: it needs a package that is missing.
         Exception: of any kind, where it is damaged.
     """
+    if (array := as_it_is(content, decoding)) is not None:
+        return array
     _require_an_end(content)
     if content.startswith(NUMPY):
         image = exactly(to_eight_bits(_array(content, decoding), decoding.white), decoding.channels)

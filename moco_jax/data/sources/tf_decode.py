@@ -1,7 +1,8 @@
 """Decodes encoded images to uint8 pixels in a TensorFlow graph.
 
-`pixels.rule` decides by the header who decodes: TensorFlow what it decodes as PIL does, Python
-the rest. What neither can read is flagged, so that one damaged file ends no run.
+`pixels.rule` decides by the header who decodes: TensorFlow what it decodes as PIL does, nobody
+what lies there as pixels, Python the rest. What neither can read is flagged, so that one damaged
+file ends no run.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 # By these JPEGs can be shrunk as they are decoded, at a part of the cost.
 RATIOS = (1, 2, 4, 8)
 Shrink = Callable[[tf.Tensor], tf.Tensor]  # height and width -> place of a ratio in `RATIOS`
-_TRANSPOSED, _UPSIDE_DOWN, _MIRRORED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
+# Orientations whose image is turned so.
+TRANSPOSED, UPSIDE_DOWN, MIRRORED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
 
 
 def turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -29,8 +31,8 @@ def turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """
 
     def turned(number: int) -> tf.Tensor:
-        swapped = tf.transpose(image, [1, 0, 2]) if number in _TRANSPOSED else image
-        axes = [axis for axis, those in ((0, _UPSIDE_DOWN), (1, _MIRRORED)) if number in those]
+        swapped = tf.transpose(image, [1, 0, 2]) if number in TRANSPOSED else image
+        axes = [axis for axis, those in ((0, UPSIDE_DOWN), (1, MIRRORED)) if number in those]
         return tf.reverse(swapped, axes) if axes else swapped
 
     ways = [lambda n=n: turned(n) for n in range(1, 9)]
@@ -86,16 +88,24 @@ def _encoded(source: "Source", record: bytes | np.ndarray) -> bytes:
 def _ruled(source: "Source", record: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Take the encoded image out of a record, in a graph, and apply `pixels.rule` to it.
 
-    Returns the image's bytes, and int32 its way, orientation, and height with width.
+    Returns the image's bytes, int32 its way, orientation, and height with width, and its pixels
+    uint8 `[H, W, 3]` where they lie there as they are.
     """
+    nothing = np.zeros((1, 1, 3), np.uint8)
 
-    def take(record: bytes | np.ndarray) -> tuple[bytes, np.ndarray]:
+    def take(record: bytes | np.ndarray) -> tuple[bytes, np.ndarray, np.ndarray]:
         content = _encoded(source, record)
-        return content, np.asarray(pixels.rule(content, source.decoding), np.int32)
+        ruling = pixels.rule(content, source.decoding)
+        image = nothing
+        if ruling.way == pixels.PIXELS:
+            image = pixels.pixels(content, source.decoding)
+            content = b""  # is not copied for those who need the pixels
+        return content, np.asarray(ruling, np.int32), image
 
-    content, ruling = tf.numpy_function(take, [record], (tf.string, tf.int32), stateful=False)
-    ruling = tf.ensure_shape(ruling, [4])
-    return tf.ensure_shape(content, []), ruling[0], ruling[1], ruling[2:]
+    kinds = tf.string, tf.int32, tf.uint8
+    content, ruling, image = tf.numpy_function(take, [record], kinds, stateful=False)
+    ruling, image = tf.ensure_shape(ruling, [4]), tf.ensure_shape(image, [None, None, 3])
+    return tf.ensure_shape(content, []), ruling[0], ruling[1], ruling[2:], image
 
 
 def _in_python(source: "Source", record: tf.Tensor) -> Decoded:
@@ -123,7 +133,7 @@ def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = 
     decoding = source.decoding
 
     def as_ruled(record: tf.Tensor) -> Decoded:
-        content, way, orientation, size = _ruled(source, record)
+        content, way, orientation, size, array = _ruled(source, record)
 
         def upright(image: tf.Tensor) -> tf.Tensor:
             image = tf.ensure_shape(image, [None, None, 3])
@@ -139,8 +149,9 @@ def decode_or_flag(source: "Source", record: tf.Tensor, shrink: Shrink | None = 
         def png() -> Decoded:
             return _whole(upright(tf.io.decode_png(content, 3)))
 
-        # In the order of the numbers `PYTHON`, `JPEG` and `PNG`.
-        return tf.switch_case(way, [lambda: _in_python(source, record), jpeg, png])
+        # In the order of the numbers `PYTHON`, `JPEG`, `PNG` and `PIXELS`.
+        ways = [lambda: _in_python(source, record), jpeg, png, lambda: _whole(array)]
+        return tf.switch_case(way, ways)
 
     def attempt(decoder: Callable[[tf.Tensor], Decoded], otherwise: Decoded) -> Decoded:
         """Decode the record; return `otherwise` where an operation fails."""
