@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from moco_jax.base.errors import UserError
 from moco_jax.data import pipeline
 from moco_jax.monitoring import run_log
-from moco_jax.training import loop
+from moco_jax.training import loop, throughput
 from tests import smallest
 from tests.command_lines import command_lines
 from tests.config.test_config import load
@@ -101,13 +101,23 @@ def test_a_run_on_images_that_the_devices_hold_is_the_hosts_run(
 
 
 def test_a_run_whose_devices_wait_for_images_says_so_once(tmp_path, capsys, monkeypatch):
-    made = pipeline.train_batches
+    """Each batch comes four times as late as a step takes, however busy the machine is."""
+    made, count, latest = pipeline.train_batches, throughput.Clock.count, []
+
+    def counted(clock, metrics):
+        latest.append(count(clock, metrics))
+        return latest[-1]
 
     def slow(*arguments, **named):
+        latest.clear()
         for batch in made(*arguments, **named):
-            time.sleep(0.4)
+            began = time.perf_counter()
+            if latest:
+                latest[-1].wait()
+            time.sleep(max(0.1, 4 * (time.perf_counter() - began)))
             yield batch
 
+    monkeypatch.setattr(throughput.Clock, "count", counted)
     monkeypatch.setattr(pipeline, "train_batches", slow)
     loop.train(tiny(stop_at_step=26, monitor_every=0, log_every=2), str(tmp_path), set())
     assert capsys.readouterr().out.count("The devices wait for images") == 1
