@@ -1,13 +1,15 @@
 """Searches a features file, read in blocks, for the nearest images of some queries by cosine."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import from_line, to_line
+from moco_jax.base.threads import in_parts
 from moco_jax.data import labelled_views
 from moco_jax.data.sources import Source, open_source
 from moco_jax.data.sources.conversion import MAX_PIXELS
@@ -73,7 +75,12 @@ def comparable(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         float32 `[m, D]`, very long and very short rows scaled by a power of two, which changes
         no cosine; bool `[n]`, false where a number is not finite.
     """
-    peaks = np.maximum(features.max(1), -features.min(1))
+    peaks = np.empty(len(features), features.dtype)
+
+    def measure(some: slice) -> None:
+        peaks[some] = np.maximum(features[some].max(1), -features[some].min(1))
+
+    in_parts(measure, len(features))
     finite = np.isfinite(peaks)
     if not finite.all():
         features, peaks = features[finite], peaks[finite]
@@ -83,6 +90,15 @@ def comparable(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         features = features.copy()
         features[odd] = np.ldexp(features[odd], -powers[odd, None])
     return features, finite
+
+
+def _read_ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield `blocks`, each while a thread reads the next."""
+    with ThreadPoolExecutor(1, "read") as reader:
+        waiting = reader.submit(next, blocks, None)
+        while (block := waiting.result()) is not None:
+            waiting = reader.submit(next, blocks, None)
+            yield block
 
 
 def nearest(table: Table, queries: np.ndarray, own: np.ndarray, k: int, report: Report) -> Nearest:
@@ -108,7 +124,7 @@ def nearest(table: Table, queries: np.ndarray, own: np.ndarray, k: int, report: 
     block_of = min(columns.at_once(4 * table.width), knn.BANK, table.number)
     search = knn.Search(queries, min(k + among, table.number), bank_block=block_of)
     done, odd = 0, [np.zeros(0, np.int64)]
-    for block in table.blocks("features"):
+    for block in _read_ahead(table.blocks("features")):
         some, finite = comparable(block)
         search.add(some)
         odd.append(done + np.flatnonzero(~finite))

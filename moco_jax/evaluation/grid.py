@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,16 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from moco_jax.data import resident
 from moco_jax.data.views import recipes
 from moco_jax.evaluation.ahead import Ahead
 from moco_jax.evaluation.decide import decide
 from moco_jax.evaluation.images import EvaluationData, Report
 from moco_jax.evaluation.linear import Classifier, blocks, initial, logits, losses, sgd_step
 from moco_jax.method import optimizers
+from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
 
 EPSILON = 1e-5  # of BatchNorm
-MARKED = 8  # steps from one that is waited for to the next
+SENT = 2**26  # bytes of features that are sent to the devices at once
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 DECAYS = (0.0, 1e-5, 1e-4, 1e-3)
 
@@ -116,17 +119,72 @@ def _count(classifiers, mean, scale, features, classes, present):
 
 
 @jax.jit(donate_argnums=(0, 1))
-def _step_all(classifiers, buffers, mean, scale, batch, rates, decays):
-    features, classes, present = batch
+def _steps(classifiers, buffers, mean, scale, rows, batches, rates, decays):
+    """Step all classifiers once for each of `batches`, which name places in `rows`."""
+    features, classes = rows
     over_members = jax.vmap(sgd_step, (0, 0, None, None, None, 0, 0))
     over_norms = jax.vmap(over_members, (0, 0, 0, None, None, None, None))
-    scaled = (features - mean) * scale
-    return over_norms(classifiers, buffers, scaled, classes, present, rates, decays)[:2]
+
+    def step(state, batch):
+        places, present, factor = batch
+        some, named = (jnp.take(x, places, axis=0, mode="clip") for x in (features, classes))
+        scaled, now = (some - mean) * scale, rates * factor
+        return over_norms(state[0], state[1], scaled, named, present, now, decays)[:2], None
+
+    return jax.lax.scan(step, (classifiers, buffers), batches)[0]
 
 
 @jax.jit
 def _mark(classifiers):
     return classifiers.bias.ravel()[:1]
+
+
+def _stay_on_the_host(sets: Sequence[np.ndarray], mesh: Mesh) -> bool:
+    """Whether devices have no room for all features, or share the memory that these are in.
+
+    Hosts agree on it, as their devices run one program.
+    """
+    limit, bytes_of = resident.memory_limit(), sum(x.nbytes for x in sets)
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    return hosts.broadcast(is_cpu or bool(limit and bytes_of > resident.SHARE * limit))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The features of a training, on the devices where they fit.
+
+    Attributes:
+        sets: arrays `[N, D]`, as of `fit`; on every device, or on the host.
+        classes: int `[N]`, beside them.
+        held: whether they are on the devices.
+    """
+
+    sets: Sequence[Any]
+    classes: Any
+    held: bool
+
+    @classmethod
+    def of(cls, sets: Sequence[np.ndarray], classes: np.ndarray, mesh: Mesh) -> "_Rows":
+        """Copy the features to every device of `mesh`, unless they stay on the host."""
+        if _stay_on_the_host(sets, mesh):
+            return cls(sets, classes, held=False)
+        whole = list(sets), classes.astype(np.int32)
+        features, named = mesh_lib.to_every_device(mesh, whole)
+        return cls(features, named, held=True)
+
+    def steps(self, batch: int) -> int:
+        """Return how many steps one call takes, at most: all where nothing is sent for them."""
+        if self.held:
+            return sys.maxsize
+        return max(SENT // max(batch * self.sets[0][0].nbytes, 1), 1)
+
+    def of_epoch(self, epoch: int, places: np.ndarray) -> tuple[tuple[Any, Any], np.ndarray]:
+        """Return the rows that steps take, and where in them each batch of `places` `[S, B]` is."""
+        features = self.sets[epoch % len(self.sets)]
+        if self.held:
+            return (features, self.classes), places
+        sent = features[places.ravel()], self.classes[places.ravel()]
+        return sent, np.arange(places.size, dtype=np.int32).reshape(places.shape)
 
 
 def fit(
@@ -166,24 +224,19 @@ def fit(
         1.0, schedule="cosine_per_step", epochs=epochs, steps_per_epoch=steps
     )
     factors = optimizers.values(schedule, epochs * steps).astype(np.float32)
-    ahead = Ahead(1)
+    present = (np.arange(steps * batch) < size).reshape(steps, batch)
+    rows, ahead = _Rows.of(sets, classes, mesh), Ahead(1)
     for epoch in range(epochs):
-        features = sets[epoch % len(sets)]
-        places = np.random.default_rng((seed, epoch)).permutation(size)
-        for n, some in enumerate(blocks(size, batch)):
-            chosen = _fill(places[some], batch)
-            classifiers, buffers = _step_all(
-                classifiers,
-                buffers,
-                mean,
-                scale,
-                (features[chosen], classes[chosen], np.arange(batch) < len(places[some])),
-                rates * factors[epoch * steps + n],
-                decays,
+        order = np.random.default_rng((seed, epoch)).permutation(size)
+        places = _fill(order.astype(np.int32), steps * batch).reshape(steps, batch)
+        for some in blocks(steps, rows.steps(batch)):
+            taken, within = rows.of_epoch(epoch, places[some])
+            batches = within, present[some], factors[epoch * steps :][some]
+            classifiers, buffers = _steps(
+                classifiers, buffers, mean, scale, taken, batches, rates, decays
             )
-            # The classifiers themselves are given to the next step.
-            if n % MARKED == 0:
-                ahead.wait(_mark(classifiers))
+            # The classifiers themselves are given to the next call.
+            ahead.wait(_mark(classifiers))
         jax.block_until_ready(classifiers)
         report(f"classifiers at once: {shape[0] * len(members)}  epoch {epoch + 1}/{epochs}")
     return Fitted(grid, classifiers, mean, scale, mesh)

@@ -5,61 +5,29 @@ the best it has seen: memory does not grow with the bank, and votes of fewer nei
 another temperature, are read off the same neighbours.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
+from moco_jax.base.threads import in_parts
 from moco_jax.data.sources.labels import MISSING
 from moco_jax.evaluation.decide import UNDECIDED, decide
+from moco_jax.evaluation.search_on_cores import OnCores
+from moco_jax.evaluation.search_on_devices import OnDevices
 from moco_jax.parallel import mesh as mesh_lib
 
 QUERIES = 512  # queries that a device compares at once
 BANK = 8192  # rows of the bank they are compared with at once
 VOTES = 1024  # queries whose votes are counted at once
+ALIGNMENT = 64  # bytes
 
 
 def unit(features: np.ndarray) -> np.ndarray:
     """Scale `features` `[N, D]` to unit length, float32; a zero vector stays zero."""
     features = np.asarray(features, np.float32)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-
-
-@functools.cache
-def _compiled(mesh: Mesh, k: int):
-    """Compile the program that shows each query one more block of the bank.
-
-    Queries are divided over the devices.
-    """
-
-    def update(best, rows, queries, bank, start, count):
-        present = jnp.arange(len(bank)) < count
-
-        def one(block):
-            queries, best, rows = block
-            cosines = jnp.matmul(queries, bank.T, precision="highest")
-            # top_k takes NaN for the largest: a row of NaNs would be the nearest of every query.
-            cosines = jnp.where(present & ~jnp.isnan(cosines), cosines, -jnp.inf)
-            new, places = jax.lax.top_k(cosines, min(k, len(bank)))
-            # Of equal cosines top_k takes the first, so rows that were seen before stand first.
-            merged, chosen = jax.lax.top_k(jnp.concatenate([best, new], -1), k)
-            known = jnp.concatenate([rows, places + start], -1)
-            return merged, jnp.take_along_axis(known, chosen, -1)
-
-        return jax.lax.map(one, (queries, best, rows))
-
-    by_query, whole = P(None, mesh_lib.AXIS), P()
-    local = jax.shard_map(
-        update,
-        mesh=mesh,
-        in_specs=(by_query, by_query, by_query, whole, whole, whole),
-        out_specs=(by_query, by_query),
-    )
-    return jax.jit(local, donate_argnums=(0, 1))
 
 
 def own_devices(queries: int, block: int) -> Mesh:
@@ -69,6 +37,29 @@ def own_devices(queries: int, block: int) -> Mesh:
     """
     devices = jax.local_devices()
     return mesh_lib.create_mesh(devices if queries >= block * len(devices) else devices[:1])
+
+
+def _is_this_cpu(mesh: Mesh) -> bool:
+    """Whether all devices of `mesh` are this process's CPU."""
+    here = jax.process_index()
+    return all(d.platform == "cpu" and d.process_index == here for d in mesh.devices.flat)
+
+
+def _aligned(rows: int, width: int) -> np.ndarray:
+    """Make zeros float32 `[rows, width]` that begin where JAX on a CPU needs no copy of them."""
+    size = 4 * rows * width
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + size].view(np.float32).reshape(rows, width)
+
+
+def _scale(features: np.ndarray, out: np.ndarray) -> None:
+    """Write `unit` of `features` to `out`, on all cores."""
+
+    def write(some: slice) -> None:
+        out[some] = unit(features[some])
+
+    in_parts(write, len(features))
 
 
 class Search:
@@ -91,41 +82,25 @@ class Search:
         each device) and `bank_block` rows are compared at once.
         """
         self.mesh = own_devices(len(queries), block) if mesh is None else mesh
-        self.k, self.count, self.number = k, len(queries), 0
-        width = queries.shape[1]
-        block = min(block, max(-(-self.count // self.mesh.size), 1)) * self.mesh.size
-        steps = -(-self.count // block)
-        padded = np.zeros((steps * block, width), np.float32)
-        padded[: self.count] = unit(queries)
-        self.queries, self._best, self._rows = (
-            mesh_lib.divided(self.mesh, x, axis=1)
-            for x in (
-                padded.reshape(steps, block, width),
-                np.full((steps, block, k), -np.inf, np.float32),
-                np.zeros((steps, block, k), np.int32),
-            )
-        )
-        self._waiting, self._filled = np.zeros((bank_block, width), np.float32), 0
-        self._update = _compiled(self.mesh, k)
+        self.k, self.number = k, 0
+        self._waiting, self._filled = _aligned(bank_block, queries.shape[1]), 0
+        scaled = np.empty(queries.shape, np.float32)
+        _scale(queries, scaled)
+        comparer = OnCores if _is_this_cpu(self.mesh) else OnDevices
+        self._comparer = comparer(scaled, k, self.mesh, block)
 
     def add(self, features: np.ndarray) -> None:
         """Compare the bank's next rows `[n, D]`, of any length."""
         while len(features):
             taken = features[: len(self._waiting) - self._filled]
-            self._waiting[self._filled :][: len(taken)] = unit(taken)
+            _scale(taken, self._waiting[self._filled :][: len(taken)])
             self._filled += len(taken)
             features = features[len(taken) :]
             if self._filled == len(self._waiting):
                 self._compare()
 
     def _compare(self) -> None:
-        # A copy, because the block may still be read when the next rows arrive.
-        bank = mesh_lib.to_every_device(self.mesh, self._waiting.copy())
-        start, count = np.int32(self.number), np.int32(self._filled)
-        self._best, self._rows = self._update(
-            self._best, self._rows, self.queries, bank, start, count
-        )
-        jax.block_until_ready(self._best)  # or blocks would pile up in memory
+        self._comparer.compare(self._waiting, self.number, self._filled)
         self.number, self._filled = self.number + self._filled, 0
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
@@ -135,10 +110,9 @@ class Search:
         """
         if self._filled:
             self._compare()
-        on_hosts = mesh_lib.to_hosts(self.mesh, (self._best, self._rows))
         k = min(self.k, self.number)
-        cosines, rows = (x.reshape(-1, self.k)[: self.count, :k] for x in on_hosts)
-        return cosines, rows
+        cosines, rows = self._comparer.result()
+        return cosines[:, :k], rows[:, :k]
 
 
 def nearest(

@@ -10,13 +10,19 @@ from moco_jax.parallel import mesh as mesh_lib
 from tests.evaluation.test_linear import data_of, digits, silent, spectrum
 
 
-def test_a_classifier_of_the_grid_is_that_trained_alone():
+def test_a_classifier_of_the_grid_is_that_trained_alone(monkeypatch):
     features, classes, *_ = digits()
     tried, how = grid.Grid([0.3, 3.0, 30.0], [0.0, 1e-3]), grid.FitSettings(10, epochs=2)
     whole = grid.fit([features], classes, tried, mesh_lib.create_mesh(), how, silent)
     one = mesh_lib.create_mesh(jax.devices()[:1])
     single = grid.Grid([3.0], [1e-3], [True])
     alone = grid.fit([features], classes, single, one, how, silent)
+    # The same steps one a call, and with features that lie on the devices.
+    for name, value in (("SENT", 1), ("_stay_on_the_host", lambda *_: False)):
+        monkeypatch.setattr(grid, name, value)
+        again = grid.fit([features], classes, single, one, how, silent)
+        for ours, expected in zip(again.classifiers, alone.classifiers, strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
     for ours, expected in zip(whole.classifiers, alone.classifiers, strict=True):
         np.testing.assert_allclose(ours[1, 3], expected[0, 0], rtol=1e-4, atol=1e-5)
     right, loss = whole.scores(features, classes, block=300)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from moco_jax.evaluation import knn
+from moco_jax.evaluation import knn, search_on_cores
 from moco_jax.parallel import mesh as mesh_lib
 
 
@@ -14,6 +14,12 @@ def made_up(number=700, classes=5, width=12):
     labels = rng.integers(0, classes, number)
     features = rng.normal(size=(classes, width))[labels] + 1.5 * rng.normal(size=(number, width))
     return features, labels
+
+
+@pytest.fixture(params=["cores", "devices"])
+def either(request, monkeypatch):
+    """A test runs by the form for a CPU's cores, and by that for any devices."""
+    monkeypatch.setattr(knn, "_is_this_cpu", lambda _: request.param == "cores")
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(30, 0.1), (1, 0.07), (200, 0.5)])
@@ -48,6 +54,7 @@ def unstreamed(bank, queries, k):
     return np.take_along_axis(cosines, rows, 1), rows
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize(
     ("block", "bank_block", "devices"), [(512, 8192, 1), (7, 64, 1), (16, 33, 8), (7, 5, 8)]
 )
@@ -61,6 +68,7 @@ def test_blocks_and_devices_change_nothing(block, bank_block, devices):
     np.testing.assert_allclose(cosines, expected, atol=1e-6)
 
 
+@pytest.mark.usefixtures("either")
 def test_all_devices_of_a_host_find_what_one_does_to_the_bit():
     features, _ = made_up()
     bank, queries = features[:500], features[500:]
@@ -76,6 +84,7 @@ def test_all_devices_of_a_host_find_what_one_does_to_the_bit():
         np.testing.assert_array_equal(ours, expected)
 
 
+@pytest.mark.usefixtures("either")
 def test_of_equal_rows_the_earlier_comes_first():
     """Whole numbers, so that cosines are equal to the bit; each row is in the bank six times."""
     distinct = np.eye(8)[:, ::-1]
@@ -85,6 +94,7 @@ def test_of_equal_rows_the_earlier_comes_first():
         np.testing.assert_array_equal(rows, unstreamed(bank, distinct, 10)[1])
 
 
+@pytest.mark.usefixtures("either")
 def test_a_bank_that_arrives_in_odd_parts_is_the_same_bank():
     features, _ = made_up()
     bank, queries = features[:500], features[500:]
@@ -92,6 +102,44 @@ def test_a_bank_that_arrives_in_odd_parts_is_the_same_bank():
     for start, stop in ((0, 3), (3, 3), (3, 250), (250, 500)):
         search.add(bank[start:stop])
     np.testing.assert_array_equal(search.result()[1], knn.nearest(bank, queries, 9)[1])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_of_cosines_in_any_order_those_are_kept_that_a_sort_puts_first(seed):
+    """Ties, NaN, both zeros; a bank whose rows come nearer and nearer, or are few."""
+    rng = np.random.default_rng(seed)
+    k, number = int(rng.choice([1, 5, 40])), int(rng.choice([3, 600, 2000]))
+    cosines = rng.uniform(-1, 1, (9, number)).astype(np.float32)
+    if seed % 2:
+        cosines = rng.choice(np.float32([-0.5, -0.0, 0.0, 0.25, 1]), (9, number))
+    if seed % 3 == 1:
+        cosines.sort(axis=1)
+    cosines[rng.random(cosines.shape) < 0.1] = np.nan
+    cosines[4] = np.nan
+    kept = np.zeros((9, k), np.uint64)
+    for start in range(0, number, 700):
+        search_on_cores.keep_nearest(kept, cosines[:, start : start + 700], start)
+    kept.sort(axis=1)
+    comparable = np.fmax(cosines, -np.inf)
+    first = np.argsort(-comparable, axis=1, kind="stable")[:, :k]
+    expected = np.take_along_axis(comparable, first, 1)
+    found = kept[:, ::-1][:, : first.shape[1]]
+    np.testing.assert_array_equal(search_on_cores.cosines_of(found), expected)
+    rows = np.where(expected > -np.inf, first, 0)
+    np.testing.assert_array_equal(search_on_cores.rows_of(found), rows)
+
+
+def test_cores_find_what_devices_find_to_the_bit(monkeypatch):
+    features, _ = made_up()
+    bank, queries = np.tile(features[:500], (2, 1)), features[400:].copy()
+    bank[[3, 700]], queries[7] = np.nan, np.nan
+    devices, cores = [], []
+    for name, found in (("devices", devices), ("cores", cores)):
+        monkeypatch.setattr(knn, "_is_this_cpu", lambda _, name=name: name == "cores")
+        found += [knn.nearest(bank, queries, k, 128, 300) for k in (1, 20, 1200)]
+    for ours, expected in zip(cores, devices, strict=True):
+        np.testing.assert_array_equal(ours[0], expected[0])
+        np.testing.assert_array_equal(ours[1], expected[1])
 
 
 def test_a_grid_equals_single_calls():
