@@ -130,8 +130,8 @@ def _backward(groups: int, epsilon: float, saved, cotangents):
     """Let JAX derive the gradient, in the shape that the forward pass has on the platform."""
 
     def gradients(shape: tuple[int, ...], x, scale, bias, g):
-        def normalized(*inputs):
-            return _normalize(shape, *inputs, epsilon=epsilon)[0]
+        def normalized(x, scale, bias):
+            return _normalize(shape, x, scale, bias, epsilon)[0]
 
         return jax.vjp(normalized, x, scale, bias)[1](g)
 
