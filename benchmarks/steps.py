@@ -48,10 +48,12 @@ class Step(NamedTuple):
     Attributes:
         start: starts one step and returns its loss, which may still be under way.
         wait: waits for a loss and for all that was started before it, and returns it.
+        text: of the compiled program, where XLA compiled it.
     """
 
     start: Callable[[], Any]
     wait: Callable[[Any], float]
+    text: str = ""
 
     def once(self) -> float:
         """Take one step and return its loss."""
@@ -108,7 +110,7 @@ def jax_step(config: ConfigDict, devices: int = 1) -> Step:
         jax.block_until_ready(current)
         return float(loss)
 
-    return Step(start, wait)
+    return Step(start, wait, compiled.as_text())
 
 
 def operations(config: ConfigDict) -> float:

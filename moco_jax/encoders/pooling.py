@@ -12,6 +12,7 @@ from jax import lax
 SIDE, STRIDE, PAD = 3, 2, 1
 
 
+@jax.named_scope("max_pool")
 def _pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (SIDE, SIDE), strides=(STRIDE, STRIDE), padding=((PAD, PAD), (PAD, PAD)))
 
@@ -40,6 +41,7 @@ def _by_xla(x: jax.Array, y: jax.Array, g: jax.Array) -> jax.Array:
     return jax.vjp(_pool, x)[1](g)[0]
 
 
+@jax.named_scope("max_pool")
 def _by_places(x: jax.Array, y: jax.Array, g: jax.Array) -> jax.Array:
     """Sum over the nine places in a window what each gives back to the pixels that lie there."""
     (b, height, width, c), (_, rows, columns, _) = x.shape, y.shape
