@@ -39,7 +39,8 @@ def memory_bank(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[Trai
         (query,), stats = f.queries(params, state.batch_stats, x)
         noise = bank.negatives(rng=rng, number=method.negatives)
         if method.loss == "nce":
-            term, constant = _nce(setup, bank, query, entries, noise)
+            own_noise = batch.index[:, None] == noise.index
+            term, constant = _nce(setup, bank, query, entries, noise, own_noise)
         else:
             term = setup.contrast(query, entries, noise, setup.own_example(batch.index))
             constant = bank.constant
@@ -64,7 +65,12 @@ def memory_bank(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[Trai
 
 
 def _nce(
-    setup: StepSetup, bank: MemoryBank, query: jax.Array, key: jax.Array, noise: Negatives
+    setup: StepSetup,
+    bank: MemoryBank,
+    query: jax.Array,
+    key: jax.Array,
+    noise: Negatives,
+    own_noise: jax.Array,
 ) -> tuple[tuple[jax.Array, Metrics], jax.Array]:
     """Return loss and metrics of the bank's first loss, and its normalising constant Z."""
     loss, constant, metrics = nce(
@@ -75,5 +81,6 @@ def _nce(
         bank.constant,
         bank.size,
         setup.mesh,
+        own_noise,
     )
     return (loss, {**metrics, "spread": info_nce.spread(query)}), constant

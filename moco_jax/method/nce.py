@@ -20,6 +20,7 @@ def nce(
     constant: jax.Array,
     size: int,
     mesh: Mesh | None = None,
+    own_noise: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Compute the loss of queries told apart from noise one by one, mean over the batch.
 
@@ -34,6 +35,9 @@ def nce(
             batch.
         size: N, entries in the bank.
         mesh: the device mesh, or None on one device.
+        own_noise: bool `[B, m]`, which of the noise is a query's own entry. It is as near as the
+            entry itself, so rounding would decide which comes first: `top1` and `top5` leave it
+            out. The loss does not.
 
     Returns:
         The loss in nats, Z, and the metrics `top1`, `top5`, `positive`, `negative` and
@@ -49,7 +53,8 @@ def nce(
     noise = number / size
     hit = own_weight / constant
     loss = jnp.mean(jnp.log1p(noise / hit) + jnp.log1p(weights / (constant * noise)).sum(1))
-    closer = jnp.sum(~(cosine < own[:, None]), axis=1)
+    as_near = ~(cosine < own[:, None])
+    closer = jnp.sum(as_near if own_noise is None else as_near & ~own_noise, axis=1)
     metrics = {
         "top1": hits(own, closer, 1, loss.dtype),
         "top5": hits(own, closer, 5, loss.dtype),

@@ -36,9 +36,10 @@ def test_the_search_is_as_good_as_logistic_regression_and_says_where_the_grid_en
     sets, mesh = ([features], classes, test, truth), mesh_lib.create_mesh(jax.devices()[:2])
     tried = grid.Grid([0.03, 0.3, 3.0, 30.0], [0.0, 1e-4])
     found = grid.search(*sets, tried, mesh, grid.FitSettings(10), silent)
+    # From C = 1000 on its result goes by the number of threads.
     best = max(
         LogisticRegression(C=c, max_iter=1000).fit(features, classes).score(test, truth)
-        for c in (10, 1000, 100_000)
+        for c in (1, 10, 100)
     )
     assert best > 0.88
     assert abs(found.test - best) < 3 * np.sqrt(best * (1 - best) / len(test))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from moco_jax.method import nce
 from moco_jax.method.info_nce import normalize
@@ -48,3 +49,21 @@ def test_loss_gradient_and_constant_equal_the_closed_form(float64):
         np.testing.assert_allclose(gradient[place], slope, rtol=1e-6)
     np.testing.assert_allclose(metrics["positive"], np.sum(q * k, 1).mean(), rtol=1e-12)
     np.testing.assert_allclose(metrics["negative"], (q @ n.T).mean(), rtol=1e-12)
+
+
+def test_a_querys_own_entry_among_the_noise_is_no_rival_in_rank():
+    """It counts in the loss as all noise does."""
+    rng = np.random.default_rng(4)
+    unit = rng.normal(size=(2, 40, 8))
+    query, bank = (jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True)) for x in unit)
+    drawn = jnp.asarray(rng.integers(0, 40, 30))
+    own_noise = jnp.arange(40)[:, None] == drawn
+    arguments = query, bank, bank[drawn][None], 0.1, jnp.asarray(5.0), 40
+    loss, _, metrics = nce.nce(*arguments, own_noise=own_noise)
+    assert own_noise.any()
+    assert loss == nce.nce(*arguments)[0]
+    cosine = np.asarray(query @ bank.T)
+    rivals = [[c for c in drawn.tolist() if c != row] for row in range(40)]
+    ranks = [np.sum(cosine[row, rivals[row]] >= cosine[row, row]) for row in range(40)]
+    assert metrics["top1"] == pytest.approx(np.mean(np.equal(ranks, 0)))
+    assert metrics["top5"] == pytest.approx(np.mean(np.less(ranks, 5)))
