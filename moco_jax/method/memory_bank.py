@@ -17,6 +17,7 @@ from moco_jax.method.nce import nce
 from moco_jax.method.state import TrainState
 from moco_jax.method.step_setup import StepSetup
 from moco_jax.method.update import apply_if_finite, optimize
+from moco_jax.parallel import mesh as mesh_lib
 
 
 def memory_bank(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -39,7 +40,7 @@ def memory_bank(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[Trai
         (query,), stats = f.queries(params, state.batch_stats, x)
         noise = bank.negatives(rng=rng, number=method.negatives)
         if method.loss == "nce":
-            own_noise = batch.index[:, None] == noise.index
+            own_noise = mesh_lib.replicate(batch.index, setup.mesh)[:, None] == noise.index
             term, constant = _nce(setup, bank, query, entries, noise, own_noise)
         else:
             term = setup.contrast(query, entries, noise, setup.own_example(batch.index))
