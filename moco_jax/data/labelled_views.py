@@ -50,8 +50,8 @@ def evaluation_batches(
 class KeptViews:
     """Evaluation views that are made once, and then kept in memory if they are few.
 
-    A run scores itself with the same images again and again. Threads decode thousands of them a
-    second, and the devices encode ten times as many.
+    A run scores itself with the same images again and again, and decoding them may take longer
+    than encoding their views.
     """
 
     def __init__(self, most: int = KEPT):
@@ -68,7 +68,10 @@ class KeptViews:
         left = self._left
         for batch in make():
             left -= batch["image"].nbytes
-            made = [*made, batch] if left >= 0 else []
+            if left >= 0:
+                made.append(batch)
+            else:
+                made.clear()
             yield batch
         if left >= 0:
             self._kept[name], self._left = made, left
