@@ -3,13 +3,16 @@ r"""Times one MoCo step in JAX and in PyTorch (eager and torch.compile), in one 
     python -m benchmarks.step_vs_pytorch [--cases=resnet18,resnet50] [--times=7] \
         [--nocompile] [--profile]
 
-Networks, batch and BN groups are the same. A ratio above 1 means that JAX is faster than the
-best form of PyTorch. On a GPU both compute in bfloat16, on a CPU in float32, with as many
-threads as cores on both sides. `--profile` also says, on a CPU, what the time of a step goes to, by
-kind of operation. Needs the extra `torch`.
+Networks, batch and BN groups are the same, and each form is a process of its own. A ratio above 1
+means that JAX is faster than the best form of PyTorch. On a GPU both compute in bfloat16, on a CPU
+in float32, with as many threads as cores on both sides. `--profile` also says, on a CPU, what the
+time of a step goes to, by kind of operation. Needs the extra `torch`.
 """
 
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
 
 import jax
 
@@ -38,38 +41,64 @@ SIZES = {
 }
 
 
+class Measured(NamedTuple):
+    """What one form of a step took.
+
+    Attributes:
+        seconds: median of a step.
+        loss: of the first step.
+        profile: seconds by kind of operation; None where the profilers do not see the kinds.
+    """
+
+    seconds: float
+    loss: float
+    profile: dict[str, float] | None
+
+
+def forms(device: str, compiled: bool) -> list[str]:
+    """List the forms that are timed on `device`, with or without those of torch.compile."""
+    layouts = "", ", channels last"
+    listed = [f"PyTorch eager{layout}" for layout in layouts]
+    if compiled:
+        listed += [f"PyTorch compile{layout}" for layout in layouts]
+    return [*listed, "JAX", *([f"JAX, cpu_devices={CPU_DEVICES}"] if device == "cpu" else [])]
+
+
+def measure(name: str, form: str, device: str, times: int, profiled: bool) -> Measured:
+    """Time the case `name` in one form, in a process that has run nothing else.
+
+    The two share no process: PyTorch's threads go on waiting at full speed after its last step.
+    """
+    case = SIZES[name]
+    if form.startswith("PyTorch"):
+        torch.set_num_threads(os.cpu_count() or 1)
+        layout = torch.channels_last if "channels last" in form else torch.contiguous_format
+        step = torch_step(case, "compile" in form, device, layout)
+    else:
+        xla_flags.set_up()
+        jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
+        step = jax_step(config_of(case), CPU_DEVICES if "devices" in form else 1)
+    loss, seconds = step.once(), step.seconds(times)
+    profile = None
+    # A compiled PyTorch step hides its kinds, and several devices take theirs at once.
+    if profiled and device == "cpu" and "compile" not in form and "devices" not in form:
+        profile = (step_profile.of_jax if step.text else step_profile.of_torch)(step)
+    return Measured(seconds, loss, profile)
+
+
 def compare(name: str, device: str, times: int) -> None:
     """Time all forms of one case and print them with the ratio to the best of PyTorch."""
-    case = SIZES[name]
-    forms = {
-        "PyTorch eager": lambda: torch_step(case, False, device, torch.contiguous_format),
-        "PyTorch eager, channels last": lambda: torch_step(
-            case, False, device, torch.channels_last
-        ),
-        "PyTorch compile": lambda: torch_step(case, True, device, torch.contiguous_format),
-        "PyTorch compile, channels last": lambda: torch_step(
-            case, True, device, torch.channels_last
-        ),
-        "JAX": lambda: jax_step(config_of(case)),
-    }
-    if not COMPILE.value:
-        forms = {form: make for form, make in forms.items() if "compile" not in form}
-    if device == "cpu":
-        forms[f"JAX, cpu_devices={CPU_DEVICES}"] = lambda: jax_step(config_of(case), CPU_DEVICES)
-    seconds, losses, profiles = {}, {}, {}
-    for form, make in forms.items():
-        step = make()
-        losses[form] = step.once()
-        seconds[form] = step.seconds(times)
-        # A compiled PyTorch step hides its kinds, and several devices take theirs at once.
-        if PROFILE.value and device == "cpu" and "compile" not in form and "devices" not in form:
-            of_form = step_profile.of_jax if step.text else step_profile.of_torch
-            profiles[form] = of_form(step)
-        print(f"  {name} {form}: {seconds[form]:.3f} s", flush=True)
-    best = min(v for k, v in seconds.items() if k.startswith("PyTorch"))
+    case, found = SIZES[name], dict[str, Measured]()
+    for form in forms(device, COMPILE.value):
+        fresh = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=fresh) as process:
+            asked = process.submit(measure, name, form, device, times, PROFILE.value)
+            found[form] = asked.result()
+        print(f"  {name} {form}: {found[form].seconds:.3f} s", flush=True)
+    best = min(v.seconds for k, v in found.items() if k.startswith("PyTorch"))
     rows = [
-        [form, f"{s:.3f}", f"{case.batch / s:.1f}", f"{best / s:.2f}", f"{losses[form]:.3f}"]
-        for form, s in seconds.items()
+        [form, f"{s:.3f}", f"{case.batch / s:.1f}", f"{best / s:.2f}", f"{loss:.3f}"]
+        for form, (s, loss, _) in found.items()
     ]
     print(
         f"\n{name}, {case.side} px, batch {case.batch} in {case.groups} BN groups, K {case.queue};"
@@ -77,6 +106,7 @@ def compare(name: str, device: str, times: int) -> None:
         + table(["form", "s a step", "images/s", "speed over best PyTorch", "first loss"], rows)
         + "\n"
     )
+    profiles = {form: m.profile for form, m in found.items() if m.profile is not None}
     if profiles:
         print(step_profile.show(profiles) + "\n")
 
@@ -84,11 +114,11 @@ def compare(name: str, device: str, times: int) -> None:
 def main(argv: list[str]) -> None:
     """Time what the flags name."""
     xla_flags.set_up()
-    jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
+    # This process asks for the device and keeps none of its memory from the others.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    torch.set_num_threads(os.cpu_count() or 1)
     named = torch.cuda.get_device_name() if device == "cuda" else machine.describe()
-    print(f"{named}; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"{named}; torch {torch.__version__}, {os.cpu_count()} threads")
     for name in CASES.value:
         compare(name, device, TIMES.value)
 
