@@ -114,15 +114,22 @@ send() {
     done
 }
 
-asked=false
+asked=false told=false
 # shellcheck disable=SC2317,SC2329 # `trap` calls it
 on_signal() {
     if $asked; then
         send KILL
     else
         asked=true
-        echo "launcher: all processes are asked to save and end; once more kills them" >&2
         send TERM
+    fi
+}
+# Say that a signal came. `on_signal` leaves it to the loop: bash may lose a second signal that
+# comes before a trap has ended, and whoever reads this may send one at once.
+tell() {
+    if $asked && ! $told; then
+        told=true
+        echo "launcher: all processes are asked to save and end; once more kills them" >&2
     fi
 }
 trap on_signal TERM INT HUP
@@ -175,6 +182,7 @@ wait_for_all() {
     local deadline='' left=$PROCESSES ended=() i code
     status=0
     while ((left)); do
+        tell
         preempt
         for ((i = 0; i < PROCESSES; i++)); do
             if [[ -n ${ended[i]-} ]] || kill -0 "${pids[i]}" 2>/dev/null; then
@@ -203,6 +211,7 @@ wait_for_all() {
         fi
         ((left == 0)) || sleep 0.1 || true
     done
+    tell
     send KILL # what they may have left behind
 }
 

@@ -27,9 +27,11 @@ for words in json.loads(sys.argv[2]):
 ONE_OF_TWO = """
 import json, sys
 import jax
+from moco_jax.base import allocator
 from moco_jax.cli.commands import command_of
 from moco_jax.parallel import joining, xla_flags
 xla_flags.set_up()
+allocator.keep_freed_memory()
 join, flags = joining.start_hosts, sys.argv[2:5]
 def once(*arguments, **named):
     if not jax.distributed.is_initialized():

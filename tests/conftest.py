@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+from moco_jax.base import allocator
 from moco_jax.base.storage import retries
 from moco_jax.parallel import xla_flags
 from tests import bucket_server, xla
@@ -13,6 +14,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = xla_flags.with_fast_convolutions(
     f"{xla.flags(8)} {os.environ.get('XLA_FLAGS', '')}"
 )
+allocator.keep_freed_memory()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # As many processes run as there are cores: threads of PyTorch and BLAS would wait for each other,
 # and they do so at full speed.

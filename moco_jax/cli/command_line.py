@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from moco_jax import config as config_lib
-from moco_jax.base import endings, files
+from moco_jax.base import allocator, endings, files
 from moco_jax.base.errors import TRY_AGAIN, LockLost, UserError
 from moco_jax.base.text import printable
 from moco_jax.cli import number_flags
@@ -195,6 +195,7 @@ def guarded(work: Callable[..., None], *arguments: Any) -> None:
     """
     # Before anything asks JAX for its devices.
     xla_flags.set_up()
+    allocator.keep_freed_memory()
     try:
         work(*arguments)
     except SystemExit:
