@@ -7,7 +7,8 @@ Both read the same files in one run; `--dataset=folder --data_dir=FOLDER` reads 
 JPEGs. With `--shorter_sides` the files are packed too, to JPEGs and to pixels of each of these
 sizes, and both read the packed images as well: torchvision as files, this package as shards.
 torchvision runs the authors' transforms on PIL in as many worker processes as this package has
-threads. Also shown: what decoding, cropping and resizing alone would give, which is the most that
+threads, as its users run it and once more with the setting of memory that this package's commands
+have. Also shown: what decoding, cropping and resizing alone would give, which is the most that
 this package can reach, and where a host's time goes, operation by operation. Needs the extra
 `torch`.
 """
@@ -34,6 +35,7 @@ import tensorflow as tf
 from absl import app, flags
 
 from benchmarks import machine
+from moco_jax.base import allocator
 from moco_jax.base.console import size, table
 from moco_jax.data import packing, pipeline, running
 from moco_jax.data.sources import Source, open_source
@@ -84,8 +86,16 @@ class Pairs(torch_data.Dataset):
         return [self.transform(image), self.transform(image)]
 
 
-def with_torchvision(files: list[str], name: str, workers: int) -> Iterator[int]:
-    """Yield sizes of torchvision's batches, without end."""
+def keep_memory(worker: int) -> None:
+    """Let a worker process keep what it frees, as this package's commands do."""
+    allocator.keep_freed_memory()
+
+
+def with_torchvision(files: list[str], name: str, workers: int, keeps: bool) -> Iterator[int]:
+    """Yield sizes of torchvision's batches, without end.
+
+    `keeps`: whether its processes keep the memory that they free, which PyTorch leaves to the user.
+    """
     loader = torch_data.DataLoader(
         Pairs(files, name),
         BATCH,
@@ -93,6 +103,8 @@ def with_torchvision(files: list[str], name: str, workers: int) -> Iterator[int]
         num_workers=workers,
         drop_last=True,
         persistent_workers=True,
+        multiprocessing_context="spawn",  # this process keeps its memory, and a fork would too
+        worker_init_fn=keep_memory if keeps else None,
     )
     while True:
         for query, _ in loader:
@@ -316,8 +328,10 @@ def _colours(packed: tf.Tensor, theirs: Image.Image) -> dict[str, Case]:
 def timed(form: Form, name: str, workers: int, seconds: float) -> Iterator[list[str]]:
     """Yield rows of the table: pairs a second of the recipe `name` from these images."""
     recipe = recipes.create(name, SIDE)
-    theirs = rate(with_torchvision(form.files, name, workers), seconds)
+    theirs = rate(with_torchvision(form.files, name, workers, keeps=False), seconds)
     yield [form.name, f"{name}: torchvision", f"{theirs:.0f}", "1.00"]
+    kept = rate(with_torchvision(form.files, name, workers, keeps=True), seconds)
+    yield [form.name, f"{name}: torchvision, memory kept", f"{kept:.0f}", f"{kept / theirs:.2f}"]
     ways: dict[str, dict[str, bool]] = {
         "augment_on='host'": {},
         "augment_on='device'": {"crop_only": True},
@@ -341,6 +355,7 @@ def alone(form: Form, workers: int, seconds: float) -> Iterator[list[str]]:
 def main(argv: list[str]) -> None:
     """Time everything and print it."""
     workers, seconds = WORKERS.value or os.cpu_count() or 1, SECONDS.value
+    allocator.keep_freed_memory()  # as commands do
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         originals = Path(scratch) / "originals"
