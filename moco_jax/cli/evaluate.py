@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from moco_jax.inference import trained_encoder
 
 # What hosts may be told differently.
-OWN = {"process_id", "coordinator", "data_dir", "test_data_dir", "debug"}
+OWN = {"process_id", "coordinator", "data_dir", "test_data_dir", "beside", "debug"}
 
 
 def require_one_encoder(given: flags.FlagValues) -> str:
@@ -90,6 +90,23 @@ def load(given: flags.FlagValues, place: str) -> "trained_encoder.TrainedEncoder
     )
 
 
+def load_beside(places: list[str], taken: set[str]) -> dict[str, "trained_encoder.TrainedEncoder"]:
+    """Load the encoders of --beside, under the names that tables give them.
+
+    `taken`: names that others have in these tables.
+    """
+    from moco_jax.inference import trained_encoder
+
+    found: dict[str, trained_encoder.TrainedEncoder] = {}
+    for place in places:
+        name = place.rstrip("/").rpartition("/")[2]
+        name = place if name in taken | found.keys() else name
+        if name in found:
+            raise UserError(f"--beside={','.join(places)} names {place} twice; once is enough")
+        found[name] = trained_encoder.load(place)
+    return found
+
+
 def evaluate(name: str, given: flags.FlagValues, words: list[str]) -> None:
     """Run the evaluation `name`, and write its results to a JSON file."""
     if words:
@@ -106,11 +123,14 @@ def evaluate(name: str, given: flags.FlagValues, words: list[str]) -> None:
 
     found = load(given, place)
     console = Console(speaks=jax.process_index() == 0)
-    asked = {"evaluation": name, "step": found.step, "weights": digests.of_tree(found.variables)}
+    others = load_beside(given.beside, {"trained", "untrained"}) if "beside" in given else {}
+    weights = [one.variables for one in (found, *others.values())]
+    asked = {"evaluation": name, "step": found.step, "weights": digests.of_tree(weights)}
     hosts.require_agreement(hosts.facts_of(found.config) | as_all_hosts_must_say(given) | asked)
     encoders = {"trained": found}
     if given.untrained:
         encoders["untrained"] = trained_encoder.untrained(found)
+    encoders |= others
     folder = files.absolute(given.out or place)
     trainings = Trainings(folder / f"evaluate_{name}", console)
     run_evaluation = importlib.import_module(f"moco_jax.cli.evaluations.{name}").run

@@ -79,6 +79,18 @@ def features(given: flags.FlagValues, left_out: str) -> None:
     )
 
 
+def beside(given: flags.FlagValues) -> None:
+    """Define --beside."""
+    flags.DEFINE_list(
+        "beside",
+        [],
+        "Files or folders of weights to evaluate beside the encoder, on the same images, each at "
+        "its own size and by its own mean and deviation: an ImageNet encoder of someone else, or "
+        "another run.",
+        given,
+    )
+
+
 def batch_size(given: flags.FlagValues) -> None:
     """Define --batch_size."""
     number_flags.DEFINE_whole(
@@ -102,12 +114,13 @@ def knn(given: flags.FlagValues) -> None:
 
     Several k and temperatures are tried in one pass.
 
-    python -m moco_jax.evaluate knn --workdir=runs/mine --untrained
+    python -m moco_jax.evaluate knn --workdir=runs/mine --untrained --beside=r18_imagenet.pth
     python -m moco_jax.evaluate knn --weights=r50.pth --out=results --dataset=folder \\
         --data_dir=FOLDER
     """
     labelled_images(given)
     features(given, "as the run's monitor has it")
+    beside(given)
     number_flags.DEFINE_numbers(
         "k",
         [],
@@ -131,6 +144,7 @@ def linear(given: flags.FlagValues) -> None:
     """
     labelled_images(given)
     features(given, "'backbone'")
+    beside(given)
     training(given)
     flags.DEFINE_enum(
         "protocol",

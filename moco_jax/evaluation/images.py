@@ -66,6 +66,24 @@ class EvaluationData:
             for name, part in parts.items()
         }
 
+    def seen_by(self, trained: TrainedEncoder) -> "EvaluationData":
+        """Return the same images as `trained` is shown them: at its size, by its mean and std.
+
+        Raises:
+            UserError: it takes images of another number of channels.
+        """
+        if trained.config is self.config:
+            return self
+        if trained.config.channels != self.config.channels:
+            raise UserError(
+                f"images of {self.config.channels} channels are evaluated here, and an encoder "
+                f"beside ({trained.config.arch}) takes {trained.config.channels}; leave it out, or "
+                "evaluate it alone by --weights"
+            )
+        config = trained.config.copy_and_resolve_references()
+        config.update({name: self.config[name] for name in ("eval_batch_size", "workers", "seed")})
+        return dataclasses.replace(self, config=config, recipe=recipe_of(config))
+
     def encoder(self, trained: TrainedEncoder, kind: str) -> Callable[[Any], Any]:
         """Return a function from uint8 images `[B, S, S, C]` to features `[B, D]` on every device.
 

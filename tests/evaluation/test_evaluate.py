@@ -12,6 +12,7 @@ from benchmarks import machine
 from moco_jax.base.errors import UserError
 from moco_jax.evaluation import published
 from moco_jax.evaluation.images import open_evaluation_data
+from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, checkpoint
 from moco_jax.weights import bridge
@@ -65,8 +66,8 @@ def test_command_lines(workdir, tmp_path):
     steps = ["--batch_size=64", "--augment=digits", "--tests=2"]
     splits = ["--train_split=train", "--test_split=test"]
     works = [
-        ["knn", at, "--untrained", "--k=20,2000", "--temperature=0.1"],
-        ["linear", at, "--epochs=2", *grid],
+        ["knn", at, "--untrained", "--k=20,2000", "--temperature=0.1", f"--beside={workdir}"],
+        ["linear", at, "--epochs=2", *grid, f"--beside={workdir}"],
         ["linear", at, "--protocol=paper", "--epochs=1", "--batch_size=480", "--augment=digits"],
         ["finetune", at, "--labels=15", "--scratch", "--epochs=3", *steps, *save],
         [*scenes, "--iterations=3", "--crop=32", "--batch_size=4"],
@@ -96,6 +97,8 @@ def test_command_lines(workdir, tmp_path):
         ["finetune", at, "--labels=100", "--save=tuned.pth"],
         ["finetune", at, f"--subset={tmp_path}/none.txt"],
         ["finetune", at, "--batch_size=3"],
+        ["knn", at, f"--beside={tmp_path}/none.pth"],
+        ["knn", at, f"--beside={workdir},{workdir},{workdir}"],
     ]
     printed = command_lines("moco_jax.evaluate", [*works, *fails])
     knn, linear, paper, finetune, segmented, others, *refused = printed
@@ -104,17 +107,18 @@ def test_command_lines(workdir, tmp_path):
     assert "published" not in knn[0]
     written = json.loads((workdir / "evaluate_knn.json").read_text())
     assert {(r["encoder"], r["k"]) for r in written["results"]} == {
-        (encoder, k) for encoder in ("trained", "untrained") for k in (20, 1437)
+        (encoder, k) for encoder in ("trained", "untrained", workdir.name) for k in (20, 1437)
     }
     assert (written["step"], written["features"]) == (4, "backbone")
     of = {(r["encoder"], r["k"]): r["accuracy"] for r in written["results"]}
     assert of["trained", 20] == pytest.approx(of["untrained", 20], abs=0.003)  # but for rounding
     assert of["trained", 1437] == pytest.approx(of["untrained", 1437], abs=0.003)
-    assert of["trained", 20] > 0.3
+    assert of[workdir.name, 20] == of["trained", 20] > 0.3
 
     assert "key, step 4" in linear[0]
     assert "untrained" not in linear[0]
     assert "the best learning rate" in linear[0]
+    assert f"\n{workdir.name}  " in linear[0]
     other = "1 epochs with batches of 480 instead of 100 with 256"
     assert f"not the protocol itself: {other}" in paper[0]
     written = json.loads((workdir / "evaluate_linear.json").read_text())
@@ -179,6 +183,8 @@ def test_command_lines(workdir, tmp_path):
         "--save=tuned.pth must end in .safetensors",
         "none.txt is no text file",
         "--batch_size=3 does not divide over 2 devices",
+        "none.pth",
+        "twice; once is enough",
     )
     for (printed, errors), expected in zip(refused, words, strict=True):
         assert printed.endswith("ended with 2\n")
@@ -294,3 +300,17 @@ def test_folders_of_other_images(tmp_path):
     }.items():
         with pytest.raises(UserError, match=message):
             open_evaluation_data(config, "", dataset="folder", **words)
+
+
+def test_each_encoder_sees_the_images_as_it_was_trained_on_them(tmp_path):
+    config = tiny(mean=(0.1, 0.1, 0.1))
+    data = open_evaluation_data(config, "")
+    seen_by = data.seen_by(TrainedEncoder(None, {}, config, 1))
+    assert seen_by is data
+    other = tiny(image_size=48, mean=(0.4, 0.5, 0.6), eval_batch_size=3, dataset="")
+    seen = data.seen_by(TrainedEncoder(None, {}, other, 0))
+    assert (seen.recipe.image_size, seen.config.mean) == (48, (0.4, 0.5, 0.6))
+    assert (seen.config.eval_batch_size, seen.train) == (480, data.train)
+    grey = tiny(channels=1, mean=(0.1,), std=(0.25,))
+    with pytest.raises(UserError, match="evaluated here, and an encoder beside .resnet10. takes 1"):
+        data.seen_by(TrainedEncoder(None, {}, grey, 0))

@@ -68,20 +68,33 @@ def open_images(task: Task, features: str) -> EvaluationData:
     )
     train, test = (len(images.indices) for images in (data.train, data.test))
     when = f"step {trained.step}" if config.dataset else "of a file"
-    assumed = " (ImageNet's are assumed)" if {"mean", "std"} & set(trained.assumed) else ""
-    mean, std = tuple(config.mean), tuple(config.std)
+    others = {
+        name: f"{one.config.arch}, {_views(one)}"
+        for name, one in task.encoders.items()
+        if one.config is not config
+    }
     task.console.facts(
         {
             "encoder": f"{config.arch}, {task.which}, {when}, features: {features}",
-            "its images": f"{config.image_size} pixels, mean {mean}, std {std}{assumed}",
+            "its images": _views(trained),
+            **others,
             "training images": f"{train:,} of {data.train.about}, {data.classes} classes",
             "test images": f"{test:,} of {data.test.about}",
             "devices": devices(data.mesh),
         }
     )
-    for remark in (*trained.remarks, *data.remarks):
+    of_encoders = [remark for one in task.encoders.values() for remark in one.remarks]
+    for remark in (*dict.fromkeys(of_encoders), *data.remarks):
         task.console.line(remark)
     return data
+
+
+def _views(trained: trained_encoder.TrainedEncoder) -> str:
+    config = trained.config
+    assumed = " (ImageNet's are assumed)" if {"mean", "std"} & set(trained.assumed) else ""
+    return (
+        f"{config.image_size} pixels, mean {tuple(config.mean)}, std {tuple(config.std)}{assumed}"
+    )
 
 
 def devices(mesh: Mesh) -> str:

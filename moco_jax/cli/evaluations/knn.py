@@ -28,7 +28,7 @@ def run(task: Task) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     rows = []
     for name, trained in task.encoders.items():
-        scores = _scores(task, data, trained, features, ks, temperatures)
+        scores = _scores(task, data.seen_by(trained), trained, features, ks, temperatures)
         results += [
             {"encoder": name, "k": k, "temperature": t, "accuracy": scores[k, t]} for k, t in scores
         ]

@@ -11,7 +11,6 @@ from moco_jax.cli.evaluations.common import (
     percent,
     require_division,
 )
-from moco_jax.data.views import recipes
 from moco_jax.evaluation import grid as grids
 from moco_jax.evaluation import linear
 from moco_jax.evaluation.images import EvaluationData
@@ -23,15 +22,12 @@ def run(task: Task) -> dict[str, Any]:
     """Print the linear accuracies of each encoder as a table, and return what is written."""
     features = task.given.features or "backbone"
     data = open_images(task, features)
-    recipe = linear.crop_recipe(task.given.augment, data)
     by = _by_grid if task.given.protocol == "fast" else _on_crops
-    result = by(task, data, features, recipe)
+    result = by(task, data, features)
     return about(task, data, "linear", features) | result
 
 
-def _on_crops(
-    task: Task, data: EvaluationData, features: str, recipe: recipes.Recipe
-) -> dict[str, Any]:
+def _on_crops(task: Task, data: EvaluationData, features: str) -> dict[str, Any]:
     given, arch = task.given, data.config.arch
     chosen = linear.protocol(given.protocol, arch, given.epochs, given.batch_size)
     require_division(chosen.batch_size, data.mesh.size)
@@ -43,11 +39,12 @@ def _on_crops(
         )
     results, rows = [], []
     for name, trained in task.encoders.items():
-        encode = data.encoder(trained, features)
+        seen = data.seen_by(trained)
+        encode, recipe = seen.encoder(trained, features), linear.crop_recipe(given.augment, seen)
         kept = task.trainings.one(
             f"{given.protocol}, {name}", trained.encoder, trained.variables, features
         )
-        last, all_scores = linear.train_on_crops(data, encode, chosen, recipe, task.report, kept)
+        last, all_scores = linear.train_on_crops(seen, encode, chosen, recipe, task.report, kept)
         results.append({"encoder": name, "accuracy": last, "accuracy_by_epoch": all_scores})
         rows.append([name, f"{chosen.rate:g}", str(chosen.epochs), percent(last)])
     task.console.line("\n" + table(["encoder", "learning rate", "epochs", "test accuracy"], rows))
@@ -55,9 +52,7 @@ def _on_crops(
     return {"protocol": given.protocol, "augment": given.augment, **how, "results": results}
 
 
-def _by_grid(
-    task: Task, data: EvaluationData, features: str, recipe: recipes.Recipe
-) -> dict[str, Any]:
+def _by_grid(task: Task, data: EvaluationData, features: str) -> dict[str, Any]:
     given = task.given
     grid = grids.Grid(given.rates, given.decays)
     if not grid.rates or not grid.decays:
@@ -72,9 +67,10 @@ def _by_grid(
     results: list[dict[str, Any]] = []
     rows: list[list[str]] = []
     for name, trained in task.encoders.items():
-        encode = data.encoder(trained, features)
-        test, truth = data.extract(data.test, encode, task.report)
-        sets, classes = grids.feature_sets(data, encode, recipe, given.crops, task.report)
+        seen = data.seen_by(trained)
+        encode, recipe = seen.encoder(trained, features), linear.crop_recipe(given.augment, seen)
+        test, truth = seen.extract(data.test, encode, task.report)
+        sets, classes = grids.feature_sets(seen, encode, recipe, given.crops, task.report)
         best = grids.search(
             sets,
             classes,
