@@ -76,10 +76,13 @@ def main(argv: list[str]) -> None:
     """Encode, compare, and print the tables."""
     out = Path(OUT.value)
     places = train(out) if DIGITS.value else [Path(word) for word in argv[1:]]
-    if not places:
-        sys.exit("name workdirs of runs, or give --digits")
+    names = [place.name for place in places]
+    if not names or len(set(names)) < len(names):
+        sys.exit(f"give --digits, or workdirs whose folders have different names; got {names}")
     set_up(read_config(str(places[0])), own=False)
     readings = [reading for place in places for reading in read(place, out)]
+    if not readings:
+        sys.exit("there are no checkpoints in these workdirs")
     runs = len(compare.by_run(readings))
     print(f"{machine.describe()}, {jax.device_count()} x {jax.devices()[0].device_kind}")
     print(f"{len(readings)} checkpoints of {runs} runs; rank correlations (Spearman)")
