@@ -68,8 +68,7 @@ def read(workdir: Path, out: Path) -> list[compare.Reading]:
 def stops(workdir: Path) -> list[list[str]]:
     """Replay the scores of the run in `workdir`: rows on when it would have been told to stop."""
     (run,) = runs_lib.read([str(workdir)])
-    scores = [s for s in run.scores if s[1]["step"] > 0 and "knn" in s[1]]
-    return stopping.rows(run.name, scores, run.facts, run.config.patience) if scores else []
+    return stopping.rows(run)
 
 
 def main(argv: list[str]) -> None:

@@ -3,28 +3,30 @@
 from collections.abc import Sequence
 
 from moco_jax.monitoring import verdict
-from moco_jax.monitoring.diagnosis.history import Facts, Record
+from moco_jax.report.page.records import Record
+from moco_jax.report.page.run import Run
 
 HEADS = ["run", "judged by", "stop at epoch", "kNN there", "kNN at the end", "best kNN"]
-Scores = Sequence[tuple[float, Record]]
 
 
-def stop_at(scores: Scores, facts: Facts, patience: int) -> int | None:
-    """Return the place of the score after which the run is told to stop; None if never."""
-    for place in range(len(scores)):
-        if verdict.judge(scores[: place + 1], facts, patience).stops:
-            return place
+def stop_at(run: Run, records: Sequence[Record]) -> int | None:
+    """Return the step of the score after which the run is told to stop; None if never."""
+    for place, record in enumerate(records):
+        if "feature_spread" in record and run.judged(records[: place + 1]).stops:
+            return record["step"]
     return None
 
 
-def rows(run: str, scores: Scores, facts: Facts, patience: int) -> list[list[str]]:
+def rows(run: Run) -> list[list[str]]:
     """Make two rows on a run: judged by kNN, and as if there were no labels."""
-    knn = [record["knn"] for _, record in scores]
-    bare = [(e, {k: v for k, v in r.items() if k != "knn"}) for e, r in scores]
-    found = []
-    for by, some in ((verdict.KNN.title, scores), (verdict.WITHOUT_LABELS.title, bare)):
-        place = stop_at(some, facts, patience)
-        at = "never" if place is None else f"{scores[place][0]:g}"
-        there = knn[-1 if place is None else place]
-        found.append([run, by, at, *(f"{100 * k:.2f} %" for k in (there, knn[-1], max(knn)))])
+    knn = {r["step"]: r["knn"] for r in run.records if "knn" in r and r["step"]}
+    if not knn or run.steps_per_epoch is None:
+        return []
+    last, best, found = knn[max(knn)], max(knn.values()), []
+    bare = [{k: v for k, v in r.items() if k != "knn"} for r in run.records]
+    for by, records in ((verdict.KNN, run.records), (verdict.WITHOUT_LABELS, bare)):
+        step = stop_at(run, records)
+        at = "never" if step is None else f"{run.epochs([step])[0]:g}"
+        numbers = (last if step is None else knn[step], last, best)
+        found.append([run.name, by.title, at, *(f"{100 * k:.2f} %" for k in numbers)])
     return found

@@ -7,12 +7,12 @@ of as many scores in a row before them; it must be better by more than such mean
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moco_jax.monitoring.diagnosis.feature_rules import COLLAPSED as FLAT
-from moco_jax.monitoring.diagnosis.history import Facts, Record
+from moco_jax.monitoring.diagnosis import feature_rules
+from moco_jax.monitoring.diagnosis.history import Facts, Record, RunHistory
 
 # States of a run; in WAITING nothing is gained, but the learning rate is going to fall.
 EARLY, IMPROVING, NO_GAIN = "early", "improving", "no_gain"
@@ -103,32 +103,31 @@ def gained(values: Sequence[float], measure: Measure, together: int) -> bool:
     return (sums[-1] - sums[before]) / together - best > max(measure.worth(best), error)
 
 
-def judge(scores: Sequence[tuple[float, Record]], facts: Facts, patience: int) -> Verdict:
-    """Judge a run by its scores.
+def judge(
+    records: Sequence[Record], facts: Facts, epoch_of: Callable[[int], float], patience: int
+) -> Verdict:
+    """Judge a run by its records.
 
     Args:
-        scores: the records of its scores, each behind the epoch after which it was made; oldest
-            first.
+        records: of the run up to a score, oldest first.
         facts: on the run. What is scored before `facts.begun`, and before training, does not count.
+        epoch_of: from a step to how many epochs are over after it.
         patience: how many scores are taken together.
     """
-    counted = [
-        (epoch, record)
-        for epoch, record in scores
-        if "feature_spread" in record and record["step"] > 0 and record["step"] >= facts.begun
-    ]
-    if not counted:
+    scores = [r for r in records if "feature_spread" in r and "event" not in r]
+    scores = [r for r in scores if r["step"] > 0 and r["step"] >= facts.begun]
+    if not scores:
         return TOO_EARLY
-    now, last = counted[-1]
-    flat = [record["feature_spread"] < FLAT for _, record in counted]
+    now, last = epoch_of(scores[-1]["step"]), scores[-1]
+    flat = _flat(records, scores, facts)
     if flat[-1]:
-        words = f"the features have collapsed (spread {last['feature_spread']:.3f} of 1)"
-        stops = len(flat) >= patience and all(flat[-patience:])
-        return Verdict(COLLAPSED, stops, f"{words}: begin again", words)
+        streak = len(list(itertools.takewhile(bool, reversed(flat))))
+        words = f"the run has collapsed, since epoch {epoch_of(scores[-streak]['step']):g}"
+        return Verdict(COLLAPSED, streak >= patience, f"{words}: begin again", words)
     measure = KNN if KNN.key in last else WITHOUT_LABELS
     known = [
-        (epoch, float(record[measure.key]))
-        for (epoch, record), is_flat in zip(counted, flat, strict=True)
+        (epoch_of(record["step"]), float(record[measure.key]))
+        for record, is_flat in zip(scores, flat, strict=True)
         if not is_flat and math.isfinite(record.get(measure.key, math.nan))
     ]
     values, fallen = [value for _, value in known], [d for d in facts.lr_drops if d <= now]
@@ -150,3 +149,10 @@ def judge(scores: Sequence[tuple[float, Record]], facts: Facts, patience: int) -
         falls = f"the learning rate falls at epoch {min(coming):g}, which may bring a gain"
         return Verdict(WAITING, False, f"{words}, but {falls}", words)
     return Verdict(NO_GAIN, True, f"{words}: you can stop", words)
+
+
+def _flat(records: Sequence[Record], scores: Sequence[Record], facts: Facts) -> list[bool]:
+    """Tell for each of `scores` whether images had nearly the same features, or queries."""
+    found = feature_rules.collapsed(RunHistory(records), facts)
+    since = math.inf if found is None or found.since_step is None else found.since_step
+    return [r["feature_spread"] < feature_rules.COLLAPSED or r["step"] >= since for r in scores]

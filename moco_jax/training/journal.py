@@ -127,6 +127,11 @@ class Journal:
 
         self.put(write)
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records of all that was told so far; none on hosts that do not write."""
+        self.put(lambda: None).result()
+        return list(self.log.records)
+
     def diagnose(self, step: int, at_once: bool) -> None:
         """Print and record what rules find in the records, if there are new ones or `at_once`."""
         self.put(lambda: self._announcer.consider(step, at_once))
@@ -194,9 +199,10 @@ class Scores:
         with clock.pause():
             score, found = self._measure(state)
             score |= consistency.measure(step, state)
+            records = self.journal.records()
         self.latest = found
         self.journal.put(lambda: self.picture.renew(step, found))
-        verdict = self.verdicts.after(step, score)
+        verdict = self.verdicts.after(step, [*records, {"step": step, **score}])
         self.journal.score(step, f"epoch {self.plan.epoch(step):g}", score, verdict.line)
         if self.verdicts.stops:
             facts = {"stop_when": self.journal.config.stop_when, "verdict": verdict.line}

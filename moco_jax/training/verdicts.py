@@ -1,6 +1,6 @@
 """The verdict on a run after each score, and whether all its processes end the run by it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,9 +12,9 @@ from moco_jax.training.step_plan import StepPlan
 
 
 class Verdicts:
-    """Judges a run by its scores, those of earlier parts of it among them.
+    """Judges a run by its records, those of earlier parts of it among them.
 
-    Process 0 has the records of earlier parts, and judges for all: what others find does not count.
+    Process 0 has the records, and judges for all: what others find does not count.
 
     Attributes:
         latest: the verdict after the last score.
@@ -26,25 +26,19 @@ class Verdicts:
         config: ConfigDict,
         plan: StepPlan,
         facts: Facts,
-        records: Iterable[Mapping[str, Any]],
+        records: Sequence[Mapping[str, Any]],
     ):
-        """Judge the scores among the `records` so far; every process must call this."""
+        """Judge the run by its `records` so far; every process must call this."""
         self._config, self._plan, self._facts = config, plan, facts
-        self._scores = [(plan.epoch(r["step"]), r) for r in records if "feature_spread" in r]
-        self._judge(plan.start)
+        self.after(plan.start, records)
 
-    def after(self, step: int, score: Mapping[str, float]) -> Verdict:
-        """Judge the run after `step`, at which it was scored; every process must call this."""
-        if score:
-            self._scores.append((self._plan.epoch(step), {"step": step, **score}))
-        self._judge(step)
-        return self.latest
-
-    def _judge(self, step: int) -> None:
-        self.latest = judge(self._scores, self._facts, self._config.patience)
+    def after(self, step: int, records: Sequence[Mapping[str, Any]]) -> Verdict:
+        """Judge the run after `step` by its `records`; every process must call this."""
+        self.latest = judge(records, self._facts, self._plan.epoch, self._config.patience)
         self.stops = False
         if self._config.stop_when != "never" and step < self._plan.last:
             self.stops = hosts.broadcast(self.latest.stops)
+        return self.latest
 
     def ending(self, step: int) -> str:
         """Say that the run has ended early, after `step`, and how it would go on."""

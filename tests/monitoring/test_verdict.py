@@ -27,8 +27,11 @@ def scores(values, key="knn", spread=0.5, first=BEGUN):
 
 def judged(some, patience=PATIENCE, **settings):
     """The verdict after each of the scores."""
-    known = facts(**settings)
-    return [verdict.judge(some[: n + 1], known, patience) for n in range(len(some))]
+    known, records = facts(**settings), [record for _, record in some]
+    return [
+        verdict.judge(records[: n + 1], known, lambda step: step / STEPS, patience)
+        for n in range(len(some))
+    ]
 
 
 def states(some, **changes):
@@ -88,13 +91,28 @@ def test_a_collapsed_run_never_improves(key):
     found = judged(scores(rising, key=key, spread=0.02))
     assert {v.state for v in found} == {verdict.COLLAPSED}
     assert [v.stops for v in found] == [False] * (PATIENCE - 1) + [True] * (13 - PATIENCE)
-    assert found[0].line == "the features have collapsed (spread 0.020 of 1): begin again"
+    assert found[3].line == "the run has collapsed, since epoch 4: begin again"
     # Sound at first, then collapsed while the number rises on.
     spread = np.r_[np.full(6, 0.5), np.full(6, 0.01)]
     found = judged(scores(rising, key=key, spread=spread))
     assert [v.state for v in found[5:7]] == [verdict.IMPROVING, verdict.COLLAPSED]
     assert not found[9].stops
     assert found[10].stops
+
+
+def test_a_run_whose_queries_collapse_never_improves_though_its_features_differ():
+    """As with momentum=0: the backbone's features keep a spread of 0.45, those of the head none."""
+    rising = np.linspace(0.4, 0.9, 12)
+    some = scores(rising, spread=0.45)
+    logs = [{"step": r["step"] - 1, "loss": 6.9, "spread": 0.002} for _, r in some]
+    records = [x for log, (_, r) in zip(logs, some, strict=True) for x in (log, r)]
+    found = [
+        verdict.judge(records[:n], facts(), lambda step: step / STEPS, PATIENCE)
+        for n in range(2, len(records) + 1, 2)
+    ]
+    assert {v.state for v in found[3:]} == {verdict.COLLAPSED}
+    assert verdict.IMPROVING not in {v.state for v in found}
+    assert found[-1].stops
 
 
 def test_a_run_that_comes_back_from_a_collapse_is_judged_by_what_it_gains_then():

@@ -90,9 +90,10 @@ def _others(split, decoding):
     return memory.ArraySource(whole.images + int(PLAN["number"]), None, "digits", decoding)
 
 
-def _stop(scores, facts, patience):
+def _stop(records, *_):
     """The verdict of process 0, once there is a score; by its own the other one would go on."""
-    return Verdict(NO_GAIN, bool(scores), "nothing gained", "nothing gained")
+    is_scored = any("feature_spread" in r and r["step"] for r in records)
+    return Verdict(NO_GAIN, is_scored, "nothing gained", "nothing gained")
 
 
 SCORED = {"monitor_every": 1, "knn_examples": 64, "batch_size": 256, "stop_when": "no_gain"}

@@ -9,6 +9,7 @@ from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.monitoring import run_log
+from moco_jax.monitoring.diagnosis import feature_rules
 from moco_jax.monitoring.scores import Monitor
 from moco_jax.report.page import run as runs_lib
 from moco_jax.report.page import tables
@@ -61,6 +62,7 @@ def scripted(monkeypatch):
         return score | {"knn": left.pop(0), "feature_spread": 0.5}, found
 
     monkeypatch.setattr(Monitor, "measure", scripted_measure)
+    monkeypatch.setattr(feature_rules, "collapsed", lambda history, facts: None)
     return left
 
 

@@ -93,17 +93,18 @@ class Run:
         return rules.facts_of(self.config, self.starts[-1]["examples"] if self.starts else None)
 
     @property
-    def scores(self) -> list[tuple[float, Record]]:
-        """The scores that the run gave itself, each behind its epoch, which must be known."""
-        found = [r for r in self.records if "feature_spread" in r and "event" not in r]
-        return list(zip(self.epochs([r["step"] for r in found]).tolist(), found, strict=True))
-
-    @property
     def verdict(self) -> Verdict | None:
         """The verdict on the run after its last score; None where epochs are not known."""
         if self.steps_per_epoch is None:
             return None
-        return judge(self.scores, self.facts, self.config.patience)
+        return self.judged(self.records)
+
+    def judged(self, records: Sequence[Record]) -> Verdict:
+        """Return the verdict by `records` of the run, whose epochs must be known."""
+        return judge(records, self.facts, self._epoch, self.config.patience)
+
+    def _epoch(self, step: int) -> float:
+        return float(self.epochs([step])[0])
 
     def epochs(self, steps: Sequence[int]) -> np.ndarray:
         """Return how many epochs were over after each of `steps`: float64 `[N]`.
