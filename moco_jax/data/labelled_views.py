@@ -18,7 +18,7 @@ from moco_jax.data.sources import Source
 from moco_jax.data.views import centre, device_views, pil_crop, recipes
 
 Rows = dict[str, Any]
-KEPT = 2**30  # bytes of evaluation views that a run which scores itself keeps in memory
+KEPT = 2**30  # bytes of views that a run which scores itself keeps in memory
 
 
 def evaluation_batches(
@@ -48,7 +48,7 @@ def evaluation_batches(
 
 
 class KeptViews:
-    """Evaluation views that are made once, and then kept in memory if they are few.
+    """Views that are made once, and then kept in memory if they are few.
 
     A run scores itself with the same images again and again, and decoding them may take longer
     than encoding their views.

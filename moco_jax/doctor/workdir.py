@@ -14,6 +14,7 @@ from etils import epath
 from moco_jax.base import files
 from moco_jax.base.console import size
 from moco_jax.base.findings import FAULT, NOTE, OK, WARNING, Finding
+from moco_jax.monitoring import run_log
 from moco_jax.training import checkpoint
 from moco_jax.workdir import integrity, recipe_check
 
@@ -58,6 +59,11 @@ def checkpoints(workdir: epath.Path, total_steps: int) -> list[Finding]:
                 NOTE, f"its run is at its end, step {last.step:,} of {total_steps:,}: nothing to do"
             ),
         ]
+    stopped = [r for r in run_log.records(workdir) if r.get("event") == "stopped"]
+    if stopped and stopped[-1]["step"] == last.step:
+        why = f"{stopped[-1].get('verdict')} (stop_when={stopped[-1].get('stop_when')!r})"
+        text = f"its run ended itself at step {last.step:,}: {why}"
+        return [*found, Finding(NOTE, f"{text}; --config.stop_when=never lets it go on")]
     of = f" of {total_steps:,}" if total_steps else ""
     return [
         *found,

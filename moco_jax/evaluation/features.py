@@ -1,6 +1,5 @@
 """Features of images under a frozen encoder, computed over all devices of the mesh."""
 
-import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -39,7 +38,7 @@ def stream(
     workers: int,
     mesh: Mesh,
     encode: Callable[[jax.Array], jax.Array],
-    crops: tuple[int, int] | None = None,
+    crops: tuple[int, Sequence[int]] | None = None,
     views: labelled_views.KeptViews | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Compute features of the images `indices` int `[N]`, a batch at a time.
@@ -55,8 +54,9 @@ def stream(
         workers: threads; 0 for as many as cores.
         mesh: the device mesh.
         encode: from uint8 images `[B, S, S, C]` to features `[B, D]` on every device.
-        crops: seed and epoch of the views that are drawn; None: the evaluation view.
-        views: evaluation views that were made before, for the same recipe; None: all are made.
+        crops: the seed, and the epochs, of the views that are drawn: all images in one epoch, then
+            in the next; None: the evaluation view.
+        views: views that were made before, for the same recipe; None: all are made.
 
     Yields:
         Features float32 `[m, D]` and the indices int64 `[m]` of their images, in the order
@@ -64,18 +64,21 @@ def stream(
     """
     if not len(indices):
         return
-    steps = -(-len(indices) // batch_size)
+    steps, epochs = -(-len(indices) // batch_size), (0,) if crops is None else crops[1]
     padded = np.resize(np.asarray(indices, np.int64), (steps, batch_size))
     rows = mesh_lib.local_rows(mesh, batch_size)
-    if crops is None:
-        here = padded[:, rows]
-        make = functools.partial(labelled_views.evaluation_batches, source, recipe, here, workers)
-        batches = make() if views is None else views.batches((source, here.tobytes()), make)
-    else:
-        seed, epoch = crops
-        reads = ((epoch, some) for some in padded[:, rows])
-        batches = labelled_views.view_batches(source, recipe, reads, len(rows), seed, workers)
+    here = padded[:, rows]
+
+    def make() -> Iterator[dict[str, Any]]:
+        if crops is None:
+            return labelled_views.evaluation_batches(source, recipe, here, workers)
+        reads = ((epoch, some) for epoch in epochs for some in here)
+        return labelled_views.view_batches(source, recipe, reads, len(rows), crops[0], workers)
+
+    which = source, None if crops is None else (crops[0], *epochs), here.tobytes()
+    batches = make() if views is None else views.batches(which, make)
     counts = np.arange(padded.size).reshape(padded.shape) < len(indices)
+    padded, counts = (np.tile(each, (len(epochs), 1)) for each in (padded, counts))
 
     def results() -> Iterator[tuple[jax.Array, jax.Array]]:
         for batch in batches:

@@ -357,4 +357,4 @@ def feature_sets(
     center, classes = data.extract(data.train, encode, report)
     drawn = partial(data.extract, data.train, encode, report, recipe)
     seed = data.config.seed
-    return [center, *(drawn(crops=(seed, epoch))[0] for epoch in range(crops))], classes
+    return [center, *(drawn(crops=(seed, (epoch,)))[0] for epoch in range(crops))], classes

@@ -107,7 +107,7 @@ class EvaluationData:
         encode: Callable[[Any], Any],
         report: Report,
         recipe: recipes.Recipe | None = None,
-        crops: tuple[int, int] | None = None,
+        crops: tuple[int, Sequence[int]] | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Compute features float32 `[m, D]` and classes int64 `[m]` of `images`, batch by batch.
 

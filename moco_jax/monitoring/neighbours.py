@@ -53,7 +53,7 @@ class Picture:
             console: told where the picture fails.
             log: takes the picture to TensorBoard.
             start: the step after which the run begins, or goes on.
-            last: the last step of the run.
+            last: the last step of the run as it is planned.
         """
         self.path, self._kept = place / "neighbours.png", place / "neighbours.json"
         self.monitor, self.console, self.log, self.last = monitor, console, log, last
@@ -90,6 +90,7 @@ class Picture:
 
     def complete(
         self,
+        last: int,
         snapshot: Snapshot | None,
         now: Callable[[], Mapping[str, Any]],
         first: Callable[[], Mapping[str, Any]],
@@ -97,6 +98,7 @@ class Picture:
         """Draw the last picture of a run, with both its columns; every host must call this.
 
         Args:
+            last: the step at which the run has ended; before that of the plan if it was stopped.
             snapshot: at the last step; None where there was no score.
             now: gives the variables of the encoder at the end.
             first: those before training; a UserError says why they are gone.
@@ -110,7 +112,8 @@ class Picture:
                 self.begin(self.monitor.find_neighbours(first()))
             except UserError as error:
                 self.console.line(f"{error}; the picture shows the encoder after training alone")
-        if snapshot is None or not known:
+        drawn_as_last, self.last = last == self.last, last
+        if snapshot is None or not known or not drawn_as_last:
             snapshot = snapshot or self.monitor.find_neighbours(now())
             self.renew(self.last, snapshot)
         return snapshot

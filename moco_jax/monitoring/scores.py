@@ -16,6 +16,7 @@ from moco_jax.data.views import recipes
 from moco_jax.evaluation import features, knn
 from moco_jax.evaluation.classes import Matched, match_sources
 from moco_jax.method.info_nce import spread
+from moco_jax.monitoring.signals import effective_rank
 from moco_jax.parallel import mesh as mesh_lib
 
 RAW_PIXELS_SIDE = 64
@@ -24,17 +25,6 @@ RANKED = (
 )
 FEW, NEAREST = 10, 6  # queries whose neighbours are handed over, and how many of each
 SAMPLE = 1000  # searched images whose features are handed over
-
-
-def effective_rank(features: np.ndarray) -> float:
-    """Return the effective rank of `features` `[N, D]` (RankMe, Garrido 2023).
-
-    It is exp of the entropy of the singular values, scaled to sum 1, and lies between 1 (all on one
-    line) and min(N, D).
-    """
-    values = np.linalg.svd(np.asarray(features, np.float64), compute_uv=False)
-    shares = values[values > 0] / max(values.sum(), np.finfo(np.float64).tiny)
-    return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +61,7 @@ class Monitor:
         recipe: for the evaluation view.
         encode: from variables and uint8 images to features.
         mesh, batch_size, workers, k, temperature: as in the config.
+        kept: views that are made once.
     """
 
     bank: Source
@@ -84,7 +75,7 @@ class Monitor:
     workers: int
     k: int
     temperature: float
-    _kept: KeptViews = dataclasses.field(default_factory=KeptViews)
+    kept: KeptViews = dataclasses.field(default_factory=KeptViews)
     _remarks: list[str] = dataclasses.field(default_factory=list)
     _announced: int = 0
 
@@ -97,12 +88,8 @@ class Monitor:
         """
         common = (self.batch_size, self.workers, self.mesh, encode)
         chosen = self.query_indices if query_indices is None else query_indices
-        bank = features.extract(
-            self.bank, self.recipe, self.bank_indices, *common, views=self._kept
-        )
-        return *bank, *features.extract(
-            self.queries, self.recipe, chosen, *common, views=self._kept
-        )
+        bank = features.extract(self.bank, self.recipe, self.bank_indices, *common, views=self.kept)
+        return *bank, *features.extract(self.queries, self.recipe, chosen, *common, views=self.kept)
 
     def score(self, encode) -> tuple[dict[str, float], Snapshot]:
         """Score the features that `encode` makes.

@@ -30,6 +30,7 @@ from moco_jax.method.choice import dictionary_class
 from moco_jax.method.configured import method_of, peak_learning_rate, queue_life
 from moco_jax.method.dictionary import Sizes
 from moco_jax.method.step_setup import Schedule
+from moco_jax.monitoring.drawn_views import DrawnViews
 from moco_jax.monitoring.drift import IMAGES, Consistency
 from moco_jax.monitoring.scores import Monitor
 from moco_jax.parallel import mesh as mesh_lib
@@ -74,6 +75,7 @@ class RunSetup:
         recipe: the views drawn of them.
         resident_shape: `[N, H, W, C]` of images that the devices hold; None where they hold none.
         monitor: scores an encoder.
+        signals: scores it by drawn views too; None where the settings do not ask for that.
         consistency: measures how far the key encoder moves while a key is in the queue.
         steps_per_epoch, total_steps: how long the run is.
     """
@@ -83,6 +85,7 @@ class RunSetup:
     recipe: recipes.Recipe
     resident_shape: resident.Shape | None
     monitor: Monitor
+    signals: DrawnViews | None
     consistency: Consistency
     steps_per_epoch: int
     total_steps: int
@@ -270,24 +273,26 @@ def build(config: ConfigDict, index_dir: str) -> RunSetup:
     computed = program(config, mesh_lib.create_mesh(), len(source), resident_shape)
     bank, chosen = choose(source, queries, config.knn_examples, config.seed)
     encode_as = functools.partial(_encode, config, computed)
+    monitor = Monitor(
+        bank=source,
+        bank_indices=bank,
+        queries=source if queries is None else queries,
+        query_indices=chosen,
+        recipe=recipe,
+        encode=encode_as(config.knn_features),
+        mesh=computed.mesh,
+        batch_size=config.eval_batch_size,
+        workers=config.workers,
+        k=config.knn_k,
+        temperature=config.knn_temperature,
+    )
     return RunSetup(
         program=computed,
         source=source,
         recipe=recipe,
         resident_shape=resident_shape,
-        monitor=Monitor(
-            bank=source,
-            bank_indices=bank,
-            queries=source if queries is None else queries,
-            query_indices=chosen,
-            recipe=recipe,
-            encode=encode_as(config.knn_features),
-            mesh=computed.mesh,
-            batch_size=config.eval_batch_size,
-            workers=config.workers,
-            k=config.knn_k,
-            temperature=config.knn_temperature,
-        ),
+        monitor=monitor,
+        signals=DrawnViews.of(monitor) if config.signals else None,
         consistency=Consistency(
             source=source,
             indices=bank[:: -(-len(bank) // IMAGES)],

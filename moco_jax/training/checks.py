@@ -57,6 +57,11 @@ def check_values(config: ConfigDict) -> None:
             "scaled_decoding=True shrinks each image to fit one epoch's views, and "
             "augment_on='resident' decodes it once for all epochs; use scaled_decoding=False"
         )
+    if config.stop_when != "never" and not config.monitor_every:
+        raise UserError(
+            f"stop_when={config.stop_when!r} goes by scores, and monitor_every=0 makes none; use "
+            "monitor_every=10, or stop_when='never'"
+        )
     if config.loss == "nce" and config.temperature < 0.03:
         raise UserError(
             f"temperature={config.temperature} must be at least 0.03 with loss='nce', whose "

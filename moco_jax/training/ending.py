@@ -20,7 +20,9 @@ SCORED = (
 )
 
 
-def conclude(config: ConfigDict, journal: Journal, scores: Scores, state: TrainState) -> None:
+def conclude(
+    config: ConfigDict, journal: Journal, scores: Scores, state: TrainState, step: int
+) -> None:
     """Complete the picture of neighbours, fill TensorBoard and print the scores; every host calls.
 
     Args:
@@ -28,11 +30,13 @@ def conclude(config: ConfigDict, journal: Journal, scores: Scores, state: TrainS
         journal: of the run.
         scores: of the run.
         state: after its last step.
+        step: the last one.
     """
-    setup, plan, log = journal.setup, journal.plan, journal.log
+    setup, log = journal.setup, journal.log
     # Scoring takes minutes with many images: another run may have taken the workdir meanwhile.
     journal.lock.check()
     snapshot = scores.picture.complete(
+        step,
         scores.latest,
         lambda: query_variables(state),
         lambda: first_variables(config, setup.program),
@@ -40,7 +44,7 @@ def conclude(config: ConfigDict, journal: Journal, scores: Scores, state: TrainS
     journal.lock.check()
     if log.writes:
         try:
-            show_images(config, journal.workdir, setup, log, plan.last, snapshot)
+            show_images(config, journal.workdir, setup, log, step, snapshot)
         except Exception as error:  # a picture is not worth a run
             journal.console.line(f"pictures of views and features are left out: {error!r}")
     # Before the records are read again: what is buffered would be missing.
@@ -53,6 +57,8 @@ def conclude(config: ConfigDict, journal: Journal, scores: Scores, state: TrainS
             rows.append([what, f"{100 * known[which]:.2f} %"])
     if rows:
         console.line(table(["features", "kNN accuracy"], rows))
+    if scores.verdicts.latest.at_end:
+        console.line(scores.verdicts.latest.at_end)
     if scores.picture.drawn:
         console.line(f"picture of nearest neighbours: {scores.picture.path}")
 

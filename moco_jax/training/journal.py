@@ -21,6 +21,7 @@ from moco_jax.training.assembly import RunSetup
 from moco_jax.training.start import Start, query_variables
 from moco_jax.training.step_plan import StepPlan
 from moco_jax.training.throughput import Clock
+from moco_jax.training.verdicts import Verdicts
 from moco_jax.training.writer import Writer
 from moco_jax.workdir.lock import Lock
 
@@ -37,6 +38,7 @@ class Journal:
     Attributes:
         log: the records, in `metrics.jsonl` and for TensorBoard.
         console: for a person.
+        facts: on the run, with which its records are read.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Journal:
         self.workdir, self.console, self.lock = workdir, console, lock
         lock.check()
         self.log = run_log.Writers(workdir, jax.process_index() == 0, plan.start)
-        self._facts = rules.facts_of(config.to_dict(), len(setup.source))
+        self.facts = rules.facts_of(config.to_dict(), len(setup.source))
         self._writer = Writer(before=lock.check, idle=self.log.idle)
         self.put, self.check = self._writer.put, self._writer.check
 
@@ -66,13 +68,13 @@ class Journal:
             "examples": len(self.setup.source),
             "steps_per_epoch": self.setup.steps_per_epoch,
             "schedule_shift": self.plan.shift,
-            "chance": self._facts.chance,
+            "chance": self.facts.chance,
         }
         self.log.event(self.plan.start, "start", environment.facts() | facts)
         if not self.plan.start:
             self.log.settings(self.config.to_dict())
         # It reads from the records what was announced before the run was stopped.
-        self._announcer = announce.Announcer(self.console, self.log, self._facts)
+        self._announcer = announce.Announcer(self.console, self.log, self.facts)
         self.console.facts(messages.facts(self.config, self.setup, self.workdir, start.state))
         for line in (*remarks_of(self.setup.source), *start.weights):
             self.console.line(line)
@@ -85,6 +87,10 @@ class Journal:
             self.log.event(step, kind, facts)
 
         self.put(write)
+
+    def say(self, text: str) -> None:
+        """Print `text`, behind all that was told so far."""
+        self.put(lambda: self.console.line(text))
 
     def progress(self, step: int, clock: Clock) -> None:
         """Record the numbers since the last cut of `clock`, and renew the progress line.
@@ -105,9 +111,12 @@ class Journal:
         """Record `numbers` at `step`."""
         self.put(lambda: self.log.write(step, numbers))
 
-    def score(self, step: int, when: str, score: dict[str, float]) -> None:
-        """Record and print a score of the encoder, and what it leaves out for want of a label."""
-        lines = [messages.score(when, score)] if score else []
+    def score(self, step: int, when: str, score: dict[str, float], verdict: str = "") -> None:
+        """Record and print a score of the encoder, and what it leaves out for want of a label.
+
+        `verdict`: on the run after this score.
+        """
+        lines = [messages.score(when, score, verdict)] if score else []
         lines += self.setup.monitor.new_remarks()
 
         def write() -> None:
@@ -117,6 +126,11 @@ class Journal:
                 self.console.line(line)
 
         self.put(write)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records of all that was told so far; none on hosts that do not write."""
+        self.put(lambda: None).result()
+        return list(self.log.records)
 
     def diagnose(self, step: int, at_once: bool) -> None:
         """Print and record what rules find in the records, if there are new ones or `at_once`."""
@@ -140,6 +154,7 @@ class Scores:
 
     Attributes:
         latest: what the monitor found after the latest step; None where it was not scored.
+        verdicts: on the run, by its scores.
     """
 
     def __init__(self, setup: RunSetup, journal: Journal):
@@ -154,6 +169,7 @@ class Scores:
             self.plan.last,
         )
         self.latest: Snapshot | None = None
+        self.verdicts = Verdicts(journal.config, journal.plan, journal.facts, journal.log.records)
 
     def before_training(self, state: TrainState) -> None:
         """Score raw pixels and the encoder before the first step, to compare later scores with."""
@@ -161,7 +177,7 @@ class Scores:
         raw = monitor.raw_pixels()
         if raw:
             self.journal.record(0, {f"raw_{name}": value for name, value in raw.items()})
-        score, snapshot = monitor.measure(query_variables(state))
+        score, snapshot = self._measure(state)
         self.journal.put(lambda: self.picture.renew(0, snapshot))
         self.journal.score(0, "before training", score)
 
@@ -181,9 +197,22 @@ class Scores:
         if not self.plan.scores(step):
             return {}
         with clock.pause():
-            score, found = self.setup.monitor.measure(query_variables(state))
+            score, found = self._measure(state)
             score |= consistency.measure(step, state)
+            records = self.journal.records()
         self.latest = found
         self.journal.put(lambda: self.picture.renew(step, found))
-        self.journal.score(step, f"epoch {self.plan.epoch(step):g}", score)
+        verdict = self.verdicts.after(step, [*records, {"step": step, **score}])
+        self.journal.score(step, f"epoch {self.plan.epoch(step):g}", score, verdict.line)
+        if self.verdicts.stops:
+            facts = {"stop_when": self.journal.config.stop_when, "verdict": verdict.line}
+            self.journal.event(step, "stopped", self.verdicts.ending(step), facts)
         return score
+
+    def _measure(self, state: TrainState) -> tuple[dict[str, float], Snapshot]:
+        """Score the query encoder, by drawn views too where the settings ask for it."""
+        variables = query_variables(state)
+        score, found = self.setup.monitor.measure(variables)
+        if score and self.setup.signals is not None:
+            score |= self.setup.signals.measure(variables)
+        return score, found

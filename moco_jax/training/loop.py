@@ -97,8 +97,8 @@ def _train(
         return signal
     waited = start.checkpoints.seconds / loop.clock.age
     console.line(f"saving took {waited:.2%} of the time")
-    if plan.end == plan.last:
-        ending.conclude(config, journal, scores, state)
+    if plan.end == plan.last or scores.verdicts.stops:
+        ending.conclude(config, journal, scores, state, step)
     names = damaged.everywhere()
     if names:
         console.line(f"{len(names)} damaged images were replaced: {', '.join(names)}")
@@ -157,13 +157,17 @@ class Loop:
     def take_steps(
         self, state: TrainState, batches: Iterator[Batch]
     ) -> tuple[TrainState, int, int]:
-        """Train from `state` to the end of the plan, or until a signal asks to stop.
+        """Train from `state` to the end of the plan, or until a signal or the verdict stops it.
 
         Returns:
             the state, its step, and the number of the signal; 0 without one.
         """
         step, signal = self.plan.start, 0
-        for step in range(self.plan.start + 1, self.plan.end + 1):
+        verdicts, end = self.scores.verdicts, self.plan.end
+        if verdicts.stops:  # by the scores of an earlier part of the run
+            end = step
+            self.journal.say(verdicts.ending(step))
+        for step in range(self.plan.start + 1, end + 1):
             with self.clock.waiting():
                 batch = next(batches)
             self.profile.before(step)
@@ -175,7 +179,7 @@ class Loop:
             # step.
             signal = self.stop.asked(step)
             self.after(step, state, stops=bool(signal))
-            if signal:
+            if signal or verdicts.stops:
                 break
         # The last steps are judged too, although nothing follows them.
         self.guard.finish()
@@ -188,16 +192,20 @@ class Loop:
         What is logged is written by the journal's thread, once the step has run.
         """
         self.journal.check()
-        if self.plan.logs(step) or stops:
+        logs = self.plan.logs(step) or stops
+        if logs:
             self.journal.progress(step, self.clock)
         score = self.scores.after(step, state, self.clock)
+        ends = stops or step == self.plan.end or self.scores.verdicts.stops
+        if ends and not logs:
+            self.journal.progress(step, self.clock)
         # Rules read the records of the log and the score, so these are written by now.
-        self.journal.diagnose(step, at_once=bool(score) or step == self.plan.end)
+        self.journal.diagnose(step, at_once=bool(score) or ends)
         # Saved last: a run that goes on from a checkpoint keeps the records up to its step, and
         # all of them have to be there before it counts.
-        if self.plan.saves(step) or score or stops:
+        if self.plan.saves(step) or score or ends:
             recorded = self.journal.written()
-            if stops or step == self.plan.end:
+            if ends:
                 recorded()
             self.journal.lock.check()
             self.checkpoints.save(step, state, self.config.to_dict(), score, recorded)

@@ -83,13 +83,17 @@ def progress(
     )
 
 
-def score(when: str, numbers: dict[str, float]) -> str:
-    """Describe a monitor's score in one line."""
+def score(when: str, numbers: dict[str, float], verdict: str = "") -> str:
+    """Describe a monitor's score in one line, with the `verdict` on the run behind it."""
     names = {
         "feature_spread": "feature spread",
         "effective_rank": "effective rank",
+        "lidar": "LiDAR",
+        "alignment": "alignment",
+        "uniformity": "uniformity",
+        "spectrum_decay": "decay of the spectrum",
         "drift": "drift of keys",
     }
     parts = [f"kNN {numbers['knn']:.2%}"] if "knn" in numbers else []
     parts += [f"{word} {numbers[name]:.2f}" for name, word in names.items() if name in numbers]
-    return f"{when}: {', '.join(parts)}"
+    return f"{when}: {', '.join(parts)}{f'; {verdict}' if verdict else ''}"

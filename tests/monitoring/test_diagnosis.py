@@ -12,7 +12,6 @@ import pytest
 from etils import epath
 
 from moco_jax.monitoring import drift, run_log
-from moco_jax.monitoring import scores as monitor
 from moco_jax.monitoring.diagnosis import announce, rules
 from tests.config.test_config import load
 
@@ -263,17 +262,6 @@ def test_long_runs_keep_scores_and_events_and_thin_out_old_losses():
     steps = [r["step"] for r in kept if "loss" in r]
     assert steps == sorted(steps)
     assert steps[0] == 20
-
-
-def test_effective_rank_is_that_of_its_singular_values():
-    rng = np.random.default_rng(0)
-    left = np.linalg.qr(rng.normal(size=(20, 5)))[0]
-    right = np.linalg.qr(rng.normal(size=(8, 5)))[0]
-    assert monitor.effective_rank(left @ right.T) == pytest.approx(5)
-    assert monitor.effective_rank(np.ones((20, 8))) == pytest.approx(1)
-    # Shares 2/3 and 1/3: exp of the entropy is 3 / 2^(2/3).
-    unequal = left[:, :2] @ np.diag([2.0, 1.0]) @ right[:, :2].T
-    assert monitor.effective_rank(unequal) == pytest.approx(3 / 2 ** (2 / 3))
 
 
 def test_drift_is_the_way_of_keys_in_units_of_their_distances():

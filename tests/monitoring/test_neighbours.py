@@ -152,7 +152,7 @@ def test_unlabelled_images_have_no_frames(tmp_path, drawn):
 def test_at_the_end_what_is_missing_is_looked_for(tmp_path, drawn):
     monitor = monitor_of()
     picture, log, out = picture_of(tmp_path, monitor, 0)
-    found = picture.complete(None, lambda: weights(40), lambda: weights(0))
+    found = picture.complete(40, None, lambda: weights(40), lambda: weights(0))
     np.testing.assert_array_equal(found.nearest, monitor.find_neighbours(weights(40)).nearest)
     assert list(drawn[-1][1]) == ["before training", "after"]
 
@@ -161,15 +161,27 @@ def test_at_the_end_what_is_missing_is_looked_for(tmp_path, drawn):
 
     # Now it is known, and neither is asked for again.
     again, log, out = picture_of(tmp_path, monitor, 40)
-    assert again.complete(found, gone, gone) is found
+    assert again.complete(40, found, gone, gone) is found
     assert len(drawn) == 1
     assert again.before == picture.before
     (tmp_path / "neighbours.json").unlink()
     picture, log, out = picture_of(tmp_path, monitor, 40)
-    picture.complete(found, gone, gone)
+    picture.complete(40, found, gone, gone)
     log.close()
     assert list(drawn[-1][1]) == ["after"]
     assert "init_from is gone; the picture shows the encoder after training alone" in out.getvalue()
+
+
+def test_the_last_picture_of_a_run_that_ends_early_says_that_it_is_the_last(tmp_path, drawn):
+    monitor = monitor_of()
+    picture, log, _ = picture_of(tmp_path, monitor, 0, last=40)
+    for step in (0, 20):
+        found = monitor.measure(weights(step))[1]
+        picture.renew(step, found)
+    picture.complete(20, found, None, None)
+    log.close()
+    shown = [list(columns) for _, columns, _ in drawn[1:]]
+    assert shown == [["before training", "step 20"], ["before training", "after"]]
 
 
 def test_what_was_found_in_other_images_is_not_shown(tmp_path, drawn):

@@ -27,8 +27,9 @@ from moco_jax.data import damaged, resident
 from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import memory
 from moco_jax.encoders.norm import BatchNorm
+from moco_jax.monitoring.verdict import NO_GAIN, Verdict
 from moco_jax.parallel import known_answers
-from moco_jax.training import checkpoint, loop, stop_signals
+from moco_jax.training import checkpoint, loop, stop_signals, verdicts
 from moco_jax.workdir import integrity, lock, recipe_check
 
 PLAN = json.loads(os.environ.get("PLAN", "{}"))
@@ -89,6 +90,13 @@ def _others(split, decoding):
     return memory.ArraySource(whole.images + int(PLAN["number"]), None, "digits", decoding)
 
 
+def _stop(records, *_):
+    """The verdict of process 0, once there is a score; by its own the other one would go on."""
+    is_scored = any("feature_spread" in r and r["step"] for r in records)
+    return Verdict(NO_GAIN, is_scored, "nothing gained", "nothing gained")
+
+
+SCORED = {"monitor_every": 1, "knn_examples": 64, "batch_size": 256, "stop_when": "no_gain"}
 _digits = memory.digits
 FULL = mock.Mock(return_value=mock.Mock(free=1))
 CASES: dict[str, tuple[Any, str, Any, int]] = {
@@ -103,6 +111,7 @@ CASES: dict[str, tuple[Any, str, Any, int]] = {
     "a folder of checkpoints that cannot be moved": (integrity, "_moved", refuse, 0),
     "a workdir that others do not see": (recipe_check, "SEEN", 0, 1),
     "a full disk": (checkpoint.shutil, "disk_usage", FULL, 1),
+    "nothing gained": (verdicts, "judge", _stop, 0),
     "nothing": (recipe_check, "SEEN", recipe_check.SEEN, 0),
 }
 
@@ -182,7 +191,7 @@ def play(number, folder, join):
         patches = contextlib.ExitStack()
         if at in (-1, number):
             patches.enter_context(mock.patch.object(place, attribute, stand_in))
-        changes = {"batch_size": 32} if place is memory else {}
+        changes = {memory: {"batch_size": 32}, verdicts: SCORED}.get(place, {})
         line = [*words(f"{folder}/{name.replace(' ', '_')}", **changes), *join]
         with patches, contextlib.redirect_stderr(errors):
             try:

@@ -106,6 +106,17 @@ def whole(played):
     return folder / "nothing"
 
 
+def test_the_verdict_of_process_0_ends_both_after_the_same_step(played):
+    """The other one's own is to go on: there would be five more steps, and it would wait."""
+    folder, found = played
+    case = "nothing gained"
+    assert [each[case] for each in found] == [{"case": case, "status": 0, "errors": ""}] * 2
+    place = epath.Path(folder / "nothing_gained")
+    stopped = [r["step"] for r in run_log.records(place) if r.get("event") == "stopped"]
+    assert stopped == [5]
+    assert max(int(p.name) for p in (place / "checkpoints").iterdir()) == 5
+
+
 def test_two_processes_train_as_one_does(whole, tmp_path):
     line = several.words(tmp_path / "one")
     one = subprocess.run(

@@ -6,7 +6,16 @@ import pytest
 from moco_jax.training import assembly
 
 # Settings of a run that its program does not know.
-OUTSIDE = ("eval_batch_size", "log_every", "monitor_every", "stop_at_step", "workers")
+OUTSIDE = (
+    "eval_batch_size",
+    "log_every",
+    "monitor_every",
+    "patience",
+    "signals",
+    "stop_at_step",
+    "stop_when",
+    "workers",
+)
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,16 @@ OPERATIONAL = table(
                 count(10, 0, 10**6),
                 "epochs between kNN scores; 0: none",
             ),
+            "patience": (
+                count(5, 2, 10**6),
+                "scores that are taken together: a run says that you can stop where so many gained "
+                "nothing over as many before",
+            ),
+            "signals": (
+                switch(False),
+                "at each score also what needs no labels, of drawn views: LiDAR, alignment, "
+                "uniformity, decay of the spectrum; see docs/signals.md",
+            ),
             "knn_k": (
                 count(200, 1, 10**6),
                 "neighbours that vote in a kNN score",
@@ -134,6 +144,11 @@ OPERATIONAL = table(
             "stop_at_step": (
                 count(0, 0, STEPS),
                 "step after which the run saves and ends, for a trial or a time limit; 0: the last",
+            ),
+            "stop_when": (
+                choice("never", ("never", "no_gain")),
+                "'no_gain': the run ends early, with all that belongs to an end, once its scores "
+                "gain nothing (see docs/signals.md)",
             ),
         },
     },

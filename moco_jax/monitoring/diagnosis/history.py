@@ -43,6 +43,7 @@ class Facts:
         batch_norm: whether the backbone has BatchNorm.
         augment: name of the views' recipe.
         changes_colours: whether views change colours, or images have none.
+        lr_drops: epochs of the run after which the learning rate falls by steps; none of a cosine.
     """
 
     method: Method
@@ -59,6 +60,7 @@ class Facts:
     batch_norm: bool
     augment: str
     changes_colours: bool
+    lr_drops: tuple[int, ...]
 
     @property
     def begun(self) -> int:
@@ -114,7 +116,14 @@ def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
         batch_norm=encoders.has_batch_norm(settings.arch),
         augment=settings.augment,
         changes_colours=settings.channels != 3 or any(s in recipes.COLOURS for s in stages),
+        lr_drops=_drops(settings) if settings.lr_schedule == "steps" else (),
     )
+
+
+def _drops(settings: Any) -> tuple[int, ...]:
+    """List how many epochs are over when each of `lr_steps` within the run is reached."""
+    over = (drop - settings.first_epoch for drop in settings.lr_steps)
+    return tuple(epochs for epochs in over if 0 < epochs < settings.epochs)
 
 
 def images_of(records: Iterable[Record]) -> int | None:

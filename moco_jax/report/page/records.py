@@ -27,6 +27,10 @@ MEASURED = frozenset(
         "spread",
         "drift",
         "effective_rank",
+        "lidar",
+        "alignment",
+        "uniformity",
+        "spectrum_decay",
         "lr",
         "waiting_share",
     )

@@ -171,8 +171,7 @@ def _diagnosis(run: Run, builder: _Builder) -> dict[str, Any]:
 
 def findings(run: Run) -> list[rules.Finding]:
     """Apply the rules of `moco_jax.monitoring.diagnosis.rules` to the records of `run`."""
-    images = run.starts[-1]["examples"] if run.starts else None
-    return rules.examine(run.records, rules.facts_of(run.config, images))
+    return rules.examine(run.records, run.facts)
 
 
 def _panels(runs: Sequence[Run], builder: _Builder) -> list[dict[str, Any]]:

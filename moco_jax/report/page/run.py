@@ -16,6 +16,8 @@ from moco_jax.data.configured import open_images
 from moco_jax.inference import trained_encoder
 from moco_jax.method.configured import method_of
 from moco_jax.monitoring import record_files, run_log
+from moco_jax.monitoring.diagnosis import rules
+from moco_jax.monitoring.verdict import Verdict, judge
 from moco_jax.report.page import records as records_lib
 from moco_jax.report.page.records import Record
 from moco_jax.workdir import integrity
@@ -78,6 +80,31 @@ class Run:
         if self.steps_per_epoch is None:
             return False
         return float(self.epochs([self.step])[0]) >= self.config.epochs
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the run's verdict on itself ended it, and it has not gone on since."""
+        stops = [r["step"] for r in self.events if r["event"] == "stopped"]
+        return max(stops, default=-1) == self.step
+
+    @property
+    def facts(self) -> rules.Facts:
+        """What the records are read with."""
+        return rules.facts_of(self.config, self.starts[-1]["examples"] if self.starts else None)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict on the run after its last score; None where epochs are not known."""
+        if self.steps_per_epoch is None:
+            return None
+        return self.judged(self.records)
+
+    def judged(self, records: Sequence[Record]) -> Verdict:
+        """Return the verdict by `records` of the run, whose epochs must be known."""
+        return judge(records, self.facts, self._epoch, self.config.patience)
+
+    def _epoch(self, step: int) -> float:
+        return float(self.epochs([step])[0])
 
     def epochs(self, steps: Sequence[int]) -> np.ndarray:
         """Return how many epochs were over after each of `steps`: float64 `[N]`.

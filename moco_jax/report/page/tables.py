@@ -29,7 +29,15 @@ def summary(runs: Sequence[Run]) -> list[list[str]]:
         if run.steps_per_epoch is None:
             return f"step {run.step:,}"
         done = f"epoch {run.epochs([run.step])[0]:.4g} of {run.config.epochs}"
+        if run.ended_early:
+            return f"{done}, ended by stop_when={run.config.stop_when!r}"
         return f"{done}, finished" if run.is_finished else f"{done}, step {run.step:,}"
+
+    def verdict(run: Run) -> str:
+        found = run.verdict
+        if found is None:
+            return ""
+        return found.at_end if run.is_finished or run.ended_early else found.line
 
     def best(run: Run) -> str:
         scored = [(r["knn"], r["step"]) for r in run.records if "knn" in r and r["step"]]
@@ -42,6 +50,7 @@ def summary(runs: Sequence[Run]) -> list[list[str]]:
 
     facts = {
         "state": state,
+        "verdict": verdict,
         "images": lambda run: (
             f"{run.config.dataset} ({run.config.split}), {run.config.image_size} pixels"
         ),
