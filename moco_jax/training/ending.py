@@ -53,6 +53,9 @@ def conclude(config: ConfigDict, journal: Journal, scores: Scores, state: TrainS
             rows.append([what, f"{100 * known[which]:.2f} %"])
     if rows:
         console.line(table(["features", "kNN accuracy"], rows))
+    probed = [record["probe"] for record in records if "probe" in record]
+    if probed:
+        console.line(f"online probe, on the images that kNN classifies: {probed[-1]:.2%}")
     if scores.picture.drawn:
         console.line(f"picture of nearest neighbours: {scores.picture.path}")
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from moco_jax.base.console import Console
 from moco_jax.data.sources import remarks_of
 from moco_jax.method.state import TrainState
-from moco_jax.monitoring import neighbours, run_log
+from moco_jax.monitoring import neighbours, online_probe, run_log
 from moco_jax.monitoring.diagnosis import announce, rules
 from moco_jax.monitoring.scores import Snapshot
 from moco_jax.training import environment, messages
@@ -94,7 +94,7 @@ class Journal:
         window = clock.cut()
 
         def write() -> None:
-            numbers = window.read()
+            numbers = online_probe.share(window.read())
             self.log.write(step, numbers)
             shown = step + self.plan.shift, numbers, self.config, self.setup, window.left
             self.console.progress(messages.progress(*shown))
@@ -142,9 +142,12 @@ class Scores:
         latest: what the monitor found after the latest step; None where it was not scored.
     """
 
-    def __init__(self, setup: RunSetup, journal: Journal):
-        """Score with the monitor of `setup`; results go to `journal`."""
+    def __init__(
+        self, setup: RunSetup, journal: Journal, probe: online_probe.OnlineProbe | None = None
+    ):
+        """Score with the monitor of `setup`, and `probe`; results go to `journal`."""
         self.setup, self.journal, self.plan = setup, journal, journal.plan
+        self.probe = probe
         self.picture = neighbours.Picture(
             journal.workdir,
             setup.monitor,
@@ -181,7 +184,9 @@ class Scores:
         if not self.plan.scores(step):
             return {}
         with clock.pause():
-            score, found = self.setup.monitor.measure(query_variables(state))
+            score, found = self.setup.monitor.measure(
+                query_variables(state), None if self.probe is None else self.probe.score
+            )
             score |= consistency.measure(step, state)
         self.latest = found
         self.journal.put(lambda: self.picture.renew(step, found))
