@@ -96,8 +96,7 @@ def _require_labels(config: ConfigDict, index_dir: str) -> None:
     queries = open_images(config, config.eval_split, index_dir) if config.eval_split else None
     bank, chosen = choose(source, queries, config.knn_examples, config.seed)
     matched = match_sources(source, bank, source if queries is None else queries, chosen)
-    known = [] if matched is None else np.unique(matched.train[matched.train >= 0])
-    if len(known) < 2:
+    if matched is None or len(np.unique(matched.train[matched.train >= 0])) < 2:
         what = "no labels" if matched is None else "labels of one class alone"
         raise UserError(
             f"dataset={config.dataset!r} (split {config.split!r}) has {what}, and runs are "

@@ -135,7 +135,7 @@ class Checkpoints:
         hosts.each(lambda: self._require_room((state, None if probe is None else probe.state)))
         about = {"format_version": FORMAT_VERSION, "step": step, "config": dict(config)}
         about |= self._facts
-        items = {"state": ocp.args.StandardSave(state)}
+        items: dict[str, Any] = {"state": ocp.args.StandardSave(state)}
         if probe is not None:
             # An item of its own, which nobody needs to know who reads the state.
             items[PROBE], about[PROBE] = ocp.args.StandardSave(probe.state), probe.facts
