@@ -130,7 +130,7 @@ REFUSED = {
     "stop_at_step=5 ends runs before": (["--seeds=2"], {"stop_at_step": 5}),
     "seed=9223372036854775808": (["--seeds=2"], {"seed": 2**63 - 1}),
     "config.base.lr is not a setting": (["--seeds=2"], {"base.lr": 1}),
-    "did you mean base.arch?": (["--seeds=2"], {"config": ROWS}),
+    "did you mean base.arch": (["--seeds=2"], {"config": ROWS}),
     "has no labels, and runs are compared": (["--seeds=2"], {"dataset": "folder"}),
 }
 
