@@ -103,7 +103,7 @@ def jax_step(config: ConfigDict, devices: int = 1) -> Step:
 
     def start() -> jax.Array:
         nonlocal current
-        current, metrics = compiled(current, on_device)
+        current, metrics, _ = compiled(current, on_device)
         return metrics["loss"]
 
     def wait(loss: jax.Array) -> float:

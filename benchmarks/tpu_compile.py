@@ -308,7 +308,7 @@ def without_donation(mesh: Mesh):
     program = moco_program(mesh)
     undonated = jax.jit(
         program.train_step.__wrapped__,
-        out_shardings=(jax.tree.map(lambda x: x.sharding, program.abstract), None),
+        out_shardings=(jax.tree.map(lambda x: x.sharding, program.abstract), None, None),
     )
     return dataclasses.replace(program, train_step=undonated).compile_step()
 

@@ -75,9 +75,9 @@ class Run:
                 jax.block_until_ready(self.state)
                 waited, began = 0.0, time.perf_counter()
             asked = time.perf_counter()
-            batch = next(self.batches)
+            batch = next(self.batches).batch
             waited += time.perf_counter() - asked
-            self.state, metrics = self.step(self.state, batch)
+            self.state, metrics, _ = self.step(self.state, batch)
         jax.block_until_ready(metrics)
         elapsed = time.perf_counter() - began
         return steps * BATCH.value / elapsed, waited / elapsed

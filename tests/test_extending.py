@@ -265,7 +265,7 @@ def test_they_make_a_step_together(method, plain, young, images, one_device):
     assert before["backbone"]["conv3"]["kernel"].shape == (3, 3, 16, 32)
     batch = step.Batch(made["query"], made["key"], made["index"])
     train_step = quickly(program.train_step.lower(program.abstract, program.batch))
-    now, metrics = jax.device_get(train_step(now, mesh.to_devices(one_device, batch)))
+    now, metrics, _ = jax.device_get(train_step(now, mesh.to_devices(one_device, batch)))
     assert metrics["finite"]
     assert now.dictionary.count == 2 * BATCH  # the keys of both views
     assert (

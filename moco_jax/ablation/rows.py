@@ -1,20 +1,29 @@
-"""Comparisons of several runs, a row each: training them, and a table and figure of results."""
+"""Runs of a comparison, a row each and several seeds a row: checked, trained, and summed up."""
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from moco_jax.base import figures, files
-from moco_jax.base.console import Console, table
+from moco_jax import config as config_lib
+from moco_jax.base import files
+from moco_jax.base.errors import UserError
+from moco_jax.data.configured import open_images
+from moco_jax.evaluation.classes import match_sources
+from moco_jax.evaluation.held_out import choose
 from moco_jax.method.configured import method_of
 from moco_jax.monitoring import run_log
-from moco_jax.training import loop
+from moco_jax.training import checks, loop
+from moco_jax.workdir import recipe_check
 
 Row = dict[str, Any]
+
+# Settings by which images, and so their labels, differ from one row to another.
+OF_IMAGES = ("dataset", "data_dir", "split", "eval_split")
 
 
 def row_config(base: ConfigDict, row: Row, seed: int) -> ConfigDict:
@@ -23,6 +32,12 @@ def row_config(base: ConfigDict, row: Row, seed: int) -> ConfigDict:
     config.update(dict(row["settings"]))
     config.seed = seed
     return config
+
+
+def called(row: Row) -> str:
+    """Name `row` for a person."""
+    parts = ", ".join(str(row[name]) for name in ("line", "x") if row[name] != "")
+    return f"{row['table']}: {parts}" if parts else row["table"]
 
 
 def folder_name(row: Row, seed: int) -> str:
@@ -37,6 +52,73 @@ def shared_run(base: ConfigDict, rows: list[Row], row: Row) -> Row:
     return next(other for other in rows if row_config(base, other, 0).to_dict() == wanted)
 
 
+def check(base: ConfigDict, rows: Sequence[Row], seeds: Sequence[int], place: epath.Path) -> None:
+    """Refuse, before the first run, what could not run, or would have no score at its end.
+
+    Args:
+        base: the settings that all rows share.
+        rows: what is to be run.
+        seeds: of each.
+        place: the folder of all runs.
+
+    Raises:
+        UserError: a setting or the images do not do, or a folder has a run of other settings.
+    """
+    looked_at = set()
+    for row in rows:
+        config = row_config(base, row, seeds[-1])
+        checks.check_values(config)
+        _require_last_score(config)
+        images = tuple(config[name] for name in OF_IMAGES)
+        if images not in looked_at:
+            looked_at.add(images)
+            _require_labels(config, str(place / "index"))
+        for seed in seeds:
+            _require_same(place / folder_name(row, seed), row_config(base, row, seed))
+
+
+def _require_last_score(config: ConfigDict) -> None:
+    if not config.monitor_every:
+        raise UserError(
+            "monitor_every=0 gives runs no score, by which they are compared; try monitor_every="
+            f"{config.epochs}"
+        )
+    if config.stop_at_step:
+        raise UserError(
+            f"stop_at_step={config.stop_at_step} ends runs before their last score, by which they "
+            "are compared; use stop_at_step=0, and epochs for shorter runs"
+        )
+
+
+def _require_labels(config: ConfigDict, index_dir: str) -> None:
+    """Refuse images of which the runs could give themselves no kNN score."""
+    source = open_images(config, config.split, index_dir)
+    queries = open_images(config, config.eval_split, index_dir) if config.eval_split else None
+    bank, chosen = choose(source, queries, config.knn_examples, config.seed)
+    matched = match_sources(source, bank, source if queries is None else queries, chosen)
+    if matched is None or len(np.unique(matched.train[matched.train >= 0])) < 2:
+        what = "no labels" if matched is None else "labels of one class alone"
+        raise UserError(
+            f"dataset={config.dataset!r} (split {config.split!r}) has {what}, and runs are "
+            "compared by their kNN accuracy; give images of two classes or more (docs/data.md), or "
+            "compare single runs with python -m moco_jax.report"
+        )
+
+
+def _require_same(folder: epath.Path, config: ConfigDict) -> None:
+    """Refuse a run in `folder` that had other settings: its score would stand for these."""
+    if not (folder / "config.json").exists():
+        return
+    before = recipe_check.read_config(folder / "config.json")
+    found = config_lib.recipe_differences(before, config.to_dict())
+    if found:
+        listed = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in found.items())
+        raise UserError(
+            f"{folder} holds a run of other settings ({listed}); give another --workdir, or move "
+            "that folder away"
+        )
+
+
 def result_of(folder: epath.Path) -> dict[str, float] | None:
     """Read the scores of a finished run; None where it is not finished."""
     path = folder / "result.json"
@@ -44,12 +126,22 @@ def result_of(folder: epath.Path) -> dict[str, float] | None:
 
 
 def scores(folder: epath.Path) -> dict[str, float]:
-    """Return the last kNN accuracy, and top-1 and loss averaged over the last tenth of records."""
+    """Return the last kNN and probe's accuracy, and top-1 and loss over the last tenth of records.
+
+    Raises:
+        UserError: the run gave itself no kNN score.
+    """
     found = run_log.records(folder)
+    last = {name: [r[name] for r in found if name in r] for name in ("knn", "probe")}
+    if not last["knn"]:
+        raise UserError(
+            f"{folder} has no kNN score in its records; python -m moco_jax.report {folder} shows "
+            "what became of the run"
+        )
     steps = [r for r in found if "loss" in r]
-    last = steps[-max(len(steps) // 10, 1) :]
-    mean = {name: float(np.mean([r[name] for r in last])) for name in ("top1", "loss")}
-    return {"knn": [r["knn"] for r in found if "knn" in r][-1], **mean}
+    latest = steps[-max(len(steps) // 10, 1) :]
+    mean = {name: float(np.mean([r[name] for r in latest])) for name in ("top1", "loss")}
+    return {name: values[-1] for name, values in last.items() if values} | mean
 
 
 def run_row(base: ConfigDict, row: Row, seed: int, folder: epath.Path) -> int:
@@ -64,61 +156,41 @@ def run_row(base: ConfigDict, row: Row, seed: int, folder: epath.Path) -> int:
     return stopped
 
 
-def summary(base: ConfigDict, rows: list[Row], place: epath.Path, seeds: int) -> list[Row]:
+def summary(
+    base: ConfigDict, rows: list[Row], place: epath.Path, seeds: Sequence[int]
+) -> list[Row]:
     """Summarise every row that has results over its seeds.
 
     Returns:
-        for each row its names, the number of its seeds, `mean` and `deviation` of each score (None
-        for one seed), and the loss of chance.
+        for each row its names, the number of its seeds, `mean`, `deviation` (of a sample; None for
+        one seed) and `range` (least and most) of each score, the `runs` (seed and scores of each),
+        and the loss of chance.
     """
     found = []
     for row in rows:
         ran = shared_run(base, rows, row)
-        results = [result_of(place / folder_name(ran, seed)) for seed in range(seeds)]
-        done = [r for r in results if r is not None]
+        results = {seed: result_of(place / folder_name(ran, seed)) for seed in seeds}
+        done = {seed: result for seed, result in results.items() if result is not None}
         if not done:
             continue
-        values = {name: [r[name] for r in done] for name in done[0]}
-        spread = {
-            name: float(np.std(v, ddof=1)) if len(v) > 1 else None for name, v in values.items()
-        }
-        mean = {name: float(np.mean(v)) for name, v in values.items()}
-        identity = {name: row[name] for name in ("table", "line", "x")}
         config = row_config(base, row, 0)
-        chance = method_of(config).chance_level(config.batch_size)
         found.append(
-            {**identity, "seeds": len(done), "mean": mean, "deviation": spread, "chance": chance}
+            {name: row[name] for name in ("table", "line", "x")}
+            | {"seeds": len(done)}
+            | _statistics(list(done.values()))
+            | {"runs": [{"seed": seed, **result} for seed, result in done.items()]}
+            | {"chance": method_of(config).chance_level(config.batch_size)}
         )
     return found
 
 
-def show(rows: list[Row], place: epath.Path, console: Console) -> None:
-    """Print the tables, write them to `ablation.json`, and draw `ablation.png`."""
-
-    def share(row: Row, name: str) -> str:
-        deviation = row["deviation"][name]
-        text = f"{100 * row['mean'][name]:.2f}"
-        return text if deviation is None else f"{text} +- {100 * deviation:.2f}"
-
-    def level(row: Row) -> str:
-        return "-" if row["chance"] is None else f"{row['chance']:.3f}"
-
-    for name in dict.fromkeys(row["table"] for row in rows):
-        cells = [
-            [
-                row["line"],
-                str(row["x"]),
-                share(row, "knn"),
-                share(row, "top1"),
-                f"{row['mean']['loss']:.3f}",
-                level(row),
-                str(row["seeds"]),
-            ]
-            for row in rows
-            if row["table"] == name
-        ]
-        heads = [name, "", "kNN %", "contrastive top-1 %", "loss", "chance", "seeds"]
-        console.line("\n" + table(heads, cells))
-    files.write(place / "ablation.json", (json.dumps(rows, indent=2) + "\n").encode())
-    figures.ablation(place / "ablation.png", rows)
-    console.line(f"figure: {place / 'ablation.png'}")
+def _statistics(runs: Sequence[dict[str, float]]) -> Row:
+    """Compute mean, deviation and range of each score that all of `runs` have."""
+    names = [name for name in runs[0] if all(name in run for run in runs)]
+    values = {name: np.asarray([run[name] for run in runs]) for name in names}
+    several = len(runs) > 1
+    return {
+        "mean": {name: float(v.mean()) for name, v in values.items()},
+        "deviation": {n: float(v.std(ddof=1)) if several else None for n, v in values.items()},
+        "range": {name: [float(v.min()), float(v.max())] for name, v in values.items()},
+    }

@@ -1,22 +1,27 @@
-"""Run the rows of a comparison, and draw what they show.
+"""Run the rows of a comparison, or one recipe, with several seeds, and show their spread.
 
     python -m moco_jax.ablation --config=configs/ablation.py:digits --workdir=runs/ablation
-    python -m moco_jax.ablation --config=ablation:cifar10 --config.seeds=5 --only=negatives \\
+    python -m moco_jax.ablation --config=ablation:cifar10 --seeds=5 --only=negatives \\
         --workdir=runs/ablation
+    python -m moco_jax.ablation --config=digits --seeds=3 --config.epochs=40 --workdir=runs/seeds
 
-Each row is a run in a folder of its own, and rows of equal settings share one. The same command
-goes on where it was stopped; rows that are done are not run again.
+Each row is a run in a folder of its own, and rows of equal settings share one; a recipe is one row.
+The same command goes on where it was stopped: runs that are done are not repeated, and a larger
+`--seeds` adds those that are new.
 """
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from moco_jax import config as config_lib
 from moco_jax.base import files
 from moco_jax.base.console import Console
+from moco_jax.cli import number_flags
 from moco_jax.cli.command_line import (
     SETTINGS,
     Command,
@@ -27,17 +32,36 @@ from moco_jax.cli.command_line import (
 )
 from moco_jax.config.settings.kinds import Range
 
-KNOWN = ("seeds", *(f"base.{name}" for name in SETTINGS))  # as --config.NAME
+KNOWN = ("seeds", *(f"base.{name}" for name in SETTINGS))  # as --config.NAME, of a comparison
 SEEDS = Range(1, 1000)
 
 
 def define(given: flags.FlagValues) -> None:
     """Define the flags."""
-    define_config(given, "Rows: configs/ablation.py or configs/ablation.py:VARIANT.")
-    flags.DEFINE_string("workdir", None, "Folder of all rows, their table and figure.", given)
+    define_config(given, "Rows: configs/ablation.py or configs/ablation.py:VARIANT; or any recipe.")
+    flags.DEFINE_string("workdir", None, "Folder of all runs, their table and figure.", given)
     flags.DEFINE_string(
         "only", "", "One table: 'negatives', 'momentum', 'shuffled BN' or 'methods'.", given
     )
+    number_flags.DEFINE_whole(
+        "seeds",
+        None,
+        "How often each row is run: with the seed of its settings, the next one, and so on. "
+        "Left out: as often as the comparison says.",
+        SEEDS.least,
+        SEEDS.most,
+        given,
+    )
+
+
+def is_comparison(config: ConfigDict) -> bool:
+    """Return whether `config` has rows, and is not one recipe."""
+    return "rows" in config
+
+
+def names_with(config: ConfigDict) -> Sequence[str]:
+    """Return what `--config.NAME` may name with `config`."""
+    return KNOWN if is_comparison(config) else SETTINGS
 
 
 def rows_of(config: ConfigDict, only: str) -> list[dict[str, Any]]:
@@ -52,39 +76,53 @@ def rows_of(config: ConfigDict, only: str) -> list[dict[str, Any]]:
     return rows
 
 
+def asked(given: flags.FlagValues) -> tuple[ConfigDict, list[dict[str, Any]], int]:
+    """Return the settings that all rows share, the rows, and how often each is run."""
+    config = given.config
+    if is_comparison(config):
+        return config.base, rows_of(config, given.only), given.seeds or config.seeds
+    path, _, variant = config_flags.get_config_filename(given["config"]).partition(":")
+    name = ":".join(filter(None, (Path(path).stem, variant)))
+    if given.only:
+        fail(f"--only={given.only} chooses a table of a comparison, and {name} is one recipe")
+    if given.seeds is None:
+        fail(f"--seeds=N says how often {name} is run; try --seeds=3")
+    config_lib.check_each(config)
+    return config, [{"table": name, "line": "", "x": "", "settings": {}}], given.seeds
+
+
 def main(given: flags.FlagValues, words: list[str]) -> None:
     """Run what is not done, then show everything that is."""
     refuse_words(words)
     if not given.workdir or given.config is None:
         fail("--config=configs/ablation.py and --workdir=FOLDER are needed; --help lists all flags")
-    config, console, place = given.config, Console(), files.absolute(given.workdir)
-    rows = rows_of(config, given.only)
-    set_up(config.base)
+    console, place = Console(), files.absolute(given.workdir)
+    base, rows, number = asked(given)
+    set_up(base)
 
     from moco_jax.ablation import rows as rows_lib
-    from moco_jax.training import checks
+    from moco_jax.ablation import tables
 
     wanted: list[rows_lib.Row] = []
     for row in rows:
-        ran = rows_lib.shared_run(config.base, rows, row)
+        ran = rows_lib.shared_run(base, rows, row)
         if given.only in ("", row["table"]) and ran not in wanted:
             wanted.append(ran)
-    for row in wanted:
-        checks.check_values(rows_lib.row_config(config.base, row, 0))
-    runs = [(row, seed) for seed in range(config.seeds) for row in wanted]
-    for number, (row, seed) in enumerate(runs, start=1):
+    seeds = range(base.seed, base.seed + number)
+    rows_lib.check(base, wanted, seeds, place)
+    runs = [(row, seed) for seed in seeds for row in wanted]
+    for count, (row, seed) in enumerate(runs, start=1):
         folder = place / rows_lib.folder_name(row, seed)
         if rows_lib.result_of(folder) is not None:
             continue
-        name = f"{row['table']}: {row['line']}, {row['x']}, seed {seed}"
-        console.line(f"\n[{number}/{len(runs)}] {name}")
-        stopped = rows_lib.run_row(config.base, row, seed, folder)
+        console.line(f"\n[{count}/{len(runs)}] {rows_lib.called(row)}, seed {seed}")
+        stopped = rows_lib.run_row(base, row, seed, folder)
         if stopped:
             sys.exit(128 + stopped)
-    rows_lib.show(rows_lib.summary(config.base, rows, place, config.seeds), place, console)
+    tables.show(rows_lib.summary(base, rows, place, seeds), place, console)
 
 
-COMMAND = Command(__doc__, define, main, KNOWN)
+COMMAND = Command(__doc__, define, main, KNOWN, names_with)
 
 
 def run() -> None:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -46,6 +47,7 @@ class Command:
         main: does the work, by the flags' values and the words that are no flags; None where a
             subcommand must be named.
         settings: the names that `--config.NAME` may have.
+        settings_with: of a recipe, where they depend on it; None: `settings` are those of all.
         subcommands: name -> command; a word of the command line chooses one.
         missing: the error where no subcommand is named and `main` is None.
     """
@@ -54,6 +56,7 @@ class Command:
     define: Define = lambda given: None
     main: Main | None = None
     settings: Sequence[str] = ()
+    settings_with: Callable[[ConfigDict], Sequence[str]] | None = None
     subcommands: Mapping[str, "Command"] = dataclasses.field(default_factory=dict)
     missing: str = ""
 
@@ -112,7 +115,7 @@ class Command:
             given[flag.name] = flag
         try:
             if self.settings:
-                config_lib.check_names(argv[1:], self.settings)
+                config_lib.check_names(argv[1:], self._names(argv))
             words = given([argv[0], *map(recipe_files.resolve, argv[1:])])
         except (UserError, flags.Error) as error:
             # A config file that raises is reported by its library with the whole traceback as text.
@@ -122,6 +125,20 @@ class Command:
             fail(error, f"{_recipe(argv)} cannot be read: {type(error).__name__}: {error}")
         flags.FLAGS.mark_as_parsed()
         return given, words[1:]
+
+    def _names(self, argv: Sequence[str]) -> Sequence[str]:
+        """Return the names that `--config.NAME` may have with the recipe that `argv` names."""
+        places = [n for n, word in enumerate(argv) if re.match("--?config(=|$)", word)]
+        if self.settings_with is None or not places:
+            return self.settings
+        # `--config FILE` are two words, `--config=FILE` is one.
+        named = argv[places[-1] :][: 1 if "=" in argv[places[-1]] else 2]
+        # The recipe alone: its library looks for changes in the command line of the process.
+        line = [argv[0], *map(recipe_files.resolve, named)]
+        alone = self.own_flags()
+        with _as_command_line_of_the_process(line):
+            alone(line)
+        return self.settings_with(alone["config"].value)
 
     def help(self) -> str:
         """Return the text of `--help`: what the command does, subcommands, flags and settings."""

@@ -72,17 +72,19 @@ class Encoding:
 
     def queries(
         self, params: Any, stats: Any, views: Sequence[jax.Array]
-    ) -> tuple[list[jax.Array], Any]:
+    ) -> tuple[list[jax.Array], Any, jax.Array]:
         """Encode each of `views` in turn, uint8 `[B, H, W, channels]`, with the predictor.
 
         Returns:
-            Unit vectors `[B, C]` of each, and the statistics after the last.
+            Unit vectors `[B, C]` of each, the statistics after the last, and the pooled features
+            `[B, D]` of the first, through which no gradient goes.
         """
-        found = []
+        found, pooled = [], []
         for images in views:
-            query, stats = self._encode(self.encoder.query, params, stats, images)
+            query, stats, features = self._encode(self.encoder.query, params, stats, images)
             found.append(query)
-        return found, stats
+            pooled.append(features)
+        return found, stats, jax.lax.stop_gradient(pooled[0])
 
     def keys(
         self,
@@ -108,15 +110,19 @@ class Encoding:
         numbers = range(len(views))
         found: dict[int, jax.Array] = {}
         for number in reversed(numbers) if last_first else numbers:
-            encode = functools.partial(self._encode, self.encoder.project, params, stats)
+            encode = functools.partial(self._key, params, stats)
             draw = jax.random.fold_in(rng, number)
             images = views[number]
             found[number], stats = shuffle.shuffled(encode, images, self.method, draw, self.mesh)
         return [found[number] for number in numbers], stats
 
+    def _key(self, params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        key, stats, _ = self._encode(self.encoder.project, params, stats, images)
+        return key, stats
+
     def _encode(
         self, head: Callable, params: Any, stats: Any, images: jax.Array
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[jax.Array, Any, jax.Array]:
         backbone = self._backbone if self.accumulate == 1 else self._backbone_in_parts
         features, updated = backbone(params, stats, images)
         stats = stats | updated
@@ -124,7 +130,7 @@ class Encoding:
         found, updated = self.encoder.apply(
             variables, features, train=True, method=head, mutable=["batch_stats"]
         )
-        return info_nce.normalize(found), stats | updated.get("batch_stats", {})
+        return info_nce.normalize(found), stats | updated.get("batch_stats", {}), features
 
     def _backbone(self, params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         features, updated = self.encoder.apply(

@@ -28,11 +28,11 @@ def end_to_end(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[Train
     x_q, x_k = setup.views_of(batch)
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        queries, stats = f.queries(params, state.batch_stats, x_q)
+        queries, stats, features = f.queries(params, state.batch_stats, x_q)
         keys, stats = f.keys(params, stats, x_k, rng, last_first=True)
         pairs = zip(queries, keys, strict=True)
         loss, metrics = setup.total([setup.contrast_in_batch(q, k, batch.index) for q, k in pairs])
-        return loss, (stats, metrics)
+        return loss, (stats, metrics | {"features": features})
 
     (loss, (stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     update = optimize(setup, state, grads)

@@ -37,7 +37,7 @@ def memory_bank(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[Trai
     entries = jax.lax.stop_gradient(bank.entries(batch.index))
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics, jax.Array, jax.Array]]:
-        (query,), stats = f.queries(params, state.batch_stats, x)
+        (query,), stats, features = f.queries(params, state.batch_stats, x)
         noise = bank.negatives(rng=rng, number=method.negatives)
         if method.loss == "nce":
             own_noise = mesh_lib.replicate(batch.index, setup.mesh)[:, None] == noise.index
@@ -46,6 +46,7 @@ def memory_bank(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[Trai
             term = setup.contrast(query, entries, noise, setup.own_example(batch.index))
             constant = bank.constant
         loss, metrics = setup.total([term])
+        metrics |= {"features": features}
         return loss, (stats, metrics, jax.lax.stop_gradient(query), constant)
 
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

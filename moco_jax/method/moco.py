@@ -36,13 +36,13 @@ def moco(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[TrainState,
     keys = [jax.lax.stop_gradient(key) for key in keys]
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        queries, stats = f.queries(params, state.batch_stats, x_q)
+        queries, stats, features = f.queries(params, state.batch_stats, x_q)
         terms = []
         for q, k in zip(queries, keys, strict=True):
             negatives = queue.negatives(only_real, rng=rng, number=number)
             terms.append(setup.contrast(q, k, negatives, setup.own_example(batch.index)))
         loss, metrics = setup.total(terms)
-        return loss, (stats, metrics)
+        return loss, (stats, metrics | {"features": features})
 
     (loss, (stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     update = optimize(setup, state, grads)

@@ -37,10 +37,10 @@ def moco_v3(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[TrainSta
     keys = [jax.lax.stop_gradient(key) for key in keys]
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        queries, stats = f.queries(params, state.batch_stats, x_q)
+        queries, stats, features = f.queries(params, state.batch_stats, x_q)
         pairs = zip(queries, keys, strict=True)
         loss, metrics = setup.total([setup.contrast_in_batch(q, k, batch.index) for q, k in pairs])
-        return loss, (stats, metrics)
+        return loss, (stats, metrics | {"features": features})
 
     (loss, (stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     update = optimize(setup, state, grads)

@@ -50,6 +50,7 @@ def make_train_step(
     dtype=jnp.float32,
     mesh: Mesh | None = None,
     views: Callable[[Batch], tuple[jax.Array, jax.Array]] = as_they_come,
+    keep_features: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Make the step of a method, a pure function to jit.
 
@@ -70,6 +71,8 @@ def make_train_step(
         dtype: the encoder's compute dtype.
         mesh: the device mesh, or None on one device.
         views: makes query and key view, uint8 `[B, H, W, channels]` each, of a batch.
+        keep_features: add to the metrics `features` `[B, D]`, which the query encoder pooled of the
+            first view before this step changed it; they are computed in any case.
 
     Returns:
         A function of state and batch to the new state and metrics. These are scalars: `loss`, those
@@ -81,6 +84,9 @@ def make_train_step(
     algorithm = ALGORITHMS[method.key_encoder, dictionary_class(method.dictionary).persists]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return algorithm(setup, state, batch)
+        state, metrics = algorithm(setup, state, batch)
+        if not keep_features:
+            del metrics["features"]
+        return state, metrics
 
     return train_step

@@ -1,7 +1,7 @@
 """Scores that a run gives itself: kNN where there are labels, and the spread of features."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +25,9 @@ RANKED = (
 )
 FEW, NEAREST = 10, 6  # queries whose neighbours are handed over, and how many of each
 SAMPLE = 1000  # searched images whose features are handed over
+
+# Scores features float32 `[M, D]` of the images of indices int64 `[M]`: numbers by name.
+Classify = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Monitor:
         recipe: for the evaluation view.
         encode: from variables and uint8 images to features.
         mesh, batch_size, workers, k, temperature: as in the config.
+        pool: as `encode`, to pooled features; None where `encode` makes those.
         kept: views that are made once.
     """
 
@@ -75,6 +79,7 @@ class Monitor:
     workers: int
     k: int
     temperature: float
+    pool: features.Encode | None = None
     kept: KeptViews = dataclasses.field(default_factory=KeptViews)
     _remarks: list[str] = dataclasses.field(default_factory=list)
     _announced: int = 0
@@ -87,12 +92,19 @@ class Monitor:
         `query_indices`: which queries; all that are classified where None.
         """
         common = (self.batch_size, self.workers, self.mesh, encode)
-        chosen = self.query_indices if query_indices is None else query_indices
         bank = features.extract(self.bank, self.recipe, self.bank_indices, *common, views=self.kept)
-        return *bank, *features.extract(self.queries, self.recipe, chosen, *common, views=self.kept)
+        return *bank, *self._of_queries(encode, query_indices)
 
-    def score(self, encode) -> tuple[dict[str, float], Snapshot]:
-        """Score the features that `encode` makes.
+    def _of_queries(
+        self, encode, query_indices: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return features `[M, D]` and indices `[M]` of queries, as `features` does."""
+        chosen = self.query_indices if query_indices is None else query_indices
+        common = (self.batch_size, self.workers, self.mesh, encode)
+        return features.extract(self.queries, self.recipe, chosen, *common, views=self.kept)
+
+    def score(self, encode, also: Classify | None = None) -> tuple[dict[str, float], Snapshot]:
+        """Score the features that `encode` makes; `also`: another score of the queries' features.
 
         Returns the numbers, and what was found on the way. The numbers are `knn` (share of queries
         classified rightly) if there are labels of two classes or more, `feature_spread` (0..1), and
@@ -106,6 +118,8 @@ class Monitor:
             return {}, _snapshot(bank, bank_indices, query_indices, rows)
         unit = knn.unit(queries)
         result = {"feature_spread": float(spread(jnp.asarray(unit)))}
+        if also is not None:
+            result |= also(queries, query_indices)
         if np.isfinite(unit).all():
             result["effective_rank"] = effective_rank(unit[:: -(-len(unit) // RANKED)])
         few = np.flatnonzero(np.isin(query_indices, self.shown_queries))
@@ -180,9 +194,24 @@ class Monitor:
         )
         return _snapshot(bank, bank_indices, kept, knn.nearest(bank, queries, NEAREST)[1])
 
-    def measure(self, variables: Mapping[str, Any]) -> tuple[dict[str, float], Snapshot]:
-        """Score the encoder with these variables; also return its neighbours and features."""
-        return self.score(lambda images: self.encode(variables, images))
+    def measure(
+        self, variables: Mapping[str, Any], probe: Classify | None = None
+    ) -> tuple[dict[str, float], Snapshot]:
+        """Score the encoder with these variables; also return its neighbours and features.
+
+        `probe`: from pooled features of queries and their indices to scores, which join the others.
+        """
+
+        def encode(images: jax.Array) -> jax.Array:
+            return self.encode(variables, images)
+
+        pool = self.pool
+        if probe is None or pool is None:
+            return self.score(encode, probe)
+        numbers, found = self.score(encode)
+        if numbers:
+            numbers |= probe(*self._of_queries(lambda images: pool(variables, images)))
+        return numbers, found
 
     def raw_pixels(self) -> dict[str, float]:
         """Score the pixels themselves, scaled to -1..1; empty for images too large to be cheap."""

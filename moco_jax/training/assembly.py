@@ -47,7 +47,9 @@ class Program:
         encoder: the Linen module of both encoders.
         initial: a jitted function without arguments: the state before the first step.
         abstract: shapes, dtypes and shardings of the state.
-        train_step: jitted, the state donated.
+        train_step: jitted, the state donated: from state and batch to state, metrics and the
+            pooled features `[B, D]` of the first view. It is the same whether or not anybody wants
+            the features, so that an online probe cannot change what is trained by a bit.
         batch: shapes, dtypes and shardings of what the step is fed with.
         dtype: the encoder's compute dtype.
     """
@@ -63,6 +65,11 @@ class Program:
     def compile_step(self) -> Any:
         """Compile the step for these devices."""
         return self.train_step.lower(self.abstract, self.batch).compile()
+
+    @property
+    def features(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the features that a step hands over."""
+        return self.train_step.eval_shape(self.abstract, self.batch)[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +226,15 @@ def program(
         dtype=dtype,
         mesh=mesh,
         views=views_of(config, mesh, resident_shape),
+        keep_features=True,
     )
+
+    def train_step(
+        now: state.TrainState, batch: step.Batch
+    ) -> tuple[state.TrainState, step.Metrics, jax.Array]:
+        new, metrics = pure_step(now, batch)
+        return new, metrics, metrics.pop("features")
+
     everywhere, batch = mesh_lib.replicated(mesh), batch_of(config, mesh, resident_shape)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return Program(
@@ -234,9 +249,9 @@ def program(
             lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, layout
         ),
         train_step=jax.jit(
-            pure_step,
+            train_step,
             in_shardings=(layout, jax.tree.map(lambda x: x.sharding, batch)),
-            out_shardings=(layout, everywhere),
+            out_shardings=(layout, everywhere, mesh_lib.sharded(mesh)),
             donate_argnums=0,
         ),
         batch=batch,
@@ -285,6 +300,7 @@ def build(config: ConfigDict, index_dir: str) -> RunSetup:
         workers=config.workers,
         k=config.knn_k,
         temperature=config.knn_temperature,
+        pool=None if config.knn_features == "backbone" else encode_as("backbone"),
     )
     return RunSetup(
         program=computed,

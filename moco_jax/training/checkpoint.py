@@ -24,11 +24,13 @@ from moco_jax.base import digests, files, storage
 from moco_jax.base.errors import Busy, UserError, full_disk
 from moco_jax.base.text import printable
 from moco_jax.method.state import FORMAT_VERSION, TrainState, all_finite, for_batch_size
+from moco_jax.monitoring.online_probe import OnlineProbe
 from moco_jax.parallel import failures, hosts
 from moco_jax.training import orbax_logging
 from moco_jax.workdir import integrity
 
 STEPS = 100  # minimum between automatic checkpoints: after fewer, saving takes a part of the time
+PROBE = "probe"  # what a checkpoint calls the online probe, and what it is of
 ROOM = 1.2  # free space asked for, in sizes of the state
 
 
@@ -101,6 +103,7 @@ class Checkpoints:
         config: Mapping[str, Any],
         metrics: Mapping[str, float],
         recorded: Callable[[], object] = lambda: None,
+        probe: OnlineProbe | None = None,
     ):
         """Begin to save `state`, unless `step` is saved; the run goes on while it is written.
 
@@ -111,6 +114,7 @@ class Checkpoints:
             metrics: a score, whose `knn` tells the best checkpoint; may be empty.
             recorded: waits until the records up to `step` are written; the checkpoint does not
                 count before. It is called by a thread.
+            probe: that learns beside the run, and goes on where the run does; None without one.
 
         Raises:
             UserError: `state` is not finite, or cannot be written; what was saved before is
@@ -128,22 +132,24 @@ class Checkpoints:
                 "--allow_change=lr"
             )
         # A process that saves alone would wait for the others.
-        hosts.each(lambda: self._require_room(state))
+        hosts.each(lambda: self._require_room((state, None if probe is None else probe.state)))
         about = {"format_version": FORMAT_VERSION, "step": step, "config": dict(config)}
         about |= self._facts
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
-        )
+        items: dict[str, Any] = {"state": ocp.args.StandardSave(state)}
+        if probe is not None:
+            # An item of its own, which nobody needs to know who reads the state.
+            items[PROBE], about[PROBE] = ocp.args.StandardSave(probe.state), probe.facts
+        items["about"] = ocp.args.JsonSave(about)
         score = {"knn": metrics["knn"]} if "knn" in metrics else None
         try:
-            self.manager.save(step, args=items, metrics=score)
+            self.manager.save(step, args=ocp.args.Composite(**items), metrics=score)
         except Exception as error:
             raise self._explained(error) from error
         self._finisher = threading.Thread(target=self._finish, args=(step, recorded))
         self._finisher.start()
         self.seconds += time.perf_counter() - began
 
-    def _require_room(self, state: TrainState) -> None:
+    def _require_room(self, state: Any) -> None:
         # Asked beforehand, as a save that fails half-way in Orbax's threads fills the screen.
         workdir = self._records.parent
         if files.is_remote(workdir):
@@ -261,10 +267,23 @@ class Checkpoints:
         layout = jax.tree.map(lambda x: x.sharding, like)
         return jax.device_put(for_batch_size(saved, batch_size), layout)
 
-    def _restore(self, step: int, like: TrainState) -> TrainState:
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    def restore_probe(self, step: int, probe: OnlineProbe) -> bool:
+        """Let `probe` go on from the checkpoint of `step`, and say whether it does.
+
+        It does not where none was saved, or one of other classes or features.
+        """
+        if integrity.about(self._records.parent, step).get(PROBE) != probe.facts:
+            return False
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), probe.state
+        )
+        probe.state = self._restore(step, like, PROBE)
+        return True
+
+    def _restore(self, step: int, like: Any, item: str = "state") -> Any:
+        items = ocp.args.Composite(**{item: ocp.args.StandardRestore(like)})
         with storage.told(os.fspath(self._records)):
-            return self.manager.restore(step, args=items)["state"]
+            return self.manager.restore(step, args=items)[item]
 
     def close(self) -> None:
         """Wait until everything is written."""

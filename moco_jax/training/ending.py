@@ -59,6 +59,9 @@ def conclude(
         console.line(table(["features", "kNN accuracy"], rows))
     if scores.verdicts.latest.at_end:
         console.line(scores.verdicts.latest.at_end)
+    probed = [record["probe"] for record in records if "probe" in record]
+    if probed:
+        console.line(f"online probe, on the images that kNN classifies: {probed[-1]:.2%}")
     if scores.picture.drawn:
         console.line(f"picture of nearest neighbours: {scores.picture.path}")
 

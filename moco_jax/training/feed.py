@@ -1,10 +1,11 @@
 """Batches for the train step: made on the host, and brought to the devices ahead of the step."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax.base.console import Console, Counter
@@ -16,6 +17,19 @@ from moco_jax.training.assembly import Program, RunSetup
 
 Rows = dict[str, Any]
 AHEAD = 2  # batches under way to the devices while a step runs
+
+
+class Fed(NamedTuple):
+    """What is fed to one step.
+
+    Attributes:
+        batch: for the train step.
+        classes: for an online probe, of the batch's images: int32 `[B]`, divided over the devices;
+            None without a probe.
+    """
+
+    batch: Batch
+    classes: jax.Array | None
 
 
 def open_batches(
@@ -67,11 +81,24 @@ def open_batches(
 
 
 def device_batches(
-    host_batches: Iterator[Rows], program: Program, images: jax.Array | None = None
-) -> Iterator[Batch]:
-    """Yield the batches on the devices, `AHEAD` of them under way; `images`: resident ones."""
-    queue: deque[Batch] = deque()
+    host_batches: Iterator[Rows],
+    program: Program,
+    images: jax.Array | None = None,
+    classes_of: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Iterator[Fed]:
+    """Yield the batches on the devices, `AHEAD` of them under way.
+
+    Args:
+        host_batches: this host's rows of each.
+        program: what is fed.
+        images: resident ones.
+        classes_of: from indices int `[n]` to classes int32 `[n]`, for an online probe.
+    """
+    queue: deque[Fed] = deque()
     for rows in host_batches:
-        queue.append(Batch(**mesh.to_devices(program.mesh, rows), images=images))
+        # By index, as a damaged image has a stand-in of another class.
+        classes = None if classes_of is None else classes_of(rows["index"])
+        there, classes = mesh.to_devices(program.mesh, (rows, classes))
+        queue.append(Fed(Batch(**there, images=images), classes))
         if len(queue) > AHEAD:
             yield queue.popleft()

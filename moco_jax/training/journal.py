@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from moco_jax.base.console import Console
 from moco_jax.data.sources import remarks_of
 from moco_jax.method.state import TrainState
-from moco_jax.monitoring import neighbours, run_log
+from moco_jax.monitoring import neighbours, online_probe, run_log
 from moco_jax.monitoring.diagnosis import announce, rules
-from moco_jax.monitoring.scores import Snapshot
+from moco_jax.monitoring.scores import Classify, Snapshot
 from moco_jax.training import environment, messages
 from moco_jax.training.assembly import RunSetup
 from moco_jax.training.start import Start, query_variables
@@ -100,7 +100,7 @@ class Journal:
         window = clock.cut()
 
         def write() -> None:
-            numbers = window.read()
+            numbers = online_probe.share(window.read())
             self.log.write(step, numbers)
             shown = step + self.plan.shift, numbers, self.config, self.setup, window.left
             self.console.progress(messages.progress(*shown))
@@ -157,9 +157,12 @@ class Scores:
         verdicts: on the run, by its scores.
     """
 
-    def __init__(self, setup: RunSetup, journal: Journal):
-        """Score with the monitor of `setup`; results go to `journal`."""
+    def __init__(
+        self, setup: RunSetup, journal: Journal, probe: online_probe.OnlineProbe | None = None
+    ):
+        """Score with the monitor of `setup`, and `probe`; results go to `journal`."""
         self.setup, self.journal, self.plan = setup, journal, journal.plan
+        self.probe = probe
         self.picture = neighbours.Picture(
             journal.workdir,
             setup.monitor,
@@ -197,7 +200,7 @@ class Scores:
         if not self.plan.scores(step):
             return {}
         with clock.pause():
-            score, found = self._measure(state)
+            score, found = self._measure(state, None if self.probe is None else self.probe.score)
             score |= consistency.measure(step, state)
             records = self.journal.records()
         self.latest = found
@@ -209,10 +212,15 @@ class Scores:
             self.journal.event(step, "stopped", self.verdicts.ending(step), facts)
         return score
 
-    def _measure(self, state: TrainState) -> tuple[dict[str, float], Snapshot]:
-        """Score the query encoder, by drawn views too where the settings ask for it."""
+    def _measure(
+        self, state: TrainState, probe: Classify | None = None
+    ) -> tuple[dict[str, float], Snapshot]:
+        """Score the query encoder, by drawn views too where the settings ask for it.
+
+        `probe`: scores the same features too.
+        """
         variables = query_variables(state)
-        score, found = self.setup.monitor.measure(variables)
+        score, found = self.setup.monitor.measure(variables, probe)
         if score and self.setup.signals is not None:
             score |= self.setup.signals.measure(variables)
         return score, found

@@ -12,13 +12,13 @@ from moco_jax.base.console import Console
 from moco_jax.data.damaged import DamagedImages
 from moco_jax.data.sources import fingerprint
 from moco_jax.method.state import TrainState, count_examples
-from moco_jax.method.step import Batch
+from moco_jax.monitoring import online_probe
 from moco_jax.parallel import failures, hosts, known_answers
 from moco_jax.training import bad_steps, ending, feed
-from moco_jax.training.assembly import build
+from moco_jax.training.assembly import RunSetup, build
 from moco_jax.training.checkpoint import Checkpoints, place_of
 from moco_jax.training.journal import Journal, Scores
-from moco_jax.training.start import begin_or_go_on
+from moco_jax.training.start import Start, begin_or_go_on
 from moco_jax.training.step_plan import StepPlan
 from moco_jax.training.stop_signals import StopSignals
 from moco_jax.training.throughput import Clock, Profile
@@ -78,10 +78,13 @@ def _train(
         host_batches, images = feed.open_batches(config, setup, seen, damaged, console)
         # Before the first score: a step that does not fit on the devices ends the run at once.
         train_step = setup.program.compile_step()
-        scores = Scores(setup, journal)
+        probe = open_probe(config, setup, start, journal)
+        scores = Scores(setup, journal, probe)
         if plan.start == 0 and config.monitor_every:
             scores.before_training(start.state)
-        batches = feed.device_batches(host_batches, setup.program, images)
+        batches = feed.device_batches(
+            host_batches, setup.program, images, None if probe is None else probe.classes_of
+        )
         batches = damaged.counted(batches, first=console.speaks)
         loop = Loop(config, journal, scores, start.checkpoints, train_step)
         signals.callback(loop.stop.release)
@@ -103,6 +106,22 @@ def _train(
     if names:
         console.line(f"{len(names)} damaged images were replaced: {', '.join(names)}")
     return 0
+
+
+def open_probe(
+    config: ConfigDict, setup: RunSetup, start: Start, journal: Journal
+) -> online_probe.OnlineProbe | None:
+    """Make the online probe of the run, which goes on where the run does; None without one."""
+    if not (config.online_probe and config.monitor_every):
+        return None
+    width = setup.program.features.shape[1]
+    # Labels are read now: those that the monitor would read for its first score.
+    probe, remarks = hosts.each(lambda: online_probe.beside(setup.monitor, width))
+    if probe is not None and start.step and not start.checkpoints.restore_probe(start.step, probe):
+        remarks.append(f"the online probe begins here: checkpoint {start.step} has none like it")
+    for line in remarks:
+        journal.console.line(line)
+    return probe
 
 
 @contextmanager
@@ -142,6 +161,7 @@ class Loop:
         """Make ready to run the compiled `train_step`; from here on signals are noted."""
         self.config, self.journal, self.scores = config, journal, scores
         self.plan, self.checkpoints, self.train_step = journal.plan, checkpoints, train_step
+        self.probe = scores.probe
         self.stop = StopSignals()
         flops = (train_step.cost_analysis() or {}).get("flops")
         self.clock = Clock(config.batch_size, self.plan.last, self.plan.start, flops)
@@ -155,7 +175,7 @@ class Loop:
         )
 
     def take_steps(
-        self, state: TrainState, batches: Iterator[Batch]
+        self, state: TrainState, batches: Iterator[feed.Fed]
     ) -> tuple[TrainState, int, int]:
         """Train from `state` to the end of the plan, or until a signal or the verdict stops it.
 
@@ -169,9 +189,11 @@ class Loop:
             self.journal.say(verdicts.ending(step))
         for step in range(self.plan.start + 1, end + 1):
             with self.clock.waiting():
-                batch = next(batches)
+                batch, classes = next(batches)
             self.profile.before(step)
-            state, metrics = self.train_step(state, batch)
+            state, metrics, features = self.train_step(state, batch)
+            if self.probe is not None and classes is not None:
+                metrics |= self.probe.learn(features, classes)
             self.profile.after(step, metrics)
             # This judges the step two before, whose numbers are there: no device waits for it.
             self.guard.observe(step, self.clock.count(metrics), batch.index)
@@ -208,7 +230,8 @@ class Loop:
             if ends:
                 recorded()
             self.journal.lock.check()
-            self.checkpoints.save(step, state, self.config.to_dict(), score, recorded)
+            settings = self.config.to_dict()
+            self.checkpoints.save(step, state, settings, score, recorded, self.probe)
 
     def close(self) -> None:
         """End what watches the steps; a trace that is under way is written."""

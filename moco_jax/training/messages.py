@@ -75,10 +75,11 @@ def progress(
     """Return the progress line after `step`; `n`: the numbers of the clock."""
     chance = method_of(config).chance_level(config.batch_size)
     beside = "" if chance is None else f" (chance {chance:.2f})"
+    probe = f"probe {n['probe_train']:.1%} of views  " if "probe_train" in n else ""
     utilised = f"MFU {n['mfu']:.1%}  " if "mfu" in n else ""
     return (
         f"epoch {step / setup.steps_per_epoch:6.2f}/{config.epochs}  loss {n['loss']:.3f}{beside}  "
-        f"top-1 {n['top1']:.1%}  {n['images_per_second']:,.0f} images/s  waiting "
+        f"top-1 {n['top1']:.1%}  {probe}{n['images_per_second']:,.0f} images/s  waiting "
         f"{n['waiting_share']:.0%}  {utilised}left {duration(seconds_left)}"
     )
 
@@ -94,6 +95,7 @@ def score(when: str, numbers: dict[str, float], verdict: str = "") -> str:
         "spectrum_decay": "decay of the spectrum",
         "drift": "drift of keys",
     }
-    parts = [f"kNN {numbers['knn']:.2%}"] if "knn" in numbers else []
+    shares = {"knn": "kNN", "probe": "online probe"}
+    parts = [f"{word} {numbers[name]:.2%}" for name, word in shares.items() if name in numbers]
     parts += [f"{word} {numbers[name]:.2f}" for name, word in names.items() if name in numbers]
     return f"{when}: {', '.join(parts)}{f'; {verdict}' if verdict else ''}"

@@ -4,10 +4,13 @@ import json
 
 import pytest
 from etils import epath
+from PIL import Image
 
 from configs import ablation as recipe
 from moco_jax import config as config_lib
 from moco_jax.ablation import rows as ablation
+from moco_jax.ablation import tables
+from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.cli import ablation as command
 from moco_jax.training import checks
@@ -55,13 +58,93 @@ def test_rows_run_resume_and_are_summed_up(tmp_path, capsys):
     again = dict(
         table="momentum", line="MoCo", x=0.99, settings=dict(queue_size=512, momentum=0.99)
     )
-    found = ablation.summary(config.base, [*rows, again], place, 2)
+    found = ablation.summary(config.base, [*rows, again], place, range(2))
     assert [row["table"] for row in found] == ["negatives", "momentum"]
     assert found[1]["mean"] == found[0]["mean"]
     results = [ablation.result_of(place / ablation.folder_name(rows[0], s))["knn"] for s in (0, 1)]
     assert found[0]["mean"]["knn"] == pytest.approx(sum(results) / 2)
     assert found[0]["deviation"]["knn"] == pytest.approx(abs(results[0] - results[1]) / 2**0.5)
-    ablation.show(found, place, ablation.Console())
+    assert found[0]["range"]["knn"] == [min(results), max(results)]
+    assert [(run["seed"], run["knn"]) for run in found[0]["runs"]] == [*enumerate(results)]
+    tables.show(found, place, Console())
     assert json.loads((place / "ablation.json").read_text()) == found
     assert (place / "ablation.png").stat().length > 5000
     assert "512" in capsys.readouterr().out
+
+
+SMALL = dict(
+    arch=smallest.ARCH,
+    width=8,
+    epochs=1,
+    monitor_every=1,
+    knn_examples=256,
+    batch_size=256,
+    bn_groups=8,
+    shuffle_groups=8,
+    queue_size=512,
+    augment_on="resident",
+)
+
+
+def line(workdir, *words, config="digits", **changes):
+    given = [f"--config.{name}={value}" for name, value in (SMALL | changes).items()]
+    return ["ablation", f"--config={config}", f"--workdir={workdir}", *given, *words]
+
+
+def test_a_recipe_is_repeated_with_seeds_and_what_is_done_is_not(tmp_path, capsys, monkeypatch):
+    train, seeds = ablation.loop.train, []
+
+    def counted(config, *arguments):
+        seeds.append(config.seed)
+        return train(config, *arguments)
+
+    monkeypatch.setattr(ablation.loop, "train", counted)
+    for number in (1, 2, 2):
+        command.COMMAND.call(line(tmp_path, f"--seeds={number}", seed=5))
+    assert seeds == [5, 6]
+    (row,) = json.loads((tmp_path / "ablation.json").read_text())
+    found = [100 * run["knn"] for run in row["runs"]]
+    mean, deviation = sum(found) / 2, abs(found[0] - found[1]) / 2**0.5
+    shown = capsys.readouterr().out.split("digits")[-1]
+    assert f"{mean:.2f} +- {deviation:.2f}" in shown
+    assert f"{min(found):.2f} to {max(found):.2f}" in shown
+    out = (tmp_path / "digits_seed_6/metrics.jsonl").read_text()
+    assert (
+        row["runs"][1]["probe"]
+        == [r["probe"] for r in map(json.loads, out.splitlines()) if "probe" in r].pop()
+    )
+    with pytest.raises(SystemExit) as ended:
+        command.COMMAND.call(line(tmp_path, "--seeds=2", seed=5, lr=0.1))
+    assert ended.value.code == 2
+    assert (
+        "digits_seed_5 holds a run of other settings (lr: 0.06 -> 0.1)" in capsys.readouterr().err
+    )
+
+
+ROWS = "configs/ablation.py:digits"
+REFUSED = {
+    "--seeds=0: must be a whole number": (["--seeds=0"], {}),
+    "--seeds=N says how often digits is run; try --seeds=3": ([], {}),
+    "--only=momentum chooses a table": (["--seeds=2", "--only=momentum"], {}),
+    "monitor_every=0 gives runs no score": (["--seeds=2"], {"monitor_every": 0}),
+    "stop_at_step=5 ends runs before": (["--seeds=2"], {"stop_at_step": 5}),
+    "seed=9223372036854775808": (["--seeds=2"], {"seed": 2**63 - 1}),
+    "config.base.lr is not a setting": (["--seeds=2"], {"base.lr": 1}),
+    "did you mean base.arch": (["--seeds=2"], {"config": ROWS}),
+    "has no labels, and runs are compared": (["--seeds=2"], {"dataset": "folder"}),
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_could_have_no_score_is_refused_with_one_line(said, tmp_path, capsys):
+    words, changes = REFUSED[said]
+    if "dataset" in changes:
+        for number in range(3):
+            Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
+        changes = changes | {"data_dir": str(tmp_path), "eval_split": ""}
+    with pytest.raises(SystemExit) as ended:
+        command.COMMAND.call(line(tmp_path / "runs", *words, **changes))
+    (error,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert said in error
+    assert not (tmp_path / "runs").exists()

@@ -51,7 +51,7 @@ NAMES = {
     },
     "convert": set(),
     "report": {"port", "images"},
-    "ablation": set(),
+    "ablation": {"seeds"},
 }
 LISTS = {"evaluate": {"k", "temperature", "rates", "decays", "labels"}}
 

@@ -103,7 +103,7 @@ def run(devices, steps=3, examples=EXAMPLES, **changes):
         views = [rng.integers(0, 256, (B, SIDE, SIDE, 3), dtype=np.uint8) for _ in range(2)]
         index = rng.choice(EXAMPLES, B, replace=False).astype(np.int32)
         batch = step.Batch(*mesh.to_devices(program.mesh, (*views, index)))
-        state, metrics = program.train_step(state, batch)
+        state, metrics, _ = program.train_step(state, batch)
         found.append(jax.device_get(metrics))
     return found, jax.device_get(state)
 

@@ -48,6 +48,8 @@ SETTINGS = {
     "stop_at_step": 12,
     "compute_dtype": "float32",
 }
+# With an online probe, and a score before the first step only.
+PROBED = {"monitor_every": 1, "knn_examples": 512}
 
 
 class Small(nn.Module):
@@ -192,6 +194,8 @@ def play(number, folder, join):
         if at in (-1, number):
             patches.enter_context(mock.patch.object(place, attribute, stand_in))
         changes = {memory: {"batch_size": 32}, verdicts: SCORED}.get(place, {})
+        if name == "nothing":
+            changes |= PROBED
         line = [*words(f"{folder}/{name.replace(' ', '_')}", **changes), *join]
         with patches, contextlib.redirect_stderr(errors):
             try:

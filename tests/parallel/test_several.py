@@ -54,8 +54,8 @@ def pair(workdir, *words, **plan):
     return [(p.returncode, *o) for p, o in zip(started, outcomes, strict=True)]
 
 
-def losses(workdir):
-    return [r["loss"] for r in run_log.records(epath.Path(workdir)) if "loss" in r]
+def losses(workdir, name="loss"):
+    return [r[name] for r in run_log.records(epath.Path(workdir)) if "loss" in r]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_verdict_of_process_0_ends_both_after_the_same_step(played):
 
 
 def test_two_processes_train_as_one_does(whole, tmp_path):
-    line = several.words(tmp_path / "one")
+    line = several.words(tmp_path / "one", **several.PROBED)
     one = subprocess.run(
         [sys.executable, str(SCRIPT), *line],
         cwd=ROOT,
@@ -129,6 +129,9 @@ def test_two_processes_train_as_one_does(whole, tmp_path):
     )
     assert one.returncode == 0, one.stderr
     assert losses(whole) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    told = [losses(place, "probe_train") for place in (whole, tmp_path / "one")]
+    assert max(told[1]) > 0
+    assert told[0] == pytest.approx(told[1], abs=0.05)
     about = json.loads((whole / "checkpoints/12/about/metadata").read_text())
     assert about["images"]["images"] == 1437
 

@@ -54,6 +54,11 @@ def test_a_run_cut_in_two_equals_a_whole_run(tmp_path, capsys):
         loop.train(tiny(stop_at_step=stop, **scored), cut, set())
     assert len(losses(whole)) == 8
     assert losses(whole) == losses(cut)
+    probed = [
+        [r["probe_train"] for r in run_log.records(loop.epath.Path(place)) if "loss" in r]
+        for place in (whole, cut)
+    ]
+    assert probed[0] == probed[1]
     found = [(tmp_path / place / "neighbours.json").read_text() for place in ("whole", "cut")]
     assert found[0] == found[1]
     assert "resumed" in capsys.readouterr().out
@@ -150,6 +155,8 @@ def test_a_whole_run_ends_with_table_and_picture(tmp_path, capsys):
     assert len(scores) == 3
     assert ["drift" in r for r in scores] == [False, True, True]
     assert all(1 < r["effective_rank"] <= 128 for r in scores)
+    assert ["probe" in r for r in scores] == [False, True, True]
+    assert f"online probe, on the images that kNN classifies: {scores[-1]['probe']:.2%}" in out
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     assert kept[-1] == 44
 

@@ -71,7 +71,13 @@ OPERATIONAL = table(
             ),
             "knn_examples": (
                 count(0, 0, STEPS),
-                "training images that the monitor searches, at most; 0: all",
+                "training images that the monitor searches and a probe learns from, at most; "
+                "0: all",
+            ),
+            "online_probe": (
+                switch(True),
+                "train a linear classifier beside the run, where images have labels and "
+                "monitor_every is not 0; it changes nothing of what is trained",
             ),
             "eval_batch_size": (
                 count(256, 1, 2**20),

@@ -30,6 +30,8 @@ METRICS = (
     Metric("loss", "Contrastive loss"),
     Metric("top1", "Contrastive top-1", True),
     Metric("knn", "kNN accuracy", True),
+    Metric("probe", "Online probe, on the images that kNN classifies", True),
+    Metric("probe_train", "Online probe, on training views", True),
     Metric("drift", "Drift of the queue's keys"),
     Metric("effective_rank", "Effective rank of the features"),
     Metric("feature_spread", "Feature spread"),

@@ -22,6 +22,8 @@ MEASURED = frozenset(
         "top1",
         "knn",
         "raw_knn",
+        "probe",
+        "probe_train",
         "feature_spread",
         "raw_feature_spread",
         "spread",

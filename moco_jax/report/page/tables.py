@@ -61,6 +61,7 @@ def summary(runs: Sequence[Run]) -> list[list[str]]:
         "kNN before training": before,
         "kNN, last": lambda run: share([r["knn"] for r in run.records if "knn" in r and r["step"]]),
         "kNN, best": best,
+        "online probe, last": lambda run: share(last(run, "probe")),
         "images per second, median": lambda run: _median(last(run, "images_per_second"), "{:,.0f}"),
         "time spent waiting, median": lambda run: _median(last(run, "waiting_share"), "{:.1%}"),
         "workdir": lambda run: str(run.place),
