@@ -48,8 +48,8 @@ def define(given: flags.FlagValues) -> None:
         None,
         "How often each row is run: with the seed of its settings, the next one, and so on. "
         "Left out: as often as the comparison says.",
-        SEEDS.least,
-        SEEDS.most,
+        int(SEEDS.least),
+        int(SEEDS.most),
         given,
     )
 
