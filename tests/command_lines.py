@@ -112,9 +112,8 @@ def started(module, lines, devices, folder=None):
 
 # Gloo, by which CPUs of several processes exchange, prints this by itself, word by word: what else
 # is printed meanwhile may stand between two of its words.
-OF_GLOO = {
-    *"[Gloo] Rank is connected to peer ranks. Expected number of connected peer ranks :".split()
-}
+OF_GLOO = {"[Gloo]", "Rank", "is", "connected", "to", "peer", "ranks.", "Expected", "number", "of"}
+OF_GLOO |= {"ranks", ":"}
 
 
 def own_lines(printed):
