@@ -110,6 +110,19 @@ def started(module, lines, devices, folder=None):
     )
 
 
+# Gloo, by which CPUs of several processes exchange, prints this by itself, word by word: what else
+# is printed meanwhile may stand between two of its words.
+OF_GLOO = {"[Gloo]", "Rank", "is", "connected", "to", "peer", "ranks.", "Expected", "number", "of"}
+OF_GLOO |= {"ranks", ":"}
+
+
+def own_lines(printed):
+    """Lines of `printed` that have a word which is not Gloo's."""
+    return [
+        x for x in printed.splitlines() if {w for w in x.split() if not w.isdecimal()} - OF_GLOO
+    ]
+
+
 def ended(process):
     """Wait for a process that was `started`, and return what `command_lines` does."""
     printed, errors = process.communicate()
