@@ -78,15 +78,14 @@ def stream(
     which = source, None if crops is None else (crops[0], *epochs), here.tobytes()
     batches = make() if views is None else views.batches(which, make)
     counts = np.arange(padded.size).reshape(padded.shape) < len(indices)
-    each_epoch = (len(epochs), 1)
+    rounds = np.tile(padded, (len(epochs), 1)), np.tile(counts, (len(epochs), 1))
 
     def results() -> Iterator[tuple[jax.Array, jax.Array]]:
         for batch in batches:
             arrays = mesh_lib.to_devices(mesh, {name: batch[name] for name in ("image", "ok")})
             yield encode(arrays["image"]), mesh_lib.gathered(mesh, arrays["ok"])
 
-    rows_of = np.tile(padded, each_epoch), np.tile(counts, each_epoch)
-    for (found, ok), some, count in zip(_ahead(results()), *rows_of, strict=True):
+    for (found, ok), some, count in zip(_ahead(results()), *rounds, strict=True):
         kept = np.asarray(ok) & count
         yield np.asarray(found, np.float32)[kept], some[kept]
 
