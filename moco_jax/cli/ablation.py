@@ -33,7 +33,8 @@ from moco_jax.cli.command_line import (
 from moco_jax.config.settings.kinds import Range
 
 KNOWN = ("seeds", *(f"base.{name}" for name in SETTINGS))  # as --config.NAME, of a comparison
-SEEDS = Range(1, 1000)
+MOST_SEEDS = 1000
+SEEDS = Range(1, MOST_SEEDS)
 
 
 def define(given: flags.FlagValues) -> None:
@@ -48,8 +49,8 @@ def define(given: flags.FlagValues) -> None:
         None,
         "How often each row is run: with the seed of its settings, the next one, and so on. "
         "Left out: as often as the comparison says.",
-        int(SEEDS.least),
-        int(SEEDS.most),
+        1,
+        MOST_SEEDS,
         given,
     )
 
