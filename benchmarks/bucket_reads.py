@@ -37,7 +37,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image, ImageFilter
 
-from moco_jax.base import storage
+from moco_jax.base import allocator, storage
 from moco_jax.base.console import table
 from moco_jax.data import images, packing
 from moco_jax.data.sources import Source, open_source
@@ -180,6 +180,7 @@ def rows_of(kind: str, here: Path, address: str) -> Iterator[list[str]]:
 
 def main(argv: list[str]) -> None:
     """Measure and print."""
+    allocator.keep_freed_memory()  # as commands do
     kinds = ("tfrecord", "tar", "folder")
     with tempfile.TemporaryDirectory() as scratch:
         records, tars, folder = (Path(scratch) / "bucket" / kind for kind in kinds)

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import machine
 from configs import cifar10, digits
+from moco_jax.base import allocator
 from moco_jax.base.console import table
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.training import assembly, loop
@@ -116,6 +117,7 @@ def compare(recipe: str) -> list[list[str]]:
 
 def main(argv: list[str]) -> None:
     """Print the table."""
+    allocator.keep_freed_memory()  # as commands do
     rows = [row for recipe in RECIPES.value for row in compare(recipe)]
     device = jax.devices()[0].device_kind
     print(

@@ -23,6 +23,7 @@ from absl import app, flags
 
 from benchmarks import machine
 from configs import cifar10
+from moco_jax.base import allocator
 from moco_jax.base.console import Console, table
 from moco_jax.data import pipeline
 from moco_jax.training import assembly, feed
@@ -105,6 +106,7 @@ def running() -> Iterator[dict[str, Run]]:
 
 def main(argv: list[str]) -> None:
     """Let the forms take turns, and print the table."""
+    allocator.keep_freed_memory()  # as commands do
     with running() as runs:
         turns = [
             {form: run.turn(STEPS.value) for form, run in runs.items()} for _ in range(TURNS.value)
