@@ -135,7 +135,7 @@ def step_seconds(program: Program, compiled: Callable[..., Any]) -> float:
         not durations or (sum(durations) < STEP_SECONDS and len(durations) < STEPS)
     ):
         began = time.perf_counter()
-        state, _ = jax.block_until_ready(compiled(state, batch))
+        state, *_ = jax.block_until_ready(compiled(state, batch))
         durations.append(time.perf_counter() - began)
     return hosts.broadcast(float(np.median(durations[1:] or durations)))
 

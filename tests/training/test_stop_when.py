@@ -54,8 +54,8 @@ def scripted(monkeypatch):
     """Let kNN be as in SCRIPT, epoch after epoch, of features that have not collapsed."""
     measure, left = Monitor.measure, []
 
-    def scripted_measure(self, variables):
-        score, found = measure(self, variables)
+    def scripted_measure(self, variables, probe=None):
+        score, found = measure(self, variables, probe)
         if not left:  # before training
             left.extend(SCRIPT)
             return score, found
