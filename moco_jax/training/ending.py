@@ -57,11 +57,11 @@ def conclude(
             rows.append([what, f"{100 * known[which]:.2f} %"])
     if rows:
         console.line(table(["features", "kNN accuracy"], rows))
-    if scores.verdicts.latest.at_end:
-        console.line(scores.verdicts.latest.at_end)
     probed = [record["probe"] for record in records if "probe" in record]
     if probed:
         console.line(f"online probe, on the images that kNN classifies: {probed[-1]:.2%}")
+    if scores.verdicts.latest.at_end:
+        console.line(scores.verdicts.latest.at_end)
     if scores.picture.drawn:
         console.line(f"picture of nearest neighbours: {scores.picture.path}")
 
