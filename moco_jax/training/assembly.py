@@ -195,6 +195,19 @@ def _initial(
     return create
 
 
+def _with_features_apart(pure_step: Callable) -> Callable:
+    """Return the step that hands over the features behind its metrics, which are scalars then."""
+
+    def train_step(
+        now: state.TrainState, batch: step.Batch
+    ) -> tuple[state.TrainState, step.Metrics, jax.Array]:
+        new, metrics = pure_step(now, batch)
+        features = metrics.pop("features")
+        return new, metrics, features
+
+    return train_step
+
+
 def program(
     config: ConfigDict, mesh: Mesh, examples: int, resident_shape: resident.Shape | None = None
 ) -> Program:
@@ -228,13 +241,6 @@ def program(
         views=views_of(config, mesh, resident_shape),
         keep_features=True,
     )
-
-    def train_step(
-        now: state.TrainState, batch: step.Batch
-    ) -> tuple[state.TrainState, step.Metrics, jax.Array]:
-        new, metrics = pure_step(now, batch)
-        return new, metrics, metrics.pop("features")
-
     everywhere, batch = mesh_lib.replicated(mesh), batch_of(config, mesh, resident_shape)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return Program(
@@ -249,7 +255,7 @@ def program(
             lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, layout
         ),
         train_step=jax.jit(
-            train_step,
+            _with_features_apart(pure_step),
             in_shardings=(layout, jax.tree.map(lambda x: x.sharding, batch)),
             out_shardings=(layout, everywhere, mesh_lib.sharded(mesh)),
             donate_argnums=0,
