@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from moco_jax.base import allocator
-from moco_jax.base.storage import retries
+from moco_jax.base.storage import quick_reads, retries
 from moco_jax.parallel import xla_flags
 from tests import bucket_server, xla
 
@@ -96,6 +96,7 @@ def _served():
 def network(_served, monkeypatch):
     """Give the network before gs://bucket, without faults; requests are soon made again."""
     monkeypatch.setattr(retries, "FIRST_WAIT", 0.0002)
+    monkeypatch.setattr(quick_reads, "_refused", set())
     _served.reset()
     yield _served
     _served.reset()

@@ -8,7 +8,7 @@ import pytest
 
 from moco_jax.base import storage
 from moco_jax.base.errors import TRY_AGAIN, UserError
-from moco_jax.base.storage import bucket, ranges, retries
+from moco_jax.base.storage import bucket, quick_reads, ranges, retries
 from moco_jax.cli import command_line
 
 ODD = (
@@ -108,7 +108,7 @@ def test_what_does_not_pass_is_asked_once_and_an_outage_until_it_is_told(network
     network.clear()
     with pytest.raises(storage.Unreachable, match=r"outage cannot be reached .*503; asked 11"):
         storage.read("gs://bucket/outage")
-    assert network.requests == retries.TRIES
+    assert network.requests == 2 + retries.TRIES  # tensorstore asked first, and once more
     with pytest.raises(SystemExit) as ended:
         command_line.guarded(lambda _: storage.read("gs://bucket/outage"), [])
     assert ended.value.code == TRY_AGAIN
@@ -116,6 +116,46 @@ def test_what_does_not_pass_is_asked_once_and_an_outage_until_it_is_told(network
     network.busy, network.cut = 0.0, 1.0
     with pytest.raises(OSError, match="cannot be reached"):
         storage.read("gs://bucket/outage")
+
+
+def test_what_tensorstore_does_not_read_is_read_as_before(network, monkeypatch):
+    content = bytes(range(256)) * 8
+    storage.write("gs://bucket/quick", content)
+    cuts = [(n * 173 % 2048, n * 173 % 2048 + n * 99) for n in range(1, 16)]
+    wanted = [content[begin:end] for begin, end in cuts]
+    read = storage.Ranges(["gs://bucket/quick"])
+
+    def parts() -> list[bytes]:
+        return [read.read(0, begin, end - begin) for begin, end in cuts]
+
+    assert parts() == wanted
+    asked = network.requests
+    network.cut = 0.3
+    assert parts() == wanted
+    network.cut = 0.0
+    monkeypatch.setattr(quick_reads, "_MADE_IN", -1)  # as in a process that was forked
+    network.clear()
+    assert parts() == wanted
+    assert network.requests < asked  # nothing is asked twice
+
+
+def test_an_account_that_tensorstore_alone_does_not_find_is_missed_once(network, monkeypatch):
+    storage.write("gs://bucket/account", b"content")
+    tries = 0
+
+    class Stranger:
+        def read(self, name: str) -> "Stranger":
+            return self
+
+        def result(self, timeout: float) -> None:
+            nonlocal tries
+            tries += 1
+            raise ValueError("PERMISSION_DENIED: no account [http_response_code='403']")
+
+    monkeypatch.setattr(quick_reads, "_bucket", lambda *_: Stranger())
+    for _ in range(3):
+        assert storage.read("gs://bucket/account") == b"content"
+    assert tries == 1
 
 
 def test_what_is_worth_another_try():

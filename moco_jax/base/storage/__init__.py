@@ -3,6 +3,7 @@
 A path without a scheme is read by the operating system (`local.py`). All else goes through one
 thread that keeps hundreds of requests in flight (`bucket.py`), makes each again where that helps
 (`retries.py`), and turns what libraries raise into errors of the operating system (`failures.py`).
+Reading from gs:// is first tried the quick way (`quick_reads.py`).
 What reaches buckets is loaded when the first path with a scheme is met.
 """
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from moco_jax.base import packages
 from moco_jax.base.errors import UserError
-from moco_jax.base.storage import failures, gcs, retries
+from moco_jax.base.storage import failures, gcs, quick_reads, retries
 from moco_jax.base.storage.gcs import IN_FLIGHT
 from moco_jax.base.text import is_utf8, printable
 
@@ -190,7 +190,14 @@ def read_many(
                 return b""
             raise
 
-    return _results(paths, one)
+    for path in {path.partition("://")[0]: path for path in paths if is_utf8(path)}.values():
+        client(path)  # a package that is missing is told in one way
+    results = quick_reads.read_many(paths, begins, ends)
+    left = [n for n, result in enumerate(results) if result is None]
+    again = _results([paths[n] for n in left], lambda asked, n: one(asked, left[n]))
+    for n, result in zip(left, again, strict=True):
+        results[n] = result
+    return results
 
 
 def _info(said: dict[str, Any]) -> Info | None:

@@ -44,7 +44,8 @@ def said(error: BaseException) -> str:
     return printable(text[:300]) or type(error).__name__
 
 
-def _is_refusal(error: BaseException) -> bool:
+def is_refusal(error: BaseException) -> bool:
+    """Whether `error` says that a store refuses access."""
     if retries.status_of(error) in (401, 403) or isinstance(error, PermissionError):
         return True
     if isinstance(error, ValueError) and str(error).startswith(_DENIED):
@@ -61,7 +62,7 @@ def translate(error: Exception, path: str) -> Exception:
         return missing(path)
     if isinstance(error, FileExistsError) or status == 412:  # asked for where nothing was to be
         return FileExistsError(errno.EEXIST, "File exists", path)
-    if _is_refusal(error):
+    if is_refusal(error):
         scheme = path.partition("://")[0]
         remedy = _REMEDIES.get(scheme, "log in as the store's own tools want it")
         number = status or (401 if type(error).__name__ in _NOBODY else 403)

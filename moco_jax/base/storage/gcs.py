@@ -108,6 +108,14 @@ def _address(path: str, args: Sequence[str], options: Mapping[str, Any]) -> str:
     return "/".join(["gs:/", *parts, *([more.rstrip("/")] if more else [])])
 
 
+def point_tensorstore() -> None:
+    """Have tensorstore ask the server that `STORAGE_EMULATOR_HOST` names, if it names one."""
+    if os.environ.get(EMULATOR):
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", os.environ[EMULATOR])
+        # Such a server wants no account, for which tensorstore would look, and complain.
+        os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+
+
 def file_system() -> Any:
     """Make fsspec's file system for gs://.
 
@@ -133,5 +141,4 @@ def lend() -> None:
 
     for scheme in ("gs", "gcs"):
         fsspec.register_implementation(scheme, lent, clobber=True)
-    if os.environ.get(EMULATOR):
-        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", os.environ[EMULATOR])
+    point_tensorstore()
