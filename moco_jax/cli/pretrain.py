@@ -12,6 +12,7 @@ The same command goes on from the last checkpoint of its workdir.
 
 import errno
 import sys
+import time
 
 from absl import flags
 
@@ -41,6 +42,7 @@ def define(given: flags.FlagValues) -> None:
 
 def main(given: flags.FlagValues, words: list[str]) -> None:
     """Pretrain as the flags say."""
+    began = time.perf_counter()
     refuse_words(words)
     if not given.workdir or given.config is None:
         fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
@@ -57,7 +59,7 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
 
     try:
         host_flags.join(given, asks_for_stops=True)
-        stopped = loop.train(given.config, given.workdir, set(given.allow_change))
+        stopped = loop.train(given.config, given.workdir, set(given.allow_change), began)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -329,8 +329,12 @@ class Examination:
     def _pace(self, pairs: float, rows: int, shared: bool) -> None:
         """Report how long the run takes, where a host makes `pairs` a second of `rows` a batch."""
         if self.enough and self.step is not None:
-            total = self.steps_per_epoch * self.config.epochs
-            self.report.add(rate.pace(pairs, rows, self.step, shared, total))
+            minutes, one = self.config.minutes, self.steps_per_epoch
+            if minutes:
+                self.report.add(rate.room(pairs, rows, self.step, shared, minutes, one))
+            else:
+                total = one * self.config.epochs
+                self.report.add(rate.pace(pairs, rows, self.step, shared, total))
 
     def workdir(self, place: epath.Path, allow_change: set[str]) -> None:
         """Examine rights, room, and where the run would go on in `place`."""
@@ -342,7 +346,7 @@ class Examination:
             if self.computed is not None:
                 state = memory.tree_bytes(self.computed.abstract)
                 self.report.add(*workdir.measure_room(place, state, self.config.keep))
-            total = self.steps_per_epoch * self.config.epochs
+            total = 0 if self.config.minutes else self.steps_per_epoch * self.config.epochs
             self.report.add(*workdir.checkpoints(place, total))
             self.report.add(*workdir.recipe(place, self.config.to_dict(), allow_change))
 

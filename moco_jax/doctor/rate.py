@@ -268,13 +268,30 @@ def remedies(pairs: float, needed: float, reads: float, made: Input) -> list[str
     return found
 
 
+def _seconds(pairs: float, batch_size: int, step: float, shared: bool) -> float:
+    """Estimate the seconds from one step to the next."""
+    making = batch_size / pairs
+    return step + making if shared else max(step, making)
+
+
+def room(
+    pairs: float, batch_size: int, step: float, shared: bool, minutes: float, steps_per_epoch: int
+) -> Finding:
+    """Find how many epochs so many `minutes` have room for at the speed that was measured."""
+    steps = round(60 * minutes / _seconds(pairs, batch_size, step, shared))
+    return Finding(
+        OK,
+        f"minutes={minutes:g} have room for about {steps:,} steps here, "
+        f"{steps / steps_per_epoch:.3g} epochs, less what scores take",
+    )
+
+
 def pace(pairs: float, batch_size: int, step: float, shared: bool, total_steps: int) -> Finding:
     """Find how long the whole run takes at the speed that was measured.
 
     Where that is very long on a CPU, the finding names what takes less.
     """
-    making = batch_size / pairs
-    seconds = total_steps * (step + making if shared else max(step, making))
+    seconds = total_steps * _seconds(pairs, batch_size, step, shared)
     text = f"the run's {total_steps:,} steps take about {duration(seconds)} here"
     if shared and seconds > LONG:
         return Finding(

@@ -109,10 +109,13 @@ def length(config: ConfigDict, examples: int) -> list[Finding]:
     """Find how long a run on `examples` images is; they are enough for a batch."""
     steps = examples // config.batch_size
     dropped = examples - steps * config.batch_size
+    whole = f"{steps * config.epochs:,} in {config.epochs} epochs"
+    if config.minutes:
+        whole = f"as many as fit in minutes={config.minutes:g}"
     found = [
         Finding(
             OK,
-            f"{steps:,} steps an epoch, {steps * config.epochs:,} in {config.epochs} epochs"
+            f"{steps:,} steps an epoch, {whole}"
             + (f"; the last {dropped} of each epoch's order are left out" if dropped else ""),
         )
     ]

@@ -104,6 +104,7 @@ class Checkpoints:
         metrics: Mapping[str, float],
         recorded: Callable[[], object] = lambda: None,
         probe: OnlineProbe | None = None,
+        seconds: float = 0.0,
     ):
         """Begin to save `state`, unless `step` is saved; the run goes on while it is written.
 
@@ -115,6 +116,7 @@ class Checkpoints:
             recorded: waits until the records up to `step` are written; the checkpoint does not
                 count before. It is called by a thread.
             probe: that learns beside the run, and goes on where the run does; None without one.
+            seconds: that the run has taken by now, over all its commands.
 
         Raises:
             UserError: `state` is not finite, or cannot be written; what was saved before is
@@ -134,7 +136,7 @@ class Checkpoints:
         # A process that saves alone would wait for the others.
         hosts.each(lambda: self._require_room((state, None if probe is None else probe.state)))
         about = {"format_version": FORMAT_VERSION, "step": step, "config": dict(config)}
-        about |= self._facts
+        about |= {**self._facts, "seconds": seconds}
         items: dict[str, Any] = {"state": ocp.args.StandardSave(state)}
         if probe is not None:
             # An item of its own, which nobody needs to know who reads the state.

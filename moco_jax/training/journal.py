@@ -55,7 +55,7 @@ class Journal:
         self.workdir, self.console, self.lock = workdir, console, lock
         lock.check()
         self.log = run_log.Writers(workdir, jax.process_index() == 0, plan.start)
-        self.facts = rules.facts_of(config.to_dict(), len(setup.source))
+        self.facts = self._facts = rules.facts_of(config.to_dict(), len(setup.source))
         self._writer = Writer(before=lock.check, idle=self.log.idle)
         self.put, self.check = self._writer.put, self._writer.check
 
@@ -92,6 +92,17 @@ class Journal:
         """Print `text`, behind all that was told so far."""
         self.put(lambda: self.console.line(text))
 
+    def lasts(self, step: int, text: str) -> None:
+        """Print and record, after `step`, how long a run takes whose last step was moved."""
+        last = self.plan.last
+
+        def write() -> None:
+            self.console.line(text)
+            self.log.event(step, "length", {"last": last})
+            self.facts = self._announcer.facts = self._facts.of_length(last)
+
+        self.put(write)
+
     def progress(self, step: int, clock: Clock) -> None:
         """Record the numbers since the last cut of `clock`, and renew the progress line.
 
@@ -102,8 +113,8 @@ class Journal:
         def write() -> None:
             numbers = online_probe.share(window.read())
             self.log.write(step, numbers)
-            shown = step + self.plan.shift, numbers, self.config, self.setup, window.left
-            self.console.progress(messages.progress(*shown))
+            where = self.plan.epoch(step), self.plan.epochs
+            self.console.progress(messages.progress(*where, numbers, self.config, window.left))
 
         self.put(write)
 
@@ -172,7 +183,9 @@ class Scores:
             self.plan.last,
         )
         self.latest: Snapshot | None = None
-        self.verdicts = Verdicts(journal.config, journal.plan, journal.facts, journal.log.records)
+        self.verdicts = Verdicts(
+            journal.config, journal.plan, lambda: journal.facts, journal.log.records
+        )
 
     def before_training(self, state: TrainState) -> None:
         """Score raw pixels and the encoder before the first step, to compare later scores with."""

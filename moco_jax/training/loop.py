@@ -1,5 +1,6 @@
 """The training loop, readable as a table of contents: prepare, take steps, conclude."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -16,6 +17,7 @@ from moco_jax.monitoring import online_probe
 from moco_jax.parallel import failures, hosts, known_answers
 from moco_jax.training import bad_steps, ending, feed
 from moco_jax.training.assembly import RunSetup, build
+from moco_jax.training.budget import Budget
 from moco_jax.training.checkpoint import Checkpoints, place_of
 from moco_jax.training.journal import Journal, Scores
 from moco_jax.training.start import Start, begin_or_go_on
@@ -26,13 +28,16 @@ from moco_jax.workdir import run_lock
 from moco_jax.workdir.lock import Lock
 
 
-def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
+def train(
+    config: ConfigDict, workdir: str, allow_change: set[str], began: float | None = None
+) -> int:
     """Pretrain as `config` says, in `workdir`, from its last checkpoint if there is one.
 
     Args:
         config: the settings of the run.
         workdir: the folder of the run, here or in a bucket.
         allow_change: recipe settings that may differ from those the workdir was begun with.
+        began: when the time of the run begins to count, by `time.perf_counter`; None: now.
 
     Returns:
         The signal number that asked the run to stop early, after its state was saved; 0 at the end.
@@ -42,6 +47,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
         Busy: another run is at work in `workdir`; LockLost: another run has taken `workdir` from
             this one, which was suspended.
     """
+    began = time.perf_counter() if began is None else began
     place = hosts.each(lambda: place_of(workdir))
     console = Console(speaks=jax.process_index() == 0)
     # A compiler that computes wrong values is silent: it is asked before anything is trusted to it.
@@ -50,7 +56,7 @@ def train(config: ConfigDict, workdir: str, allow_change: set[str]) -> int:
     hosts.require_agreement(hosts.facts_of(config))
     # Until the end nobody else writes to the workdir.
     with run_lock.hold(place, console.line) as lock:
-        return _train(config, place, allow_change, console, lock)
+        return _train(config, place, allow_change, console, lock, began)
 
 
 def _train(
@@ -59,6 +65,7 @@ def _train(
     allow_change: set[str],
     console: Console,
     lock: Lock,
+    began: float,
 ) -> int:
     """Train in `workdir`, whose `lock` is held; arguments and result as of `train`."""
     # Settings and images that cannot work are refused here, before the workdir is looked at.
@@ -70,7 +77,11 @@ def _train(
     # are given back at the very end: until all is saved one must not end the process.
     with ExitStack() as signals, ExitStack() as opened:
         opened.enter_context(closing(start.checkpoints.close, lock))
-        plan = StepPlan.of(config, setup, start.step, int(start.state.schedule_step))
+        schedule_step = int(start.state.schedule_step)
+        plan = StepPlan.of(config, setup, start.step, schedule_step)
+        budget = Budget(60 * config.minutes, start.seconds, plan, began)
+        if config.minutes:
+            budget.spread(schedule_step, setup.total_steps)
         journal = hosts.each(lambda: Journal(config, setup, workdir, console, lock, plan))
         opened.enter_context(closing(journal.close, lock))
         journal.begin(start)
@@ -81,12 +92,13 @@ def _train(
         probe = open_probe(config, setup, start, journal)
         scores = Scores(setup, journal, probe)
         if plan.start == 0 and config.monitor_every:
-            scores.before_training(start.state)
+            with budget.scoring():
+                scores.before_training(start.state)
         batches = feed.device_batches(
             host_batches, setup.program, images, None if probe is None else probe.classes_of
         )
         batches = damaged.counted(batches, first=console.speaks)
-        loop = Loop(config, journal, scores, start.checkpoints, train_step)
+        loop = Loop(config, journal, scores, start.checkpoints, train_step, budget)
         signals.callback(loop.stop.release)
         opened.enter_context(closing(loop.close, lock))
         # Closed first: its threads would go on reading while checkpoints are written.
@@ -157,11 +169,12 @@ class Loop:
         scores: Scores,
         checkpoints: Checkpoints,
         train_step: Any,
+        budget: Budget,
     ):
         """Make ready to run the compiled `train_step`; from here on signals are noted."""
         self.config, self.journal, self.scores = config, journal, scores
         self.plan, self.checkpoints, self.train_step = journal.plan, checkpoints, train_step
-        self.probe = scores.probe
+        self.probe, self.budget = scores.probe, budget
         self.stop = StopSignals()
         flops = (train_step.cost_analysis() or {}).get("flops")
         self.clock = Clock(config.batch_size, self.plan.last, self.plan.start, flops)
@@ -183,11 +196,11 @@ class Loop:
             the state, its step, and the number of the signal; 0 without one.
         """
         step, signal = self.plan.start, 0
-        verdicts, end = self.scores.verdicts, self.plan.end
+        verdicts = self.scores.verdicts
         if verdicts.stops:  # by the scores of an earlier part of the run
-            end = step
             self.journal.say(verdicts.ending(step))
-        for step in range(self.plan.start + 1, end + 1):
+        while step < self.plan.end and not verdicts.stops and not signal:
+            step += 1
             with self.clock.waiting():
                 batch, classes = next(batches)
             self.profile.before(step)
@@ -196,17 +209,30 @@ class Loop:
                 metrics |= self.probe.learn(features, classes)
             self.profile.after(step, metrics)
             # This judges the step two before, whose numbers are there: no device waits for it.
-            self.guard.observe(step, self.clock.count(metrics), batch.index)
+            arrival = self.clock.count(metrics)
+            self.guard.observe(step, arrival, batch.index)
+            state = self.in_time(step, state, arrival.wait)
             # Asked before anything is written, so that the last log and checkpoint are of this
             # step.
             signal = self.stop.asked(step)
             self.after(step, state, stops=bool(signal))
-            if signal or verdicts.stops:
-                break
         # The last steps are judged too, although nothing follows them.
         self.guard.finish()
         self.journal.written()()
         return state, step, signal
+
+    def in_time(self, step: int, state: TrainState, wait: Callable[[], object]) -> TrainState:
+        """Return `state` after `step` with its schedules where the minutes of the run want them.
+
+        `wait` waits until the step has run.
+        """
+        if not self.config.minutes:
+            return state
+        told = self.budget.after(step, self.clock, wait)
+        if told:
+            self.clock.total = self.plan.last
+            self.journal.lasts(step, told)
+        return self.budget.place(state, step + 1)
 
     def after(self, step: int, state: TrainState, stops: bool) -> None:
         """Log, score, diagnose and save after `step`, each if it is due, or the run `stops`.
@@ -217,7 +243,8 @@ class Loop:
         logs = self.plan.logs(step) or stops
         if logs:
             self.journal.progress(step, self.clock)
-        score = self.scores.after(step, state, self.clock)
+        with self.budget.scoring(self.plan.scores(step)):
+            score = self.scores.after(step, state, self.clock)
         ends = stops or step == self.plan.end or self.scores.verdicts.stops
         if ends and not logs:
             self.journal.progress(step, self.clock)
@@ -231,7 +258,8 @@ class Loop:
                 recorded()
             self.journal.lock.check()
             settings = self.config.to_dict()
-            self.checkpoints.save(step, state, settings, score, recorded, self.probe)
+            taken = self.budget.spent
+            self.checkpoints.save(step, state, settings, score, recorded, self.probe, taken)
 
     def close(self) -> None:
         """End what watches the steps; a trace that is under way is written."""

@@ -22,6 +22,8 @@ def facts(
     devices = jax.devices()
     hardware = f"{len(devices)} x {devices[0].device_kind} on {jax.process_count()} host(s)"
     steps = f"{setup.total_steps:,} = {config.epochs} epochs x {setup.steps_per_epoch:,}"
+    if config.minutes:
+        steps = f"as many as fit in minutes={config.minutes:g}, {setup.steps_per_epoch:,} an epoch"
     rate = f"{config.lr:g}"
     if config.lr_reference_batch:
         scaling = f"{config.lr:g} x {config.batch_size} / {config.lr_reference_batch}"
@@ -70,15 +72,15 @@ def dictionary(config: ConfigDict, examples: int) -> str:
 
 
 def progress(
-    step: int, n: dict[str, float], config: ConfigDict, setup: RunSetup, seconds_left: float
+    epoch: float, epochs: float, n: dict[str, float], config: ConfigDict, seconds_left: float
 ) -> str:
-    """Return the progress line after `step`; `n`: the numbers of the clock."""
+    """Return the progress line after `epoch` of `epochs`; `n`: the numbers of the clock."""
     chance = method_of(config).chance_level(config.batch_size)
     beside = "" if chance is None else f" (chance {chance:.2f})"
     probe = f"probe {n['probe_train']:.1%} of views  " if "probe_train" in n else ""
     utilised = f"MFU {n['mfu']:.1%}  " if "mfu" in n else ""
     return (
-        f"epoch {step / setup.steps_per_epoch:6.2f}/{config.epochs}  loss {n['loss']:.3f}{beside}  "
+        f"epoch {epoch:6.2f}/{epochs:.4g}  loss {n['loss']:.3f}{beside}  "
         f"top-1 {n['top1']:.1%}  {probe}{n['images_per_second']:,.0f} images/s  waiting "
         f"{n['waiting_share']:.0%}  {utilised}left {duration(seconds_left)}"
     )

@@ -26,6 +26,7 @@ class Start:
 
     Attributes:
         step: of the checkpoint that it goes on from; 0 for a new run.
+        seconds: that the run had taken at that step.
         state: before the next step.
         checkpoints: those of the workdir.
         remarks: a line on each thing that was mended, changed or set aside.
@@ -37,6 +38,7 @@ class Start:
     checkpoints: Checkpoints
     remarks: Sequence[str]
     weights: Sequence[str] = ()
+    seconds: float = 0.0
 
 
 def begin_or_go_on(
@@ -84,7 +86,8 @@ def begin_or_go_on(
         step, state, set_aside = checkpoints.go_on(
             sound, examined, program.abstract, config.batch_size
         )
-        return Start(step, state, checkpoints, [*remarks, *set_aside])
+        seconds = float(integrity.about(workdir, step).get("seconds", 0.0))
+        return Start(step, state, checkpoints, [*remarks, *set_aside], seconds=seconds)
     if weights:
         state = warm_start.begin(program, weights, config.momentum)
         return Start(0, state, checkpoints, remarks, weights.remarks)

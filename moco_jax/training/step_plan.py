@@ -9,14 +9,14 @@ from moco_jax.training import checkpoint
 from moco_jax.training.assembly import RunSetup
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class StepPlan:
     """Steps of a run at which something besides training happens, counted from 1.
 
     Attributes:
         start: the step after which the run begins, or goes on.
-        end: the step at which this command ends.
-        last: the step at which the run ends.
+        last: the step at which the run ends; a time budget moves it.
+        stop: a step at which this command ends before that; 0 for none.
         shift: steps that a run with this batch size would be further on; other than 0 where the
             batch size was changed on the way.
         steps_per_epoch: steps of an epoch with this batch size.
@@ -24,8 +24,8 @@ class StepPlan:
     """
 
     start: int
-    end: int
     last: int
+    stop: int
     shift: int
     steps_per_epoch: int
     log_every: int
@@ -40,7 +40,8 @@ class StepPlan:
             UserError: the command would end before the step at which the run is.
         """
         # Epochs and schedules count the steps of a run that had this batch size from its beginning.
-        shift = schedule_step - start
+        # Where time decides, schedules keep no step with epochs.
+        shift = 0 if config.minutes else schedule_step - start
         last = setup.total_steps - shift
         # At that step itself the command has ended, and may be given again.
         if 0 < config.stop_at_step < start:
@@ -50,14 +51,24 @@ class StepPlan:
             )
         return cls(
             start=start,
-            end=min(config.stop_at_step or last, last),
             last=last,
+            stop=config.stop_at_step,
             shift=shift,
             steps_per_epoch=setup.steps_per_epoch,
             log_every=config.log_every,
             score_every=config.monitor_every * setup.steps_per_epoch,
             save_every=checkpoint.interval(config.checkpoint_every, setup.steps_per_epoch),
         )
+
+    @property
+    def end(self) -> int:
+        """The step at which this command ends."""
+        return min(self.stop or self.last, self.last)
+
+    @property
+    def epochs(self) -> float:
+        """How many epochs the run has."""
+        return self.epoch(self.last)
 
     def epoch(self, step: int) -> float:
         """Return how many epochs are over after `step`."""

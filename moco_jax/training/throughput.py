@@ -46,6 +46,10 @@ class Clock:
     """Averages metrics between two readings, and measures throughput and waiting.
 
     It goes by the times at which finished steps arrived from the devices, and makes no device wait.
+
+    Attributes:
+        total: the last step of the run.
+        pauses: seconds of all pauses so far.
     """
 
     def __init__(self, batch_size: int, last: int, start: int, flops: float | None):
@@ -65,7 +69,7 @@ class Clock:
         self._before: Arrival | None = None  # the last step of the window before
         self._window: list[Arrival] = []
         self._waits: list[tuple[float, float]] = []  # of each step for its batch: from, to
-        self._paused = 0.0
+        self._paused = self.pauses = 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -85,7 +89,8 @@ class Clock:
             last.wait()
         began = time.perf_counter()
         yield
-        self._paused += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self._paused, self.pauses = self._paused + seconds, self.pauses + seconds
 
     def count(self, metrics: Metrics) -> Arrival:
         """Add the metrics of one more step, which are still on the device."""

@@ -1,6 +1,6 @@
 """The verdict on a run after each score, and whether all its processes end the run by it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -25,16 +25,19 @@ class Verdicts:
         self,
         config: ConfigDict,
         plan: StepPlan,
-        facts: Facts,
+        facts: Callable[[], Facts],
         records: Sequence[Mapping[str, Any]],
     ):
-        """Judge the run by its `records` so far; every process must call this."""
+        """Judge the run by its `records` so far; every process must call this.
+
+        `facts`: gives those that hold by now.
+        """
         self._config, self._plan, self._facts = config, plan, facts
         self.after(plan.start, records)
 
     def after(self, step: int, records: Sequence[Mapping[str, Any]]) -> Verdict:
         """Judge the run after `step` by its `records`; every process must call this."""
-        self.latest = judge(records, self._facts, self._plan.epoch, self._config.patience)
+        self.latest = judge(records, self._facts(), self._plan.epoch, self._config.patience)
         self.stops = False
         if self._config.stop_when != "never" and step < self._plan.last:
             self.stops = hosts.broadcast(self.latest.stops)
@@ -45,7 +48,7 @@ class Verdicts:
         config = self._config
         return (
             f"ended by stop_when={config.stop_when!r} at step {step:,}, epoch "
-            f"{self._plan.epoch(step):g} of {config.epochs}: {self.latest.line}. To go on, give "
-            f"the same command with --config.stop_when=never, or with a patience above "
+            f"{self._plan.epoch(step):g} of {self._plan.epochs:.4g}: {self.latest.line}. To "
+            f"go on, give the same command with --config.stop_when=never, or with a patience above "
             f"{config.patience}: --config.patience={2 * config.patience}"
         )

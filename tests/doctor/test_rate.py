@@ -35,6 +35,8 @@ def test_whether_a_host_feeds_its_devices():
 
 
 def test_a_run_of_days_on_a_cpu_is_told_what_takes_less():
+    room = rate.room(64, 64, 0.5, True, 10, 100)
+    assert "about 400 steps here, 4 epochs" in room.seen
     short, long = (rate.pace(300, 64, step, True, 2400) for step in (0.5, 28.0))
     assert (short.severity, long.severity) == ("ok", "note")
     assert "18h48m" in long.text

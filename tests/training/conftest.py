@@ -9,6 +9,7 @@ from moco_jax.training import assembly
 OUTSIDE = (
     "eval_batch_size",
     "log_every",
+    "minutes",
     "monitor_every",
     "patience",
     "signals",

@@ -12,7 +12,7 @@ PARTS = types.SimpleNamespace(steps_per_epoch=10, total_steps=40)
 
 def plan(start=0, schedule_step=0, **changes):
     settings = {"stop_at_step": 0, "log_every": 4, "monitor_every": 2, "checkpoint_every": 7}
-    config = types.SimpleNamespace(**settings | changes)
+    config = types.SimpleNamespace(minutes=0.0, **settings | changes)
     return StepPlan.of(config, PARTS, start, schedule_step)
 
 

@@ -151,6 +151,11 @@ OPERATIONAL = table(
                 count(0, 0, STEPS),
                 "step after which the run saves and ends, for a trial or a time limit; 0: the last",
             ),
+            "minutes": (
+                number(0.0, 0, 10**6),
+                "minutes that the run may take, over all its commands: the recipe's schedules go "
+                "through all of their `epochs` in this time, in more or fewer epochs; 0: no limit",
+            ),
             "stop_when": (
                 choice("never", ("never", "no_gain")),
                 "'no_gain': the run ends early, with all that belongs to an end, once its scores "

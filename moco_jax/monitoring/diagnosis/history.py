@@ -60,7 +60,19 @@ class Facts:
     batch_norm: bool
     augment: str
     changes_colours: bool
-    lr_drops: tuple[int, ...]
+    lr_drops: tuple[float, ...]
+
+    def of_length(self, steps: int) -> "Facts":
+        """Return the facts where the run takes so many `steps`, and its schedules end with them."""
+        if not self.total_steps:
+            return self
+        share = steps / self.total_steps
+        return dataclasses.replace(
+            self,
+            total_steps=steps,
+            warmup_steps=round(share * self.warmup_steps),
+            lr_drops=tuple(share * drop for drop in self.lr_drops),
+        )
 
     @property
     def begun(self) -> int:

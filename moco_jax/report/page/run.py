@@ -79,7 +79,21 @@ class Run:
         """Whether the run came to the end of its epochs."""
         if self.steps_per_epoch is None:
             return False
-        return float(self.epochs([self.step])[0]) >= self.config.epochs
+        return self.planned is not None and float(self.epochs([self.step])[0]) >= self.planned
+
+    @property
+    def planned(self) -> float | None:
+        """Epochs of the whole run; None of one that goes by time and has not measured its steps."""
+        if not self.config.minutes:
+            return self.config.epochs
+        last = self._last_step
+        return None if last is None else float(self.epochs([last])[0])
+
+    @property
+    def _last_step(self) -> int | None:
+        """The last step of a run that goes by time, as it was told last."""
+        told = [e["last"] for e in self.events if e["event"] == "length"]
+        return told[-1] if told and self.config.minutes else None
 
     @property
     def ended_early(self) -> bool:
@@ -90,7 +104,8 @@ class Run:
     @property
     def facts(self) -> rules.Facts:
         """What the records are read with."""
-        return rules.facts_of(self.config, self.starts[-1]["examples"] if self.starts else None)
+        found = rules.facts_of(self.config, self.starts[-1]["examples"] if self.starts else None)
+        return found if self._last_step is None else found.of_length(self._last_step)
 
     @property
     def verdict(self) -> Verdict | None:

@@ -28,7 +28,9 @@ def summary(runs: Sequence[Run]) -> list[list[str]]:
     def state(run: Run) -> str:
         if run.steps_per_epoch is None:
             return f"step {run.step:,}"
-        done = f"epoch {run.epochs([run.step])[0]:.4g} of {run.config.epochs}"
+        done = f"epoch {run.epochs([run.step])[0]:.4g}"
+        if run.planned is not None:
+            done += f" of {run.planned:.4g}"
         if run.ended_early:
             return f"{done}, ended by stop_when={run.config.stop_when!r}"
         return f"{done}, finished" if run.is_finished else f"{done}, step {run.step:,}"
