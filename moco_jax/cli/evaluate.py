@@ -21,9 +21,10 @@ from moco_jax.base import files
 from moco_jax.base.console import Console, Progress
 from moco_jax.base.errors import UserError
 from moco_jax.cli import evaluation_flags, host_flags
-from moco_jax.cli.command_line import Command, absl_flags, set_up
+from moco_jax.cli.command_line import Command, absl_flags
 from moco_jax.cli.evaluation_flags import EVALUATIONS
 from moco_jax.config import settings
+from moco_jax.parallel.devices import set_up
 
 if TYPE_CHECKING:
     from moco_jax.inference import trained_encoder

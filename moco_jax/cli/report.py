@@ -13,11 +13,11 @@ import time
 from absl import flags, logging
 
 from moco_jax import config as config_lib
-from moco_jax.base import files, storage
-from moco_jax.base.console import Console, Progress, size
+from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.cli import number_flags
-from moco_jax.cli.command_line import Command, fail, set_up
+from moco_jax.cli.command_line import Command, fail
+from moco_jax.parallel.devices import set_up
 
 PAUSE = 2.0  # seconds between looks at the workdirs
 
@@ -44,32 +44,6 @@ def define(given: flags.FlagValues) -> None:
         10**6,
         given,
     )
-
-
-def write(places: list[str], out: str, images: int, console: Console) -> None:
-    """Write the page on the runs in `places` to the file `out`; '': into the first workdir."""
-    from moco_jax.report.page import run as runs_lib
-    from moco_jax.report.page.render import page
-    from moco_jax.report.page.renewal import Renewal
-
-    renewal = Renewal(images, Progress(console))
-    runs = runs_lib.read(places)
-    path = files.absolute(out) if out else runs[0].place / "report.html"
-    seen = [renewal.at(run) for run in runs]
-    left_out: list[str] = []
-    content = page(runs, seen, say=left_out.append).encode()
-    try:
-        files.write(path, content)
-    except storage.OF_STORES:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); choose a place that you may "
-            "write to: --out=FILE"
-        ) from error
-    for line in left_out:
-        console.line(f"left out: {line}")
-    console.line(f"written: {path} ({size(len(content))})")
 
 
 def watch(places: list[str], port: int, images: int, console: Console) -> None:
@@ -125,6 +99,8 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     if given.watch:
         watch(words, given.port, given.images, Console())
     else:
+        from moco_jax.report.page.writing import write
+
         write(words, given.out, given.images, Console())
 
 

@@ -4,9 +4,12 @@ That folder is a link to the checkout's `configs/`, so that an installed package
 """
 
 import difflib
+import importlib.util
 import os
 import re
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from moco_jax.base.errors import UserError
 
@@ -16,6 +19,21 @@ FOLDER = Path(__file__).parents[1] / "configs"
 def names() -> list[str]:
     """List the names of all recipes."""
     return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+
+
+def load(name: str) -> ConfigDict:
+    """Return the settings of the recipe `name`, as --config=`name` would.
+
+    Raises:
+        UserError: neither a file nor a recipe has that name, or it has no such variant.
+    """
+    path, _, variant = resolve(f"--config={name}").removeprefix("--config=").partition(".py")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, f"{path}.py")
+    if spec is None or spec.loader is None or not os.path.isfile(f"{path}.py"):
+        raise UserError(f"recipe={name} is no file of Python; use one of {', '.join(names())}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant.removeprefix(":"))
 
 
 def resolve(word: str) -> str:

@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.base.errors import UserError
-from moco_jax.cli import command_line, commands
+from moco_jax.cli import commands
 from moco_jax.config import registry
 from moco_jax.config.settings import OPERATIONAL, RECIPE, SETTINGS, kinds, overview
+from moco_jax.parallel import devices
 from moco_jax.training import checks
 
 # The same members at every run.
@@ -337,10 +338,10 @@ def test_a_cache_of_programs_that_can_be_no_folder(place, tmp_path, monkeypatch)
     with pytest.raises(
         UserError, match=r"^compilation_cache=.* is no folder .* choose one that you may"
     ):
-        command_line.set_up(config)
-    command_line.set_up(config, own=False)
+        devices.set_up(config)
+    devices.set_up(config, own=False)
     assert not told
     config.compilation_cache = "new/folder"
-    command_line.set_up(config)
+    devices.set_up(config)
     assert (tmp_path / "new/folder").is_dir()
     assert ("jax_compilation_cache_dir", "new/folder") in told

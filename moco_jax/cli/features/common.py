@@ -3,8 +3,8 @@
 from absl import logging
 
 from moco_jax import config as config_lib
-from moco_jax.cli.command_line import set_up
 from moco_jax.inference import trained_encoder
+from moco_jax.parallel.devices import set_up
 
 
 def prepare(place: str | None) -> None:

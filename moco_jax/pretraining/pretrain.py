@@ -1,0 +1,214 @@
+"""`moco_jax.pretrain`: from a folder of images to an encoder and all that goes with it."""
+
+import base64
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax.base import allocator, files, packages
+from moco_jax.base.console import Console, table
+from moco_jax.base.errors import UserError
+from moco_jax.base.text import printable
+from moco_jax.config import recipe_files
+from moco_jax.data.configured import open_images
+from moco_jax.inference import loading
+from moco_jax.parallel import xla_flags
+from moco_jax.parallel.devices import set_up
+from moco_jax.pretraining import choices, places
+from moco_jax.pretraining.leave import leave
+from moco_jax.report.page import run as runs_lib
+from moco_jax.training import checks, loop
+from moco_jax.training.checkpoint import place_of
+
+ACCELERATED = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "libtpu")
+RECIPE = "recipe.py"
+SCORES = ("raw_knn", "knn", "probe", "effective_rank", "lidar", "alignment", "uniformity", "loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """What `pretrain` has made; in a notebook it shows scores and nearest neighbours.
+
+    Attributes:
+        out: the folder: a workdir with report, exported encoder and README.md.
+        finished: whether the run came to its end; False after Ctrl-C, and the same call goes on.
+        scores: of the last score, by the names that records have: `knn`, `probe`,
+            `effective_rank` and others; `raw_knn` of raw pixels, `knn_before` of the encoder
+            before training.
+        verdict: on the run, in words.
+    """
+
+    out: str
+    finished: bool
+    scores: Mapping[str, float]
+    verdict: str
+
+    def load(self, **options: Any) -> Any:
+        """Load the encoder, as `moco_jax.load` does; `options` are its."""
+        return loading.load(self.out, **options)
+
+    def __str__(self) -> str:
+        """The scores as a table, and the verdict."""
+        rows = [[name.replace("_", " "), f"{value:.4g}"] for name, value in self.scores.items()]
+        return f"{self.out}: {self.verdict}\n{table(['score', 'value'], rows)}"
+
+    def _repr_html_(self) -> str:
+        parts = [f"<pre>{escape(str(self))}</pre>"]
+        picture = epath.Path(self.out) / "neighbours.png"
+        if picture.exists():
+            content = base64.b64encode(picture.read_bytes()).decode()
+            parts.append(f'<img style="max-width: 100%" src="data:image/png;base64,{content}">')
+        return "".join(parts)
+
+
+def pretrain(
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    recipe: str = "",
+    minutes: float | None = None,
+    **settings: Any,
+) -> Pretrained:
+    """Pretrain an encoder on the images in `data`, and leave all that belongs to it in `out`.
+
+    Settings that were not given are chosen by the images and the devices; each is printed with
+    its reason, and all stand in `out`/recipe.py. The same call goes on where it was stopped.
+
+    Args:
+        data: a folder of images or of shards, a text file that lists images, 'tfds:NAME' (with
+            `data_dir`), or 'digits'.
+        out: the folder that is made: checkpoints, records, report.html, exported/, README.md.
+        recipe: a recipe or file, as --config takes it; '': `folder`, and `folder:cpu` on CPUs.
+        minutes: that the whole may take, but for the report and the files at its end; None: 30
+            on CPUs, and the recipe's epochs on others.
+        **settings: of docs/settings.md, by name.
+
+    Returns:
+        Scores, verdict, and a way to the encoder.
+
+    Raises:
+        UserError: images or settings that cannot work, in one line; nothing is changed in `out`.
+    """
+    return run(os.fspath(data), os.fspath(out), recipe, minutes, settings)[0]
+
+
+def run(
+    data: str, out: str, recipe: str, minutes: float | None, settings: Mapping[str, Any]
+) -> tuple[Pretrained, int]:
+    """Do what `pretrain` says; return what it returns, and the signal that stopped the run or 0."""
+    began = time.perf_counter()
+    xla_flags.set_up()
+    allocator.keep_freed_memory()
+    given = dict(settings) | ({} if minutes is None else {"minutes": minutes})
+    config = _recipe(recipe, data, given)
+    _ready(config)
+
+    place, console = place_of(out), Console()
+    if (place / RECIPE).exists():
+        config = _as_before(place, config, given)
+    else:
+        source = open_images(config, config.split, str(place / "index"))
+        facts = choices.Facts.of(source)
+        chosen = choices.fitting(facts, config, set(given))
+        for one in chosen:
+            config[one.name] = one.value
+        for line in (*choices.remarks(facts), *map(str, chosen)):
+            console.line(line)
+        checks.check(config, facts.devices)
+        _write_recipe(place, config, chosen, data)
+    if config.augment_on != "resident":
+        packages.load_tensorflow(f"augment_on={config.augment_on!r}")
+    stopped = loop.train(config, str(place), set(), began)
+    if not stopped:
+        leave(place, console)
+    return outcome(place, finished=not stopped), stopped
+
+
+def _recipe(recipe: str, data: str, given: Mapping[str, Any]) -> ConfigDict:
+    """Return the settings of `recipe` for `data`, with what was `given`."""
+    name = recipe or ("folder" if _may_be_accelerated() else "folder:cpu")
+    config = recipe_files.load(name)
+    config.dataset, config.data_dir = places.kind_of(data)
+    if config.dataset.startswith("tfds:"):
+        config.eval_split = config.eval_split if name.partition(":")[0] == "cifar10" else ""
+    for key, value in given.items():
+        if key not in config:
+            raise UserError(
+                f"{printable(key)} is not a setting; did you mean {config_lib.nearest(key)}?"
+            )
+        config[key] = value
+    config_lib.check_each(config)
+    return config
+
+
+def _may_be_accelerated() -> bool:
+    """Whether JAX has a plugin for GPU or TPU: asking JAX itself would settle its devices."""
+    return any(packages.is_there(name) for name in ACCELERATED)
+
+
+def _ready(config: ConfigDict) -> None:
+    """Make JAX ready; where it runs already, as in a notebook, its devices stay as they are."""
+    try:
+        set_up(config)
+    except RuntimeError:  # `cpu_devices` comes too late
+        config.cpu_devices = 0
+        set_up(config)
+
+
+def _as_before(place: epath.Path, config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
+    """Return the settings that an earlier call chose for the run in `place`, with those `given`."""
+    before = recipe_files.load(str(place / RECIPE))
+    for name in ("dataset", "data_dir", *given):
+        before[name] = config[name]
+    return before
+
+
+def _write_recipe(
+    place: epath.Path, config: ConfigDict, chosen: Sequence[choices.Choice], data: str
+) -> None:
+    """Write what differs from the defaults as a recipe file, with the reason where there is one."""
+    reasons = {one.name: f"  # {one.reason}" for one in chosen}
+    usual = config_lib.default_config()
+    lines = [
+        f"    config.{name} = {config[name]!r}{reasons.get(name, '')}"
+        for name in config_lib.RECIPE | config_lib.OPERATIONAL
+        if config[name] != usual[name]
+    ]
+    text = "\n".join(
+        [
+            f'"""Settings for {printable(data)}, as moco_jax.pretrain has chosen them."""',
+            "",
+            "from moco_jax.config import default_config",
+            "",
+            "",
+            "def get_config():",
+            "    config = default_config()",
+            *lines,
+            "    return config",
+            "",
+        ]
+    )
+    place.mkdir(parents=True, exist_ok=True)
+    files.write(place / RECIPE, text.encode())
+
+
+def outcome(place: epath.Path, finished: bool) -> Pretrained:
+    """Read what the run in `place` has found."""
+    (found,) = runs_lib.read([str(place)])
+    scores: dict[str, float] = {}
+    for record in found.records:
+        if "knn" in record and not record["step"]:
+            scores["knn_before"] = record["knn"]
+        for name in SCORES:
+            if name in record and (record["step"] or name.startswith("raw")):
+                scores[name] = record[name]
+    verdict = found.verdict
+    words = "" if verdict is None else (verdict.at_end if finished else verdict.line)
+    return Pretrained(str(place), finished, scores, words)
