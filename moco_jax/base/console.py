@@ -38,8 +38,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def rewrites(out: TextIO) -> bool:
+    """Whether a line of `out` can be rewritten: on a terminal, and below a cell of a notebook."""
+    return out.isatty() or type(out).__module__.startswith("ipykernel.")
+
+
 class Console:
-    """Prints lines for a person; a terminal's progress line is rewritten, a log gets plain lines.
+    """Prints lines for a person; a progress line is rewritten where that shows, else a plain line.
 
     A host that is not the first prints nothing. Characters that do not print, or that the
     terminal's encoding lacks, are written as escapes, because an odd file name must not end a
@@ -73,11 +78,11 @@ class Console:
         )
 
     def progress(self, text: str) -> None:
-        """Rewrite the progress line on a terminal; print `text` on a line of its own elsewhere."""
+        """Rewrite the progress line; print `text` on a line of its own where `out` cannot."""
         if not self.speaks:
             return
         text = printable(text)
-        if not self.out.isatty():
+        if not rewrites(self.out):
             return self.line(text)
         self._print("\r" + text.ljust(self._open))
         self._open = len(text)
@@ -95,7 +100,7 @@ class Progress:
     def __init__(self, console: Console):
         """Create the line on `console`."""
         self.console, self.next = console, 0.0
-        self.pause = 0.2 if console.out.isatty() else 10.0
+        self.pause = 0.2 if rewrites(console.out) else 10.0
 
     @property
     def due(self) -> bool:

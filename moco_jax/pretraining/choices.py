@@ -105,7 +105,7 @@ def _batch(facts: Facts, config: ConfigDict) -> list[Choice]:
     unit = math.lcm(config.bn_groups * min(config.shuffle_groups, config.bn_groups), facts.devices)
     wanted, reason = config.batch_size, ""
     if not facts.on_cpu:
-        wanted = max(b for b in (64, 128, 256) if b == 64 or facts.images >= b * STEPS)
+        wanted = max(wanted, *(b for b in (64, 128, 256) if facts.images >= b * STEPS), 1)
         reason = f"{facts.images:,} images are {facts.images // wanted} such batches an epoch"
     if facts.images < 4 * wanted:
         wanted = facts.images // 4

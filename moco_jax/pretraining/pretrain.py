@@ -111,7 +111,7 @@ def run(
     _ready(config)
 
     place, console = place_of(out), Console()
-    if (place / RECIPE).exists():
+    if (place / "config.json").exists():
         config = _as_before(place, config, given)
     else:
         source = open_images(config, config.split, str(place / "index"))
@@ -136,8 +136,6 @@ def _recipe(recipe: str, data: str, given: Mapping[str, Any]) -> ConfigDict:
     name = recipe or ("folder" if _may_be_accelerated() else "folder:cpu")
     config = recipe_files.load(name)
     config.dataset, config.data_dir = places.kind_of(data)
-    if config.dataset.startswith("tfds:"):
-        config.eval_split = config.eval_split if name.partition(":")[0] == "cifar10" else ""
     for key, value in given.items():
         if key not in config:
             raise UserError(
@@ -164,6 +162,11 @@ def _ready(config: ConfigDict) -> None:
 
 def _as_before(place: epath.Path, config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
     """Return the settings that an earlier call chose for the run in `place`, with those `given`."""
+    if not (place / RECIPE).exists():
+        raise UserError(
+            f"out={place} holds a run that was begun by --config; go on with that by"
+            f" --workdir={place}, or give another out"
+        )
     before = recipe_files.load(str(place / RECIPE))
     for name in ("dataset", "data_dir", *given):
         before[name] = config[name]

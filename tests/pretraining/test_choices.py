@@ -26,9 +26,7 @@ def facts(**changes):
 def test_every_choice_is_one_that_a_run_accepts(on_cpu, devices):
     for images, side, labelled in itertools.product(COUNTS, SIDES, (True, False)):
         config = recipe_files.load("folder:cpu" if on_cpu else "folder")
-        known = facts(
-            images=images, side=side, labelled=labelled, on_cpu=on_cpu, devices=devices
-        )
+        known = facts(images=images, side=side, labelled=labelled, on_cpu=on_cpu, devices=devices)
         try:
             chosen = choices.fitting(known, config, set())
         except UserError as error:

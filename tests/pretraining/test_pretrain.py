@@ -49,8 +49,9 @@ def test_scores_report_and_recipe_are_there(made, capsys):
         json.dumps({k: v for k, v in chosen.to_dict().items() if k != "workers"})
     )
     assert chosen.image_size == 32
-    assert re.search(r"config.image_size = 32  # the images' shorter side is 30", 
-                     (out / "recipe.py").read_text())
+    assert re.search(
+        r"config.image_size = 32  # the images' shorter side is 30", (out / "recipe.py").read_text()
+    )
     # The same call finds it done, and leaves the same.
     again = moco_jax.pretrain(data=chosen.data_dir, out=out, recipe="folder:cpu", **TINY)
     assert again.scores == found.scores
