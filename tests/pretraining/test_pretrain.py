@@ -1,4 +1,4 @@
-"""One call goes from images to a report, an encoder that other tools load, and a page on its use."""
+"""One call goes from images to a report, an encoder for other tools, and a page on its use."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_the_page_is_true(made, photos, monkeypatch):
     """Each block of Python on the page runs, and its encoder gives ours."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    found, out = made
+    _, out = made
     text = (out / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
     monkeypatch.chdir(out)
@@ -90,7 +90,7 @@ def test_the_page_is_true(made, photos, monkeypatch):
 
 
 def test_wrong_words_are_one_line(photos, tmp_path):
-    with pytest.raises(UserError, match="^epoch is not a setting; did you mean epochs"):
+    with pytest.raises(UserError, match=r"^epoch is not a setting; did you mean epochs"):
         moco_jax.pretrain(data=photos, out=tmp_path / "x", epoch=3)
     with pytest.raises(UserError, match="none is not there"):
         moco_jax.pretrain(data=photos / "none", out=tmp_path / "x")
