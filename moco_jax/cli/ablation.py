@@ -28,9 +28,9 @@ from moco_jax.cli.command_line import (
     define_config,
     fail,
     refuse_words,
-    set_up,
 )
 from moco_jax.config.settings.kinds import Range
+from moco_jax.parallel.devices import set_up
 
 KNOWN = ("seeds", *(f"base.{name}" for name in SETTINGS))  # as --config.NAME, of a comparison
 MOST_SEEDS = 1000

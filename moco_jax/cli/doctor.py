@@ -25,8 +25,8 @@ from moco_jax.cli.command_line import (
     define_config,
     fail,
     refuse_words,
-    set_up,
 )
+from moco_jax.parallel.devices import set_up
 
 
 def define(given: flags.FlagValues) -> None:

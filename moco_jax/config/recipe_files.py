@@ -33,7 +33,8 @@ def load(name: str) -> ConfigDict:
         raise UserError(f"recipe={name} is no file of Python; use one of {', '.join(names())}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(variant.removeprefix(":"))
+    words = [variant.removeprefix(":")] if variant else []
+    return module.get_config(*words)
 
 
 def resolve(word: str) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax.base.errors import UserError
-from moco_jax.data import images, labels
-from moco_jax.data.sources import Source
+from moco_jax.data import images
+from moco_jax.data.sources import Source, labels
 from moco_jax.data.sources.refusals import none_is_sound
 
 LOOKED_AT = 64  # images whose size is read

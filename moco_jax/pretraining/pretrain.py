@@ -17,6 +17,7 @@ from moco_jax.base.console import Console, table
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.config import recipe_files
+from moco_jax.config import settings as settings_lib
 from moco_jax.data.configured import open_images
 from moco_jax.inference import loading
 from moco_jax.parallel import xla_flags
@@ -139,7 +140,7 @@ def _recipe(recipe: str, data: str, given: Mapping[str, Any]) -> ConfigDict:
     for key, value in given.items():
         if key not in config:
             raise UserError(
-                f"{printable(key)} is not a setting; did you mean {config_lib.nearest(key)}?"
+                f"{printable(key)} is not a setting; did you mean {settings_lib.nearest(key)}?"
             )
         config[key] = value
     config_lib.check_each(config)
@@ -182,7 +183,7 @@ def _write_recipe(
     lines = [
         f"    config.{name} = {config[name]!r}{reasons.get(name, '')}"
         for name in config_lib.RECIPE | config_lib.OPERATIONAL
-        if config[name] != usual[name]
+        if config[name] != usual[name] or name in reasons
     ]
     text = "\n".join(
         [

@@ -54,13 +54,13 @@ def test_what_a_user_gives_stays():
 
 def test_images_are_looked_at_and_too_few_refused():
     pixels = np.zeros((40, 24, 48, 3), np.uint8)
-    found = Facts.of(ArraySource("some", pixels, np.arange(40) % 2))
+    found = Facts.of(ArraySource(pixels, np.arange(40) % 2, "some"))
     assert (found.images, found.side, found.labelled) == (40, 24, True)
-    assert not Facts.of(ArraySource("some", pixels, np.zeros(40, np.int64))).labelled
+    assert not Facts.of(ArraySource(pixels, np.zeros(40, np.int64), "some")).labelled
     with pytest.raises(UserError, match="fewer than the 64 of the smallest batch on 64 devices"):
         choices.fitting(facts(images=40, devices=64), recipe_files.load("folder:cpu"), set())
-    with pytest.raises(UserError, match=r"31 images are too few .* docs/judging.md"):
-        Facts.of(ArraySource("some", pixels[:31], np.arange(31)))
+    with pytest.raises(UserError, match=r"31 images are too few .*docs/judging.md"):
+        Facts.of(ArraySource(pixels[:31], np.arange(31), "some"))
 
 
 def test_the_kind_of_images_is_seen(tmp_path):
