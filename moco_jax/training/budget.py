@@ -21,6 +21,7 @@ from moco_jax.training.throughput import Clock
 
 FIRST = 3  # steps after which the first estimate is made; the next after twice as many, and so on
 SHARE = 50  # of the steps to come, after which the next is made at the latest
+FIRST_SCORE = 0.03
 TOLD = 0.05  # by so much of the length an estimate differs that is told
 
 
@@ -60,12 +61,18 @@ class Budget:
         return self._used + time.perf_counter() - self._began
 
     @contextlib.contextmanager
-    def scoring(self, scores: bool = True) -> Iterator[None]:
-        """Give a context that takes as long as later scores will, if it `scores`."""
+    def scoring(self, scores: bool = True, first: bool = False) -> Iterator[None]:
+        """Give a context that takes as long as later scores will, if it `scores`.
+
+        Of the `first` of a command this is not said: much is loaded and compiled in it. It counts
+        for no more than `FIRST_SCORE` of all time.
+        """
         began = time.perf_counter()
         yield
         if scores:
             self._score = time.perf_counter() - began
+            if first:
+                self._score = min(self._score, FIRST_SCORE * self._seconds)
 
     def _position(self, step: int) -> int:
         """Return where the schedules are for `step`, counted from 1."""

@@ -4,6 +4,7 @@ All of it is written by one thread, in order, so that no step waits for a disk o
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -187,13 +188,19 @@ class Scores:
             journal.config, journal.plan, lambda: journal.facts, journal.log.records
         )
 
-    def before_training(self, state: TrainState) -> None:
-        """Score raw pixels and the encoder before the first step, to compare later scores with."""
+    def before_training(
+        self, state: TrainState, scoring: Callable[..., AbstractContextManager[None]]
+    ) -> None:
+        """Score raw pixels and the encoder before the first step, to compare later scores with.
+
+        `scoring`: a context for what takes as long as later scores will.
+        """
         monitor = self.setup.monitor
         raw = monitor.raw_pixels()
         if raw:
             self.journal.record(0, {f"raw_{name}": value for name, value in raw.items()})
-        score, snapshot = self._measure(state)
+        with scoring(first=True):
+            score, snapshot = self._measure(state)
         self.journal.put(lambda: self.picture.renew(0, snapshot))
         self.journal.score(0, "before training", score)
 

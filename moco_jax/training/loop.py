@@ -92,8 +92,7 @@ def _train(
         probe = open_probe(config, setup, start, journal)
         scores = Scores(setup, journal, probe)
         if plan.start == 0 and config.monitor_every:
-            with budget.scoring():
-                scores.before_training(start.state)
+            scores.before_training(start.state, budget.scoring)
         batches = feed.device_batches(
             host_batches, setup.program, images, None if probe is None else probe.classes_of
         )

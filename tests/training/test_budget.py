@@ -41,7 +41,7 @@ class Machine:
         kept.spread(start[1], epochs * per_epoch)
         self.now += 4.0  # to compile
         if score and not start[0]:
-            with kept.scoring():
+            with kept.scoring(first=True):
                 self.now += score
         places, step = [], start[0]
         while step < plan.end:
