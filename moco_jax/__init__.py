@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from moco_jax.method.optimizers import moving_average
     from moco_jax.method.state import TrainState, initial_state
     from moco_jax.method.step import make_train_step
-    from moco_jax.pretraining.pretrain import pretrain
+    from moco_jax.pretraining.call import pretrain
 
 __version__ = "0.1.0"
 
 # Name -> the module that has it, or that it is.
 PUBLIC = {
     # From images to an encoder.
-    "pretrain": "moco_jax.pretraining.pretrain",
+    "pretrain": "moco_jax.pretraining.call",
     # Use an encoder.
     "load": "moco_jax.inference.loading",
     "images_in": "moco_jax.inference.loading",

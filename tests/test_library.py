@@ -28,13 +28,13 @@ READS = ("load", "images_in")
 
 @pytest.fixture(scope="module")
 def examples():
-    """The code of docs/library.md by what stands in it: plain, Linen, loop, whole step."""
+    """The code of docs/library.md, by what stands in it."""
     found = [
         code
         for language, code in blocks((ROOT / "docs/library.md").read_text())
         if language == "python"
     ]
-    return dict(zip(("plain", "linen", "loop", "step"), found, strict=True))
+    return dict(zip(("call", "plain", "linen", "loop", "step"), found, strict=True))
 
 
 def test_public_names_load_neither_tensorflow_nor_files():

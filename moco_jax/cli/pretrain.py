@@ -106,14 +106,14 @@ def _by_one_call(given: flags.FlagValues) -> int:
     if given.workdir:
         fail(f"--workdir={given.workdir} goes with --config; with --data it is --out={given.out}")
 
-    from moco_jax.pretraining import pretrain
+    from moco_jax.pretraining import work
 
     found = (re.match(r"--?(no)?config\.([^=]*)", word) for word in sys.argv[1:])
     names = {match[2] for match in found if match}
     settings = {name: given.config[name] for name in names}
     words = (re.match(r"--?config=(.*)", word) for word in sys.argv[1:])
     recipe = next((match[1] for match in words if match), "")
-    outcome, stopped = pretrain.run(given.data, given.out, recipe, given.minutes, settings)
+    outcome, stopped = work.run(given.data, given.out, recipe, given.minutes, settings)
     if not stopped:
         print(outcome)
     return stopped

@@ -15,7 +15,7 @@ steady = settings(derandomize=True, deadline=None, database=None, max_examples=5
 
 
 NAMES = {
-    "main": {"num_processes", "process_id"},
+    "main": {"minutes", "num_processes", "process_id"},
     "doctor": {"sample", "step_seconds", "num_processes", "process_id"},
     "evaluate": {
         "step",

@@ -1,11 +1,7 @@
-"""`moco_jax.pretrain`: from a folder of images to an encoder and all that goes with it."""
+"""The work of one call: settings chosen and written, a run, and what it leaves."""
 
-import base64
-import dataclasses
-import os
 import time
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from etils import epath
@@ -13,16 +9,16 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.base import allocator, files, packages
-from moco_jax.base.console import Console, table
+from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.config import recipe_files
 from moco_jax.config import settings as settings_lib
 from moco_jax.data.configured import open_images
-from moco_jax.inference import loading
 from moco_jax.parallel import xla_flags
 from moco_jax.parallel.devices import set_up
 from moco_jax.pretraining import choices, places
+from moco_jax.pretraining.call import Pretrained
 from moco_jax.pretraining.leave import leave
 from moco_jax.report.page import run as runs_lib
 from moco_jax.training import checks, loop
@@ -31,73 +27,6 @@ from moco_jax.training.checkpoint import place_of
 ACCELERATED = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "libtpu")
 RECIPE = "recipe.py"
 SCORES = ("raw_knn", "knn", "probe", "effective_rank", "lidar", "alignment", "uniformity", "loss")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """What `pretrain` has made; in a notebook it shows scores and nearest neighbours.
-
-    Attributes:
-        out: the folder: a workdir with report, exported encoder and README.md.
-        finished: whether the run came to its end; False after Ctrl-C, and the same call goes on.
-        scores: of the last score, by the names that records have: `knn`, `probe`,
-            `effective_rank` and others; `raw_knn` of raw pixels, `knn_before` of the encoder
-            before training.
-        verdict: on the run, in words.
-    """
-
-    out: str
-    finished: bool
-    scores: Mapping[str, float]
-    verdict: str
-
-    def load(self, **options: Any) -> Any:
-        """Load the encoder, as `moco_jax.load` does; `options` are its."""
-        return loading.load(self.out, **options)
-
-    def __str__(self) -> str:
-        """The scores as a table, and the verdict."""
-        rows = [[name.replace("_", " "), f"{value:.4g}"] for name, value in self.scores.items()]
-        return f"{self.out}: {self.verdict}\n{table(['score', 'value'], rows)}"
-
-    def _repr_html_(self) -> str:
-        parts = [f"<pre>{escape(str(self))}</pre>"]
-        picture = epath.Path(self.out) / "neighbours.png"
-        if picture.exists():
-            content = base64.b64encode(picture.read_bytes()).decode()
-            parts.append(f'<img style="max-width: 100%" src="data:image/png;base64,{content}">')
-        return "".join(parts)
-
-
-def pretrain(
-    data: str | os.PathLike,
-    out: str | os.PathLike,
-    *,
-    recipe: str = "",
-    minutes: float | None = None,
-    **settings: Any,
-) -> Pretrained:
-    """Pretrain an encoder on the images in `data`, and leave all that belongs to it in `out`.
-
-    Settings that were not given are chosen by the images and the devices; each is printed with
-    its reason, and all stand in `out`/recipe.py. The same call goes on where it was stopped.
-
-    Args:
-        data: a folder of images or of shards, a text file that lists images, 'tfds:NAME' (with
-            `data_dir`), or 'digits'.
-        out: the folder that is made: checkpoints, records, report.html, exported/, README.md.
-        recipe: a recipe or file, as --config takes it; '': `folder`, and `folder:cpu` on CPUs.
-        minutes: that the whole may take, but for the report and the files at its end; None: 30
-            on CPUs, and the recipe's epochs on others.
-        **settings: of docs/settings.md, by name.
-
-    Returns:
-        Scores, verdict, and a way to the encoder.
-
-    Raises:
-        UserError: images or settings that cannot work, in one line; nothing is changed in `out`.
-    """
-    return run(os.fspath(data), os.fspath(out), recipe, minutes, settings)[0]
 
 
 def run(
