@@ -7,7 +7,8 @@
 
 Each row is a run in a folder of its own, and rows of equal settings share one; a recipe is one row.
 The same command goes on where it was stopped: runs that are done are not repeated, and a larger
-`--seeds` adds those that are new.
+`--seeds` adds those that are new. A recipe whose images have no labels is shown by what needs
+none (docs/signals.md).
 """
 
 import sys
