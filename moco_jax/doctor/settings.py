@@ -159,8 +159,9 @@ def monitor(config: ConfigDict, matched: Matched | None, bank: int, queries: int
         return [
             Finding(
                 NOTE,
-                f"{why}: {every} the spread of features is measured, which shows a collapse; "
-                "no kNN",
+                f"{why}: {every} the spread of features is measured, which shows a collapse, and "
+                "their effective rank, by which the run says whether it still improves; no kNN and "
+                "no online probe",
             )
         ]
     where = (
