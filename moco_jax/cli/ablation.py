@@ -29,6 +29,7 @@ from moco_jax.cli.command_line import (
     define_config,
     fail,
     refuse_words,
+    require_recipe_and_workdir,
     set_up,
 )
 from moco_jax.config.settings.kinds import Range
@@ -96,8 +97,7 @@ def asked(given: flags.FlagValues) -> tuple[ConfigDict, list[dict[str, Any]], in
 def main(given: flags.FlagValues, words: list[str]) -> None:
     """Run what is not done, then show everything that is."""
     refuse_words(words)
-    if not given.workdir or given.config is None:
-        fail("--config=configs/ablation.py and --workdir=FOLDER are needed; --help lists all flags")
+    require_recipe_and_workdir(given, "configs/ablation.py")
     console, place = Console(), files.absolute(given.workdir)
     base, rows, number = asked(given)
     set_up(base)

@@ -23,8 +23,8 @@ from moco_jax.cli.command_line import (
     SETTINGS,
     Command,
     define_config,
-    fail,
     refuse_words,
+    require_recipe_and_workdir,
     set_up,
 )
 
@@ -42,8 +42,7 @@ def define(given: flags.FlagValues) -> None:
 def main(given: flags.FlagValues, words: list[str]) -> None:
     """Pretrain as the flags say."""
     refuse_words(words)
-    if not given.workdir or given.config is None:
-        fail("--config=configs/RECIPE.py and --workdir=FOLDER are needed; --help lists all flags")
+    require_recipe_and_workdir(given, "configs/RECIPE.py")
     config_lib.check_each(given.config)
 
     from moco_jax.training import checks
