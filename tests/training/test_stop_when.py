@@ -166,7 +166,7 @@ def test_signals_are_measured_at_scores(tmp_path):
         loop.train(settings(signals=True, monitor_every=0), str(tmp_path), set())
 
 
-@pytest.mark.parametrize("name", ["digits", "imagenet:v1", "cifar10:cpu", "imagenet_v3"])
+@pytest.mark.parametrize("name", ["digits", "imagenet:v1", "cifar10", "imagenet_v3"])
 def test_who_asks_in_vain_for_an_early_end_is_told_what_gives_one(name):
     config = load(name)
     assert verdicts.never_stops(config, 50_000) == ""  # nobody asks
