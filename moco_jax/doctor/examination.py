@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from moco_jax.base.console import Counter, duration
-from moco_jax.base.findings import BUSY, FAULT, NOTE, OK, WARNING, Finding, Report
+from moco_jax.base.findings import BUSY, FAULT, NOTE, OK, Finding, Report
 from moco_jax.data import order, resident
 from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.sources import Source, fingerprint, remarks_of
@@ -26,7 +26,6 @@ from moco_jax.monitoring import view_pairs
 from moco_jax.parallel import hosts, known_answers, mesh
 from moco_jax.training import checks, warm_start
 from moco_jax.training.assembly import Program, find_resident_shape, program, require_a_batch
-from moco_jax.training.verdicts import never_stops
 from moco_jax.workdir import integrity
 
 LABELS = 256  # images of each part whose labels are looked at: a record is read for each
@@ -163,8 +162,6 @@ class Examination:
             require_a_batch(config, self.source)
             self.enough = True
             self.report.add(*settings.length(config, count))
-            in_vain = never_stops(config, count)
-            self.report.add(*([Finding(WARNING, in_vain)] if in_vain else []))
             queries = None
             with hosts.together():
                 if config.eval_split:
