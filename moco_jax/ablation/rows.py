@@ -13,17 +13,30 @@ from moco_jax import config as config_lib
 from moco_jax.base import files
 from moco_jax.base.errors import UserError
 from moco_jax.data.configured import open_images
+from moco_jax.data.sources import Source, fingerprint
 from moco_jax.evaluation.classes import match_sources
 from moco_jax.evaluation.held_out import choose
 from moco_jax.method.configured import method_of
 from moco_jax.monitoring import run_log
 from moco_jax.training import checks, loop
-from moco_jax.workdir import recipe_check
+from moco_jax.workdir import integrity, recipe_check
 
 Row = dict[str, Any]
 
 # Settings by which images, and so their labels, differ from one row to another.
 OF_IMAGES = ("dataset", "data_dir", "split", "eval_split")
+# Operational settings that decide how a run is scored, or how long it is.
+OF_SCORES = (
+    "eval_split",
+    "knn_k",
+    "knn_temperature",
+    "knn_features",
+    "knn_examples",
+    "stop_when",
+)
+OF_STOPPING = ("patience", "monitor_every")  # the same, where runs may end by their scores
+WITH_LABELS = ("knn", "probe")
+WITHOUT_LABELS = ("effective_rank", "lidar", "alignment", "uniformity", "spectrum_decay")
 
 
 def row_config(base: ConfigDict, row: Row, seed: int) -> ConfigDict:
@@ -64,17 +77,20 @@ def check(base: ConfigDict, rows: Sequence[Row], seeds: Sequence[int], place: ep
     Raises:
         UserError: a setting or the images do not do, or a folder has a run of other settings.
     """
-    looked_at = set()
+    opened: dict[tuple[Any, ...], Source] = {}
     for row in rows:
         config = row_config(base, row, seeds[-1])
         checks.check_values(config)
         _require_last_score(config)
         images = tuple(config[name] for name in OF_IMAGES)
-        if images not in looked_at:
-            looked_at.add(images)
-            _require_labels(config, str(place / "index"))
+        if images not in opened:
+            opened[images] = open_images(config, config.split, str(place / "index"))
+            # One recipe's seeds have the same measure anyway; methods are compared by accuracy.
+            if len(rows) > 1:
+                _require_labels(config, opened[images], str(place / "index"))
         for seed in seeds:
-            _require_same(place / folder_name(row, seed), row_config(base, row, seed))
+            folder = place / folder_name(row, seed)
+            _require_same(folder, row_config(base, row, seed), opened[images])
 
 
 def _require_last_score(config: ConfigDict) -> None:
@@ -90,33 +106,51 @@ def _require_last_score(config: ConfigDict) -> None:
         )
 
 
-def _require_labels(config: ConfigDict, index_dir: str) -> None:
-    """Refuse images of which the runs could give themselves no kNN score."""
-    source = open_images(config, config.split, index_dir)
+def _require_labels(config: ConfigDict, source: Source, index_dir: str) -> None:
+    """Refuse images `source` of which the runs could give themselves no kNN score."""
     queries = open_images(config, config.eval_split, index_dir) if config.eval_split else None
     bank, chosen = choose(source, queries, config.knn_examples, config.seed)
     matched = match_sources(source, bank, source if queries is None else queries, chosen)
     if matched is None or len(np.unique(matched.train[matched.train >= 0])) < 2:
         what = "no labels" if matched is None else "labels of one class alone"
         raise UserError(
-            f"dataset={config.dataset!r} (split {config.split!r}) has {what}, and runs are "
+            f"dataset={config.dataset!r} (split {config.split!r}) has {what}, and rows are "
             "compared by their kNN accuracy; give images of two classes or more (docs/data.md), or "
-            "compare single runs with python -m moco_jax.report"
+            "repeat one recipe, which needs no labels: --config=RECIPE --seeds=3"
         )
 
 
-def _require_same(folder: epath.Path, config: ConfigDict) -> None:
-    """Refuse a run in `folder` that had other settings: its score would stand for these."""
+def _require_same(folder: epath.Path, config: ConfigDict, source: Source) -> None:
+    """Refuse a run in `folder` that had other settings: its score would stand for these.
+
+    One that is finished must have been scored in the same way, and trained on the images `source`.
+    """
     if not (folder / "config.json").exists():
         return
     before = recipe_check.read_config(folder / "config.json")
     found = config_lib.recipe_differences(before, config.to_dict())
+    if result_of(folder) is not None:
+        names = OF_SCORES if config.stop_when == "never" else (*OF_SCORES, *OF_STOPPING)
+        old = {name: before.get(name, config_lib.OPERATIONAL[name]) for name in names}
+        found |= {n: (old[n], config[n]) for n in names if old[n] != config[n]}
+        found |= _other_images(folder, source)
     if found:
         listed = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in found.items())
         raise UserError(
             f"{folder} holds a run of other settings ({listed}); give another --workdir, or move "
             "that folder away"
         )
+
+
+def _other_images(folder: epath.Path, source: Source) -> dict[str, tuple[str, str]]:
+    """Compare the images of the last checkpoint in `folder`, if it tells them, with `source`."""
+    for step in integrity.steps(folder)[:1]:
+        saved = integrity.about(folder, step).get(recipe_check.IMAGES)
+        what = fingerprint.difference(saved, fingerprint.of(source)) if saved else ""
+        old, _, new = what.partition(" -> ")
+        if what:
+            return {"images": (old, new) if new else ("those of before", what)}
+    return {}
 
 
 def result_of(folder: epath.Path) -> dict[str, float] | None:
@@ -126,22 +160,27 @@ def result_of(folder: epath.Path) -> dict[str, float] | None:
 
 
 def scores(folder: epath.Path) -> dict[str, float]:
-    """Return the last kNN and probe's accuracy, and top-1 and loss over the last tenth of records.
+    """Return the numbers of the last score, and top-1 and loss over the last tenth of records.
+
+    Those of the score are kNN and the probe's accuracy where images have labels, and what needs
+    none: the effective rank, and with `signals` those of drawn views.
 
     Raises:
-        UserError: the run gave itself no kNN score.
+        UserError: the run gave itself no score.
     """
     found = run_log.records(folder)
-    last = {name: [r[name] for r in found if name in r] for name in ("knn", "probe")}
-    if not last["knn"]:
+    scored = [r for r in found if "feature_spread" in r and "event" not in r]
+    last = scored[-1] if scored else {}
+    last = {name: last[name] for name in (*WITH_LABELS, *WITHOUT_LABELS) if name in last}
+    if not last:
         raise UserError(
-            f"{folder} has no kNN score in its records; python -m moco_jax.report {folder} shows "
+            f"{folder} has no score in its records; python -m moco_jax.report {folder} shows "
             "what became of the run"
         )
     steps = [r for r in found if "loss" in r]
     latest = steps[-max(len(steps) // 10, 1) :]
     mean = {name: float(np.mean([r[name] for r in latest])) for name in ("top1", "loss")}
-    return {name: values[-1] for name, values in last.items() if values} | mean
+    return last | mean
 
 
 def run_row(base: ConfigDict, row: Row, seed: int, folder: epath.Path) -> int:

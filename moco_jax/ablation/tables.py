@@ -11,27 +11,48 @@ from moco_jax.base.console import Console, table
 
 Row = dict[str, Any]
 SHARES = {"knn": "kNN %", "probe": "online probe %", "top1": "contrastive top-1 %"}
+# Shown where there is no kNN, the first of them in its place.
+WITHOUT_LABELS = {
+    "effective_rank": "effective rank",
+    "lidar": "LiDAR",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "spectrum_decay": "decay of the spectrum",
+    "top1": "contrastive top-1 %",
+}
+NO_KNN = (
+    "no kNN, as the images have no labels of two classes: these numbers say how much features "
+    "differ, and not what they are worth (docs/signals.md)"
+)
 
 
 def show(rows: Sequence[Row], place: epath.Path, console: Console) -> None:
     """Print the tables, write them to `ablation.json`, and draw `ablation.png` of several rows.
 
-    `rows`: as `rows.summary` returns them.
+    `rows`: as `rows.summary` returns them. Those without kNN are not drawn.
     """
     for name in dict.fromkeys(row["table"] for row in rows):
         chosen = [row for row in rows if row["table"] == name]
         if any(row["seeds"] > 1 for row in chosen):
             console.line("\n" + _each_run(name, chosen))
         console.line("\n" + _means(name, chosen))
+        if "knn" not in _shown(chosen):
+            console.line(NO_KNN)
     files.write(place / "ablation.json", (json.dumps(rows, indent=2) + "\n").encode())
-    if len(rows) > 1:
+    if len(rows) > 1 and "knn" in _shown(rows):
         figures.ablation(place / "ablation.png", rows)
         console.line(f"figure: {place / 'ablation.png'}")
 
 
 def _shown(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the shares that all of `rows` have, with their titles."""
-    return {key: title for key, title in SHARES.items() if all(key in row["mean"] for row in rows)}
+    """Return the scores that all of `rows` have, with their titles; the first one counts most."""
+    titles = SHARES if all("knn" in row["mean"] for row in rows) else WITHOUT_LABELS
+    return {key: title for key, title in titles.items() if all(key in row["mean"] for row in rows)}
+
+
+def _number(key: str, value: float) -> str:
+    """Format a score or its deviation: a share in per cent, another number as it is."""
+    return f"{100 * value if key in SHARES else value:.2f}"
 
 
 def _names(row: Row) -> list[str]:
@@ -46,7 +67,7 @@ def _each_run(name: str, rows: Sequence[Row]) -> str:
             row["line"],
             str(row["x"]),
             str(run["seed"]),
-            *(f"{100 * run[key]:.2f}" for key in shown),
+            *(_number(key, run[key]) for key in shown),
             f"{run['loss']:.3f}",
         ]
         for row in rows
@@ -56,30 +77,32 @@ def _each_run(name: str, rows: Sequence[Row]) -> str:
 
 
 def _means(name: str, rows: Sequence[Row]) -> str:
-    """Make the table `name` of means, with one standard deviation and the range of kNN."""
+    """Make the table `name` of means, with one standard deviation and the range of what counts."""
+    shown = _shown(rows)
+    first, *others = shown
 
-    def share(row: Row, key: str) -> str:
+    def score(row: Row, key: str) -> str:
         deviation = row["deviation"][key]
-        text = f"{100 * row['mean'][key]:.2f}"
-        return text if deviation is None else f"{text} +- {100 * deviation:.2f}"
+        text = _number(key, row["mean"][key])
+        return text if deviation is None else f"{text} +- {_number(key, deviation)}"
 
     def between(row: Row) -> str:
-        least, most = (f"{100 * value:.2f}" for value in row["range"]["knn"])
+        least, most = (_number(first, value) for value in row["range"][first])
         return "-" if row["seeds"] == 1 else f"{least} to {most}"
 
-    shown = _shown(rows)
     cells = [
         [
             *_names(row),
-            share(row, "knn"),
+            score(row, first),
             between(row),
-            *(share(row, key) for key in shown if key != "knn"),
+            *(score(row, key) for key in others),
             f"{row['mean']['loss']:.3f}",
             "-" if row["chance"] is None else f"{row['chance']:.3f}",
             str(row["seeds"]),
         ]
         for row in rows
     ]
-    first, *others = shown.values()
-    heads = [name, "", first, "kNN from, to", *others, "loss", "chance", "seeds"]
+    titles = [shown[key] for key in others]
+    span = f"{shown[first].removesuffix(' %')} from, to"
+    heads = [name, "", shown[first], span, *titles, "loss", "chance", "seeds"]
     return table(heads, cells)

@@ -7,7 +7,8 @@
 
 Each row is a run in a folder of its own, and rows of equal settings share one; a recipe is one row.
 The same command goes on where it was stopped: runs that are done are not repeated, and a larger
-`--seeds` adds those that are new.
+`--seeds` adds those that are new. A recipe whose images have no labels is shown by what needs
+none (docs/signals.md).
 """
 
 import sys
@@ -28,6 +29,7 @@ from moco_jax.cli.command_line import (
     define_config,
     fail,
     refuse_words,
+    require_recipe_and_workdir,
 )
 from moco_jax.config.settings.kinds import Range
 from moco_jax.parallel.devices import set_up
@@ -95,8 +97,7 @@ def asked(given: flags.FlagValues) -> tuple[ConfigDict, list[dict[str, Any]], in
 def main(given: flags.FlagValues, words: list[str]) -> None:
     """Run what is not done, then show everything that is."""
     refuse_words(words)
-    if not given.workdir or given.config is None:
-        fail("--config=configs/ablation.py and --workdir=FOLDER are needed; --help lists all flags")
+    require_recipe_and_workdir(given, "configs/ablation.py")
     console, place = Console(), files.absolute(given.workdir)
     base, rows, number = asked(given)
     set_up(base)

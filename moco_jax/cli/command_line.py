@@ -257,3 +257,12 @@ def refuse_words(words: Sequence[str]) -> None:
     """End with one line where there are `words` that are no flags."""
     if words:
         fail(f"{words[0]!r} is no flag; settings are given as --config.NAME=VALUE")
+
+
+def require_recipe_and_workdir(given: flags.FlagValues, recipe: str) -> None:
+    """End with one line where --config or --workdir is left out; `recipe`: what --config may be."""
+    flags_of = {f"--config={recipe}": given.config, "--workdir=FOLDER": given.workdir or None}
+    lacking = [flag for flag, value in flags_of.items() if value is None]
+    if lacking:
+        verb = "are" if len(lacking) > 1 else "is"
+        fail(f"{' and '.join(lacking)} {verb} needed; --help lists all flags")

@@ -91,20 +91,31 @@ def load(given: flags.FlagValues, place: str) -> "trained_encoder.TrainedEncoder
     )
 
 
-def load_beside(places: list[str], taken: set[str]) -> dict[str, "trained_encoder.TrainedEncoder"]:
+def load_beside(
+    places: list[str], taken: set[str], which: str = "query"
+) -> dict[str, "trained_encoder.TrainedEncoder"]:
     """Load the encoders of --beside, under the names that tables give them.
 
-    `taken`: names that others have in these tables.
+    Args:
+        places: files of weights and workdirs.
+        taken: names that others have in these tables.
+        which: 'query' or 'key', of runs; of a file it is the query encoder.
     """
     from moco_jax.inference import trained_encoder
 
     found: dict[str, trained_encoder.TrainedEncoder] = {}
+    whole: set[str] = set()
     for place in places:
-        name = place.rstrip("/").rpartition("/")[2]
-        name = place if name in taken | found.keys() else name
-        if name in found:
+        if not place:
+            raise UserError(f"--beside={','.join(places)} has a comma too many; name places alone")
+        where = str(files.absolute(place))
+        if where in whole:
             raise UserError(f"--beside={','.join(places)} names {place} twice; once is enough")
-        found[name] = trained_encoder.load(place)
+        whole.add(where)
+        short = place.rstrip("/").rpartition("/")[2]
+        names = (name for name in (short, place, where) if name not in taken | found.keys())
+        kind = which if trained_encoder.is_run(place) else "query"
+        found[next(names)] = trained_encoder.load(place, kind)
     return found
 
 
@@ -124,7 +135,8 @@ def evaluate(name: str, given: flags.FlagValues, words: list[str]) -> None:
 
     found = load(given, place)
     console = Console(speaks=jax.process_index() == 0)
-    others = load_beside(given.beside, {"trained", "untrained"}) if "beside" in given else {}
+    taken = {"trained", "untrained"}
+    others = load_beside(given.beside, taken, given.which) if "beside" in given else {}
     weights = [one.variables for one in (found, *others.values())]
     asked = {"evaluation": name, "step": found.step, "weights": digests.of_tree(weights)}
     hosts.require_agreement(hosts.facts_of(found.config) | as_all_hosts_must_say(given) | asked)

@@ -32,6 +32,7 @@ from moco_jax.cli.command_line import (
     define_config,
     fail,
     refuse_words,
+    require_recipe_and_workdir,
 )
 from moco_jax.parallel.devices import set_up
 
@@ -76,11 +77,12 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
 
 def _by_recipe(given: flags.FlagValues, began: float) -> int:
     """Train as --config says in --workdir; return the signal that stopped the run, or 0."""
-    if not given.workdir or given.config is None:
+    if not given.workdir and given.config is None:
         fail(
             "--data=FOLDER and --out=FOLDER are needed, or --config=configs/RECIPE.py and "
             "--workdir=FOLDER; --help lists all flags"
         )
+    require_recipe_and_workdir(given, "configs/RECIPE.py")
     if given.minutes is not None:
         fail(f"with --config it is --config.minutes={given.minutes:g}")
     config_lib.check_each(given.config)

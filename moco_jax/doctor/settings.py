@@ -8,6 +8,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.base.findings import NOTE, OK, WARNING, Finding
 from moco_jax.data.views import recipes
 from moco_jax.evaluation.classes import Matched
+from moco_jax.training.verdicts import never_stops
 
 FEW_FOR_STATISTICS = 8
 SLOW_MOMENTUM = 0.99
@@ -119,6 +120,9 @@ def length(config: ConfigDict, examples: int) -> list[Finding]:
             + (f"; the last {dropped} of each epoch's order are left out" if dropped else ""),
         )
     ]
+    in_vain = never_stops(config, examples)
+    if in_vain:
+        found.append(Finding(WARNING, in_vain))
     if (
         config.dictionary == "queue"
         and config.queue_size >= examples
@@ -162,8 +166,9 @@ def monitor(config: ConfigDict, matched: Matched | None, bank: int, queries: int
         return [
             Finding(
                 NOTE,
-                f"{why}: {every} the spread of features is measured, which shows a collapse; "
-                "no kNN",
+                f"{why}: {every} the spread of features is measured, which shows a collapse, and "
+                "their effective rank, by which the run says whether it still improves; no kNN and "
+                "no online probe",
             )
         ]
     where = (

@@ -22,6 +22,9 @@ from moco_jax.parallel import mesh as mesh_lib
 
 Report = Callable[[str], None]
 
+# Settings by which a file's bytes become the pixels that every encoder of a table is shown.
+OF_PIXELS = ("exif_rotation", "white", "background")
+
 
 @functools.cache
 def _make_encode(
@@ -70,16 +73,11 @@ class EvaluationData:
         """Return the same images as `trained` is shown them: at its size, by its mean and std.
 
         Raises:
-            UserError: it takes images of another number of channels.
+            UserError: as of `require_alike`.
         """
         if trained.config is self.config:
             return self
-        if trained.config.channels != self.config.channels:
-            raise UserError(
-                f"images of {self.config.channels} channels are evaluated here, and an encoder "
-                f"beside ({trained.config.arch}) takes {trained.config.channels}; leave it out, or "
-                "evaluate it alone by --weights"
-            )
+        require_alike(self.config, trained.config, trained.config.arch)
         config = trained.config.copy_and_resolve_references()
         config.update({name: self.config[name] for name in ("eval_batch_size", "workers", "seed")})
         return dataclasses.replace(self, config=config, recipe=recipe_of(config))
@@ -139,6 +137,31 @@ class EvaluationData:
         """Compute all that `stream` yields: float32 `[M, D]` and int64 `[M]`."""
         rows, classes = zip(*self.stream(*arguments, **named), strict=True)
         return np.concatenate(rows), np.concatenate(classes)
+
+
+def require_alike(ours: ConfigDict, theirs: ConfigDict, called: str) -> None:
+    """Refuse an encoder beside for which images would not be read as it was trained on them.
+
+    Args:
+        ours: settings of the run by which images are read.
+        theirs: of the other encoder; a file of weights tells the channels alone.
+        called: its name.
+
+    Raises:
+        UserError: it takes another number of channels, or its run read images otherwise.
+    """
+    if theirs.channels != ours.channels:
+        raise UserError(
+            f"images of {ours.channels} channels are evaluated here, and an encoder beside "
+            f"({called}) takes {theirs.channels}; leave it out, or evaluate it alone"
+        )
+    for name in OF_PIXELS if theirs.dataset else ():
+        if theirs[name] != ours[name]:
+            raise UserError(
+                f"images are read with {name}={ours[name]} here, and an encoder beside ({called}) "
+                f"was trained with {name}={theirs[name]}: it would be judged by images as it never "
+                "saw them; leave it out, or evaluate it alone"
+            )
 
 
 def open_evaluation_data(

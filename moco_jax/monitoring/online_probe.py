@@ -163,14 +163,18 @@ def beside(monitor: Monitor, width: int) -> tuple[OnlineProbe | None, list[str]]
     """Make the probe that goes with `monitor`: taught of the images that it searches.
 
     It is tested with those that the monitor classifies. None where the labels are not of two
-    classes, or of very many. `width`: D, of the pooled features.
+    classes, or of very many, or no image that is classified is of a class that is searched.
+    `width`: D, of the pooled features.
 
     Returns:
         The probe, and a line on each thing that a person should know.
     """
     searched, asked = monitor.bank_indices, monitor.query_indices
     matched = monitor.matched(searched, asked)
-    if matched is None or len(np.unique(matched.train[matched.train != MISSING])) < 2:
+    if matched is None:
+        return None, []
+    learnt = np.unique(matched.train[matched.train != MISSING])
+    if len(learnt) < 2 or not np.isin(matched.test, learnt).any():
         return None, []
     classes = len(matched.called)
     if width * classes > MOST_WEIGHTS:

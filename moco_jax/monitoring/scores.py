@@ -23,6 +23,9 @@ RAW_PIXELS_SIDE = 64
 RANKED = (
     1024  # features at most of which the effective rank is taken: it costs the cube of their number
 )
+# Features at least, if there are so many images, of which spread and effective rank are taken: of
+# one query alone a spread is 0, and a rank is never above their number.
+VARIED = 512
 FEW, NEAREST = 10, 6  # queries whose neighbours are handed over, and how many of each
 SAMPLE = 1000  # searched images whose features are handed over
 
@@ -108,15 +111,17 @@ class Monitor:
 
         Returns the numbers, and what was found on the way. The numbers are `knn` (share of queries
         classified rightly) if there are labels of two classes or more, `feature_spread` (0..1), and
-        `effective_rank` of features that are finite. What has no label has no vote and is not
-        classified; `new_remarks` says so. There are no numbers where no query can be decoded.
+        `effective_rank` of features that are finite; the latter two are of the queries, and where
+        these are few of searched images too. What has no label has no vote and is not classified;
+        `new_remarks` says so. There are no numbers where no query can be decoded.
         """
         bank, bank_indices, queries, query_indices = self.features(encode)
         if not len(query_indices):
             self._remark("no score: none of the query images can be decoded")
             rows = np.zeros((0, NEAREST), np.int64)
             return {}, _snapshot(bank, bank_indices, query_indices, rows)
-        unit = knn.unit(queries)
+        more = bank[evenly(len(bank), max(VARIED - len(queries), 0))]
+        unit = knn.unit(np.concatenate([queries, more]))
         result = {"feature_spread": float(spread(jnp.asarray(unit)))}
         if also is not None:
             result |= also(queries, query_indices)

@@ -143,12 +143,28 @@ def judge(
         end -= 1
     epochs = now - max(known[end - patience - 1][0], begun)
     mean = sum(value for _, value in known[-patience:]) / patience
-    words = f"nothing gained for {epochs:g} epochs ({measure.shown(mean)})"
+    of = f"{measure.shown(mean)} in the mean of {patience} scores"
+    words = f"nothing gained for {epochs:g} epochs ({of})"
     coming = [drop for drop in facts.lr_drops if drop > now]
     if coming:
         falls = f"the learning rate falls at epoch {min(coming):g}, which may bring a gain"
         return Verdict(WAITING, False, f"{words}, but {falls}", words)
     return Verdict(NO_GAIN, True, f"{words}: you can stop", words)
+
+
+def first_stop(scored: Sequence[float], drops: Sequence[float], patience: int) -> float | None:
+    """Return the first epoch after which `judge` may find that nothing was gained; None if none.
+
+    Args:
+        scored: epochs after which a run scores itself, ascending; those whose scores count.
+        drops: epochs after which the learning rate falls by steps.
+        patience: how many scores are taken together.
+    """
+    last = max(drops, default=0)
+    for place in range(2 * patience, len(scored) + 1):
+        if scored[place - patience] > last:
+            return scored[place - 1]
+    return None
 
 
 def _flat(records: Sequence[Record], scores: Sequence[Record], facts: Facts) -> list[bool]:

@@ -266,7 +266,12 @@ def program(
 
 
 def require_a_batch(config: ConfigDict, source: Source) -> None:
-    """Raise a UserError if `source` has fewer images than a batch."""
+    """Raise a UserError if `source` has fewer images than a batch, or one alone."""
+    if len(source) == 1:
+        raise UserError(
+            f"{config.dataset} has 1 example in split {config.split!r}, and there is no other to "
+            "tell it from; give two or more"
+        )
     if len(source) < config.batch_size:
         raise UserError(
             f"{config.dataset} has {len(source)} examples in split {config.split!r}, fewer than "

@@ -62,6 +62,11 @@ def check_values(config: ConfigDict) -> None:
             f"stop_when={config.stop_when!r} goes by scores, and monitor_every=0 makes none; use "
             "monitor_every=10, or stop_when='never'"
         )
+    if config.signals and not config.monitor_every:
+        raise UserError(
+            "signals=True is measured at each score, and monitor_every=0 makes none; use "
+            "monitor_every=10, or signals=False"
+        )
     if config.loss == "nce" and config.temperature < 0.03:
         raise UserError(
             f"temperature={config.temperature} must be at least 0.03 with loss='nce', whose "

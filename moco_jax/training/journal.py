@@ -22,7 +22,7 @@ from moco_jax.training.assembly import RunSetup
 from moco_jax.training.start import Start, query_variables
 from moco_jax.training.step_plan import StepPlan
 from moco_jax.training.throughput import Clock
-from moco_jax.training.verdicts import Verdicts
+from moco_jax.training.verdicts import Verdicts, never_stops
 from moco_jax.training.writer import Writer
 from moco_jax.workdir.lock import Lock
 
@@ -77,7 +77,9 @@ class Journal:
         # It reads from the records what was announced before the run was stopped.
         self._announcer = announce.Announcer(self.console, self.log, self.facts)
         self.console.facts(messages.facts(self.config, self.setup, self.workdir, start.state))
-        for line in (*remarks_of(self.setup.source), *start.weights):
+        in_vain = never_stops(self.config, len(self.setup.source))
+        lines = (*remarks_of(self.setup.source), *start.weights, in_vain)
+        for line in filter(None, lines):
             self.console.line(line)
 
     def event(self, step: int, kind: str, text: str, facts: Mapping[str, Any]) -> None:

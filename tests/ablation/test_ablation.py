@@ -4,7 +4,6 @@ import json
 
 import pytest
 from etils import epath
-from PIL import Image
 
 from configs import ablation as recipe
 from moco_jax import config as config_lib
@@ -13,6 +12,7 @@ from moco_jax.ablation import tables
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError
 from moco_jax.cli import ablation as command
+from moco_jax.data.sources.memory import ArraySource
 from moco_jax.training import checks
 from tests import smallest
 
@@ -119,6 +119,34 @@ def test_a_recipe_is_repeated_with_seeds_and_what_is_done_is_not(tmp_path, capsy
     assert (
         "digits_seed_5 holds a run of other settings (lr: 0.06 -> 0.1)" in capsys.readouterr().err
     )
+    # What is done was scored by other neighbours, or trained on other images: no mean of both.
+    known, seen = ablation.fingerprint.of, {"images": 1437}
+    monkeypatch.setattr(ablation.fingerprint, "of", lambda source: known(source) | seen)
+    for changes, count, said in (
+        ({"knn_k": 7}, 1437, "(knn_k: 20 -> 7)"),
+        ({"stop_when": "no_gain", "patience": 2}, 1437, "(stop_when: 'never' -> 'no_gain'; patie"),
+        ({}, 9, "(images: '1437 images' -> '9 images')"),
+    ):
+        seen["images"] = count
+        with pytest.raises(SystemExit):
+            command.COMMAND.call(line(tmp_path, "--seeds=3", seed=5, **changes))
+        assert f"digits_seed_5 holds a run of other settings {said}" in capsys.readouterr().err
+
+
+def test_a_recipe_without_labels_is_repeated_by_what_needs_none(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ArraySource, "labels", lambda self, indices: None)
+    command.COMMAND.call(line(tmp_path, "--seeds=2", signals=True))
+    (row,) = json.loads((tmp_path / "ablation.json").read_text())
+    ranks = [run["effective_rank"] for run in row["runs"]]
+    assert row["mean"]["effective_rank"] == pytest.approx(sum(ranks) / 2)
+    *_, means, why = capsys.readouterr().out.strip().splitlines()
+    assert f"{min(ranks):.2f} to {max(ranks):.2f}" in means
+    assert f"{row['mean']['lidar']:.2f} +- {row['deviation']['lidar']:.2f}" in means
+    assert why.startswith("no kNN, as the images have no labels")
+    # Rows of a comparison are compared by what the encoder is worth, which needs labels.
+    config = recipe.get_config("digits")
+    with pytest.raises(UserError, match="has no labels, and rows are compared by their kNN"):
+        ablation.check(config.base, config.rows[:2], [0], epath.Path(tmp_path / "rows"))
 
 
 ROWS = "configs/ablation.py:digits"
@@ -131,17 +159,12 @@ REFUSED = {
     "seed=9223372036854775808": (["--seeds=2"], {"seed": 2**63 - 1}),
     "config.base.lr is not a setting": (["--seeds=2"], {"base.lr": 1}),
     "did you mean base.arch": (["--seeds=2"], {"config": ROWS}),
-    "has no labels, and runs are compared": (["--seeds=2"], {"dataset": "folder"}),
 }
 
 
 @pytest.mark.parametrize("said", REFUSED)
 def test_what_could_have_no_score_is_refused_with_one_line(said, tmp_path, capsys):
     words, changes = REFUSED[said]
-    if "dataset" in changes:
-        for number in range(3):
-            Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
-        changes = changes | {"data_dir": str(tmp_path), "eval_split": ""}
     with pytest.raises(SystemExit) as ended:
         command.COMMAND.call(line(tmp_path / "runs", *words, **changes))
     (error,) = capsys.readouterr().err.splitlines()

@@ -186,6 +186,8 @@ def test_one_command_after_the_other_in_one_process(monkeypatch, tmp_path):
         (["main", "--config=digits", "--config.arch=resnet19", "--workdir=x"], "resnet19"),
         (["doctor", "--config=digits", "--config.keep=1"], "keep=1 must be at least 2"),
         (["ablation", "--config=ablation:digits", "--config.seeds=0", "--workdir=x"], "seeds=0"),
+        (["ablation", "--config=digits", "--seeds=2"], "error: --workdir=FOLDER is needed"),
+        (["main", "--workdir=x"], "error: --config=configs/RECIPE.py is needed"),
         (["evaluate", "knn"], "--workdir=FOLDER of a run is needed"),
         (["evaluate", "knn", "--which=both"], "which"),
         (["evaluate", "knn", "--workdir=none", "--k=0"], "--k=0: must be whole numbers"),

@@ -30,3 +30,11 @@ def test_unusual_settings_get_one_advice_with_a_remedy_that_works(changes, words
     (said,) = settings.advice(config, 256)
     assert said.severity == "warning"
     assert words in said.text
+
+
+def test_an_early_end_that_cannot_come_is_told_before_the_run():
+    config = load("digits")
+    assert "warning" not in {one.severity for one in settings.length(config, 1437)}
+    config.stop_when = "no_gain"
+    (said,) = (one for one in settings.length(config, 1437) if one.severity == "warning")
+    assert "before the last of 150 epochs 5 count; use monitor_every=13 or patience=2" in said.text

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,8 +11,11 @@ from etils import epath
 
 from benchmarks import machine
 from moco_jax.base.errors import UserError
-from moco_jax.evaluation import published
-from moco_jax.evaluation.images import open_evaluation_data
+from moco_jax.cli import evaluate
+from moco_jax.cli.evaluations import common, linear
+from moco_jax.evaluation import images, published
+from moco_jax.evaluation.images import open_evaluation_data, require_alike
+from moco_jax.inference import trained_encoder
 from moco_jax.inference.trained_encoder import TrainedEncoder
 from moco_jax.parallel import mesh
 from moco_jax.training import assembly, checkpoint
@@ -314,3 +318,63 @@ def test_each_encoder_sees_the_images_as_it_was_trained_on_them(tmp_path):
     grey = tiny(channels=1, mean=(0.1,), std=(0.25,))
     with pytest.raises(UserError, match="evaluated here, and an encoder beside"):
         data.seen_by(TrainedEncoder(None, {}, grey, 0))
+    # Pixels are read for all alike: whose run had read them otherwise is not judged by these.
+    for name, value in (("background", 255), ("exif_rotation", True), ("white", 4095.0)):
+        other = tiny(**{name: value})
+        with pytest.raises(UserError, match=rf"\(it\) was trained with {name}={value}: it would"):
+            require_alike(config, other, "it")
+        other.dataset = ""  # a file does not say how its images were read
+        require_alike(config, other, "it")
+
+
+def task_of(**encoders):
+    class Given:
+        protocol, epochs, batch_size, augment = "v3", 1, 480, "digits"
+
+    lines = []
+    console = SimpleNamespace(line=lines.append)
+    kept = SimpleNamespace(one=lambda *facts: None)
+    return common.Task(encoders, "query", None, console, None, kept, Given()), lines
+
+
+def test_an_encoder_without_a_head_is_named_before_anything_is_computed():
+    config, bare = tiny(), tiny(dataset="")
+    whole = TrainedEncoder(None, {"params": {"head": {}}}, config, 4)
+    task, _ = task_of(trained=whole, theirs=TrainedEncoder(None, {"params": {}}, bare, 0))
+    common.require_fair(task, "backbone")
+    with pytest.raises(UserError, match="the weights of 'theirs' have none; --features=backbone"):
+        common.require_fair(task, "output")
+
+
+def test_each_encoder_of_a_table_is_trained_on_at_the_rate_of_its_kind(monkeypatch):
+    """MoCo v3's protocol has another rate for a ViT than for a ResNet."""
+    config, vit = tiny(), tiny(arch="vit_small", dataset="")
+    task, lines = task_of(
+        trained=TrainedEncoder(None, {}, config, 4), theirs=TrainedEncoder(None, {}, vit, 0)
+    )
+    monkeypatch.setattr(images.EvaluationData, "encoder", lambda self, trained, kind: None)
+    monkeypatch.setattr(
+        linear.linear,
+        "train_on_crops",
+        lambda data, encode, chosen, *rest: (chosen.rate, [chosen.rate]),
+    )
+    found = linear._on_crops(task, open_evaluation_data(config, ""), "backbone")
+    rates = {r["encoder"]: r["rate"] for r in found["results"]}
+    assert rates == pytest.approx({"trained": 0.1 * 480 / 256, "theirs": 3 * 480 / 256})
+    assert rates["trained"] == found["rate"]
+    assert "5.625" in lines[-1]
+
+
+def test_names_beside_are_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trained_encoder, "load", lambda place, which: (place, which))
+    monkeypatch.setattr(trained_encoder, "is_run", lambda place: "trained" in place)
+    places = ["trained", "a/x.pth", "b/x.pth", "x.pth/", "untrained"]
+    found = evaluate.load_beside(places, {"trained", "untrained"}, "key")
+    assert [*found.values()] == [(p, "key" if "trained" in p else "query") for p in places]
+    assert {"x.pth", "b/x.pth", "x.pth/"} < found.keys()
+    assert not {"trained", "untrained"} & found.keys()
+    with pytest.raises(UserError, match=r"names \./a/x.pth twice"):
+        evaluate.load_beside(["a/x.pth", "./a/x.pth"], set())
+    with pytest.raises(UserError, match=r"--beside=a/x\.pth, has a comma too many"):
+        evaluate.load_beside(["a/x.pth", ""], set())

@@ -121,6 +121,8 @@ def test_it_is_of_the_images_that_are_searched_and_classified(monkeypatch):
     assert probe.score(np.ones((QUERIES, 6), np.float32), np.arange(QUERIES)) == {"probe": 0.0}
     for labels in (None, np.zeros(BANK, int), np.full(BANK, MISSING)):
         assert online_probe.beside(with_labels(labels), 6) == (None, [])
+    # No query is of a class that is searched: nothing could be right, and kNN is not scored either.
+    assert online_probe.beside(with_labels(numbers + 7), 6) == (None, [])
     monkeypatch.setattr(online_probe, "MOST_WEIGHTS", 23)
     assert online_probe.beside(with_labels(numbers), 6) == (
         None,

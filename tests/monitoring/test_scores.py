@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from moco_jax.data.sources.memory import ArraySource
+from moco_jax.evaluation import knn
+from moco_jax.monitoring import signals
 from moco_jax.monitoring.scores import Monitor
 from tests.monitoring.test_neighbours import BANK, QUERIES, monitor_of
 
@@ -144,3 +146,13 @@ def test_damaged_images_are_counted_too(monitor):
     some.damaged = 3
     some.measure(None)
     assert some.new_remarks() == ["kNN leaves out, of 87 searched images: 3 damaged"]
+
+
+def test_few_queries_do_not_look_like_a_collapse(monitor):
+    """Of one image alone a spread is 0 and a rank 1, whatever the encoder: searched ones help."""
+    one = dataclasses.replace(monitor, query_indices=np.arange(1))
+    numbers, whole = one.measure(None)[0], pixels(monitor.bank, monitor.bank_indices)
+    some = knn.unit(np.concatenate([pixels(monitor.queries, np.arange(1)), whole]))
+    assert numbers["feature_spread"] == pytest.approx(np.sqrt(1 - np.sum(some.mean(0) ** 2)))
+    assert numbers["effective_rank"] == pytest.approx(signals.effective_rank(some))
+    assert numbers["effective_rank"] > 3

@@ -148,7 +148,9 @@ def test_labels_go_before_the_best_signal_without_them():
     both = [
         (e, r | {"effective_rank": x}) for (e, r), x in zip(scores(falling), rising, strict=True)
     ]
-    assert judged(both)[-1].line.startswith("nothing gained for 14 epochs (kNN 63.64%)")
+    assert judged(both)[-1].line.startswith(
+        "nothing gained for 14 epochs (kNN 63.64% in the mean of 5 scores)"
+    )
     without = scores(rising, key="effective_rank")
     assert states(without)[-1] == verdict.IMPROVING
 
@@ -165,3 +167,16 @@ def test_scatter_is_the_deviation_of_scores_about_their_course():
     assert verdict.scatter(noisy(course, 0.3, 0)) == pytest.approx(0.3, rel=0.1)
     assert verdict.scatter(course) == pytest.approx(0, abs=1e-9)
     assert verdict.scatter([1.0, 2.0]) == 0
+
+
+@pytest.mark.parametrize("patience", [2, 5])
+@pytest.mark.parametrize("drops", [(), (30,), (10, 41)])
+def test_the_first_stop_is_where_a_run_that_gains_nothing_is_told_to_stop(patience, drops):
+    steps = dict(lr_schedule="steps", lr_steps=drops, epochs=60, first_epoch=0) if drops else {}
+    some = scores(np.full(24, 0.5))
+    epochs = [epoch for epoch, _ in some]
+    found = states(some, patience=patience, **steps)
+    told = epochs[found.index(verdict.NO_GAIN)]
+    assert verdict.first_stop(epochs, drops, patience) == told
+    before = epochs[: epochs.index(told)]
+    assert verdict.first_stop(before, drops, patience) is None

@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from moco_jax.base.errors import UserError
 from moco_jax.data import pipeline
+from moco_jax.data.sources.memory import ArraySource
 from moco_jax.monitoring import run_log
-from moco_jax.training import loop, throughput
+from moco_jax.training import assembly, loop, throughput
 from tests import smallest
 from tests.command_lines import command_lines
 from tests.config.test_config import load
@@ -179,6 +180,9 @@ def test_too_few_examples_and_an_unwritable_workdir_are_refused(tmp_path):
         UserError, match="has 1437 examples in split 'train', fewer than batch_size=2048"
     ):
         loop.train(tiny(batch_size=2048, queue_size=2048), str(tmp_path), set())
+    one = ArraySource(np.zeros((1, 32, 32, 3), np.uint8), None, "one")
+    with pytest.raises(UserError, match="has 1 example in split 'train', and there is no other"):
+        assembly.require_a_batch(tiny(batch_size=1), one)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"workdir=.*cannot be written"):
         loop.train(tiny(), str(tmp_path / "file"), set())

@@ -13,7 +13,7 @@ from moco_jax.monitoring.diagnosis import feature_rules
 from moco_jax.monitoring.scores import Monitor
 from moco_jax.report.page import run as runs_lib
 from moco_jax.report.page import tables
-from moco_jax.training import assembly, loop
+from moco_jax.training import assembly, loop, verdicts
 from tests.config.test_config import load
 from tests.parallel.several import Small
 
@@ -112,7 +112,7 @@ def test_a_run_that_gains_nothing_ends_as_a_finished_one_and_goes_on_only_if_tol
     (run,) = runs_lib.read([place])
     shown = {row[0]: row[1] for row in tables.summary([run])}
     assert shown["state"] == "epoch 6 of 20, ended by stop_when='no_gain'"
-    assert shown["verdict"] == "nothing gained for 2 epochs (kNN 50.00%)"
+    assert shown["verdict"] == "nothing gained for 2 epochs (kNN 50.00% in the mean of 2 scores)"
 
     # The same command ends at once, and says why.
     before = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -122,6 +122,11 @@ def test_a_run_that_gains_nothing_ends_as_a_finished_one_and_goes_on_only_if_tol
     assert [line for line in after if '"start"' not in line] == [
         line for line in before if '"start"' not in line
     ]
+    # Told to go on, but not a step: the page says what ended it, not what holds now.
+    assert loop.train(settings(stop_when="never", stop_at_step=STOP), place, set()) == 0
+    (run,) = runs_lib.read([place])
+    assert tables.summary([run])[0][1] == shown["state"]
+    capsys.readouterr()
     # It goes on where it is told to.
     for more in (dict(stop_when="never"), dict(stop_when="no_gain", patience=4)):
         stop = runs_lib.read([place])[0].step + 1
@@ -129,13 +134,14 @@ def test_a_run_that_gains_nothing_ends_as_a_finished_one_and_goes_on_only_if_tol
         assert "ended by stop_when" not in capsys.readouterr().out
         (run,) = runs_lib.read([place])
         assert run.step == stop
-        assert not run.ended_early
+        assert not run.ended_by
 
 
 def test_a_run_without_labels_is_judged_by_what_needs_none(tmp_path, monkeypatch, capsys):
     """Scores have the signals of drawn views where the settings ask for them, and no kNN."""
     monkeypatch.setattr(ArraySource, "labels", lambda self, indices: None)
-    config = settings(stop_at_step=2 * STEPS, signals=True)
+    in_vain = dict(stop_when="no_gain", patience=10)
+    config = settings(stop_at_step=2 * STEPS, signals=True, **in_vain)
     loop.train(config, str(tmp_path), set())
     scores = [r for r in run_log.records(loop.epath.Path(tmp_path)) if "feature_spread" in r]
     assert len(scores) == 3
@@ -147,8 +153,33 @@ def test_a_run_without_labels_is_judged_by_what_needs_none(tmp_path, monkeypatch
     out = capsys.readouterr().out
     assert "LiDAR" in out
     assert "kNN" not in out
+    assert "will not end this run early, unless it collapses: that takes 20 scores" in out
 
 
 def test_stopping_by_scores_needs_scores(tmp_path):
     with pytest.raises(UserError, match="stop_when='no_gain' goes by scores, and monitor_every=0"):
         loop.train(settings(stop_when="no_gain", monitor_every=0), str(tmp_path), set())
+
+
+def test_signals_are_measured_at_scores(tmp_path):
+    with pytest.raises(UserError, match="signals=True is measured at each score, and monitor_ev"):
+        loop.train(settings(signals=True, monitor_every=0), str(tmp_path), set())
+
+
+@pytest.mark.parametrize("name", ["digits", "imagenet:v1", "cifar10", "imagenet_v3"])
+def test_who_asks_in_vain_for_an_early_end_is_told_what_gives_one(name):
+    config = load(name)
+    assert verdicts.never_stops(config, 50_000) == ""  # nobody asks
+    config.update(stop_when="no_gain", monitor_every=config.epochs // 7, patience=5)
+    said = verdicts.never_stops(config, 50_000)
+    assert f"before the last of {config.epochs} epochs" in said
+    remedies = dict(word.split("=") for word in said.rpartition("use ")[2].split(" or "))
+    assert "monitor_every" in remedies
+    for setting, value in remedies.items():
+        better = config.copy_and_resolve_references()
+        better[setting] = int(value)
+        assert verdicts.never_stops(better, 50_000) == ""
+        better[setting] += 1
+        assert verdicts.never_stops(better, 50_000)
+    config.epochs, config.warmup_epochs = 3, 0
+    assert verdicts.never_stops(config, 50_000).endswith("use more epochs")

@@ -12,7 +12,12 @@ from moco_jax.base import digests
 from moco_jax.base.console import Console
 from moco_jax.base.errors import UserError, nearest_multiples
 from moco_jax.evaluation import published
-from moco_jax.evaluation.images import EvaluationData, Report, open_evaluation_data
+from moco_jax.evaluation.images import (
+    EvaluationData,
+    Report,
+    open_evaluation_data,
+    require_alike,
+)
 from moco_jax.evaluation.resume import Trainings
 from moco_jax.inference import trained_encoder
 from moco_jax.parallel import hosts
@@ -48,9 +53,27 @@ class Task:
         return self.encoders["trained"]
 
 
+def require_fair(task: Task, features: str) -> None:
+    """Refuse, before anything is computed, encoders that one table could not compare.
+
+    Raises:
+        UserError: one has no such `features`, or was trained on images that were read otherwise.
+    """
+    config = task.trained.config
+    for name, one in task.encoders.items():
+        if one.config is not config:
+            require_alike(config, one.config, name)
+        if features == "output" and not one.has_head:
+            raise UserError(
+                f"features='output' needs a head, and the weights of {name!r} have none; "
+                "--features=backbone works"
+            )
+
+
 def open_images(task: Task, features: str) -> EvaluationData:
     """Open the labelled images that the flags name, and print what is evaluated on them."""
     config, trained, given = task.trained.config, task.trained, task.given
+    require_fair(task, features)
     data = open_evaluation_data(
         config,
         str(task.folder / "index"),
@@ -67,15 +90,14 @@ def open_images(task: Task, features: str) -> EvaluationData:
         }
     )
     train, test = (len(images.indices) for images in (data.train, data.test))
-    when = f"step {trained.step}" if config.dataset else "of a file"
     others = {
-        name: f"{one.config.arch}, {_views(one)}"
+        name: f"{_origin(task, one)}, {_views(one)}"
         for name, one in task.encoders.items()
         if one.config is not config
     }
     task.console.facts(
         {
-            "encoder": f"{config.arch}, {task.which}, {when}, features: {features}",
+            "encoder": f"{_origin(task, trained)}, features: {features}",
             "its images": _views(trained),
             **others,
             "training images": f"{train:,} of {data.train.about}, {data.classes} classes",
@@ -87,6 +109,13 @@ def open_images(task: Task, features: str) -> EvaluationData:
     for remark in (*dict.fromkeys(of_encoders), *data.remarks):
         task.console.line(remark)
     return data
+
+
+def _origin(task: Task, one: trained_encoder.TrainedEncoder) -> str:
+    """Say which encoder `one` is of its run or file, as `resnet18, query, step 400`."""
+    if one.config.dataset:
+        return f"{one.config.arch}, {task.which}, step {one.step}"
+    return f"{one.config.arch}, {task.which if one is task.trained else 'query'}, of a file"
 
 
 def _views(trained: trained_encoder.TrainedEncoder) -> str:

@@ -14,6 +14,7 @@ from moco_jax.cli.evaluations.common import (
 from moco_jax.evaluation import grid as grids
 from moco_jax.evaluation import linear
 from moco_jax.evaluation.images import EvaluationData
+from moco_jax.inference.trained_encoder import TrainedEncoder
 
 FAST_EPOCHS, FAST_BATCH = 30, 256
 
@@ -28,27 +29,39 @@ def run(task: Task) -> dict[str, Any]:
 
 
 def _on_crops(task: Task, data: EvaluationData, features: str) -> dict[str, Any]:
-    given, arch = task.given, data.config.arch
-    chosen = linear.protocol(given.protocol, arch, given.epochs, given.batch_size)
-    require_division(chosen.batch_size, data.mesh.size)
-    full = linear.protocol(given.protocol, arch)
-    if chosen != full:
+    given = task.given
+
+    def protocol(one: TrainedEncoder, epochs: int = 0, batch_size: int = 0) -> linear.Protocol:
+        return linear.protocol(given.protocol, one.config.arch, epochs, batch_size)
+
+    own, full = protocol(task.trained, given.epochs, given.batch_size), protocol(task.trained)
+    require_division(own.batch_size, data.mesh.size)
+    if own != full:
         task.console.line(
-            f"not the protocol itself: {chosen.epochs} epochs with batches of {chosen.batch_size} "
+            f"not the protocol itself: {own.epochs} epochs with batches of {own.batch_size} "
             f"instead of {full.epochs} with {full.batch_size}"
         )
     results, rows = [], []
     for name, trained in task.encoders.items():
         seen = data.seen_by(trained)
+        # Each by its own rate: v3's is another for a ViT than for a ResNet.
+        chosen = protocol(trained, given.epochs, given.batch_size)
         encode, recipe = seen.encoder(trained, features), linear.crop_recipe(given.augment, seen)
         kept = task.trainings.one(
             f"{given.protocol}, {name}", trained.encoder, trained.variables, features
         )
         last, all_scores = linear.train_on_crops(seen, encode, chosen, recipe, task.report, kept)
-        results.append({"encoder": name, "accuracy": last, "accuracy_by_epoch": all_scores})
+        results.append(
+            {
+                "encoder": name,
+                "rate": chosen.rate,
+                "accuracy": last,
+                "accuracy_by_epoch": all_scores,
+            }
+        )
         rows.append([name, f"{chosen.rate:g}", str(chosen.epochs), percent(last)])
     task.console.line("\n" + table(["encoder", "learning rate", "epochs", "test accuracy"], rows))
-    how = {"epochs": chosen.epochs, "batch_size": chosen.batch_size, "rate": chosen.rate}
+    how = {"epochs": own.epochs, "batch_size": own.batch_size, "rate": own.rate}
     return {"protocol": given.protocol, "augment": given.augment, **how, "results": results}
 
 

@@ -96,10 +96,14 @@ class Run:
         return told[-1] if told and self.config.minutes else None
 
     @property
-    def ended_early(self) -> bool:
-        """Whether the run's verdict on itself ended it, and it has not gone on since."""
-        stops = [r["step"] for r in self.events if r["event"] == "stopped"]
-        return max(stops, default=-1) == self.step
+    def ended_by(self) -> str:
+        """The `stop_when` by which the run ended itself early; '' if not, or if it went on since.
+
+        It is that of then, as a later command may have changed the setting.
+        """
+        stops = [r for r in self.events if r["event"] == "stopped"]
+        ended = bool(stops) and stops[-1]["step"] == self.step
+        return str(stops[-1].get("stop_when", self.config.stop_when)) if ended else ""
 
     @property
     def facts(self) -> rules.Facts:

@@ -31,15 +31,15 @@ def summary(runs: Sequence[Run]) -> list[list[str]]:
         done = f"epoch {run.epochs([run.step])[0]:.4g}"
         if run.planned is not None:
             done += f" of {run.planned:.4g}"
-        if run.ended_early:
-            return f"{done}, ended by stop_when={run.config.stop_when!r}"
+        if run.ended_by:
+            return f"{done}, ended by stop_when={printable(run.ended_by)!r}"
         return f"{done}, finished" if run.is_finished else f"{done}, step {run.step:,}"
 
     def verdict(run: Run) -> str:
         found = run.verdict
         if found is None:
             return ""
-        return found.at_end if run.is_finished or run.ended_early else found.line
+        return found.at_end if run.is_finished or run.ended_by else found.line
 
     def best(run: Run) -> str:
         scored = [(r["knn"], r["step"]) for r in run.records if "knn" in r and r["step"]]
@@ -64,6 +64,9 @@ def summary(runs: Sequence[Run]) -> list[list[str]]:
         "kNN, last": lambda run: share([r["knn"] for r in run.records if "knn" in r and r["step"]]),
         "kNN, best": best,
         "online probe, last": lambda run: share(last(run, "probe")),
+        "effective rank, last": lambda run: (
+            f"{last(run, 'effective_rank')[-1]:.2f}" if last(run, "effective_rank") else ""
+        ),
         "images per second, median": lambda run: _median(last(run, "images_per_second"), "{:,.0f}"),
         "time spent waiting, median": lambda run: _median(last(run, "waiting_share"), "{:.1%}"),
         "workdir": lambda run: str(run.place),
