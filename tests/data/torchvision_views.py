@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch  # before TensorFlow: the other way round a process of scripts crashes
 from PIL import Image, ImageFilter, ImageOps
@@ -13,15 +14,29 @@ import numpy as np
 import tensorflow as tf
 
 from moco_jax.data.views import augment, host_pixels, recipes, resize
-from moco_jax.data.views.operations import Flip, Grayscale, jitter
+from moco_jax.data.views.operations import Flip, Grayscale, Rotate, VerticalFlip, jitter
 from moco_jax.data.views.operations import Solarize as OurSolarize
-from moco_jax.data.views.operations.blur import gaussian_on_host
+from moco_jax.data.views.operations.blur import gaussian_on_host, reach_of
 
 
 def blur(image: Image.Image, sigma: float) -> Image.Image:
     """PIL's GaussianBlur."""
     return image.filter(ImageFilter.GaussianBlur(radius=sigma))
 
+
+def turn(image: Image.Image, quarters: float) -> Image.Image:
+    """PIL's turn by quarters, counter-clockwise."""
+    ways = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    return image.transpose(ways[int(quarters) - 1]) if quarters else image
+
+
+def our_turn(packed: tf.Tensor, quarters: tf.Tensor) -> tf.Tensor:
+    """Ours, as drawn for a view."""
+    return Rotate().on_host(packed, SimpleNamespace(quarters=tf.cast(quarters, tf.int32)))
+
+
+strong_blur = functools.partial(gaussian_on_host, reach=reach_of(16))
+BLURS = gaussian_on_host, strong_blur  # they compile their own programs, and take planes
 
 # name: ours on packed pixels (blur: on planes), torchvision's, and values of the parameter
 OPERATIONS: dict[str, tuple] = {
@@ -30,6 +45,7 @@ OPERATIONS: dict[str, tuple] = {
     "saturation": (jitter.saturation_on_host, F.adjust_saturation, (0.6, 0.97, 1.0, 1.4)),
     "hue": (jitter.hue_on_host, F.adjust_hue, (-0.4, -0.1, -0.003, 0.0, 0.05, 0.4)),
     "blur": (gaussian_on_host, blur, (0.1, 0.5, 1.0, 1.4, 1.45, 2.0)),
+    "strong blur": (strong_blur, blur, (0.0, 1.0, 2.45, 4.0, 7.3, 16.0)),
     "grayscale": (
         lambda x, _: Grayscale().on_host(x, None),
         lambda x, _: F.rgb_to_grayscale(x, 3),
@@ -41,6 +57,8 @@ OPERATIONS: dict[str, tuple] = {
         (0,),
     ),
     "flip": (lambda x, _: Flip().on_host(x, None), lambda x, _: F.hflip(x), (0,)),
+    "vertical flip": (lambda x, _: VerticalFlip().on_host(x, None), lambda x, _: F.vflip(x), (0,)),
+    "rotate": (our_turn, turn, (0, 1, 2, 3)),
 }
 
 
@@ -55,7 +73,7 @@ def cropped(image: np.ndarray, box: tuple, size: int) -> np.ndarray:
 def on_planes(operation: Callable, image: np.ndarray, value: float) -> np.ndarray:
     """The result of an operation on an image `[H, W, 3]`, compiled as in a run."""
     planes, value = host_pixels.to_planes(tf.constant(image)), tf.constant(value, tf.float32)
-    run = operation if operation is gaussian_on_host else _compiled(operation)
+    run = operation if operation in BLURS else _compiled(operation)
     return host_pixels.to_pixels(run(planes, value)).numpy()
 
 
@@ -87,6 +105,10 @@ def with_torchvision(image: np.ndarray, view: recipes.View, recipe: recipes.Reci
             image = F.solarize(image, 128)
         elif stage == "flip" and view.flip:
             image = F.hflip(image)
+        elif stage == "vertical_flip" and view.vertical_flip:
+            image = F.vflip(image)
+        elif stage == "rotate" and view.rotate:
+            image = turn(image, int(view.quarters))
     return np.asarray(image)
 
 
