@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from moco_jax.config.settings import STRENGTHS
+from moco_jax.config.settings.kinds import without_brackets
 from moco_jax.data.sources import Source, open_source
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.data.views import recipes
@@ -32,8 +33,5 @@ def strengths_of(config: ConfigDict) -> dict[str, tuple[float, ...]]:
 
 def views_in_words(config: ConfigDict) -> str:
     """Name the recipe of views and the strengths that are replaced, as settings are written."""
-    replaced = [
-        f"{name}={value[0] if len(value) == 1 else value}"
-        for name, value in strengths_of(config).items()
-    ]
+    replaced = [f"{name}={without_brackets(value)}" for name, value in strengths_of(config).items()]
     return ", ".join([f"augment={config.augment!r}", *replaced])

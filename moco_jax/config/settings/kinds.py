@@ -113,17 +113,18 @@ class Setting:
             if self.kind is not str:
                 raise self._refusal(value, self.allowed)
             known = ", ".join(self.choices())
-            raise UserError(f"{self.name}={shown(value)} is unknown; use one of {known}")
+            raise UserError(f"{self._given(value)} is unknown; use one of {known}")
         said = self.rule(found) if self.rule is not None else ""
         if said:
-            raise UserError(f"{self.name}={shown(value)} {said}")
+            raise UserError(f"{self._given(value)} {said}")
 
     def _refusal(self, value: Any, allowed: str) -> UserError:
         why = f" ({self.why})" if self.why else ""
         suggested = self.default if self.example is None else self.example
-        return UserError(
-            f"{self.name}={shown(value)} must be {allowed}{why}; try {shown(suggested)}"
-        )
+        return UserError(f"{self._given(value)} must be {allowed}{why}; try {shown(suggested)}")
+
+    def _given(self, value: Any) -> str:
+        return f"{self.name}={shown(without_brackets(value) if 1 in self.lengths else value)}"
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -144,6 +145,11 @@ class Setting:
         many = " or ".join(str(length) for length in self.lengths if length)
         none = ", or ()" if 0 in self.lengths else ""
         return f"{many} {SEVERAL[self.kind]}, {self.range} each{none}".lstrip()
+
+
+def without_brackets(value: Any) -> Any:
+    """Return the one number of a tuple or list of one, which needs no brackets; else `value`."""
+    return value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
 
 
 def shown(value: Any) -> str:
@@ -250,7 +256,10 @@ def several(
 
 
 def optional(
-    example: tuple[float, ...], allowed: Range, lengths: tuple[int, ...], rule: Rule | None = None
+    example: float | tuple[float, ...],
+    allowed: Range,
+    lengths: tuple[int, ...],
+    rule: Rule | None = None,
 ) -> Setting:
     """Make a setting of numbers that is () unless a run asks for something.
 

@@ -24,7 +24,7 @@ def _ascending(value: tuple[float, ...]) -> str:
 
 
 def _probability(example: float) -> Setting:
-    return optional((example,), Range(0, 1), (1, 2))
+    return optional(example, Range(0, 1), (1, 2))
 
 
 STRENGTHS = {
@@ -33,7 +33,7 @@ STRENGTHS = {
         f"narrowest and widest crop, width over height; {OWN}, 3/4 to 4/3",
     ),
     "jitter": (
-        optional((0.5,), Range(0, 10), (1, 4), _strengths),
+        optional(0.5, Range(0, 10), (1, 4), _strengths),
         "strength of the change of colours: one number multiplies the augmentation's four, four "
         f"replace them (brightness, contrast, saturation, hue); {OWN}",
     ),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moco_jax.base.errors import UserError
+from moco_jax.config.settings.kinds import without_brackets
 from moco_jax.data.views.operations import TABLE, Jitter, Operation
 
 Strengths = Mapping[str, tuple[float, ...]]
@@ -39,8 +40,8 @@ def replaced(
             continue
         if kind.colours and channels != 3:
             raise UserError(
-                f"{names[0]}={strengths[names[0]]} is of colours, which only channels=3 have, and "
-                f"channels={channels}; {names[0]}=() works"
+                f"{names[0]}={without_brackets(strengths[names[0]])} is of colours, which only "
+                f"channels=3 have, and channels={channels}; {names[0]}=() works"
             )
         place = next((n for n, operation in enumerate(found) if type(operation) is kind), -1)
         if place < 0:
@@ -54,30 +55,26 @@ def replaced(
 def _with(operation: Operation, own: Strengths, augment: str) -> Operation:
     """Give an operation its `own` strengths."""
     probability = operation.probability_setting()
-    values: dict[str, Any] = {
-        name: value[0] if len(value) == 1 else tuple(value) for name, value in own.items()
-    }
+    values: dict[str, Any] = {name: without_brackets(value) for name, value in own.items()}
     if isinstance(operation, Jitter) and len(own.get("jitter", ())) == 1:
-        values["jitter"] = _multiplied(operation.jitter, own["jitter"], augment)
+        values["jitter"] = _multiplied(operation.jitter, own["jitter"][0], augment)
     changed = dataclasses.replace(operation, **values)
     if not any(changed.chance(number) for number in (0, 1)):
         for name in own:
             if name != probability:
                 raise UserError(
-                    f"{name}={own[name]} changes nothing, as {probability} is 0 with "
+                    f"{name}={without_brackets(own[name])} changes nothing, as {probability} is 0 with "
                     f"augment={augment!r}; {probability}=0.5 makes it count, {name}=() leaves it"
                 )
     return changed
 
 
-def _multiplied(
-    strengths: tuple[float, ...], by: tuple[float, ...], augment: str
-) -> tuple[float, ...]:
+def _multiplied(strengths: tuple[float, ...], by: float, augment: str) -> tuple[float, ...]:
     """Multiply the jitter's four strengths; hues must stay within half of the circle."""
-    if strengths[3] * by[0] > _MOST_HUE:
+    if strengths[3] * by > _MOST_HUE:
         raise UserError(
-            f"jitter={by} makes the hue's strength {strengths[3] * by[0]:g} with "
+            f"jitter={by} makes the hue's strength {strengths[3] * by:g} with "
             f"augment={augment!r}, and at most {_MOST_HUE} is half of the circle; "
             f"jitter={_MOST_HUE / strengths[3]:g} works, or four strengths"
         )
-    return tuple(strength * by[0] for strength in strengths)
+    return tuple(strength * by for strength in strengths)
