@@ -10,6 +10,7 @@ from typing import Any
 
 from moco_jax.base.errors import UserError
 from moco_jax.config.settings.kinds import without_brackets
+from moco_jax.config.settings.strengths import HUE
 from moco_jax.data.views.operations import TABLE, Jitter, Operation
 
 Strengths = Mapping[str, tuple[float, ...]]
@@ -19,7 +20,6 @@ _KINDS: tuple[type[Operation], ...] = tuple(
 )
 # What an operation has that a recipe does not have itself, where its own default is to do nothing.
 _LENT: dict[type[Operation], dict[str, Any]] = {Jitter: {"jitter": (0.4, 0.4, 0.4, 0.1)}}  # v2's
-_MOST_HUE = 0.5
 
 
 def replaced(
@@ -63,18 +63,18 @@ def _with(operation: Operation, own: Strengths, augment: str) -> Operation:
         for name in own:
             if name != probability:
                 raise UserError(
-                    f"{name}={without_brackets(own[name])} changes nothing, as {probability} is 0 with "
-                    f"augment={augment!r}; {probability}=0.5 makes it count, {name}=() leaves it"
+                    f"{name}={without_brackets(own[name])} changes nothing, as {probability} is 0 "
+                    f"with augment={augment!r}; {probability}=0.5 makes it count, or take {name}=()"
                 )
     return changed
 
 
 def _multiplied(strengths: tuple[float, ...], by: float, augment: str) -> tuple[float, ...]:
     """Multiply the jitter's four strengths; hues must stay within half of the circle."""
-    if strengths[3] * by > _MOST_HUE:
+    if strengths[3] * by > HUE:
         raise UserError(
             f"jitter={by} makes the hue's strength {strengths[3] * by:g} with "
-            f"augment={augment!r}, and at most {_MOST_HUE} is half of the circle; "
-            f"jitter={_MOST_HUE / strengths[3]:g} works, or four strengths"
+            f"augment={augment!r}, and at most {HUE} is half of the circle; "
+            f"jitter={HUE / strengths[3]:g} works, or four strengths"
         )
     return tuple(strength * by for strength in strengths)
