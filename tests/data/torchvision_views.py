@@ -35,7 +35,7 @@ def our_turn(packed: tf.Tensor, quarters: tf.Tensor) -> tf.Tensor:
     return Rotate().on_host(packed, SimpleNamespace(quarters=tf.cast(quarters, tf.int32)))
 
 
-strong_blur = functools.partial(gaussian_on_host, reach=reach_of(16))
+strong_blur = functools.partial(gaussian_on_host, reach=reach_of(6))
 BLURS = gaussian_on_host, strong_blur  # they compile their own programs, and take planes
 
 # name: ours on packed pixels (blur: on planes), torchvision's, and values of the parameter
@@ -45,7 +45,7 @@ OPERATIONS: dict[str, tuple] = {
     "saturation": (jitter.saturation_on_host, F.adjust_saturation, (0.6, 0.97, 1.0, 1.4)),
     "hue": (jitter.hue_on_host, F.adjust_hue, (-0.4, -0.1, -0.003, 0.0, 0.05, 0.4)),
     "blur": (gaussian_on_host, blur, (0.1, 0.5, 1.0, 1.4, 1.45, 2.0)),
-    "strong blur": (strong_blur, blur, (0.0, 1.0, 2.45, 4.0, 7.3, 16.0)),
+    "strong blur": (strong_blur, blur, (0.0, 1.0, 2.45, 4.0, 6.0)),
     "grayscale": (
         lambda x, _: Grayscale().on_host(x, None),
         lambda x, _: F.rgb_to_grayscale(x, 3),

@@ -42,7 +42,7 @@ def test_operation_equals_torchvision(name, tmp_path):
         "vertical flip": lambda x, _: VerticalFlip().on_device(x, None),
         "rotate": lambda x, quarters: Rotate().on_device(x, turned_by(quarters)),
         "blur": blur.gaussian_on_device,
-        "strong blur": partial(blur.gaussian_on_device, reach=blur.reach_of(16)),
+        "strong blur": partial(blur.gaussian_on_device, reach=blur.reach_of(6)),
     }.get(name) or getattr(jitter, f"{name}_on_device" if name in names else name)
     for image in test_augment.photographs():
         for value in values:

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image, ImageFilter
 
 from moco_jax import config as config_lib
 from moco_jax.base.errors import UserError
-from moco_jax.config.settings import STRENGTHS
+from moco_jax.config.settings import SETTINGS, STRENGTHS
 from moco_jax.data import configured, labelled_views
-from moco_jax.data.views import augment, device_views, recipes, resize
+from moco_jax.data.views import augment, device_views, host_pixels, recipes, resize
+from moco_jax.data.views.operations import blur
 from moco_jax.evaluation import published
 from moco_jax.training import checks
 from tests.config.test_config import load
@@ -172,6 +174,20 @@ def test_what_is_drawn_is_what_was_asked_for():
         (ours[:, 3] * ours[:, 2], [d["width"] * d["height"] for d in drawn]),
     ):
         assert stats.ks_2samp(a, b).pvalue > 1e-3
+
+
+def test_the_strongest_blur_that_is_permitted_is_pils():
+    """Also where it reaches further than the view is wide; a step of rounding apart at most."""
+    image = np.random.default_rng(0).integers(0, 256, (30, 13, 3), np.uint8)
+    reach = blur.reach_of(SETTINGS["blur_sigma"].range.most)
+    on_device = jax.jit(functools.partial(blur.gaussian_on_device, reach=reach))
+    for sigma in (0.0, 0.7, 5.0, 16.0):
+        expected = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
+        planes = host_pixels.to_planes(tf.constant(image))
+        hosts = blur.gaussian_on_host(planes, tf.constant(sigma), reach)
+        devices = on_device(image.transpose(2, 0, 1), np.float32(sigma)).transpose(1, 2, 0)
+        for found in (host_pixels.to_pixels(hosts).numpy(), np.asarray(devices)):
+            assert np.abs(found.astype(int) - expected).max() <= 1, sigma
 
 
 @pytest.mark.parametrize("shape", [(1, 17), (13, 1), (1, 1), (7, 60)])
