@@ -25,7 +25,14 @@ from tests.markdown import ROOT
 
 SEED = 3
 # Of each recipe: what test_recipes_draw_what_they_drew computed before strengths were settings.
-DRAWN: dict[str, str] = {}
+DRAWN = {
+    "v1": "a60d79dc54270f93",
+    "v2": "bcb5f18b1fe2ad49",
+    "v3": "0b02dc0e60a64ddf",
+    "cifar": "b152d07bd0c5c34c",
+    "digits": "2dd4ba7fe9ce3dad",
+    "linear": "a7f96ad6ce569143",
+}
 COUNTED = ["box", "color", "order", "grayscale", "blur", "flip", "solarize"]
 
 
