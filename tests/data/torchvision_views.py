@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import torch  # before TensorFlow: the other way round a process of scripts crashes
 from PIL import Image, ImageFilter, ImageOps
@@ -14,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from moco_jax.data.views import augment, host_pixels, recipes, resize
-from moco_jax.data.views.operations import Flip, Grayscale, Rotate, VerticalFlip, jitter
+from moco_jax.data.views.operations import Flip, Grayscale, VerticalFlip, jitter
 from moco_jax.data.views.operations import Solarize as OurSolarize
-from moco_jax.data.views.operations.blur import gaussian_on_host, reach_of
+from moco_jax.data.views.operations.blur import gaussian_on_host
 
 
 def blur(image: Image.Image, sigma: float) -> Image.Image:
@@ -30,14 +29,6 @@ def turn(image: Image.Image, quarters: float) -> Image.Image:
     return image.transpose(ways[int(quarters) - 1]) if quarters else image
 
 
-def our_turn(packed: tf.Tensor, quarters: tf.Tensor) -> tf.Tensor:
-    """Ours, as drawn for a view."""
-    return Rotate().on_host(packed, SimpleNamespace(quarters=tf.cast(quarters, tf.int32)))
-
-
-strong_blur = functools.partial(gaussian_on_host, reach=reach_of(6))
-BLURS = gaussian_on_host, strong_blur  # they compile their own programs, and take planes
-
 # name: ours on packed pixels (blur: on planes), torchvision's, and values of the parameter
 OPERATIONS: dict[str, tuple] = {
     "brightness": (jitter.brightness_on_host, F.adjust_brightness, (0.6, 0.97, 1.0, 1.4)),
@@ -45,7 +36,6 @@ OPERATIONS: dict[str, tuple] = {
     "saturation": (jitter.saturation_on_host, F.adjust_saturation, (0.6, 0.97, 1.0, 1.4)),
     "hue": (jitter.hue_on_host, F.adjust_hue, (-0.4, -0.1, -0.003, 0.0, 0.05, 0.4)),
     "blur": (gaussian_on_host, blur, (0.1, 0.5, 1.0, 1.4, 1.45, 2.0)),
-    "strong blur": (strong_blur, blur, (0.0, 1.0, 2.45, 4.0, 6.0)),
     "grayscale": (
         lambda x, _: Grayscale().on_host(x, None),
         lambda x, _: F.rgb_to_grayscale(x, 3),
@@ -58,7 +48,6 @@ OPERATIONS: dict[str, tuple] = {
     ),
     "flip": (lambda x, _: Flip().on_host(x, None), lambda x, _: F.hflip(x), (0,)),
     "vertical flip": (lambda x, _: VerticalFlip().on_host(x, None), lambda x, _: F.vflip(x), (0,)),
-    "rotate": (our_turn, turn, (0, 1, 2, 3)),
 }
 
 
@@ -73,7 +62,7 @@ def cropped(image: np.ndarray, box: tuple, size: int) -> np.ndarray:
 def on_planes(operation: Callable, image: np.ndarray, value: float) -> np.ndarray:
     """The result of an operation on an image `[H, W, 3]`, compiled as in a run."""
     planes, value = host_pixels.to_planes(tf.constant(image)), tf.constant(value, tf.float32)
-    run = operation if operation in BLURS else _compiled(operation)
+    run = operation if operation is gaussian_on_host else _compiled(operation)
     return host_pixels.to_pixels(run(planes, value)).numpy()
 
 

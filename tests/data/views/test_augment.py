@@ -38,7 +38,7 @@ IMAGENET = 40
 SIDES = ((333, 500), (500, 296), (160, 160))
 # recipe, side, and which view
 CHAINS = [("v1", 224, 0), ("v2", 224, 0), ("v3", 224, 0), ("v3", 224, 1), ("cifar", 32, 0)]
-CHAINS.append(("turned", 48, 0))
+CHAINS.append(("turned", 32, 0))
 
 
 def photographs():

@@ -67,14 +67,13 @@ CASES = [
     ("v2", 40, (48, 75)),
     ("v3", 32, (48, 75)),
     ("cifar", 24, (130, 37)),
-    ("turned", 32, (48, 75)),
 ]
 
 
 @pytest.mark.parametrize(("name", "size", "shape"), CASES)
 def test_crops_equal_the_hosts(name, size, shape):
     source = noise(*shape) if shape else digits("train")
-    batch = hosts_batch(source, recipe_called(name, size), crop_only=True)
+    batch = hosts_batch(source, recipes.create(name, size), crop_only=True)
     crop = jax.jit(jax.vmap(functools.partial(crops.on_device, size=size)))
     for view in ("query", "key"):
         found = crop(source.images[batch["index"]], batch[f"{view}_view"].box)
@@ -83,7 +82,7 @@ def test_crops_equal_the_hosts(name, size, shape):
 
 @pytest.mark.parametrize(("name", "size", "shape"), CASES)
 def test_views_equal_the_hosts(name, size, shape):
-    source, recipe = noise(*shape) if shape else digits("train"), recipe_called(name, size)
+    source, recipe = noise(*shape) if shape else digits("train"), recipes.create(name, size)
     batch = hosts_batch(source, recipe, crop_only=False)
     images = source.images
     make = jax.jit(device_views.make_two_views, static_argnums=(1, 4, 5))
