@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from moco_jax.config.settings import STRENGTHS
+from moco_jax.config.settings.kinds import without_brackets
 from moco_jax.data.sources import Source, open_source
 from moco_jax.data.sources.pixels import Decoding
 from moco_jax.data.views import recipes
@@ -13,7 +15,23 @@ def open_images(config: ConfigDict, split: str, index_dir: str | None) -> Source
 
 
 def recipe_of(config: ConfigDict) -> recipes.Recipe:
-    """Create the recipe of views that `config` asks for."""
+    """Create the recipe of views that `config` asks for.
+
+    Raises:
+        UserError: names a strength that would change nothing, and a value that works.
+    """
+    smallest = config.crop_min or None
     return recipes.create(
-        config.augment, config.image_size, config.crop_min or None, config.channels
+        config.augment, config.image_size, smallest, config.channels, strengths_of(config)
     )
+
+
+def strengths_of(config: ConfigDict) -> dict[str, tuple[float, ...]]:
+    """Return the strengths of views that `config` replaces, by their names."""
+    return {name: tuple(config[name]) for name in STRENGTHS if len(config[name])}
+
+
+def views_in_words(config: ConfigDict) -> str:
+    """Name the recipe of views and the strengths that are replaced, as settings are written."""
+    replaced = [f"{name}={without_brackets(value)}" for name, value in strengths_of(config).items()]
+    return ", ".join([f"augment={config.augment!r}", *replaced])

@@ -19,6 +19,7 @@ from moco_jax.base.findings import BUSY, FAULT, NOTE, OK, Finding, Report
 from moco_jax.data import order, resident
 from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.sources import Source, fingerprint, remarks_of
+from moco_jax.data.views import recipes
 from moco_jax.doctor import images, joined, memory, rate, settings, survey, workdir
 from moco_jax.evaluation.classes import match_sources
 from moco_jax.evaluation.held_out import choose
@@ -226,6 +227,7 @@ class Examination:
                 self.source, recipe_of(config), scaled_decoding=config.scaled_decoding, **views
             )
             view_pairs.draw(path, self.source, pairs)
+            self.report.add(Finding(OK, f"drawn: {recipes.described(recipe_of(config))}"))
             self.report.add(Finding(OK, f"what the run draws first; look at it: {path}"))
             if config.scaled_decoding:
                 exact = view_pairs.first_pairs(self.source, recipe_of(config), **views)

@@ -260,7 +260,7 @@ def remedies(pairs: float, needed: float, reads: float, made: Input) -> list[str
     found.append(f"about {cores} cores like these instead of {made.cores}")
     if not made.on_device:
         found.append("--config.augment_on=device: colours and blur are done within the step")
-    cheaper = "augment='v1' (no blur) or " if made.blurs else ""
+    cheaper = "--config.blur_probability=0 or " if made.blurs else ""
     found.append(
         f"a cheaper recipe, where its effect is acceptable: {cheaper}a smaller image_size than "
         f"{made.image_size}"

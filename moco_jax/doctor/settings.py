@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.findings import NOTE, OK, WARNING, Finding
+from moco_jax.data.configured import strengths_of
 from moco_jax.data.views import recipes
 from moco_jax.evaluation.classes import Matched
 from moco_jax.training.verdicts import never_stops
@@ -38,7 +39,7 @@ def advice(config: ConfigDict, recipe_batch: int) -> list[Finding]:
 
 
 def _colours(config: ConfigDict) -> list[Finding]:
-    text = recipes.without_colours(config.augment, config.channels)
+    text = recipes.without_colours(config.augment, config.channels, strengths_of(config))
     return [Finding(NOTE, text)] if text else []
 
 

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from moco_jax.config.settings import STRENGTHS
+
 V1, V2 = "MoCo v1, arXiv 1911.05722", "MoCo v2, arXiv 2003.04297"
 V3, DEMO = "MoCo v3, arXiv 2104.02057", "the authors' CIFAR-10 demo"
 _IMAGENET = dict(dataset="tfds:imagenet2012", image_size=224)
@@ -74,10 +76,17 @@ def of(evaluation: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
 
     None where none of the papers has such a run. `evaluation` is one of those in `NUMBERS`.
     """
+    if _other_views(config):
+        return None
     for kind, settings, number, source in NUMBERS:
         if kind == evaluation and all(config[key] == value for key, value in settings.items()):
             return number, source
     return None
+
+
+def _other_views(config: Mapping[str, Any]) -> bool:
+    """Whether views have other strengths than their recipe's, which is the papers'."""
+    return any(len(config[name]) for name in STRENGTHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +120,8 @@ CURVES: tuple[tuple[Mapping[str, Any], Curve], ...] = (
 def curve(config: Mapping[str, Any]) -> Curve | None:
     """Return the published curve of a run with these settings; None where there is none."""
     for settings, published in CURVES:
-        if all(config[key] == value for key, value in settings.items()):
+        if not _other_views(config) and all(
+            config[key] == value for key, value in settings.items()
+        ):
             return published
     return None

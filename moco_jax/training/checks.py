@@ -12,7 +12,7 @@ from moco_jax.base import packages
 from moco_jax.base.errors import UserError, nearest_multiples
 from moco_jax.config import check_background, check_each
 from moco_jax.config.settings.kinds import LARGEST, SMALLEST, plain
-from moco_jax.data import sources
+from moco_jax.data import configured, sources
 from moco_jax.encoders.configured import check_views
 from moco_jax.method.choice import dictionary_class
 from moco_jax.method.configured import method_of, peak_learning_rate
@@ -35,6 +35,7 @@ def check_values(config: ConfigDict) -> None:
     method_of(config).check()
     check_schedule(config)
     check_background(config.background, config.channels)
+    configured.recipe_of(config)  # refuses strengths of views that would change nothing
     if config.scaled_decoding and config.channels != 3:
         raise UserError(
             f"scaled_decoding=True works on colour JPEGs only, and channels={config.channels}; "

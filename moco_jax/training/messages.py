@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from moco_jax.base.console import duration, size
 from moco_jax.data import resident
+from moco_jax.data.configured import strengths_of, views_in_words
 from moco_jax.data.views import recipes
 from moco_jax.method.configured import method_of, peak_learning_rate
 from moco_jax.method.state import TrainState
@@ -37,9 +38,13 @@ def facts(
         "steps": f"{steps}; lr {rate}",
         "workdir": str(place),
     }
-    remark = recipes.without_colours(config.augment, config.channels)
-    if remark:
-        lines["views"] = remark
+    strengths = strengths_of(config)
+    remarks = [
+        views_in_words(config) if strengths else "",
+        recipes.without_colours(config.augment, config.channels, strengths),
+    ]
+    if any(remarks):
+        lines["views"] = "; ".join(filter(None, remarks))
     if int(state.step):
         lines["resumed"] = f"at step {int(state.step)}"
     return lines

@@ -75,15 +75,16 @@ def outside(setting):
 @pytest.mark.parametrize("name", NUMBERS)
 def test_no_number_outside_is_accepted(name):
     setting = SETTINGS[name]
+    low = setting.range.least
 
     @steady
     @given(st.data())
     def holds(data):
         value = data.draw(outside(setting))
         if setting.several:
-            many = setting.length if isinstance(setting.length, int) and setting.length else 3
-            place = data.draw(st.integers(0, many - 1))
-            value = tuple(value if n == place else setting.default[0] for n in range(many))
+            many = max(setting.lengths, default=3)
+            place, other = data.draw(st.integers(0, many - 1)), (setting.default or (low,))[0]
+            value = tuple(value if n == place else other for n in range(many))
         with pytest.raises(UserError, match=rf"^{name}=.*try") as stopped:
             setting.check(value)
         assert "\n" not in str(stopped.value)
@@ -105,17 +106,25 @@ def test_every_number_inside_is_accepted_and_kept(name):
     if setting.rule is not None and not setting.several:
         inside = inside.filter(lambda x: not setting.rule(x))
 
+    values = inside
+    if setting.several:
+        lengths = st.sampled_from(setting.lengths or (0, 1, 2))
+        many = lengths.flatmap(
+            lambda n: st.lists(inside, min_size=n, max_size=n, unique=not setting.lengths)
+        )
+        rule = setting.rule or (lambda found: "")
+        rising = many.map(lambda found: tuple(sorted(found)))
+        values = rising.map(lambda found: found[::-1] if rule(found) else found)
+        values = values.filter(lambda found: not rule(found))
+
     @steady
-    @given(inside, inside)
-    def holds(one, other):
-        value = one
-        if setting.several:
-            value = (
-                tuple(sorted({one, other})) if setting.length != 2 else tuple(sorted((one, other)))
-            )
+    @given(values)
+    def holds(value):
         setting.check(value)
         assert setting.cast(value) == value
         assert type(setting.cast(value)) is type(setting.default)
+        if 1 in setting.lengths and len(value) == 1:
+            assert setting.cast(value[0]) == value
         if setting.kind is int and not setting.several and abs(value) < 2**53:
             setting.check(float(value))
             assert type(setting.cast(float(value))) is int
@@ -159,6 +168,12 @@ WRONG = {
     "std": ["(1e999,1.0,1.0)", "(1e-30,1.0,1.0)", "(58.4,57.1,57.4)", "(0,1,1)", "(0.2,)"],
     "mean": ["(124.0,116.0,104.0)", "('a','b','c')", "(0.5,0.5)", "(-0.1,0,0)", "0.5", "()"],
     "crop_min": ["2.0", "-0.1", "nan"],
+    "crop_ratio": ["(1.34,0.75)", "(1.5,0.5)", "1.0", "(0,1)", "(nan,1)"],
+    "jitter": ["(0.4,0.4)", "-1", "(0.4,0.4,0.4,0.6)", "nan", "6.0", "'strong'"],
+    "jitter_probability": ["1.5", "(0.5,0.5,0.5)", "nan"],
+    "blur_probability": ["-0.1", "(0.5,2)"],
+    "blur_sigma": ["1.0", "(2.0,0.1)", "(0.1,100)", "(-1,1)"],
+    "rotate_probability": ["90", "('a',)"],
     "white": ["inf", "nan", "1e-30"],
     "image_size": ["1000000", "0", "32.5"],
     "knn_temperature": ["nan", "0"],
@@ -182,6 +197,12 @@ RIGHT = {
     "temperature": ["0.01", "1"],
     "momentum": ["0.0", "0"],
     "crop_min": ["1.0"],
+    "crop_ratio": ["(1,1)", "(0.5,2)", "()"],
+    "jitter": ["0.5", "1", "(0.2,0.2,0.1,0.05)", "()"],
+    "blur_probability": ["0", "0.5", "(1,0.1)", "(0.25,)"],
+    "blur_sigma": ["(0.1,1)", "(0,0)"],
+    "vertical_flip_probability": ["0.5"],
+    "rotate_probability": ["1", "(0.0,1.0)"],
     "weight_decay": ["0.0", "0"],
     "mean": ["(0.0,0.0,0.0)", "(0,0,1)"],
     "std": ["(1.0,1.0,1.0)", "(1,1,1)"],
@@ -290,9 +311,11 @@ def test_a_recipe_may_write_numbers_as_it_likes():
     config = config_lib.default_config()
     config.update(epochs=np.int64(3), lr=1, warmup_epochs=2, mean=[0, 0.5, 1], seed=5.0)
     config.lr_steps = [1.0, np.float32(2)]
+    config.update(blur_probability=1, jitter=[0.5, 0.5, 0, 0], rotate_probability=np.float32(0.5))
     checks.check_values(config)
     assert (config.epochs, config.lr, config.warmup_epochs, config.seed) == (3, 1.0, 2.0, 5)
     assert (config.mean, config.lr_steps) == ((0.0, 0.5, 1.0), (1, 2))
+    assert (config.blur_probability, config.rotate_probability) == ((1.0,), (0.5,))
     json.dumps(config.to_dict())
     assert config.copy_and_resolve_references() == config
 

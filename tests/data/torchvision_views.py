@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_jax.data.views import augment, host_pixels, recipes, resize
-from moco_jax.data.views.operations import Flip, Grayscale, jitter
+from moco_jax.data.views.operations import Flip, Grayscale, VerticalFlip, jitter
 from moco_jax.data.views.operations import Solarize as OurSolarize
 from moco_jax.data.views.operations.blur import gaussian_on_host
 
@@ -21,6 +21,12 @@ from moco_jax.data.views.operations.blur import gaussian_on_host
 def blur(image: Image.Image, sigma: float) -> Image.Image:
     """PIL's GaussianBlur."""
     return image.filter(ImageFilter.GaussianBlur(radius=sigma))
+
+
+def turn(image: Image.Image, quarters: float) -> Image.Image:
+    """PIL's turn by quarters, counter-clockwise."""
+    ways = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    return image.transpose(ways[int(quarters) - 1]) if quarters else image
 
 
 # name: ours on packed pixels (blur: on planes), torchvision's, and values of the parameter
@@ -41,6 +47,7 @@ OPERATIONS: dict[str, tuple] = {
         (0,),
     ),
     "flip": (lambda x, _: Flip().on_host(x, None), lambda x, _: F.hflip(x), (0,)),
+    "vertical flip": (lambda x, _: VerticalFlip().on_host(x, None), lambda x, _: F.vflip(x), (0,)),
 }
 
 
@@ -87,6 +94,10 @@ def with_torchvision(image: np.ndarray, view: recipes.View, recipe: recipes.Reci
             image = F.solarize(image, 128)
         elif stage == "flip" and view.flip:
             image = F.hflip(image)
+        elif stage == "vertical_flip" and view.vertical_flip:
+            image = F.vflip(image)
+        elif stage == "rotate" and view.rotate:
+            image = turn(image, int(view.quarters))
     return np.asarray(image)
 
 

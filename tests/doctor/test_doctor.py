@@ -108,6 +108,7 @@ def test_a_good_folder_is_ready(good, doctor, tmp_path):
         "2 steps an epoch, 6 in 3 epochs",
         "looked at all 40 images",
         "none is damaged",
+        "drawn: crop 20 to 100 %",
         "none is tiny",
         "none is there twice",
         "every ending is that of the content",

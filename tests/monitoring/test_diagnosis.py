@@ -191,6 +191,11 @@ def test_facts_follow_from_settings_and_images():
     assert not facts(dictionary="batch", bn_groups=1, shuffle="none").leaks
     assert not facts(arch="vit_small", shuffle="none").leaks
     assert facts(augment="v2").changes_colours
+    gray = facts(augment="v2", jitter_probability=0, grayscale_probability=0)
+    assert (gray.changes_colours, gray.views) == (
+        False,
+        "augment='v2', jitter_probability=0.0, grayscale_probability=0.0",
+    )
     assert not known.changes_colours
     # As config.json has them: with lists for tuples, and without settings that came later.
     saved = json.loads(json.dumps(load("digits").to_dict()))

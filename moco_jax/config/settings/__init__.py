@@ -1,7 +1,7 @@
 """The table of all settings, from which checks, help and documentation are made.
 
-`recipe.py` and `operational.py` hold the rows, `kinds.py` what a row may be. Nothing heavy is
-loaded: names of encoders and other parts are in `config/registry.py`.
+`recipe.py`, with `strengths.py`, and `operational.py` hold the rows, `kinds.py` what a row may be.
+Nothing heavy is loaded: names of encoders and other parts are in `config/registry.py`.
 """
 
 import difflib
@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from moco_jax.config.settings.kinds import Setting
 from moco_jax.config.settings.operational import OPERATIONAL
 from moco_jax.config.settings.recipe import RECIPE
+from moco_jax.config.settings.strengths import STRENGTHS
 
-__all__ = ["OPERATIONAL", "RECIPE", "SETTINGS", "Setting", "nearest", "overview"]
+__all__ = ["OPERATIONAL", "RECIPE", "SETTINGS", "STRENGTHS", "Setting", "nearest", "overview"]
 
 SETTINGS: dict[str, Setting] = RECIPE | OPERATIONAL
 

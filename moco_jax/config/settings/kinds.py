@@ -57,8 +57,11 @@ class Setting:
         range: of int and float: the numbers that are allowed, each of them where there are several.
         choices: a function to the values that are allowed; None where a range or any text is.
         several: whether it is a tuple of such values.
-        length: of a tuple: how many values; 0 for any number of them, or the name of the setting
-            that says how many, which `encoders.configured.check_views` then compares.
+        length: of a tuple: how many values; 0 for any number of them, several numbers of which one
+            must be right, or the name of the setting that says how many, which
+            `encoders.configured.check_views` then compares.
+        example: what a message suggests where the default is none that would help; None: the
+            default.
         rule: a further condition: a function from a value to what a message says behind
             'NAME=VALUE ', '' where all is well.
         why: the reason for the range, where the reason is not plain.
@@ -73,7 +76,8 @@ class Setting:
     range: Range | None = None
     choices: Choices | None = None
     several: bool = False
-    length: int | str = 0
+    length: int | str | tuple[int, ...] = 0
+    example: Any = None
     rule: Rule | None = None
     why: str = ""
     name: str = ""
@@ -88,7 +92,9 @@ class Setting:
             if not self.several:
                 return to(value)
             if not isinstance(value, list | tuple):
-                raise ValueError("no tuple")
+                if 1 not in self.lengths:
+                    raise ValueError("no tuple")
+                value = (value,)
             return tuple(to(each) for each in value)
         except ValueError as error:
             raise self._refusal(value, self.allowed) from error
@@ -97,7 +103,7 @@ class Setting:
         """Raise UserError, naming setting, value and what works, where `value` is not allowed."""
         found = self.cast(value)
         each = found if self.several else (found,)
-        if isinstance(self.length, int) and self.length and len(found) != self.length:
+        if self.lengths and len(found) not in self.lengths:
             raise self._refusal(value, self.allowed)
         if self.range is not None and not all(one in self.range for one in each):
             raise self._refusal(value, f"{self.range}{' each' if self.several else ''}")
@@ -107,16 +113,25 @@ class Setting:
             if self.kind is not str:
                 raise self._refusal(value, self.allowed)
             known = ", ".join(self.choices())
-            raise UserError(f"{self.name}={shown(value)} is unknown; use one of {known}")
+            raise UserError(f"{self._given(value)} is unknown; use one of {known}")
         said = self.rule(found) if self.rule is not None else ""
         if said:
-            raise UserError(f"{self.name}={shown(value)} {said}")
+            raise UserError(f"{self._given(value)} {said}")
 
     def _refusal(self, value: Any, allowed: str) -> UserError:
         why = f" ({self.why})" if self.why else ""
-        return UserError(
-            f"{self.name}={shown(value)} must be {allowed}{why}; try {shown(self.default)}"
-        )
+        suggested = self.default if self.example is None else self.example
+        return UserError(f"{self._given(value)} must be {allowed}{why}; try {shown(suggested)}")
+
+    def _given(self, value: Any) -> str:
+        return f"{self.name}={shown(without_brackets(value) if 1 in self.lengths else value)}"
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many values a tuple may have; () where this follows from nothing here."""
+        if isinstance(self.length, int):
+            return (self.length,) if self.length else ()
+        return self.length if isinstance(self.length, tuple) else ()
 
     @property
     def allowed(self) -> str:
@@ -127,8 +142,14 @@ class Setting:
             return KINDS[self.kind] if self.range is None else f"{KINDS[self.kind]}, {self.range}"
         if isinstance(self.length, str):
             return f"{SEVERAL[self.kind]}, as many as {self.length} says, {self.range} each"
-        many = f"{self.length} " if self.length else ""
-        return f"{many}{SEVERAL[self.kind]}, {self.range} each"
+        many = " or ".join(str(length) for length in self.lengths if length)
+        none = ", or ()" if 0 in self.lengths else ""
+        return f"{many} {SEVERAL[self.kind]}, {self.range} each{none}".lstrip()
+
+
+def without_brackets(value: Any) -> Any:
+    """Return the one number of a tuple or list of one, which needs no brackets; else `value`."""
+    return value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
 
 
 def shown(value: Any) -> str:
@@ -232,6 +253,25 @@ def several(
     """Make a setting that is a tuple of numbers of the type in `default`, each within `allowed`."""
     kind = type(default[0])
     return Setting(kind, default, allowed, several=True, length=length, rule=rule, why=why)
+
+
+def optional(
+    example: float | tuple[float, ...],
+    allowed: Range,
+    lengths: tuple[int, ...],
+    rule: Rule | None = None,
+) -> Setting:
+    """Make a setting of numbers that is () unless a run asks for something.
+
+    Args:
+        example: what messages suggest.
+        allowed: each of the numbers.
+        lengths: how many there may be. With 1 among them a lone number needs no brackets.
+        rule: as in `Setting`.
+    """
+    return Setting(
+        float, (), allowed, several=True, length=(0, *lengths), example=example, rule=rule
+    )
 
 
 def table(

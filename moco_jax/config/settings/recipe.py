@@ -16,6 +16,7 @@ from moco_jax.config.settings.kinds import (
     table,
     text,
 )
+from moco_jax.config.settings.strengths import STRENGTHS
 
 MANY = 2**20  # images, or groups of them, in a batch
 EPOCHS = 10**6
@@ -128,6 +129,7 @@ RECIPE = table(
                 "standard deviation of each channel, of images scaled to 0..1",
             ),
         },
+        "strengths of views": STRENGTHS,
         "encoder": {
             "arch": (
                 choice("resnet50", registry.BACKBONES),

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from moco_jax.data.views import strengths as replacing
 from moco_jax.data.views.operations import (
     TABLE,
     Blur,
@@ -19,6 +20,7 @@ from moco_jax.data.views.operations import (
     Solarize,
     Stage,
 )
+from moco_jax.data.views.strengths import Strengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,35 +81,79 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def create(name: str, image_size: int, crop_min: float | None = None, channels: int = 3) -> Recipe:
-    """Create the recipe `name` at `image_size` pixels; `crop_min` replaces its smallest crop.
+def create(
+    name: str,
+    image_size: int,
+    crop_min: float | None = None,
+    channels: int = 3,
+    strengths: Strengths | None = None,
+) -> Recipe:
+    """Create the recipe `name` of views.
 
-    With `channels` other than three its colour operations are left out. ImageNet recipes are
-    evaluated on the centre of images resized by 256 / 224 of the view's side.
+    ImageNet recipes are evaluated on the centre of images resized by 256 / 224 of the view's side.
+
+    Args:
+        name: one of `RECIPES`.
+        image_size: side of a view in pixels.
+        crop_min: replaces its smallest crop.
+        channels: with other than three its colour operations are left out.
+        strengths: replace its settings of the same names, see `strengths.replaced`.
+
+    Raises:
+        UserError: a strength that would change nothing.
     """
     if name not in RECIPES:
         raise ValueError(f"augment={name!r} is unknown; use one of {', '.join(RECIPES)}")
     base, resized = RECIPES[name], name in ("v1", "v2", "v3", "linear")
     least, most = base.crop.crop_scale
+    strengths = strengths or {}
+    ratio = strengths.get("crop_ratio", base.crop.crop_ratio)
+    kept = tuple(o for o in base.operations if channels == 3 or not o.colours)
     return dataclasses.replace(
         base,
         image_size=image_size,
-        crop=dataclasses.replace(base.crop, crop_scale=(crop_min or least, most)),
-        operations=tuple(o for o in base.operations if channels == 3 or not o.colours),
+        crop=Crop((crop_min or least, most), (ratio[0], ratio[1])),
+        operations=replacing.replaced(kept, strengths, name, channels),
         evaluation_resize=round(image_size * 256 / 224) if resized else image_size,
     )
 
 
-def without_colours(name: str, channels: int) -> str:
+def without_colours(name: str, channels: int, strengths: Strengths | None = None) -> str:
     """Say in a sentence that `create` leaves out colour operations; '' where it does not."""
-    kept = create(name, 1, channels=channels).stages
-    if kept == RECIPES[name].stages:
+    if channels == 3 or not any(o.colours for o in RECIPES[name].operations):
         return ""
+    kept = create(name, 1, channels=channels, strengths=strengths).stages
     left = " and ".join(filter(None, (", ".join(kept[:-1]), kept[-1])))
     return (
         f"channels={channels}: the colour operations of augment={name!r} are left out; {left}"
         " remain"
     )
+
+
+def described(recipe: Recipe) -> str:
+    """Describe in a line what is drawn for views: each stage, how often, and its other settings.
+
+    Where an operation is not as frequent in both views, the query view comes first.
+    """
+
+    def shown(value: Any) -> str:
+        if isinstance(value, tuple):
+            return f"({', '.join(map(shown, value))})"
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    def settings(stage: Stage, told: str) -> str:
+        """List the settings of `stage` but that which is `told` before."""
+        names = [field.name for field in dataclasses.fields(stage) if field.name != told]
+        return "".join(f" {name}={shown(getattr(stage, name))}" for name in names)
+
+    def operation(stage: Operation) -> str:
+        shares = [f"{100 * stage.chance(number):.3g}" for number in (0, 1)]
+        often = shares[0] if shares[0] == shares[1] else " / ".join(shares)
+        return f"{stage.name} {often} %{settings(stage, stage.probability_setting())}"
+
+    least, most = (100 * share for share in recipe.crop.crop_scale)
+    crop = f"crop {least:.3g} to {most:.3g} %{settings(recipe.crop, 'crop_scale')}"
+    return "; ".join([crop, *map(operation, recipe.operations)])
 
 
 STAGES = tuple(stage for row in TABLE for stage in row)

@@ -8,6 +8,7 @@ from typing import Any
 from moco_jax import config as config_lib
 from moco_jax import encoders
 from moco_jax.data import order
+from moco_jax.data.configured import recipe_of, views_in_words
 from moco_jax.data.views import recipes
 from moco_jax.method.choice import Method
 from moco_jax.method.configured import method_of, peak_learning_rate, queue_life
@@ -41,7 +42,7 @@ class Facts:
         optimizer: its name.
         weight_decay: as the optimizer has it.
         batch_norm: whether the backbone has BatchNorm.
-        augment: name of the views' recipe.
+        views: the settings of the views, as they are written.
         changes_colours: whether views change colours, or images have none.
         lr_drops: epochs of the run after which the learning rate falls by steps; none of a cosine.
     """
@@ -58,7 +59,7 @@ class Facts:
     optimizer: str
     weight_decay: float
     batch_norm: bool
-    augment: str
+    views: str
     changes_colours: bool
     lr_drops: tuple[float, ...]
 
@@ -112,7 +113,7 @@ def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
     method, batch = method_of(settings), settings.batch_size
     per_epoch = order.steps_per_epoch(images, batch) if images else 0
     bank = settings.dictionary == "memory_bank"
-    stages = recipes.create(settings.augment, settings.image_size, None, settings.channels).stages
+    stages = recipe_of(settings).stages
     return Facts(
         method=method,
         batch_size=batch,
@@ -126,7 +127,7 @@ def facts_of(config: Mapping[str, Any], images: int | None = None) -> Facts:
         optimizer=settings.optimizer,
         weight_decay=settings.weight_decay,
         batch_norm=encoders.has_batch_norm(settings.arch),
-        augment=settings.augment,
+        views=views_in_words(settings),
         changes_colours=settings.channels != 3 or any(s in recipes.COLOURS for s in stages),
         lr_drops=_drops(settings) if settings.lr_schedule == "steps" else (),
     )

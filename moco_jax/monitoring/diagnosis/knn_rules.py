@@ -88,7 +88,7 @@ def nearly_solved(history: RunHistory, facts: Facts) -> Finding | None:
         seen=seen + ".",
         meaning=f"{solved if easy else other} {colours}",
         change=(
-            f"Stronger views: augment='v2' changes colours (it is {facts.augment!r}), a lower "
+            f"Stronger views: augment='v2' changes colours (the run has {facts.views}), a lower "
             "crop_min shows less; more negatives. To tell: where that lowers top-1 and raises kNN, "
             "it was a shortcut."
         ),

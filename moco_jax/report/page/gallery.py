@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from moco_jax.data.configured import views_in_words
 from moco_jax.report.page import images
 from moco_jax.report.page.embedding import Embedding
 from moco_jax.report.page.renewal import SlowParts
@@ -22,7 +23,8 @@ def view_pairs(pairs: Sequence[tuple[Run, SlowParts]]) -> list[dict[str, Any]]:
         if same:
             same[0]["names"].append(run.name)
         elif slow.pairs:
-            sets.append({"names": [run.name], "augment": run.config.augment, "pairs": slow.pairs})
+            drawn = views_in_words(run.config)
+            sets.append({"names": [run.name], "drawn": drawn, "pairs": slow.pairs})
     return sets
 
 

@@ -20,6 +20,7 @@ transforms = pytest.importorskip("torchvision.transforms", reason="pip install '
 from PIL import Image
 from torchvision.transforms import functional as F
 
+from tests.data.batches import recipe_called
 from tests.data.torchvision_views import (
     OPERATIONS,
     STATISTICS,
@@ -37,6 +38,7 @@ IMAGENET = 40
 SIDES = ((333, 500), (500, 296), (160, 160))
 # recipe, side, and which view
 CHAINS = [("v1", 224, 0), ("v2", 224, 0), ("v3", 224, 0), ("v3", 224, 1), ("cifar", 32, 0)]
+CHAINS.append(("turned", 32, 0))
 
 
 def photographs():
@@ -166,7 +168,7 @@ def test_evaluation_view_equals_torchvision(name, shape, tmp_path):
 @pytest.mark.parametrize("pictures", PICTURES)
 @pytest.mark.parametrize(("name", "size", "number"), CHAINS)
 def test_chain_equals_torchvision(name, size, number, pictures, tmp_path):
-    recipe = recipes.create(name, size)
+    recipe = recipe_called(name, size)
     apply = tf.function(
         lambda image, view: augment.apply_view(resize.pad(image), view, recipe),
         reduce_retracing=True,

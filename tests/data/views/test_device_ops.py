@@ -8,8 +8,15 @@ import tensorflow as tf
 
 from moco_jax.data.sources.memory import digits
 from moco_jax.data.views import augment, device_views, recipes, resize
-from moco_jax.data.views.operations import Grayscale, Solarize, blur, jitter
-from tests.data.batches import train_batches
+from moco_jax.data.views.operations import (
+    Flip,
+    Grayscale,
+    Solarize,
+    VerticalFlip,
+    blur,
+    jitter,
+)
+from tests.data.batches import recipe_called, train_batches
 from tests.data.views import test_augment  # skips where torch is missing
 
 torchvision_views = pytest.importorskip("tests.data.torchvision_views")
@@ -23,7 +30,8 @@ def test_operation_equals_torchvision(name, tmp_path):
     operation = {
         "grayscale": lambda x, _: Grayscale().on_device(x, None),
         "solarize": lambda x, _: Solarize().on_device(x, None),
-        "flip": lambda x, _: x[:, :, ::-1],
+        "flip": lambda x, _: Flip().on_device(x, None),
+        "vertical flip": lambda x, _: VerticalFlip().on_device(x, None),
         "blur": blur.gaussian_on_device,
     }.get(name) or getattr(jitter, f"{name}_on_device" if name in names else name)
     for image in test_augment.photographs():
@@ -53,7 +61,7 @@ def crops_and_views(recipe, times, number):
 
 @pytest.mark.parametrize(("name", "size", "number"), test_augment.CHAINS)
 def test_chain_equals_torchvision(name, size, number, tmp_path):
-    recipe = recipes.create(name, size)
+    recipe = recipe_called(name, size)
     crops, views, drawn = crops_and_views(recipe, 8, number)
     results = jax.jit(device_views.finish, static_argnums=2)(crops, views, recipe)
     pictures = test_augment.photographs()[:2]
@@ -95,8 +103,9 @@ def test_jitter_applies_each_operation_once_in_the_drawn_order():
     factors = np.asarray([0.7, 1.3, 0.6, 0.2], np.float32)
     seen = set()
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
-        view = recipes.View(None, True, factors, np.asarray(order), False, False, 1.0, False, False)
-        view = jax.tree.map(lambda x: jnp.asarray(x)[None], view._replace(box=np.zeros(4)))
+        nothing = recipes.View(*(np.zeros(shape, dtype) for dtype, *shape in recipes.FIELDS))
+        view = nothing._replace(color=True, factors=factors, order=np.asarray(order))
+        view = jax.tree.map(lambda x: jnp.asarray(x)[None], view)
         expected = image.transpose(2, 0, 1)
         for number in order:
             expected = operations[number](expected, factors[number])

@@ -8,7 +8,17 @@ from typing import ClassVar
 import pytest
 
 from moco_jax.data.views import augment, recipes
-from moco_jax.data.views.operations import TABLE, Blur, Crop, Flip, Operation, Solarize
+from moco_jax.data.views.operations import (
+    TABLE,
+    Blur,
+    Crop,
+    Flip,
+    Grayscale,
+    Operation,
+    Rotate,
+    Solarize,
+    VerticalFlip,
+)
 
 
 def test_random_numbers_lie_where_they_lay_in_earlier_runs():
@@ -21,8 +31,10 @@ def test_random_numbers_lie_where_they_lay_in_earlier_runs():
         "blur": (29, 61),
         "flip": (31, 63),
         "solarize": (64, 65),
+        "vertical_flip": (66, 67),
+        "rotate": (68, 70),
     }
-    assert recipes.UNIFORMS == 66
+    assert recipes.UNIFORMS == 72
 
 
 def test_each_random_number_belongs_to_one_stage_and_view():
@@ -40,6 +52,7 @@ def test_a_stage_draws_what_it_says(stage):
     """An operation draws whether it is applied, under its own name; no settings share a name."""
     if issubclass(stage, Operation):
         assert next(iter(stage.fields.items())) == (stage.name, ("bool",))
+        assert stage.probability_setting().endswith("_probability")
     own = {field.name for field in dataclasses.fields(stage)}
     others = [f.name for s in recipes.STAGES if s is not stage for f in dataclasses.fields(s)]
     assert not own & {*others, *recipes.Recipe.__dataclass_fields__}
@@ -72,6 +85,8 @@ def test_operations_in_a_row_are_one_program():
     assert programs() == []
     assert programs(*recipes.RECIPES["v2"].operations) == [["color", "grayscale", "flip"], ["blur"]]
     assert programs(Blur(), Solarize(), Flip()) == [["flip"], ["blur"], ["solarize"]]
+    turned = programs(Grayscale(), Blur(), Flip(), VerticalFlip(), Rotate())
+    assert turned == [["grayscale"], ["blur"], ["flip", "vertical_flip", "rotate"]]
     assert programs(Shift(), Flip(), Solarize()) == [["blur", "flip", "solarize"]]
 
 

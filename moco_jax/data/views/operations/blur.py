@@ -7,6 +7,7 @@ views and a tenth of the key views (Grill et al. 2020, appendix B).
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from moco_jax.data.views.arrays import Arrays, of_jax, of_tensorflow
-from moco_jax.data.views.operations.stage import Operation, between
+from moco_jax.data.views.operations.stage import Operation, Probability, between
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -25,7 +26,7 @@ class Blur(Operation):
     """Blurs as PIL's GaussianBlur does.
 
     Attributes:
-        blur_probability: in the query view, and in the key view.
+        blur_probability: how often.
         blur_sigma: least and greatest sigma in pixels.
     """
 
@@ -35,7 +36,7 @@ class Blur(Operation):
     own_programs: ClassVar = True
     symmetric: ClassVar = True
 
-    blur_probability: tuple[float, float] = (0.5, 0.5)
+    blur_probability: Probability = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
 
     def draw(
@@ -43,43 +44,46 @@ class Blur(Operation):
     ) -> dict[str, Any]:
         """Draw whether the view is blurred, and how much."""
         return {
-            "blur": uniforms[0] < self.blur_probability[number],
+            "blur": uniforms[0] < self.chance(number),
             "sigma": between(*self.blur_sigma, uniforms[1]),
         }
 
     def on_host(self, x: "tf.Tensor", view: Any) -> "tf.Tensor":
         """Blur planes by the drawn sigma."""
-        return gaussian_on_host(x, view.sigma)
+        return gaussian_on_host(x, view.sigma, reach_of(self.blur_sigma[1]))
 
     def on_device(self, planes: jax.Array, view: Any) -> jax.Array:
         """Blur planes by the drawn sigma."""
-        return gaussian_on_device(planes, view.sigma)
+        return gaussian_on_device(planes, view.sigma, reach_of(self.blur_sigma[1]))
 
 
-def _widen(planes: "tf.Tensor", axis: int) -> "tf.Tensor":
-    """Repeat the first and the last line along `axis` twice more at each end."""
+def _widen(planes: "tf.Tensor", axis: int, reach: int) -> "tf.Tensor":
+    """Repeat the first and the last line along `axis` `reach` times more at each end."""
     import tensorflow as tf
 
-    first = tf.gather(planes, [0, 0], axis=axis)
-    last = tf.gather(planes, [tf.shape(planes)[axis] - 1] * 2, axis=axis)
+    first = tf.gather(planes, [0] * reach, axis=axis)
+    last = tf.gather(planes, [tf.shape(planes)[axis] - 1] * reach, axis=axis)
     return tf.concat([first, planes, last], axis)
 
 
 @functools.cache
-def _compiled_box() -> Callable:
-    """Compile one box pass to planes that are two lines wider at each end.
+def _compiled_box(reach: int) -> Callable:
+    """Compile one box pass to planes that are `reach` lines wider at each end.
 
-    It has five taps in PIL's fixed point.
+    It has a tap for each line within reach, in PIL's fixed point.
     """
     import tensorflow as tf
 
     def box(planes: tf.Tensor, weights: tf.Tensor, axis: int) -> tf.Tensor:
         x = tf.cast(planes, tf.uint32)
-        length = x.shape[axis] - 4
-        a, b, c, d, e = (
-            x[:, k : k + length] if axis == 1 else x[:, :, k : k + length] for k in range(5)
-        )
-        total = weights[0] * c + weights[1] * (b + d) + weights[2] * (a + e)
+        length = x.shape[axis] - 2 * reach
+        taps = [
+            x[:, k : k + length] if axis == 1 else x[:, :, k : k + length]
+            for k in range(2 * reach + 1)
+        ]
+        total = weights[0] * taps[reach]
+        for away in range(1, reach + 1):
+            total += weights[away] * (taps[reach - away] + taps[reach + away])
         half, bits = tf.constant(2**23, tf.uint32), tf.constant(24, tf.uint32)
         return tf.cast(tf.bitwise.right_shift(total + half, bits), tf.uint8)
 
@@ -87,7 +91,7 @@ def _compiled_box() -> Callable:
 
 
 def _box_radius(arrays: Arrays, sigma: Any) -> tuple[Any, Any]:
-    """Return the radius of the box for `sigma`: whole pixels (0 or 1), and the weight of the edge.
+    """Return the radius of the box for `sigma`: whole pixels, and the weight of the edge.
 
     Three passes of the box have the variance sigma^2.
     """
@@ -97,8 +101,15 @@ def _box_radius(arrays: Arrays, sigma: Any) -> tuple[Any, Any]:
     return whole, fraction / (6 * (variance - (whole + 1) ** 2))
 
 
-def gaussian_on_host(planes: "tf.Tensor", sigma: "tf.Tensor") -> "tf.Tensor":
-    """Blur uint8 `[C, W, H]` as PIL's GaussianBlur(radius=sigma), sigma up to 2.8.
+def reach_of(sigma: float) -> int:
+    """Return how many lines a box pass for `sigma` or less reaches to either side, at least 1."""
+    return math.floor((math.sqrt(4 * sigma * sigma + 1) - 1) / 2) + 1
+
+
+def gaussian_on_host(planes: "tf.Tensor", sigma: "tf.Tensor", reach: int = 2) -> "tf.Tensor":
+    """Blur uint8 `[C, W, H]` as PIL's GaussianBlur(radius=sigma).
+
+    `reach` is that of the largest sigma, see `reach_of`; 2 does up to 2.4.
 
     It is three box passes in each direction, rounded to uint8 after each. Each pass is compiled
     alone: XLA would otherwise compute the passes again for every tap of the next.
@@ -110,29 +121,35 @@ def gaussian_on_host(planes: "tf.Tensor", sigma: "tf.Tensor") -> "tf.Tensor":
     total = 2**24
     center = tf.cast(tf.floor(tf.cast(total, tf.float32) / (2 * (whole + fraction) + 1)), tf.int32)
     edge = (total - center * (2 * tf.cast(whole, tf.int32) + 1)) // 2
-    near, far = tf.where(whole < 1, edge, center), tf.where(whole < 1, tf.zeros_like(edge), edge)
-    weights = tf.cast(tf.stack([center, near, far]), tf.uint32)
+    away = tf.range(reach + 1, dtype=tf.float32)
+    outside = tf.where(away > whole + 1, tf.zeros_like(edge), edge)
+    weights = tf.cast(tf.where(away <= whole, center, outside), tf.uint32)
     for axis in (1, 2):
         for _ in range(3):
-            planes = _compiled_box()(_widen(planes, axis), weights, axis)
+            planes = _compiled_box(reach)(_widen(planes, axis, reach), weights, axis)
     return planes
 
 
 def _box(planes: jax.Array, weights: tuple[jax.Array, ...], axis: int) -> jax.Array:
     """Apply one box pass along `axis` of whole numbers in float32.
 
-    It has five taps, edges repeated, and rounds ties down as PIL does.
+    It has a tap for each of the weights on either side, edges repeated, and rounds ties down as
+    PIL does.
     """
-    pad = [(2, 2) if a == axis else (0, 0) for a in range(3)]
+    reach = len(weights) - 1
+    pad = [(reach, reach) if a == axis else (0, 0) for a in range(3)]
     wide = jnp.pad(planes, pad, mode="edge")
-    a, b, c, d, e = (
-        jax.lax.slice_in_dim(wide, k, k + planes.shape[axis], axis=axis) for k in range(5)
-    )
-    center, near, far = weights
-    return jnp.floor(center * c + near * (b + d) + far * (a + e) + 0.4999)
+    taps = [
+        jax.lax.slice_in_dim(wide, k, k + planes.shape[axis], axis=axis)
+        for k in range(2 * reach + 1)
+    ]
+    total = weights[0] * taps[reach]
+    for away in range(1, reach + 1):
+        total += weights[away] * (taps[reach - away] + taps[reach + away])
+    return jnp.floor(total + 0.4999)
 
 
-def gaussian_on_device(planes: jax.Array, sigma: jax.Array) -> jax.Array:
+def gaussian_on_device(planes: jax.Array, sigma: jax.Array, reach: int = 2) -> jax.Array:
     """Blur uint8 `[C, H, W]` as `gaussian_on_host` does, in float32.
 
     The passes are a loop: unrolled, the compiler would fuse them and compute each pixel again
@@ -141,7 +158,10 @@ def gaussian_on_device(planes: jax.Array, sigma: jax.Array) -> jax.Array:
     whole, fraction = _box_radius(of_jax(), sigma)
     center = 1 / (2 * (whole + fraction) + 1)
     edge = (1 - center * (2 * whole + 1)) / 2
-    weights = center, jnp.where(whole < 1, edge, center), jnp.where(whole < 1, 0, edge)
+    weights = tuple(
+        jnp.where(away <= whole, center, jnp.where(away > whole + 1, 0, edge))
+        for away in range(reach + 1)
+    )
     x = planes.astype(jnp.float32)
     for axis in (2, 1):
         x = jax.lax.fori_loop(0, 3, lambda _, x, axis=axis: _box(x, weights, axis), x)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 
 from moco_jax.data.views.arrays import Arrays
-from moco_jax.data.views.operations.stage import Operation
+from moco_jax.data.views.operations.stage import Operation, Probability
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -25,13 +25,13 @@ class Flip(Operation):
     pixels: ClassVar = "either"
     symmetric: ClassVar = True
 
-    flip_probability: float = 0.5
+    flip_probability: Probability = 0.5
 
     def draw(
         self, arrays: Arrays, uniforms: Any, number: int, size: tuple[Any, Any]
     ) -> dict[str, Any]:
         """Draw whether the view is mirrored."""
-        return {"flip": uniforms[0] < self.flip_probability}
+        return {"flip": uniforms[0] < self.chance(number)}
 
     def on_host(self, x: "tf.Tensor", view: Any) -> "tf.Tensor":
         """Exchange first and last columns, of planes or packed pixels."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from moco_jax.data.views.arrays import Arrays
-from moco_jax.data.views.operations.stage import Operation
+from moco_jax.data.views.operations.stage import Operation, Probability
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -28,13 +28,13 @@ class Grayscale(Operation):
     pixels: ClassVar = "packed"
     symmetric: ClassVar = True
 
-    grayscale_probability: float = 0.2
+    grayscale_probability: Probability = 0.2
 
     def draw(
         self, arrays: Arrays, uniforms: Any, number: int, size: tuple[Any, Any]
     ) -> dict[str, Any]:
         """Draw whether the view loses its colours."""
-        return {"grayscale": uniforms[0] < self.grayscale_probability}
+        return {"grayscale": uniforms[0] < self.chance(number)}
 
     def on_host(self, x: "tf.Tensor", view: Any) -> "tf.Tensor":
         """Replace red, green and blue of packed pixels by luma."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from moco_jax.data.views.arrays import Arrays, of_jax, of_tensorflow
 from moco_jax.data.views.operations.grayscale import luma_on_device, luma_on_host
-from moco_jax.data.views.operations.stage import Operation
+from moco_jax.data.views.operations.stage import Operation, Probability
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -42,7 +42,12 @@ class Jitter(Operation):
     symmetric: ClassVar = True
 
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    jitter_probability: float = 1.0
+    jitter_probability: Probability = 1.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no view changes, for want of probability or of strength."""
+        return super().idle or not any(self.jitter)
 
     def draw(
         self, arrays: Arrays, uniforms: Any, number: int, size: tuple[Any, Any]
@@ -53,7 +58,7 @@ class Jitter(Operation):
         low = np.where(centers > 0, np.maximum(centers - strengths, 0), -strengths)
         order = arrays.cast(arrays.minimum(uniforms[5] * 24, 23), "int32")
         return {
-            "color": uniforms[0] < self.jitter_probability,
+            "color": uniforms[0] < self.chance(number),
             "factors": low + (centers + strengths - low) * uniforms[1:5],
             "order": arrays.take(ORDERS, order),
         }

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from moco_jax.data.views.arrays import Arrays
-from moco_jax.data.views.operations.stage import Operation
+from moco_jax.data.views.operations.stage import Operation, Probability
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Solarize(Operation):
-    """Inverts the values from 128 on.
-
-    Attributes:
-        solarize_probability: in the query view, and in the key view.
-    """
+    """Inverts the values from 128 on, with `solarize_probability`."""
 
     name: ClassVar = "solarize"
     fields: ClassVar = {"solarize": ("bool",)}
@@ -31,13 +27,13 @@ class Solarize(Operation):
     pixels: ClassVar = "either"
     symmetric: ClassVar = True
 
-    solarize_probability: tuple[float, float] = (0.0, 0.0)
+    solarize_probability: Probability = 0.0
 
     def draw(
         self, arrays: Arrays, uniforms: Any, number: int, size: tuple[Any, Any]
     ) -> dict[str, Any]:
         """Draw whether the view is solarized."""
-        return {"solarize": uniforms[0] < self.solarize_probability[number]}
+        return {"solarize": uniforms[0] < self.chance(number)}
 
     def on_host(self, x: "tf.Tensor", view: Any) -> "tf.Tensor":
         """Invert bright values of planes or packed pixels."""

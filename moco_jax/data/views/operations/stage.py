@@ -16,6 +16,10 @@ if TYPE_CHECKING:  # views made on devices do without TensorFlow
     import tensorflow as tf
 
 
+# How often an operation is applied: in both views, or in the query view and in the key view.
+Probability = float | tuple[float, float]
+
+
 def between(low: Any, high: Any, uniform: Any) -> Any:
     """Stretch random numbers `uniform` in 0..1 to `low`..`high`."""
     return low + (high - low) * uniform
@@ -54,6 +58,8 @@ class Stage(ABC):
 class Operation(Stage):
     """A stage after the crop, which changes pixels where the field of its own name is true.
 
+    One of its settings ends in `_probability`, of the type `Probability`.
+
     Attributes:
         pixels: how the host's form takes pixels and returns them: 'planes' uint8 `[C, W, H]`,
             'packed' int32 `[W, H]` (see `host_pixels`), or 'either' of them.
@@ -66,6 +72,22 @@ class Operation(Stage):
     pixels: ClassVar[Literal["planes", "packed", "either"]] = "planes"
     own_programs: ClassVar[bool] = False
     symmetric: ClassVar[bool] = False
+
+    @classmethod
+    def probability_setting(cls) -> str:
+        """Return the name of the setting that says how often the operation is applied."""
+        names = (field.name for field in dataclasses.fields(cls))
+        return next(name for name in names if name.endswith("_probability"))
+
+    def chance(self, number: int) -> float:
+        """Return how often view `number` (0: query, 1: key) is changed, 0 to 1."""
+        set_to: Probability = getattr(self, self.probability_setting())
+        return set_to[number] if isinstance(set_to, tuple) else set_to
+
+    @property
+    def idle(self) -> bool:
+        """Whether the settings leave every view as it is."""
+        return not any(self.chance(number) for number in (0, 1))
 
     @abstractmethod
     def on_host(self, x: "tf.Tensor", view: Any) -> "tf.Tensor":
