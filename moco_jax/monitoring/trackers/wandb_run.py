@@ -1,0 +1,76 @@
+"""A run in Weights & Biases: numbers and pictures by step, settings, events as a table.
+
+Its own variables decide all else, as WANDB_MODE=offline and WANDB_PROJECT do.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import wandb
+
+from moco_jax.monitoring.trackers.told import Told
+
+
+class Run:
+    """A run of the package wandb. Its steps are those of training, and never go back."""
+
+    def begin(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Open the run, as of `child.Run`."""
+        self._told, self._step = Told(), 0
+        stored = (about["run"] or {}).get("id")
+        settings = {"silent": True, "console": "off"}
+        if "x_stats_pid" in wandb.Settings.model_fields:
+            settings["x_stats_pid"] = os.getppid()  # the load of the machine by the run, not by us
+        run = self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or about["project"],
+            name=os.environ.get("WANDB_NAME") or about["name"],
+            id=stored,
+            resume="allow",
+            dir=None if "WANDB_DIR" in os.environ else about["folder"],
+            settings=wandb.Settings(**settings),
+        )
+        run.config.update(about["settings"], allow_val_change=True)
+        # Without the server nobody knows what a run has; with it there is no doubt.
+        went_on = stored is not None and bool(run.offline or run.resumed)
+        place = f"offline in {os.path.dirname(run.dir)}" if run.offline else run.url
+        return {
+            "run": {"id": run.id},
+            "went_on": went_on,
+            "where": f"{'goes on with' if went_on else 'new'} run {run.id}, {place}",
+            "sent": {},
+            "floor": run.starting_step - 1 if run.resumed else -1,
+        }
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Add numbers at `step`."""
+        self._log(step, dict(scalars))
+
+    def write_event(self, step: int, event: Mapping[str, Any]) -> None:
+        """Add an event; findings are in the summary of the run as well."""
+        self._told.add(step, event)
+        if event["name"].startswith("finding/"):
+            self._run.summary[event["name"]] = f"step {step}: {event['text']}"
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Add pictures of PIL at `step`."""
+        self._log(step, {name: wandb.Image(image) for name, image in images.items()})
+
+    def flush(self) -> None:
+        """Send the table of events, if it is time."""
+        self._send_events(at_once=False)
+
+    def _log(self, step: int, row: dict[str, Any]) -> None:
+        # A row behind a later one would be refused.
+        self._step = max(self._step, step)
+        self._run.log(row, step=self._step)
+
+    def _send_events(self, at_once: bool) -> None:
+        if self._told.due(at_once):
+            rows = [list(row) for row in self._told.rows]
+            self._log(self._step, {"events": wandb.Table(["step", "event", "text"], rows)})
+
+    def close(self, failed: bool) -> None:
+        """Send what is left, and finish the run."""
+        self._send_events(at_once=True)
+        self._run.finish(exit_code=int(failed))
