@@ -51,7 +51,9 @@ class Summary(dict):
 class Run:
     offline, resumed, starting_step, url = True, False, 0, None
     def __init__(self, id, name, dir):
-        self.id, self.dir, self.step = id or "fake1", f"{dir}/wandb/files", 0
+        self.id, self.step = id or "fake1", 0
+        self.dir = f"{dir}/wandb/offline-run-{time.time_ns()}-{self.id}/files"
+        os.makedirs(self.dir)
         self.config, self.summary = Config(), Summary()
         note("init", self.id, name)
     def log(self, row, step):

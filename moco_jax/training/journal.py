@@ -87,7 +87,7 @@ class Journal:
 
     def _trackers(self) -> Trackers:
         names = words_in(self.config.track)
-        opened = Trackers(names, self.workdir, self.console.line, self.put)
+        opened = Trackers(names, self.workdir, self.console.line)
         opened.begin(self.config.to_dict(), run_log.records(self.workdir))
         return opened
 
@@ -167,16 +167,17 @@ class Journal:
         return self.put(self.log.flush).result
 
     def close(self) -> None:
-        """Write what is left and what is buffered, and end the thread and the trackers.
+        """Write what is left and what is buffered, and end the thread."""
+        self._writer.close(PATIENCE)
+        self.log.close()
 
-        Called while an error is handled, it tells trackers that the run failed.
+    def close_trackers(self) -> None:
+        """Let trackers send what is left, behind the last pictures of the run.
+
+        Called while an error is handled, it tells them that the run failed.
         """
-        try:
-            self._writer.close(PATIENCE)
-            self.log.close()
-        finally:
-            if self.log.trackers is not None:
-                self.log.trackers.close(failed=sys.exception() is not None)
+        if self.log.trackers is not None:
+            self.log.trackers.close(failed=sys.exception() is not None)
 
 
 class Scores:

@@ -29,7 +29,7 @@ opened, lines = t.open_trackers(folder / "mine", names=(name,))
 for record in (t.START, *t.logs(1, 4), t.FINDING, *t.logs(5, 7), t.SKIPPED, *t.logs(8, 8)):
     opened.record(record)
 opened.picture(8, "neighbours", t.picture(folder))
-t.wait_until(lambda: t.sent(folder / "mine", name).get("picture/neighbours") == 8)
+t.wait_until(lambda: opened.idle() or t.sent(folder / "mine", name).get("picture/neighbours") == 8)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

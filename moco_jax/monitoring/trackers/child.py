@@ -38,8 +38,8 @@ class Run(Protocol):
 
         Returns:
             'run', by which it is found again, as JSON; 'went_on', whether it is that of `about`;
-            'where', a line for a person; 'sent', the last step of each thing it has, by the names
-            of `Marks`; 'floor', up to which step it takes no numbers any more.
+            'where', a line for a person; 'sent', the last step of each thing that it is known to
+            have, by the names of `Marks`.
         """
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:

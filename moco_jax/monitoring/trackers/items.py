@@ -53,9 +53,9 @@ class Marks:
         steps: name -> step.
     """
 
-    def __init__(self, steps: Mapping[str, int] | None = None, floor: int = -1):
-        """Begin with `steps`; a tracker takes no numbers of steps up to `floor` any more."""
-        self.steps, self._floor = dict(steps or {}), floor
+    def __init__(self, steps: Mapping[str, int] | None = None):
+        """Begin with `steps`, those of an earlier part of the run."""
+        self.steps = dict(steps or {})
 
     def take(self, item: Item) -> Item | None:
         """Return what of `item` the tracker lacks, and mark it; None where it lacks nothing.
@@ -67,8 +67,6 @@ class Marks:
             new = item.content["new"] or item.step > self.steps.get(name, -1)
             self._mark(name, item.step)
             return dataclasses.replace(item, content=item.content | {"new": new})
-        if item.kind == NUMBERS and item.step <= self._floor:
-            return None
         lacking = {}
         for name, value in item.content.items():
             if item.step > self.steps.get(f"{item.kind}/{name}", -1):

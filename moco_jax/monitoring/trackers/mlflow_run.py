@@ -40,7 +40,6 @@ class Run:
             "where": f"{'goes on with' if went_on else 'new'} run {self._id}, experiment "
             f"{run.info.experiment_id} of {mlflow.get_tracking_uri()}",
             "sent": self._sent() if went_on else {},
-            "floor": -1,
         }
 
     def _is_there(self, run_id: str) -> bool:

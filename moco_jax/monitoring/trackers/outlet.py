@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moco_jax.monitoring.trackers.items import Item, Marks
@@ -50,7 +50,6 @@ class Outlet:
         state: Mapping[str, Any] | None,
         history: Iterable[Item],
         patience: Patience,
-        changed: Callable[[], None],
     ):
         """Start the tracker.
 
@@ -60,12 +59,11 @@ class Outlet:
             state: of an earlier part of the run; None where there was none.
             history: items of that part; what the tracker lacks of them it is sent.
             patience: how long it is waited for.
-            changed: called by the thread when there is a new `state`.
         """
         self.name, self.news = name, deque[str]()
         self.state = state
         self._about, self._history, self._patience = about, history, patience
-        self._changed, self._failed = changed, False
+        self._failed = False
         self._items: queue.Queue[Item | None] = queue.Queue(ROOM)
         self._child: Child | None = None
         self._lock, self._off = threading.Lock(), False
@@ -124,7 +122,7 @@ class Outlet:
         known = dict(state.get("sent", {})) if begun["went_on"] else {}
         for name, step in begun["sent"].items():
             known[name] = max(step, known.get(name, -1))
-        marks = Marks(known, begun["floor"])
+        marks = Marks(known)
         self.news.append(f"{self.name}: {begun['where']}")
         self._keep(begun["run"], marks)
         waiting, last = list(self._history), False
@@ -153,4 +151,3 @@ class Outlet:
 
     def _keep(self, run: Any, marks: Marks) -> None:
         self.state = {"run": run, "sent": dict(marks.steps)}
-        self._changed()

@@ -12,13 +12,13 @@ from typing import Any
 
 from etils import epath
 
-from moco_jax.base import files
+from moco_jax.base import files, storage
 from moco_jax.monitoring.trackers import items
 from moco_jax.monitoring.trackers.outlet import Outlet, Patience
 
 NAME = "trackers.json"
 PROJECT = "moco_jax"
-SECONDS = 10.0  # between two writings of it to a bucket
+SECONDS, SECONDS_REMOTE = 1.0, 10.0  # between two writings of it, here and to a bucket
 
 
 class Trackers:
@@ -29,7 +29,6 @@ class Trackers:
         names: Iterable[str],
         workdir: epath.Path,
         say: Callable[[str], None],
-        soon: Callable[[Callable[[], None]], Any],
         patience: Patience | None = None,
     ):
         """Make ready for trackers with these `names`; `begin` starts them.
@@ -38,15 +37,14 @@ class Trackers:
             names: of the setting `track`.
             workdir: of the run.
             say: prints a line.
-            soon: has a function called by the thread that writes records.
             patience: how long trackers are waited for; None for the usual.
         """
         self._names, self._workdir = tuple(names), workdir
-        self._say, self._soon = say, soon
-        self._patience = patience or Patience()
+        self._say, self._patience = say, patience or Patience()
         self._outlets: list[Outlet] = []
         self._states: dict[str, Any] = {}
-        self._written, self._asked, self._closing = 0.0, False, False
+        self._pause = SECONDS_REMOTE if files.is_remote(workdir) else SECONDS
+        self._written = time.monotonic() - self._pause
 
     def begin(self, settings: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
         """Start them; they get the `settings` of the run, and what they lack of its `records`."""
@@ -61,7 +59,7 @@ class Trackers:
         history = [items.of_record(record, is_live=False) for record in records]
         for name in self._names:
             known = self._states.get(name)
-            self._outlets.append(Outlet(name, about, known, history, self._patience, self._changed))
+            self._outlets.append(Outlet(name, about, known, history, self._patience))
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Hand over a record, as it is in `metrics.jsonl`."""
@@ -75,10 +73,10 @@ class Trackers:
     def _put(self, item: items.Item) -> None:
         for outlet in self._outlets:
             outlet.put(item)
-        self.tell()
+        self.idle()
 
     def idle(self) -> None:
-        """Print what they have to say, and write what is held back; called now and then."""
+        """Print what they have to say, and keep where they are; called now and then."""
         self.tell()
         self.save()
 
@@ -90,7 +88,6 @@ class Trackers:
 
     def close(self, failed: bool) -> None:
         """Send what is left, for some seconds at most; `failed`: the run ended by an error."""
-        self._closing = True
         deadline = time.monotonic() + self._patience.close
         for outlet in self._outlets:  # all close side by side
             outlet.finish(failed)
@@ -99,31 +96,25 @@ class Trackers:
         self.save(at_once=True)
         self.tell()
 
-    def _changed(self) -> None:
-        """Have the state written, by the thread that looks at the lock before it writes."""
-        if not (self._asked or self._closing):
-            self._asked = True
-            self._soon(self.save)
-
     def save(self, at_once: bool = False) -> None:
-        """Write `trackers.json`; to a bucket not more often than every `SECONDS`.
+        """Write `trackers.json`, if there is news and some time has passed, or `at_once`.
 
         Where that fails a run that goes on may send some records twice, and no more.
         """
-        self._asked = False
         now = time.monotonic()
-        if files.is_remote(self._workdir) and not at_once and now < self._written + SECONDS:
+        if not at_once and now < self._written + self._pause:
             return
         states = self._states | {o.name: o.state for o in self._outlets if o.state}
         if states == self._states:
             return
+        self._written = now
         try:
             files.write(self._workdir / NAME, json.dumps(states).encode())
         except OSError as error:
             if at_once:
                 self._say(f"{self._workdir / NAME} cannot be written: {error.strerror or error}")
             return
-        self._states, self._written = states, now
+        self._states = states
 
     def _read(self) -> dict[str, Any]:
         path = self._workdir / NAME
@@ -133,6 +124,8 @@ class Trackers:
             found = json.loads(files.read(path))
             known = {name: found[name] for name in found if _is_state(found[name])}
             whole = len(known) == len(found)
+        except storage.OF_STORES:
+            raise
         except (ValueError, TypeError, OSError, RecursionError):
             known, whole = {}, False
         if not whole:

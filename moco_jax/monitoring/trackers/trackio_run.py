@@ -43,7 +43,6 @@ class Run:
             "where": f"{'goes on with' if went_on else 'new'} run {name} of project "
             f"{self._project}{place}",
             "sent": self._sent() if went_on and self._is_local else {},
-            "floor": -1,
         }
 
     def _open(self, name: str, resume: str, about: Mapping[str, Any]) -> Any:

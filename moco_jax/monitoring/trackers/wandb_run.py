@@ -1,15 +1,21 @@
 """A run in Weights & Biases: numbers and pictures by step, settings, events as a table.
 
-Its own variables decide all else, as WANDB_MODE=offline and WANDB_PROJECT do.
+Its own variables decide all else, as WANDB_MODE=offline and WANDB_PROJECT do. W&B cannot be asked
+what a run has of each step, least of all offline: that is noted beside W&B's files of the run.
 """
 
+import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import wandb
 
+from moco_jax.monitoring.trackers.items import NUMBERS, PICTURE
 from moco_jax.monitoring.trackers.told import Told
+
+NOTES = "sent.json"
 
 
 class Run:
@@ -17,7 +23,7 @@ class Run:
 
     def begin(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Open the run, as of `child.Run`."""
-        self._told, self._step = Told(), 0
+        self._told, self._sent = Told(), dict[str, int]()
         stored = (about["run"] or {}).get("id")
         settings = {"silent": True, "console": "off"}
         if "x_stats_pid" in wandb.Settings.model_fields:
@@ -33,18 +39,30 @@ class Run:
         run.config.update(about["settings"], allow_val_change=True)
         # Without the server nobody knows what a run has; with it there is no doubt.
         went_on = stored is not None and bool(run.offline or run.resumed)
-        place = f"offline in {os.path.dirname(run.dir)}" if run.offline else run.url
+        self._folder = os.path.dirname(run.dir)
+        known = self._notes() if went_on else {}
+        # A row behind the last one is refused.
+        self._step = run.starting_step if run.resumed else 1 + max(known.values(), default=-1)
+        place = f"offline in {self._folder}" if run.offline else run.url
         return {
             "run": {"id": run.id},
             "went_on": went_on,
             "where": f"{'goes on with' if went_on else 'new'} run {run.id}, {place}",
-            "sent": {},
-            "floor": run.starting_step - 1 if run.resumed else -1,
+            "sent": known,
         }
+
+    def _notes(self) -> dict[str, int]:
+        """Return the last step of each thing that earlier parts of the run noted here."""
+        steps: dict[str, int] = {}
+        for path in Path(self._folder).parent.glob(f"*-{self._run.id}/{NOTES}"):
+            for name, step in json.loads(path.read_text()).items():
+                steps[name] = max(step, steps.get(name, -1))
+        return steps
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Add numbers at `step`."""
         self._log(step, dict(scalars))
+        self._sent |= {f"{NUMBERS}/{name}": step for name in scalars}
 
     def write_event(self, step: int, event: Mapping[str, Any]) -> None:
         """Add an event; findings are in the summary of the run as well."""
@@ -55,13 +73,15 @@ class Run:
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         """Add pictures of PIL at `step`."""
         self._log(step, {name: wandb.Image(image) for name, image in images.items()})
+        self._sent |= {f"{PICTURE}/{name}": step for name in images}
 
     def flush(self) -> None:
-        """Send the table of events, if it is time."""
+        """Send the table of events, if it is time, and note what is sent."""
         self._send_events(at_once=False)
+        (notes := Path(self._folder) / f"{NOTES}.part").write_text(json.dumps(self._sent))
+        notes.replace(notes.with_suffix(""))
 
     def _log(self, step: int, row: dict[str, Any]) -> None:
-        # A row behind a later one would be refused.
         self._step = max(self._step, step)
         self._run.log(row, step=self._step)
 
