@@ -97,7 +97,7 @@ def serve(name: str, requests: Iterable[str], replies: TextIO) -> Run | None:
     """
     run: Run | None = None
     for line in requests:
-        said: dict[str, Any]
+        said, message = dict[str, Any](), dict[str, Any]()
         try:
             message = json.loads(line)
             run = run or importlib.import_module(MODULES[name]).Run()
@@ -109,10 +109,10 @@ def serve(name: str, requests: Iterable[str], replies: TextIO) -> Run | None:
             replies.flush()
         except BrokenPipeError:
             return run
+        if message.get("do") == "close":
+            return None
         if "error" in said:
             return run
-        if message["do"] == "close":
-            return None
     return run
 
 

@@ -106,12 +106,16 @@ class Outlet:
 
     def _run(self) -> None:
         try:
-            self._child = Child(self.name)
+            child = Child(self.name)
+            with self._lock:
+                self._child, is_off = child, self._off
+            if is_off:
+                child.kill()
             try:
-                self._serve(self._child)
+                self._serve(child)
             except Failed as error:
                 self._switch_off(str(error), kill=not error.ends)
-            self._child.end(LAST_SECONDS)
+            child.end(LAST_SECONDS)
         except Exception as error:  # a tracker is not worth a run
             self._switch_off(repr(error))
 
@@ -134,7 +138,8 @@ class Outlet:
             if last:
                 break
             waiting, last = self._take()
-        child.ask({"do": "close", "failed": self._failed}, patience.close)
+        # `wait` says when it is enough.
+        child.ask({"do": "close", "failed": self._failed}, 2 * patience.close)
 
     def _take(self) -> tuple[list[Item], bool]:
         """Wait for an item, and return all that are there; whether no others will come."""

@@ -122,8 +122,8 @@ class Trackers:
             if not path.exists():
                 return {}
             found = json.loads(files.read(path))
-            known = {name: found[name] for name in found if _is_state(found[name])}
-            whole = len(known) == len(found)
+            known = {name: state for name, state in dict(found).items() if _is_state(state)}
+            whole = len(known) == len(found) and isinstance(found, dict)
         except storage.OF_STORES:
             raise
         except (ValueError, TypeError, OSError, RecursionError):

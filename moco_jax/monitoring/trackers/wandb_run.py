@@ -25,7 +25,7 @@ class Run:
         """Open the run, as of `child.Run`."""
         self._told, self._sent = Told(), dict[str, int]()
         stored = (about["run"] or {}).get("id")
-        settings = {"silent": True, "console": "off"}
+        settings: dict[str, Any] = {"silent": True, "console": "off"}
         if "x_stats_pid" in wandb.Settings.model_fields:
             settings["x_stats_pid"] = os.getppid()  # the load of the machine by the run, not by us
         run = self._run = wandb.init(
