@@ -102,7 +102,7 @@ def serve(name: str, requests: Iterable[str], replies: TextIO) -> Run | None:
             message = json.loads(line)
             run = run or importlib.import_module(MODULES[name]).Run()
             said = {"ok": obey(run, message)}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             said = {"error": reason(error)}
         try:
             replies.write(json.dumps(said) + "\n")

@@ -78,8 +78,9 @@ class Run:
     def flush(self) -> None:
         """Send the table of events, if it is time, and note what is sent."""
         self._send_events(at_once=False)
-        (notes := Path(self._folder) / f"{NOTES}.part").write_text(json.dumps(self._sent))
-        notes.replace(notes.with_suffix(""))
+        if os.path.isdir(self._folder):  # with WANDB_MODE=disabled there is none
+            (notes := Path(self._folder) / f"{NOTES}.part").write_text(json.dumps(self._sent))
+            notes.replace(notes.with_suffix(""))
 
     def _log(self, step: int, row: dict[str, Any]) -> None:
         self._step = max(self._step, step)
