@@ -48,8 +48,11 @@ def wandb(workdir):
                 run["settings"][item.key] = json.loads(item.value_json)
             if kind != "history":
                 continue
-            row = {(item.key or item.nested_key[0]): item for item in record.history.item}
-            row = {name: json.loads(item.value_json) for name, item in row.items()}
+            row = {}
+            for item in record.history.item:  # of media each fact is an item
+                name, *inner = item.nested_key or [item.key]
+                value = json.loads(item.value_json)
+                row[name] = {**row.get(name, {}), inner[0]: value} if inner else value
             for name, value in row.items():
                 if isinstance(value, dict) and value["_type"] == "table-file":
                     table = json.loads((folder / "files" / value["path"]).read_text())

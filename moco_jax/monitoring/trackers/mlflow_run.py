@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 from mlflow.entities import Metric, Param
 
+from moco_jax.monitoring.trackers.items import NUMBERS
 from moco_jax.monitoring.trackers.told import Told
 
 METRICS, PARAMS = 1000, 100  # that MLflow takes in one request
@@ -57,7 +58,7 @@ class Run:
             name: [metric.step for metric in self._client.get_metric_history(self._id, name)]
             for name in names
         }
-        return {f"numbers/{name}": max(found) for name, found in steps.items() if found}
+        return {f"{NUMBERS}/{name}": max(found) for name, found in steps.items() if found}
 
     def _set_settings(self, settings: Mapping[str, Any]) -> None:
         """Set params; one that has another value by now becomes a tag, as params never change."""

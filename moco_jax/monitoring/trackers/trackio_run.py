@@ -11,6 +11,8 @@ from typing import Any
 import trackio
 from trackio.sqlite_storage import SQLiteStorage
 
+from moco_jax.monitoring.trackers.items import NUMBERS, PICTURE
+
 REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 LEVELS = {"note": "INFO", "warning": "WARN", "fault": "ERROR"}  # a finding's -> an alert's
 
@@ -59,8 +61,8 @@ class Run:
         """Return the last step of all that the run has."""
         steps: dict[str, int] = {}
         for row in SQLiteStorage.get_logs(self._project, self._run.name, run_id=self._run.id):
-            for name, value in row.items():
-                kind = "picture" if isinstance(value, dict) else "numbers"
+            for name in row.keys() - {"step", "timestamp"}:
+                kind = PICTURE if isinstance(row[name], dict) else NUMBERS
                 steps[f"{kind}/{name}"] = max(row["step"], steps.get(f"{kind}/{name}", -1))
         return steps
 
