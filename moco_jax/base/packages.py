@@ -21,9 +21,13 @@ _IN_PIP = {"tensorflow_datasets": "tensorflow-datasets"}
 
 
 def is_there(name: str) -> bool:
-    """Whether the package `name` can be imported; it is not imported."""
+    """Whether the package `name` can be imported; it is not imported.
+
+    A folder without `__init__.py` is none: a run of Weights & Biases leaves one named `wandb`.
+    """
     try:
-        return importlib.util.find_spec(name) is not None
+        found = importlib.util.find_spec(name)
+        return found is not None and found.origin is not None
     except (ImportError, ValueError):  # found, and refused
         return False
 

@@ -60,6 +60,8 @@ QUEUE_STARTS = Names("moco_jax.method.choice:QUEUE_STARTS", ("random", "empty"))
 LOSSES = Names("moco_jax.method.choice:LOSSES", ("info_nce", "nce"))
 OPTIMIZERS = Names("moco_jax.method.optimizers:OPTIMIZERS", ("sgd", "lars", "adamw"))
 
+TRACKERS = Names("moco_jax.monitoring.trackers.child:MODULES", ("wandb", "mlflow", "trackio"))
+
 # The flags of commands choose from these.
 ENCODERS_OF_A_RUN = Names("moco_jax.weights.workdir:PARTS", ("query", "key"))
 FEATURES = Names("moco_jax.embedding.encode:KINDS", ("backbone", "output"))

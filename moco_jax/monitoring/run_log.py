@@ -18,6 +18,7 @@ from moco_jax.base import files, storage
 from moco_jax.base.errors import UserError, full_disk
 from moco_jax.monitoring import record_files, tensorboard_files
 from moco_jax.monitoring.record_files import NAME
+from moco_jax.monitoring.trackers import trackers
 
 # What a run leaves beside its checkpoints, and a run that begins anew in its workdir would write
 # over.
@@ -28,6 +29,7 @@ LEFT = (
     "neighbours.json",
     "views.png",
     tensorboard_files.FOLDER,
+    trackers.NAME,
 )
 EARLIER = "earlier"  # holds it then, in folders numbered from 1
 KEPT = 4000  # records of a run that are kept in memory, about 4 MB
@@ -50,6 +52,7 @@ class Writers:
         records: those so far, in order, older ones thinned out.
         remarks: a line on each thing that was set aside, and why, and on packages that are missing.
         for_tensorboard: whether TensorBoard's files are written too.
+        trackers: get the records too, once they are set; None without any.
     """
 
     def __init__(self, workdir: epath.Path, writes: bool, resumed_step: int):
@@ -65,6 +68,7 @@ class Writers:
         self.records: list[dict[str, Any]] = []
         self.remarks: list[str] = []
         self.for_tensorboard = False
+        self.trackers: trackers.Trackers | None = None
         self._lines: record_files.Lines | None = None
         self._outbox: tensorboard_files.Outbox | None = None
         if not writes:
@@ -152,7 +156,9 @@ class Writers:
             self._tensorboard.write_hparams(tensorboard_files.settings(config))
 
     def picture(self, step: int, name: str, path: epath.Path) -> None:
-        """Give TensorBoard the PNG at `path` as it is at `step`, without delay."""
+        """Give TensorBoard and trackers the PNG at `path` as it is at `step`, without delay."""
+        if self.trackers is not None:
+            self.trackers.picture(step, name, path)
         if self.for_tensorboard:
             self._tensorboard.write_images(step, {name: tensorboard_files.picture(path)})
             self._tensorboard.flush()
@@ -168,6 +174,8 @@ class Writers:
         with _told(self.path):
             self._lines.append(json.dumps(record).encode() + b"\n")
         self._hold(record)
+        if self.trackers is not None:
+            self.trackers.record(record)
 
     def _hold(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -185,6 +193,8 @@ class Writers:
             with _told(self.path):
                 self._lines.idle()
                 self._send()
+        if self.trackers is not None:
+            self.trackers.idle()
 
     def close(self) -> None:
         """Write what is buffered; later records go to another file of TensorBoard's."""

@@ -11,7 +11,7 @@ from moco_jax import encoders
 from moco_jax.base import packages
 from moco_jax.base.errors import UserError, nearest_multiples
 from moco_jax.config import check_background, check_each
-from moco_jax.config.settings.kinds import LARGEST, SMALLEST, plain
+from moco_jax.config.settings.kinds import LARGEST, SMALLEST, plain, words_in
 from moco_jax.data import configured, sources
 from moco_jax.encoders.configured import check_views
 from moco_jax.method.choice import dictionary_class
@@ -48,6 +48,7 @@ def check_values(config: ConfigDict) -> None:
             "some of its images"
         )
     sources.require_no_place(config.dataset, config.data_dir)
+    check_trackers(config.track)
     if config.augment_on != "resident":
         packages.require_tensorflow(
             f"augment_on={config.augment_on!r}",
@@ -72,6 +73,17 @@ def check_values(config: ConfigDict) -> None:
         raise UserError(
             f"temperature={config.temperature} must be at least 0.03 with loss='nce', whose "
             "exponents overflow below; try 0.07"
+        )
+
+
+def check_trackers(track: str) -> None:
+    """Refuse trackers in `track` whose packages are missing."""
+    lacking = packages.missing(words_in(track))
+    if lacking:
+        number = "packages" if len(lacking) > 1 else "package"
+        raise UserError(
+            f"track={track!r} needs the {number} {', '.join(lacking)}, not installed here; "
+            f"{packages.how_to_have(lacking)}, or go without by --config.track="
         )
 
 

@@ -3,6 +3,7 @@
 All of it is written by one thread, in order, so that no step waits for a disk or a bucket.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,11 +13,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from moco_jax.base.console import Console
+from moco_jax.config.settings.kinds import words_in
 from moco_jax.data.sources import remarks_of
 from moco_jax.method.state import TrainState
 from moco_jax.monitoring import neighbours, online_probe, run_log
 from moco_jax.monitoring.diagnosis import announce, rules
 from moco_jax.monitoring.scores import Classify, Snapshot
+from moco_jax.monitoring.trackers.trackers import Trackers
 from moco_jax.training import environment, messages
 from moco_jax.training.assembly import RunSetup
 from moco_jax.training.start import Start, query_variables
@@ -71,6 +74,9 @@ class Journal:
             "schedule_shift": self.plan.shift,
             "chance": self.facts.chance,
         }
+        if self.config.track and self.log.writes:
+            # It gets what it lacks of the records, and from the start on all of them.
+            self.log.trackers = self._trackers()
         self.log.event(self.plan.start, "start", environment.facts() | facts)
         if not self.plan.start:
             self.log.settings(self.config.to_dict())
@@ -81,6 +87,12 @@ class Journal:
         lines = (*remarks_of(self.setup.source), *start.weights, in_vain)
         for line in filter(None, lines):
             self.console.line(line)
+
+    def _trackers(self) -> Trackers:
+        names = words_in(self.config.track)
+        opened = Trackers(names, self.workdir, self.console.line)
+        opened.begin(self.config.to_dict(), run_log.records(self.workdir))
+        return opened
 
     def event(self, step: int, kind: str, text: str, facts: Mapping[str, Any]) -> None:
         """Print and record that something happened at `step`: `kind` names it, `text` tells it."""
@@ -161,6 +173,14 @@ class Journal:
         """Write what is left and what is buffered, and end the thread."""
         self._writer.close(PATIENCE)
         self.log.close()
+
+    def close_trackers(self) -> None:
+        """Let trackers send what is left, behind the last pictures of the run.
+
+        Called while an error is handled, it tells them that the run failed.
+        """
+        if self.log.trackers is not None:
+            self.log.trackers.close(failed=sys.exception() is not None)
 
 
 class Scores:

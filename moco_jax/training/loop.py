@@ -55,8 +55,8 @@ def train(
     # Processes with different settings would compile different programs and wait for each other.
     hosts.require_agreement(hosts.facts_of(config))
     # Until the end nobody else writes to the workdir.
-    with run_lock.hold(place, console.line) as lock:
-        return _train(config, place, allow_change, console, lock, began)
+    with run_lock.hold(place, console.line) as lock, ExitStack() as last:
+        return _train(config, place, allow_change, console, lock, began, last)
 
 
 def _train(
@@ -66,8 +66,12 @@ def _train(
     console: Console,
     lock: Lock,
     began: float,
+    last: ExitStack,
 ) -> int:
-    """Train in `workdir`, whose `lock` is held; arguments and result as of `train`."""
+    """Train in `workdir`, whose `lock` is held; arguments and result as of `train`.
+
+    `last`: closes what is entered there after all else.
+    """
     # Settings and images that cannot work are refused here, before the workdir is looked at.
     setup = hosts.each(lambda: build(config, str(workdir / "index")))
     known = fingerprint.agreed(setup.source)
@@ -83,6 +87,7 @@ def _train(
         if config.minutes:
             budget.spread(schedule_step, setup.total_steps)
         journal = hosts.each(lambda: Journal(config, setup, workdir, console, lock, plan))
+        last.enter_context(closing(journal.close_trackers, lock))
         opened.enter_context(closing(journal.close, lock))
         journal.begin(start)
         seen = count_examples(start.state.examples_seen)

@@ -15,6 +15,7 @@ OUTSIDE = (
     "signals",
     "stop_at_step",
     "stop_when",
+    "track",
     "workers",
 )
 

@@ -13,12 +13,13 @@ import pytest
 from sklearn.datasets import load_sample_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from moco_jax.base import packages
 from moco_jax.base.errors import UserError
 from moco_jax.data import pipeline
 from moco_jax.data.sources.memory import ArraySource
 from moco_jax.monitoring import run_log
 from moco_jax.training import assembly, loop, throughput
-from tests import smallest
+from tests import fake_tracker, smallest
 from tests.command_lines import command_lines
 from tests.config.test_config import load
 
@@ -63,6 +64,46 @@ def test_a_run_cut_in_two_equals_a_whole_run(tmp_path, capsys):
     found = [(tmp_path / place / "neighbours.json").read_text() for place in ("whole", "cut")]
     assert found[0] == found[1]
     assert "resumed" in capsys.readouterr().out
+
+
+def test_a_tracked_run_that_is_cut_in_two_has_its_records_in_the_tracker(
+    tmp_path, monkeypatch, capfd
+):
+    """A stand-in takes wandb's place; the settings change while the run goes on."""
+    fake_tracker.put(tmp_path / "packages")
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"), prepend=os.pathsep)
+    monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls"))
+    scored = dict(monitor_every=1, knn_examples=256, track="(wandb)")
+    monkeypatch.delenv("FAKE_FAULT", raising=False)
+    loop.train(tiny(stop_at_step=5, **scored), str(tmp_path / "run"), set())
+    loop.train(tiny(stop_at_step=8, keep=3, **scored), str(tmp_path / "run"), set())
+    assert "wandb" not in sys.modules
+    told = fake_tracker.calls(tmp_path / "calls", "log")
+    recorded = [
+        [record["step"], name, value]
+        for record in run_log.records(loop.epath.Path(tmp_path / "run"))
+        for name, value in record.items()
+        if "event" not in record and name != "step"
+    ]
+    pictures = [call[:2] for call in told if isinstance(call[2], list) and call[1] != "events"]
+    assert [call for call in told if not isinstance(call[2], list)] == recorded
+    assert pictures == [[0, "neighbours"]]
+    settings = [call[0]["keep"] for call in fake_tracker.calls(tmp_path / "calls", "settings")]
+    assert settings == [2, 3]
+    said = capfd.readouterr()
+    assert "wandb: new run fake1" in said.out
+    assert "wandb: goes on with run fake1" in said.out
+    assert "chatter" not in said.out + said.err
+
+    monkeypatch.setenv("FAKE_FAULT", "log raise")
+    assert loop.train(tiny(stop_at_step=9, **scored), str(tmp_path / "run"), set()) == 0
+    assert capfd.readouterr().out.count("wandb is off for the rest of this run: OSError") == 1
+    there = packages.is_there
+    monkeypatch.setattr(packages, "is_there", lambda name: name != "mlflow" and there(name))
+    refused = r"^track='wandb,mlflow' needs the package mlflow, .*; pip install mlflow, or go"
+    with pytest.raises(UserError, match=refused):
+        loop.train(tiny(track="wandb,mlflow"), str(tmp_path / "run"), set())
 
 
 def test_views_finished_on_the_devices_train_as_those_of_the_host_do(tmp_path):

@@ -161,6 +161,17 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+def words_in(value: str) -> tuple[str, ...]:
+    """Return the words of a list that is written as 'a', 'a,b' or '(a, b)', each once, in order.
+
+    >>> words_in("(wandb, mlflow)"), words_in("")
+    (('wandb', 'mlflow'), ())
+    """
+    inner = value.strip().removeprefix("(").removesuffix(")")
+    words = (word.strip().strip("\"'") for word in inner.split(","))
+    return tuple(dict.fromkeys(word for word in words if word))
+
+
 def plain(number: float) -> str:
     """Format `number` in few digits, without a point where it is whole: 200.0 as '200'."""
     if isinstance(number, numbers.Integral):
@@ -240,6 +251,17 @@ def choice(default: Any, choices: Choices | tuple[Any, ...]) -> Setting:
     """Make a setting that is one of `choices`, a tuple or a function that returns one."""
     known: Choices = choices if callable(choices) else lambda: choices
     return Setting(type(default), default, choices=known)
+
+
+def words(choices: Choices) -> Setting:
+    """Make a setting that is text, a list of words as of `words_in`, each of them in `choices`."""
+
+    def rule(value: str) -> str:
+        known = ", ".join(choices())
+        unknown = [word for word in words_in(value) if word not in choices()]
+        return f"has {unknown[0]!r}, which is unknown; use any of {known}" if unknown else ""
+
+    return Setting(str, "", rule=rule)
 
 
 def several(

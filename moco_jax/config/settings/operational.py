@@ -14,6 +14,7 @@ from moco_jax.config.settings.kinds import (
     switch,
     table,
     text,
+    words,
 )
 
 STEPS = 2**31 - 1  # steps and images are counted in int32 on the devices
@@ -42,6 +43,11 @@ OPERATIONAL = table(
             "log_every": (
                 count(10, 1, STEPS),
                 "steps between lines and records",
+            ),
+            "track": (
+                words(registry.TRACKERS),
+                "trackers that get the records too: wandb, mlflow, trackio, or several as in "
+                "'wandb,mlflow'; see docs/report.md; '': none",
             ),
             "monitor_every": (
                 count(10, 0, 10**6),

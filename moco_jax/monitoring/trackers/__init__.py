@@ -1,0 +1,1 @@
+"""Trackers: a run's records in Weights & Biases, MLflow or Trackio as well."""
