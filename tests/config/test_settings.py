@@ -311,7 +311,8 @@ def test_a_recipe_may_write_numbers_as_it_likes():
     config = config_lib.default_config()
     config.update(epochs=np.int64(3), lr=1, warmup_epochs=2, mean=[0, 0.5, 1], seed=5.0)
     config.lr_steps = [1.0, np.float32(2)]
-    config.update(blur_probability=1, jitter=[0.5, 0.5, 0, 0], rotate_probability=np.float32(0.5))
+    config.update(augment="v2", jitter=[0.5, 0.5, 0, 0], rotate_probability=np.float32(0.5))
+    config.blur_probability = 1
     checks.check_values(config)
     assert (config.epochs, config.lr, config.warmup_epochs, config.seed) == (3, 1.0, 2.0, 5)
     assert (config.mean, config.lr_steps) == ((0.0, 0.5, 1.0), (1, 2))
