@@ -11,7 +11,7 @@ from typing import Any
 import trackio
 from trackio.sqlite_storage import SQLiteStorage
 
-from moco_jax.monitoring.trackers.items import NUMBERS, PICTURE
+from moco_jax.monitoring.trackers.items import EVENT, NUMBERS, PICTURE
 
 REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 LEVELS = {"note": "INFO", "warning": "WARN", "fault": "ERROR"}  # a finding's -> an alert's
@@ -64,10 +64,21 @@ class Run:
             for name in row.keys() - {"step", "timestamp"}:
                 kind = PICTURE if isinstance(row[name], dict) else NUMBERS
                 steps[f"{kind}/{name}"] = max(row["step"], steps.get(f"{kind}/{name}", -1))
+        for alert in SQLiteStorage.get_alerts(self._project, self._run.name, run_id=self._run.id):
+            name = f"{EVENT}/{alert['title']}"
+            steps[name] = max(alert["step"], steps.get(name, -1))
         return steps
 
-    def _heard(self, message: Warning | str, kind: type, place: str, *_: Any) -> None:
-        if os.path.dirname(place) == os.path.dirname(trackio.__file__):
+    def _heard(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        if os.path.dirname(filename) == os.path.dirname(trackio.__file__):
             self._warned.append(str(message))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
