@@ -21,7 +21,7 @@ SIZE = 32
 def views(recipe, number):
     """Drawn parameters of `number` key views, with and without blur, solarization and flip."""
     shape = tf.constant(IMAGE.shape[0]), tf.constant(IMAGE.shape[1])
-    uniforms = tf.random.stateless_uniform([number, recipes.UNIFORMS], [1, 2], alg="philox")
+    uniforms = tf.random.stateless_uniform([number, recipes.UNIFORMS], [1, 14], alg="philox")
     return [augment.draw_view(u, *shape, recipe, 1) for u in uniforms]
 
 

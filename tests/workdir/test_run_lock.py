@@ -600,9 +600,9 @@ def test_a_run_whose_lock_was_taken_writes_nothing_more(tmp_path, monkeypatch):
     progress, found, locks = messages.progress, [], []
     monkeypatch.setattr(Lock, "beat_in_background", lambda lock: locks.append(lock))
 
-    def take(step, *arguments):
-        text = progress(step, *arguments)
-        if step == 3:
+    def take(epoch, *arguments):
+        text = progress(epoch, *arguments)
+        if epoch == 3 / 22:  # after the third step of 22 an epoch
             (tmp_path / LOCK).write_bytes(lock_lib.Owner("other", "now", on("b", 5)).to_bytes())
             locks[0]._safe_from -= lock_lib.SAFE + 1  # it was suspended
             found.append(contents(tmp_path))

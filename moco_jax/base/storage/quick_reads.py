@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moco_jax.base.storage import failures, gcs
+from moco_jax.base.text import is_utf8
 
 _MADE_IN = os.getpid()  # tensorstore's threads are not there in a process that is forked from it
 _refused: set[str] = set()  # buckets that refuse the account that tensorstore finds
@@ -39,7 +40,7 @@ def _parts(path: str) -> tuple[str, str, str]:
 
 def _begin(path: str, begin: int | None, end: int | None) -> Any:
     scheme, bucket, name = _parts(path)
-    if scheme not in ("gs", "gcs") or not name or bucket in _refused:
+    if scheme not in ("gs", "gcs") or not name or bucket in _refused or not is_utf8(name):
         return None
     part = {}
     if begin is not None and end is not None:
