@@ -1,9 +1,10 @@
 r"""Times one MoCo step in JAX and in PyTorch (eager and torch.compile), in one run.
 
-    python -m benchmarks.step_vs_pytorch [--cases=resnet18,resnet50] [--times=7] \
+    python -m benchmarks.step_vs_pytorch [--cases=resnet18,resnet50] [--times=7] [--rounds=3] \
         [--nocompile] [--profile]
 
-Networks, batch and BN groups are the same, and each form is a process of its own. A ratio above 1
+Networks, batch and BN groups are the same. Each form is a process of its own, and all forms take
+their turn `--rounds` times; shown are the median of the rounds and their range. A ratio above 1
 means that JAX is faster than the best form of PyTorch as its users run it; on a CPU one form has
 also the setting of memory that this project's commands have. On a GPU both compute in bfloat16, on
 a CPU in float32, with as many threads as cores on both sides. `--profile` also says, on a CPU, what
@@ -12,6 +13,7 @@ the time of a step goes to, by kind of operation. Needs the extra `torch`.
 
 import multiprocessing
 import os
+import statistics
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -33,6 +35,7 @@ CASES = flags.DEFINE_list(
     "cases", ["resnet18", "resnet50"], "resnet18: CIFAR, 32 px; resnet50: 224 px."
 )
 TIMES = flags.DEFINE_integer("times", 7, "Steps timed in each form; the median is shown.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that all forms are gone through, in turn.", 1)
 COMPILE = flags.DEFINE_bool("compile", True, "Also torch.compile, which takes minutes.")
 PROFILE = flags.DEFINE_bool("profile", False, "Also time kinds of operations, on a CPU.")
 
@@ -91,27 +94,50 @@ def measure(name: str, form: str, device: str, times: int, profiled: bool) -> Me
     return Measured(seconds, loss, profile)
 
 
+def in_turns(name: str, device: str, times: int, rounds: int) -> dict[str, list[Measured]]:
+    """Measure all forms of one case one after the other, and then again: a list for each.
+
+    A machine that others share is faster in one minute than in the next.
+    """
+    found: dict[str, list[Measured]] = {form: [] for form in forms(device, COMPILE.value)}
+    for number in range(rounds):
+        for form, measured in found.items():
+            fresh = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=fresh) as process:
+                profiled = PROFILE.value and not number
+                asked = process.submit(measure, name, form, device, times, profiled)
+                measured.append(asked.result())
+            print(f"  {name} {form}: {measured[-1].seconds:.3f} s", flush=True)
+    return found
+
+
 def compare(name: str, device: str, times: int) -> None:
     """Time all forms of one case and print them with the ratio to the best of PyTorch."""
-    case, found = SIZES[name], dict[str, Measured]()
-    for form in forms(device, COMPILE.value):
-        fresh = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=fresh) as process:
-            asked = process.submit(measure, name, form, device, times, PROFILE.value)
-            found[form] = asked.result()
-        print(f"  {name} {form}: {found[form].seconds:.3f} s", flush=True)
-    best = min(v.seconds for k, v in found.items() if k.startswith("PyTorch") and KEPT not in k)
+    case, found = SIZES[name], in_turns(name, device, times, ROUNDS.value)
+    all_seconds = {form: sorted(m.seconds for m in measured) for form, measured in found.items()}
+    middle = {form: statistics.median(seconds) for form, seconds in all_seconds.items()}
+    best = min(s for form, s in middle.items() if form.startswith("PyTorch") and KEPT not in form)
     rows = [
-        [form, f"{s:.3f}", f"{case.batch / s:.1f}", f"{best / s:.2f}", f"{loss:.3f}"]
-        for form, (s, loss, _) in found.items()
+        [
+            form,
+            f"{s:.3f}",
+            f"{all_seconds[form][0]:.3f} to {all_seconds[form][-1]:.3f}",
+            f"{case.batch / s:.1f}",
+            f"{best / s:.2f}",
+            f"{found[form][0].loss:.3f}",
+        ]
+        for form, s in middle.items()
     ]
     print(
         f"\n{name}, {case.side} px, batch {case.batch} in {case.groups} BN groups, K {case.queue};"
         f" chance {Method(negatives=case.queue).chance_level(case.batch):.3f}\n"
-        + table(["form", "s a step", "images/s", "speed over best PyTorch", "first loss"], rows)
+        + table(
+            ["form", "s a step", "rounds", "images/s", "speed over best PyTorch", "first loss"],
+            rows,
+        )
         + "\n"
     )
-    profiles = {form: m.profile for form, m in found.items() if m.profile is not None}
+    profiles = {form: m[0].profile for form, m in found.items() if m[0].profile is not None}
     if profiles:
         print(step_profile.show(profiles) + "\n")
 
