@@ -28,8 +28,12 @@ def define(given: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "data_dir",
         "",
-        "Folder of images at any depth, or a text file with one path a line.",
+        "Folder of images at any depth, a text file with one path a line, or as --config.data_dir.",
         given,
+    )
+    flags.DEFINE_string("dataset", "folder", "Kind of the images, as --config.dataset.", given)
+    flags.DEFINE_string(
+        "split", "", "Which of the images, as --config.split, where the data set has parts.", given
     )
     flags.DEFINE_string("out", "", "Folder of the shards; may be gs://BUCKET/FOLDER.", given)
     number_flags.DEFINE_whole(
@@ -126,12 +130,13 @@ def main(given: flags.FlagValues, words: list[str]) -> None:
     packages.load_tensorflow("pack")
 
     from moco_jax.data import packing
+    from moco_jax.data.sources import remarks_of
 
     console = Console()
     try:
         plan = _plan(given)
         console.line(f"{len(plan.source):,} images -> {plan.shards} shards in {plan.out}")
-        for remark in plan.source.remarks:
+        for remark in remarks_of(plan.source):
             console.line(remark)
         left = packing.pack(plan, Shards(plan, console).seen, given.part, given.parts)
     except KeyboardInterrupt:
@@ -159,7 +164,8 @@ def _plan(given: flags.FlagValues) -> "packing.Plan":
     )
     quality = given.quality if given["quality"].present else None
     wanted = given.data_dir, given.out, given.shards, given.format
-    return packing.make_plan(*wanted, decoding, given.shorter_side, quality)
+    images = given.dataset, registry.split_of(given.dataset, given.split)
+    return packing.make_plan(*wanted, decoding, given.shorter_side, quality, *images)
 
 
 def _say_what_was_done(plan: "packing.Plan", console: Console, sample: int) -> None:

@@ -8,6 +8,8 @@ import dataclasses
 import sys
 from typing import Any
 
+from moco_jax.base.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Names:
@@ -30,7 +32,32 @@ class Names:
 
 # The setting `dataset` beside 'tfds:NAME'; `data.sources.open_source` opens them.
 SOURCES = ("digits", "folder", "tar", "tfrecord", "arrayrecord")
+WITH_SPLITS = "digits and tfds:NAME"  # which have named parts
 SOURCES_IN_WORDS = f"{', '.join(SOURCES)} and tfds:NAME, as in tfds:cifar10"
+
+
+def has_splits(dataset: str) -> bool:
+    """Return whether the images of `dataset` are named parts, as train and test."""
+    return dataset == "digits" or dataset.startswith("tfds:")
+
+
+def split_of(dataset: str, split: str, default: str = "train") -> str:
+    """Return the part of `dataset` that a flag --split names; '' where it has no parts.
+
+    `default`: the part that is meant where the flag is left out.
+
+    Raises:
+        UserError: a part is named of a data set that has none.
+    """
+    if has_splits(dataset):
+        return split or default
+    if split:
+        raise UserError(
+            f"--split={split} is for {WITH_SPLITS}; dataset={dataset!r} has none, so leave it out"
+        )
+    return ""
+
+
 VIEWS = Names(
     "moco_jax.data.views.recipes:RECIPES", ("v1", "v2", "v3", "cifar", "digits", "linear")
 )

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moco_jax.base.errors import UserError
+from moco_jax.config import registry
 from moco_jax.data.configured import open_images, recipe_of
 from moco_jax.data.sources import require_no_place
 from moco_jax.data.views import recipes
@@ -210,7 +211,7 @@ def _parts(
     for place in (data_dir, test_data_dir):
         require_no_place(changed.dataset, place)
     changed.data_dir = data_dir or changed.data_dir
-    has_splits = changed.dataset == "digits" or changed.dataset.startswith("tfds:")
+    has_splits = registry.has_splits(changed.dataset)
     if not has_splits and (train_split or test_split):
         raise UserError(
             f"dataset={changed.dataset!r} has no splits; --data_dir and --test_data_dir tell its"

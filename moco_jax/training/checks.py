@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from moco_jax import encoders
 from moco_jax.base import packages
 from moco_jax.base.errors import UserError, nearest_multiples
-from moco_jax.config import check_background, check_each
+from moco_jax.config import check_background, check_each, registry
 from moco_jax.config.settings.kinds import LARGEST, SMALLEST, plain
 from moco_jax.data import sources
 from moco_jax.encoders.configured import check_views
@@ -40,7 +40,7 @@ def check_values(config: ConfigDict) -> None:
             f"scaled_decoding=True works on colour JPEGs only, and channels={config.channels}; "
             "use scaled_decoding=False"
         )
-    if config.eval_split and config.dataset != "digits" and not config.dataset.startswith("tfds:"):
+    if config.eval_split and not registry.has_splits(config.dataset):
         raise UserError(
             f"eval_split={config.eval_split!r} works with dataset='digits' or 'tfds:NAME', "
             f"and dataset={config.dataset!r} has no splits; use --config.eval_split= to hold out "

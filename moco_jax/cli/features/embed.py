@@ -10,12 +10,12 @@ from etils import epath
 
 from moco_jax import __version__
 from moco_jax.base import console as console_lib
-from moco_jax.base import files
+from moco_jax.base import files, places
 from moco_jax.base.console import Console, Counter
-from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.cli import host_flags
 from moco_jax.cli.features.common import prepare
+from moco_jax.config.registry import has_splits, split_of
 from moco_jax.data.configured import open_images
 from moco_jax.data.sources import Source, fingerprint, remarks_of, require_no_place
 from moco_jax.data.sources.folder import FolderSource
@@ -27,34 +27,23 @@ from moco_jax.parallel import hosts
 from moco_jax.parallel import mesh as mesh_lib
 
 
-def has_splits(dataset: str) -> bool:
-    """Return whether the data set has named splits."""
-    return dataset == "digits" or dataset.startswith("tfds:")
-
-
 def named_images(given: flags.FlagValues, config: Any, place: str) -> tuple[Source, dict[str, Any]]:
     """Open the images that the flags name, and collect the facts on them.
 
     Where the flags name none, the images of the run in `place`, whose settings are `config`.
     """
-    changed, split = config.copy_and_resolve_references(), given.split
+    changed = config.copy_and_resolve_references()
     if given.dataset or given.data_dir:
         changed.dataset = given.dataset or "folder"
         if given.data_dir or changed.dataset != config.dataset:
             changed.data_dir = given.data_dir
         require_no_place(changed.dataset, given.data_dir)
-    if not has_splits(changed.dataset):
-        if split:
-            raise UserError(
-                f"--split={split} is for digits and tfds:NAME; dataset={changed.dataset!r} has "
-                "none, so leave it out"
-            )
-    elif not split:
-        split = config.split if changed.dataset == config.dataset else "train"
+    own = config.split if changed.dataset == config.dataset else "train"
+    split = split_of(changed.dataset, given.split, own)
     folder = files.absolute(place)
     index = str(folder / "index") if folder.is_dir() else None
     source = open_images(changed, split, index)
-    data_dir = files.full_name(changed.data_dir) if changed.data_dir else ""
+    data_dir = places.full_names(changed.data_dir) if changed.data_dir else ""
     root = files.full_name(source.root) if isinstance(source, FolderSource) else ""
     return source, {
         "dataset": changed.dataset,

@@ -10,6 +10,7 @@ import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from moco_jax.base import places as places_lib
 from moco_jax.base.errors import UserError
 
 LARGEST = 3.4028234663852886e38  # of float32, in which devices compute
@@ -47,12 +48,16 @@ class Range:
         return f"{least} and {'below' if self.below else 'at most'} {plain(self.most)}"
 
 
+class Places(str):
+    """The kind of a setting that names one place or several; its value is a text."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """One setting: a row of the table.
 
     Attributes:
-        kind: bool, int, float or str; of each value where there are several.
+        kind: bool, int, float, str or `Places`; of each value where there are several.
         default: its value where a recipe says nothing.
         range: of int and float: the numbers that are allowed, each of them where there are several.
         choices: a function to the values that are allowed; None where a range or any text is.
@@ -182,8 +187,29 @@ def _text(value: Any) -> str:
     return value
 
 
-CASTS: dict[type, Callable[[Any], Any]] = {bool: _switch, int: whole, float: real, str: _text}
-KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+def _places(value: Any) -> str:
+    """Return the text that names the places in `value`, one text or several."""
+    if not isinstance(value, list | tuple):
+        return _text(value)
+    if not value:
+        raise ValueError("no place")
+    return places_lib.join([_text(place) for place in value])
+
+
+CASTS: dict[type, Callable[[Any], Any]] = {
+    bool: _switch,
+    int: whole,
+    float: real,
+    str: _text,
+    Places: _places,
+}
+KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Places: "text, or several texts in brackets",
+}
 SEVERAL = {int: "whole numbers", float: "numbers"}
 
 
@@ -195,6 +221,11 @@ def switch(default: bool) -> Setting:
 def text(default: str, rule: Rule | None = None) -> Setting:
     """Make a setting that is any text, unless a `rule` says otherwise."""
     return Setting(str, default, rule=rule)
+
+
+def places(default: str) -> Setting:
+    """Make a setting that names one place or several, as `moco_jax.base.places` reads them."""
+    return Setting(Places, default)
 
 
 def count(default: int, least: int, most: int, why: str = "") -> Setting:

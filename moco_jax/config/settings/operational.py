@@ -10,6 +10,7 @@ from moco_jax.config.settings.kinds import (
     choice,
     count,
     number,
+    places,
     several,
     switch,
     table,
@@ -29,9 +30,9 @@ OPERATIONAL = table(
     {
         "images": {
             "data_dir": (
-                text(""),
+                places(""),
                 "folder of images, list of paths, shards (folder or pattern), or the TFDS data "
-                "directory ('': its default)",
+                "directory ('': its default); '(A, B)': the images of A, then those of B",
             ),
             "eval_split": (
                 text(""),

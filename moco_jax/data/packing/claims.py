@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from moco_jax.base import files
+from moco_jax.base import files, places
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.data.packing.plan import FORMATS, Plan
@@ -21,8 +21,11 @@ from moco_jax.data.sources import store
 from moco_jax.data.sources.examples import PACK
 from moco_jax.data.sources.pixels import RGB
 
+_BLOCK = 4096  # names of images that are held at once
 # What a pack.json that does not name them was made with.
 _DEFAULTS = {
+    "dataset": "folder",
+    "split": "",
     "channels": 3,
     "white": 0.0,
     "max_pixels": RGB.max_pixels,
@@ -35,16 +38,19 @@ _DEFAULTS = {
 def _facts(plan: Plan) -> dict:
     digest, source = hashlib.sha256(), plan.source
     numbers = source.labels(np.arange(len(source)))
-    for index in range(len(source)):
-        label = "" if numbers is None else numbers[index]
-        digest.update(f"{source.files[index]}\t{label}\n".encode("utf-8", "surrogateescape"))
-    remote = store.is_remote(plan.data_dir)
+    for start in range(0, len(source), _BLOCK):
+        some = np.arange(start, min(start + _BLOCK, len(source)))
+        for index, name in zip(some.tolist(), source.names(some), strict=True):
+            label = "" if numbers is None else numbers[index]
+            digest.update(f"{name}\t{label}\n".encode("utf-8", "surrogateescape"))
     return {
-        "data_dir": plan.data_dir if remote else os.path.realpath(plan.data_dir),
+        "dataset": plan.dataset,
+        "split": plan.split,
+        "data_dir": places.real_names(plan.data_dir) if plan.data_dir else "",
         "images": len(source),
         "shards": plan.shards,
         "format": plan.format,
-        "classes": source.classes,
+        "classes": list(source.classes),
         "names_sha256": digest.hexdigest(),
         "channels": source.decoding.channels,
         "white": source.decoding.white,

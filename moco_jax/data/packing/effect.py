@@ -116,7 +116,7 @@ def _sound(plan: Plan) -> np.ndarray:
     places, damaged = np.arange(len(plan.source)), set(damaged_names(plan))
     if not damaged:
         return places
-    return places[[to_line(plan.source.path(place)) not in damaged for place in places.tolist()]]
+    return places[[to_line(plan.called(place)) not in damaged for place in places.tolist()]]
 
 
 def _shorter_side(held: Held) -> int:

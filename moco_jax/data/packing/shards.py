@@ -22,8 +22,7 @@ from moco_jax.data.packing import rewriting
 from moco_jax.data.packing.claims import claim, require_claim, writing
 from moco_jax.data.packing.plan import FORMATS, Plan
 from moco_jax.data.running import running
-from moco_jax.data.sources import labels, reading, refusals, store
-from moco_jax.data.sources.folder import FolderSource
+from moco_jax.data.sources import Source, reading, refusals, store
 
 # The file beside the shards that says that all are there, and what they hold.
 MANIFEST = "manifest.json"
@@ -63,13 +62,14 @@ def example(image: bytes, name: str, label: int | None, class_name: str = "") ->
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
 
-def _example(source: FolderSource, index: int, image: bytes) -> bytes:
+def _example(source: Source, index: int, image: bytes) -> bytes:
     """Serialize the example of image `index` of `source`, whose bytes are `image`."""
-    numbers, name = source.labels(np.asarray([index])), source.files[index]
+    numbers, (name,) = source.labels(np.asarray([index])), source.names(np.asarray([index]))
     if numbers is None:
         return example(image, name, None)
     number = int(numbers[0])
-    called = "" if number == labels.MISSING else source.classes[number]
+    named = 0 <= number < len(source.classes)  # classes of tars are numbers alone
+    called = source.classes[number] if named else ""
     return example(image, name, number, called)
 
 
@@ -93,7 +93,7 @@ def _made(plan: Plan, start: int, stop: int) -> Iterator[tuple[int, bytes, bool]
         return index, *rewriting.content(source, plan.rewriting, record)
 
     signature = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)
-    with reading(source.root), running(reads(), signature, look, threads=0) as batches:
+    with reading(plan.data_dir), running(reads(), signature, look, threads=0) as batches:
         for batch in batches:
             yield from zip(*batch, strict=True)
 
@@ -111,7 +111,7 @@ def write_shard(plan: Plan, facts: dict, number: int, seen: Callable[[int], None
                 if good:
                     write(_example(source, int(index), content))
                 else:
-                    damaged.append(source.path(int(index)))
+                    damaged.append(plan.called(int(index)))
                 seen(int(index))
         # Of two workers that began at one moment with other images, one lost its claim.
         require_claim(plan, facts)

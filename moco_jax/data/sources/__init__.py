@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from moco_jax.base import packages
+from moco_jax.base import packages, places
 from moco_jax.base.errors import UserError
 from moco_jax.base.storage import Refused, Unreachable
 from moco_jax.base.text import printable
@@ -126,19 +126,34 @@ def open_source(
         dataset: the kind of source.
         split: of 'digits' and 'tfds:NAME'; the other kinds are one whole.
         data_dir: folder, list, pattern or TFDS data directory; on this machine or a bucket's.
+            Several, as '(a, b)': their images one after the other, see `joined.py`.
         index_dir: where an index of records may be kept.
         decoding: how bytes become pixels.
 
     Raises:
         UserError: there is nothing to read, or it cannot be read.
     """
-    with reading(data_dir):
-        source = _open(dataset, split, data_dir, index_dir, decoding)
-        _require_tifffile(source)
+    several = places.split(data_dir)
+    if len(several) > 1:
+        from moco_jax.data.sources import joined
+
+        joined.require_apart(dataset, several)
+    parts = [_open_one(dataset, split, place, index_dir, decoding) for place in several]
+    source = parts[0] if len(parts) == 1 else joined.JoinedSource(several, parts)
     if len(source) > LARGEST:
         raise UserError(
             f"dataset={dataset!r} has {len(source)} examples; at most {LARGEST} are supported"
         )
+    return source
+
+
+def _open_one(
+    dataset: str, split: str, place: str, index_dir: str | None, decoding: Decoding
+) -> Source:
+    """Open the images of one place; arguments as those of `open_source`."""
+    with reading(place):
+        source = _open(dataset, split, place, index_dir, decoding)
+        _require_tifffile(source)
     return source
 
 

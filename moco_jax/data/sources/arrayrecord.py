@@ -98,7 +98,7 @@ class ArrayRecordSource(examples.ExampleSource):
         Raises:
             UserError: the package is missing, or there is no file, or they hold no images.
         """
-        paths = shards.find(data_dir, "array_record", ENDING)
+        self.paths = paths = shards.find(data_dir, "array_record", ENDING)
         records = ArrayRecords([Slice(path, 0, -1) for path in paths])
         label = os.path.basename(data_dir.rstrip("/"))
         first = records.read(np.arange(min(len(records), 1)))

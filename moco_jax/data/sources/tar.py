@@ -153,6 +153,7 @@ class TarSource:
 
     Attributes:
         records: where the images lie.
+        paths: of the tars.
         remarks: what is left out, a line.
     """
 
@@ -166,7 +167,7 @@ class TarSource:
             UserError: there is none, one is damaged, or they hold no image.
         """
         self.decoding = decoding
-        paths = shards.find(data_dir, "tar", r"\.tar")
+        self.paths = paths = shards.find(data_dir, "tar", r"\.tar")
         cache = index.cache_path(index_dir, f"tar {data_dir}")
         arrays = index.cached(cache, [_FORMAT, *index.states(paths)], lambda: _arrays(paths))
         label = arrays.pop("label")

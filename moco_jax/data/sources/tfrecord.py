@@ -120,7 +120,7 @@ class TFRecordSource(examples.ExampleSource):
         Raises:
             UserError: there is none, one is cut off, or they hold no images.
         """
-        paths = shards.find(data_dir, "tfrecord", ENDING)
+        self.paths = paths = shards.find(data_dir, "tfrecord", ENDING)
         cache = index.cache_path(index_dir, f"tfrecord {data_dir}")
         records = index.FileRecords(build([Slice(p, 0, -1) for p in paths], cache))
         features = examples.first_features(records, data_dir)
