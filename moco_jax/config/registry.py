@@ -31,14 +31,15 @@ class Names:
 
 
 # The setting `dataset` beside 'tfds:NAME'; `data.sources.open_source` opens them.
-SOURCES = ("digits", "folder", "tar", "tfrecord", "arrayrecord")
-WITH_SPLITS = "digits and tfds:NAME"  # which have named parts
+SOURCES = ("digits", "folder", "tar", "tfrecord", "arrayrecord", "parquet", "hf")
+TABLES = ("parquet", "hf")  # behind a colon columns can be named: "parquet:image,label"
+WITH_SPLITS = "digits, hf and tfds:NAME"  # which have named parts
 SOURCES_IN_WORDS = f"{', '.join(SOURCES)} and tfds:NAME, as in tfds:cifar10"
 
 
 def has_splits(dataset: str) -> bool:
     """Return whether the images of `dataset` are named parts, as train and test."""
-    return dataset == "digits" or dataset.startswith("tfds:")
+    return dataset.partition(":")[0] in ("digits", "hf", "tfds")
 
 
 def split_of(dataset: str, split: str, default: str = "train") -> str:

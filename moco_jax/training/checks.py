@@ -42,7 +42,7 @@ def check_values(config: ConfigDict) -> None:
         )
     if config.eval_split and not registry.has_splits(config.dataset):
         raise UserError(
-            f"eval_split={config.eval_split!r} works with dataset='digits' or 'tfds:NAME', "
+            f"eval_split={config.eval_split!r} works with dataset='digits', 'hf' or 'tfds:NAME', "
             f"and dataset={config.dataset!r} has no splits; use --config.eval_split= to hold out "
             "some of its images"
         )

@@ -28,6 +28,12 @@ def _dataset(value: str) -> str:
     if value.startswith("tfds:"):
         name = value.removeprefix("tfds:").strip()
         return "" if name else "names no dataset behind the colon; try 'tfds:cifar10'"
+    kind, colon, named = value.partition(":")
+    if colon and kind in registry.TABLES:
+        words = [word.strip() for word in named.split(",")]
+        if len(words) <= 2 and all(words):
+            return ""
+        return f"names no column of images, and perhaps one of classes; try '{kind}:image,label'"
     return (
         "" if value in registry.SOURCES else f"is unknown; use one of {registry.SOURCES_IN_WORDS}"
     )
@@ -61,12 +67,13 @@ RECIPE = table(
         "images": {
             "dataset": (
                 text("digits", _dataset),
-                "'digits', 'folder', 'tar', 'tfrecord', 'arrayrecord' or 'tfds:NAME'; see "
+                "'digits', 'folder', 'tar', 'tfrecord', 'arrayrecord', 'parquet', 'hf' (or "
+                "'parquet:IMAGE,LABEL', 'hf:IMAGE,LABEL', by columns) or 'tfds:NAME'; see "
                 "docs/data.md",
             ),
             "split": (
                 text("train"),
-                "the images to train on, of 'digits' and 'tfds:NAME'; TFDS slices such as "
+                "the images to train on, of 'digits', 'hf' and 'tfds:NAME'; TFDS slices such as "
                 "'train[:10%]' work",
             ),
             "exif_rotation": (

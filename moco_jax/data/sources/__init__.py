@@ -124,7 +124,7 @@ def open_source(
 
     Args:
         dataset: the kind of source.
-        split: of 'digits' and 'tfds:NAME'; the other kinds are one whole.
+        split: of 'digits', 'hf' and 'tfds:NAME'; the other kinds are one whole.
         data_dir: folder, list, pattern or TFDS data directory; on this machine or a bucket's.
             Several, as '(a, b)': their images one after the other, see `joined.py`.
         index_dir: where an index of records may be kept.
@@ -181,6 +181,14 @@ def _open(
         from moco_jax.data.sources.arrayrecord import ArrayRecordSource
 
         return ArrayRecordSource(data_dir, decoding)
+    if dataset.partition(":")[0] == "parquet":
+        from moco_jax.data.sources.parquet import ParquetSource
+
+        return ParquetSource(data_dir, dataset, index_dir, decoding)
+    if dataset.partition(":")[0] == "hf":
+        from moco_jax.data.sources.hf import open_saved
+
+        return open_saved(data_dir, dataset, split, index_dir, decoding)
     if dataset.startswith("tfds:"):
         from moco_jax.data.sources.tfds import TFDSSource
 

@@ -41,7 +41,7 @@ def braces(pattern: str) -> list[str]:
     return [path for choice in choices for path in braces(before + choice + after)]
 
 
-def _complete(folder: str, names: list[str]) -> None:
+def complete(folder: str, names: list[str]) -> None:
     """Refuse a folder that lacks one of the shards that the others' names count."""
     groups: dict[tuple[str, int, str], int] = {}
     for name in names:
@@ -75,7 +75,7 @@ def find(data_dir: str, kind: str, ending: str) -> list[str]:
         names = [n for n in store.listing(data_dir) if re.search(rf"{ending}\Z", n) and n[0] != "."]
         if not names:
             raise UserError(f"{shown} holds no {kind} file; {help_}")
-        _complete(data_dir, names)
+        complete(data_dir, names)
         paths = [os.path.join(data_dir, name) for name in names]
     else:
         paths = _of_pattern(data_dir, f"{shown}: there is no {kind} file", help_)
