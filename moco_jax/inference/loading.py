@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from moco_jax.base import files, storage
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
-from moco_jax.data.sources import pixels, store
+from moco_jax.data.sources import image_files, pixels, store
 from moco_jax.data.views import centre, recipes
 from moco_jax.inference import trained_encoder
 from moco_jax.inference.features import make_features
@@ -33,9 +33,8 @@ def images_in(folder: str | os.PathLike) -> list[str]:
     Raises:
         UserError: there is none.
     """
-    paths = sorted(
-        p for p in store.walk(os.fspath(folder)) if p.lower().endswith(pixels.EXTENSIONS)
-    )
+    root = os.fspath(folder)
+    paths, _ = image_files.divide(root, store.walk(root))
     names = [os.path.join(folder, path) for path in paths]
     if not names:
         raise UserError(

@@ -16,7 +16,7 @@ from moco_jax.base.errors import UserError
 from moco_jax.base.storage import Refused, Unreachable
 from moco_jax.base.text import printable
 from moco_jax.config.registry import SOURCES_IN_WORDS
-from moco_jax.data.sources import pixels
+from moco_jax.data.sources import dicom_decode, pixels
 from moco_jax.data.sources.pixels import RGB, Decoding
 from moco_jax.data.sources.records import ENCODED, RecordSpec
 
@@ -154,6 +154,7 @@ def _open_one(
     with reading(place):
         source = _open(dataset, split, place, index_dir, decoding)
         _require_tifffile(source)
+        _require_pydicom(source)
     return source
 
 
@@ -194,6 +195,21 @@ def _open(
 
         return TFDSSource(dataset.removeprefix("tfds:"), split, data_dir, index_dir, decoding)
     raise UserError(f"dataset={dataset!r} is unknown; use one of {SOURCES_IN_WORDS}")
+
+
+def _require_pydicom(source: Source) -> None:
+    """Refuse a folder or list whose first DICOM file needs a package that is missing."""
+    first = getattr(source, "first_dicom", None)
+    if first is None:
+        return
+    content = source.read(np.asarray([first]))[0]
+    try:
+        dicom_decode.require_decoder(content)
+    except UserError:
+        raise
+    # Of a damaged one there is nothing to read: whoever counts damaged images will say so.
+    except Exception:  # libraries raise all kinds on damaged files
+        return
 
 
 def _require_tifffile(source: Source) -> None:

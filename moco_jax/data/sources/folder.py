@@ -9,7 +9,7 @@ import numpy as np
 
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
-from moco_jax.data.sources import labels, names, split_names, store
+from moco_jax.data.sources import image_files, labels, names, split_names, store
 from moco_jax.data.sources.lists import read_list
 from moco_jax.data.sources.names import Names
 from moco_jax.data.sources.pixels import EXTENSIONS, RGB, Decoding
@@ -37,17 +37,13 @@ def find_images(root: str) -> tuple[list[str], str]:
     """
     left_out: Counter[str] = Counter()
     endings: Counter[str] = Counter()
-    files = []
-    for path in store.walk(root, left_out):
-        if path.lower().endswith(EXTENSIONS):
-            files.append(path)
-        else:
-            endings[os.path.splitext(path)[1].lower() or "no ending"] += 1
+    files, others = image_files.divide(root, store.walk(root, left_out))
+    endings.update(os.path.splitext(path)[1].lower() or "no ending" for path in others)
     remark = names.remark(f"data_dir={root}", left_out, endings)
     if not files:
         also = f" ({remark})" if remark else ""
         raise UserError(f"data_dir={printable(root)} holds no image, at any depth; {_LOOKED}{also}")
-    return sorted(files), remark
+    return files, remark
 
 
 class FolderSource:
@@ -60,6 +56,7 @@ class FolderSource:
             are the folders right below the folder if every image lies in one, unless these are
             parts of a set as train and val are; or what the list says.
         remarks: what is left out, and what else is to be said of classes or a list, a line each.
+        first_dicom: the first file that is DICOM by its name; None where there is none.
     """
 
     record_spec = ENCODED
@@ -88,7 +85,7 @@ class FolderSource:
                 f"data_dir={printable(path)} is no folder, nor a text file of paths{why}; give one"
                 f" ({_LOOKED})"
             )
-        self.files = Names(files)
+        self.files, self.first_dicom = Names(files), image_files.first_dicom(files)
         self.classes, numbers = numbered(classes)
         self._labels = numbers if self.classes else None
 
@@ -150,3 +147,4 @@ class FilesSource(FolderSource):
         """Take `files`, paths, in their order."""
         self.decoding, self.root, self.files = decoding, "", Names(files)
         self.classes, self.remarks, self._labels = [], [], None
+        self.first_dicom = None

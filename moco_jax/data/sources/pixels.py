@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moco_jax.data.sources import arrays, headers, pil_decode
+from moco_jax.data.sources import arrays, dicom_decode, headers, pil_decode
 from moco_jax.data.sources.arrays import NUMPY
 from moco_jax.data.sources.conversion import (
     RGB,
@@ -55,7 +55,7 @@ def _extensions() -> tuple[str, ...]:
         avif = (".avif",) if AvifImagePlugin.SUPPORTED else ()
     except ImportError:  # before Pillow 11.3
         avif = ()
-    return (*_ENDINGS, *avif, ".npy")
+    return (*_ENDINGS, *avif, ".npy", *dicom_decode.ENDINGS)
 
 
 EXTENSIONS = _extensions()
@@ -108,7 +108,8 @@ def as_it_is(content: bytes, decoding: Decoding) -> np.ndarray | None:
 
 def is_image(content: bytes) -> bool:
     """Whether `content` begins as an encoded image does."""
-    return content.startswith((NUMPY, *TIFF)) or pil_decode.is_picture(content)
+    known = content.startswith((NUMPY, *TIFF)) or dicom_decode.is_dicom(content)
+    return known or pil_decode.is_picture(content)
 
 
 def _array(content: bytes, decoding: Decoding) -> np.ndarray:
@@ -153,7 +154,9 @@ def pixels(content: bytes, decoding: Decoding) -> np.ndarray:
     if (array := as_it_is(content, decoding)) is not None:
         return array
     _require_an_end(content)
-    if content.startswith(NUMPY):
+    if dicom_decode.is_dicom(content):
+        image = dicom_decode.of_dicom(content, decoding)
+    elif content.startswith(NUMPY):
         image = exactly(to_eight_bits(_array(content, decoding), decoding.white), decoding.channels)
     elif wants_tifffile(content, decoding):
         image = of_tiff(content, decoding)
