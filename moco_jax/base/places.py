@@ -1,6 +1,7 @@
 """Several places written as one text, as `data_dir` takes them: '(a, b)'.
 
-So that a setting, a flag and the facts of a file hold one or several places alike.
+So that a setting, a flag and the facts of a file hold one or several places alike. Nothing heavy
+is loaded here: the table of settings uses it.
 """
 
 import ast
@@ -9,12 +10,12 @@ import re
 from collections.abc import Sequence
 
 from moco_jax.base.errors import UserError
-from moco_jax.base.storage import is_remote
 from moco_jax.base.text import printable
 
 _BRACKETS = {"(": ")", "[": "]"}
 _COMMA = re.compile(r",(?![^{}]*\})")  # not one within the braces of a pattern
 _QUOTES = "\"'"
+_REMOTE = "://"  # in places that are no path of this machine
 
 
 def split(text: str) -> list[str]:
@@ -66,9 +67,9 @@ def join(places: Sequence[str]) -> str:
 
 def full_names(text: str) -> str:
     """Make each place that `text` names absolute; addresses in buckets stay as they are."""
-    return join([p if is_remote(p) else os.path.abspath(p) for p in split(text)])
+    return join([p if _REMOTE in p else os.path.abspath(p) for p in split(text)])
 
 
 def real_names(text: str) -> str:
     """Return each place that `text` names as `full_names` does, links followed."""
-    return join([p if is_remote(p) else os.path.realpath(p) for p in split(text)])
+    return join([p if _REMOTE in p else os.path.realpath(p) for p in split(text)])
