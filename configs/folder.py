@@ -1,8 +1,8 @@
 """Your own images: MoCo v2 with a ResNet-18 for one GPU, and a smaller form for a laptop.
 
 Give the images by --config.data_dir=FOLDER (any depth, with or without class subfolders) or a
-text file with one path a line; nothing else is needed. Shards work too: --config.dataset=tar,
-tfrecord or arrayrecord (docs/data.md).
+text file with one path a line; nothing else is needed. Several places work, '(A, B)', and so do
+shards and tables: --config.dataset=tar, tfrecord, arrayrecord, parquet or hf (docs/data.md).
 """
 
 from moco_jax.config import default_config, pick_variant
