@@ -49,7 +49,7 @@ def define(given: flags.FlagValues) -> None:
         given,
     )
     flags.DEFINE_string(
-        "split", "", "Split of digits or tfds:NAME; left out: train, or the run's.", given
+        "split", "", "Split of digits, hf or tfds:NAME; left out: train, or the run's.", given
     )
     flags.DEFINE_string(
         "out",
