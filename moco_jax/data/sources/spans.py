@@ -79,6 +79,7 @@ class SpanRecords:
         """
         self.paths, self._file, self._arrays = list(paths), file, arrays
         self._ranges, self.called = store.Ranges(paths), short(paths)
+        self._kept: tuple[_Part | None, bytes] = (None, b"")
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -99,27 +100,38 @@ class SpanRecords:
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Read what spans mean, object `[n]` of bytes; empty where it cannot be read, and for null.
 
-        A part that several spans share is read and expanded once. At most `AT_ONCE` bytes are
-        held, unless one part takes more.
+        A part that several spans share is read and expanded once, and the last such part is kept
+        for whoever reads front to back. At most `AT_ONCE` bytes are held beside it, unless one part
+        takes more.
         """
         out, taken = np.empty(len(indices), object), self._some(indices)
+        if not len(indices):
+            return out
         where = np.stack([self._file[indices].astype(np.int64), taken["offset"], taken["stored"]])
         parts, of = np.unique(where, axis=1, return_inverse=True)
+        of = of.reshape(-1)  # of NumPy 2.0 it has a second axis
         order = np.argsort(of, kind="stable")
         rows = np.split(order, np.flatnonzero(np.diff(of[order])) + 1)
-        weights = np.asarray([int(self._weight(taken, mine[0])) for mine in rows], np.int64)
-        for some in _runs(weights):
-            contents = self._ranges.read_many(*parts[:, some])
-            for content, mine in zip(contents, rows[some], strict=True):
-                out[mine] = _taken(content, taken, mine)
+        heads = [int(mine[0]) for mine in rows]
+        sizes = taken["expanded"][heads].tolist(), taken["codec"][heads].tolist()
+        firsts = [_Part(*part) for part in zip(*parts.tolist(), *sizes, strict=True)]
+        kept = self._kept
+        for some in _runs(firsts):
+            wanted = [part for part in firsts[some] if part != kept[0]]
+            columns_ = np.asarray([part[:3] for part in wanted], np.int64).reshape(-1, 3).T
+            contents = iter(self._ranges.read_many(*columns_))
+            for part, mine in zip(firsts[some], rows[some], strict=True):
+                whole = kept[1] if part == kept[0] else part.expanded_from(next(contents))
+                spans = zip(
+                    taken["skip"][mine].tolist(), taken["length"][mine].tolist(), strict=True
+                )
+                out[mine] = _objects([whole[skip : skip + length] for skip, length in spans])
+        if firsts[-1].is_shared:
+            self._kept = (firsts[-1], whole)
         return out
 
     def _some(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {name: column[indices] for name, column in self._arrays.items()}
-
-    @staticmethod
-    def _weight(taken: dict[str, np.ndarray], row: int) -> int:
-        return int(taken["stored"][row]) + int(taken["expanded"][row])
 
     def any_bytes(self) -> bool:
         """Whether any of them has a byte."""
@@ -136,29 +148,50 @@ class SpanRecords:
         return f"row {self.row(index)} of {printable(self.file(index))}"
 
 
-def _runs(weights: np.ndarray) -> Iterator[slice]:
-    """Divide parts of `weights` bytes int `[P]` into runs of `AT_ONCE` at most, or of one part."""
+class _Part(NamedTuple):
+    """A part of a file that one or more spans lie in.
+
+    Attributes:
+        file: a place among the files.
+        offset, stored, expanded, codec: as those of `Span`.
+    """
+
+    file: int
+    offset: int
+    stored: int
+    expanded: int
+    codec: int
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other spans lie in it too, as in a page that is compressed as a whole."""
+        return self.codec not in (NONE, BLOCKS)
+
+    def expanded_from(self, content: bytes) -> bytes:
+        """Return the part expanded from `content`, its bytes in the file; b'' where damaged."""
+        if len(content) < self.stored or not self.stored:
+            return b""
+        try:
+            return content if self.codec == NONE else expand(content, self.codec, self.expanded)
+        except (OSError, ValueError):
+            return b""
+
+
+def _runs(parts: Sequence[_Part]) -> Iterator[slice]:
+    """Divide `parts` into runs of `AT_ONCE` bytes at most, or of one part."""
     first, held = 0, 0
-    for place, weight in enumerate(weights.tolist()):
+    for place, part in enumerate(parts):
+        weight = part.stored + part.expanded
         if place > first and held + weight > AT_ONCE:
             yield slice(first, place)
             first, held = place, 0
         held += weight
-    if first < len(weights):
-        yield slice(first, len(weights))
+    if first < len(parts):
+        yield slice(first, len(parts))
 
 
-def _taken(content: bytes, taken: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Take the bytes of `rows` out of the one part that all lie in, object `[m]` of bytes."""
-    out = np.empty(len(rows), object)
-    out[:] = b""
-    stored, expanded, codec = (int(taken[k][rows[0]]) for k in ("stored", "expanded", "codec"))
-    if len(content) < stored:
-        return out
-    try:
-        whole = content if codec == NONE else expand(content, codec, expanded)
-    except (OSError, ValueError):
-        return out
-    spans = zip(taken["skip"][rows].tolist(), taken["length"][rows].tolist(), strict=True)
-    out[:] = [whole[skip : skip + length] for skip, length in spans]
+def _objects(contents: Sequence[bytes]) -> np.ndarray:
+    """Return `contents` as object `[n]`."""
+    out = np.empty(len(contents), object)
+    out[:] = contents
     return out
