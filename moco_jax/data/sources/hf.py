@@ -80,7 +80,7 @@ def _json(path: str) -> dict[str, Any]:
     """
     try:
         facts = json.loads(store.read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{printable(path)} is damaged ({error}); save the set again") from error
     if not isinstance(facts, dict):
         raise UserError(f"{printable(path)} is damaged: it holds no facts; save the set again")
@@ -149,7 +149,8 @@ def _saved(folder: str, dataset: str, decoding: Decoding) -> TableSource:
         ) from error
     if not paths:
         raise UserError(f"{shown} holds no image: the set that was saved is empty")
-    found, wanted = [], None
+    found: list[_File] = []
+    wanted: Columns | None = None
     for path in paths:
         schema, batches = _batches(path)
         if wanted is None:
@@ -221,7 +222,7 @@ class _File:
         Raises:
             UserError: it lacks a column, or its images do not lie there as they are.
         """
-        parts, column = [np.zeros((0, len(Span._fields)), np.int64)], []
+        parts, column = [spans.table([])], list[Any]()
         for batch in mapped.batches:
             names = batch.schema.names
             lacking = [n for n in (wanted.image, wanted.label) if n and n not in names]

@@ -33,7 +33,7 @@ def _kinds(schema: Any) -> Mapping[str, Any]:
     """Return what Hugging Face says of each column; {} where nothing is said."""
     try:
         said = json.loads((schema.metadata or {})[_FEATURES])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 

@@ -19,7 +19,7 @@ def divide(root: str, paths: Iterable[str]) -> tuple[list[str], list[str]]:
 
     Files whose names have no ending, or a number for one, are looked into: DICOM files count.
     """
-    images, unclear, others = [], [], []
+    images, unclear, others = list[str](), list[str](), list[str]()
     for path in paths:
         if path.lower().endswith(EXTENSIONS):
             images.append(path)

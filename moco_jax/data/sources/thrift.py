@@ -34,7 +34,7 @@ class _Header:
         return value >> 1 ^ -(value & 1)
 
     def _struct(self, deepest: int) -> dict[int, Any]:
-        fields, number = {}, 0
+        fields, number = dict[int, Any](), 0
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._number()
             fields[number] = self._value(head & 15, deepest, True)
