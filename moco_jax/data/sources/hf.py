@@ -1,13 +1,11 @@
 """Hugging Face's data sets on this machine: saved by `save_to_disk`, or the hub's Parquet folders.
 
-A saved set is Arrow files, in which images lie as they are: they are read by file and place.
-Arrow's own reader says where, from a memory map. Nothing is asked of the hub.
+A saved set is Arrow files (`arrow_files.py`). Nothing is asked of the hub.
 """
 
 import json
 import os
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,16 +13,14 @@ import numpy as np
 from moco_jax.base.errors import UserError
 from moco_jax.base.storage import is_remote
 from moco_jax.base.text import printable
-from moco_jax.data.sources import image_columns, shards, spans, store, tables
-from moco_jax.data.sources.image_columns import Columns
+from moco_jax.data.sources import arrow_files, image_columns, shards, spans, store, tables
 from moco_jax.data.sources.labels import listed
 from moco_jax.data.sources.parquet import ParquetSource
 from moco_jax.data.sources.pixels import RGB, Decoding
-from moco_jax.data.sources.spans import NONE, Span, SpanRecords
+from moco_jax.data.sources.spans import SpanRecords
 from moco_jax.data.sources.tables import TableSource, pyarrow
 
 STATE, PARTS = "state.json", "dataset_dict.json"  # beside one saved set; beside its parts
-_FILE = b"ARROW1"  # Arrow's format of files begins so; that of streams does not
 _NUMBERED = re.compile(r"(.+?)-\d+-of-\d+(?:-\w+)?")  # train-00000-of-00002, and with a digest
 
 
@@ -149,121 +145,10 @@ def _saved(folder: str, dataset: str, decoding: Decoding) -> TableSource:
         ) from error
     if not paths:
         raise UserError(f"{shown} holds no image: the set that was saved is empty")
-    found: list[_File] = []
-    wanted: Columns | None = None
-    for path in paths:
-        schema, batches = _batches(path)
-        if wanted is None:
-            wanted = image_columns.choose(schema, dataset, shown)
-        found.append(_File(path, batches, wanted))
-    assert wanted is not None
-    counts = [len(file.spans) for file in found]
+    wanted = image_columns.choose(arrow_files.Mapped(paths[0]).schema, dataset, shown)
+    found = [arrow_files.read(arrow_files.Mapped(path), wanted) for path in paths]
+    counts = [len(places) for places, _ in found]
     files = np.repeat(np.arange(len(paths), dtype=np.int32), counts)
-    arrays = spans.columns(np.concatenate([file.spans for file in found]))
-    classes = tables.joined([file.classes for file in found])
+    arrays = spans.columns(np.concatenate([places for places, _ in found]))
+    classes = tables.joined([some for _, some in found])
     return TableSource(SpanRecords(paths, files, arrays), wanted, classes, shown, decoding)
-
-
-def _damaged(path: str, error: Exception) -> UserError:
-    why = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(
-        f"{printable(path)} is no Arrow file, cut off or damaged ({printable(why)}); save the set"
-        " again"
-    )
-
-
-def _batches(path: str) -> tuple[Any, "_Mapped"]:
-    """Map the Arrow file `path`: its schema, and its tables with the address of its first byte.
-
-    Raises:
-        UserError: it is none, or cut off.
-    """
-    library = pyarrow("dataset='hf'")
-    try:
-        if not store.size(path):
-            raise ValueError("it is empty")
-        content = library.memory_map(path).read_buffer()
-        is_file = content.slice(0, min(len(_FILE), content.size)).to_pybytes() == _FILE
-        if is_file:
-            reader = library.ipc.open_file(content)
-            some = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-            return reader.schema, _Mapped(content, some)
-        stream = library.ipc.open_stream(content)
-        return stream.schema, _Mapped(content, list(stream))
-    except FileNotFoundError as error:
-        raise UserError(f"{printable(path)} is not there; save the set again") from error
-    except (library.ArrowException, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-class _Mapped:
-    """The tables of a file that is mapped into memory.
-
-    Attributes:
-        content: all bytes of the file.
-        batches: its tables, which lie there.
-    """
-
-    def __init__(self, content: Any, batches: Sequence[Any]):
-        self.content, self.batches = content, batches
-
-
-class _File:
-    """What one Arrow file holds.
-
-    Attributes:
-        spans: where its images are, int64 `[n, 6]`.
-        classes: of its images.
-    """
-
-    def __init__(self, path: str, mapped: _Mapped, wanted: Columns):
-        """Find the images in the tables `mapped` of the file `path`.
-
-        Raises:
-            UserError: it lacks a column, or its images do not lie there as they are.
-        """
-        parts, column = [spans.table([])], list[Any]()
-        for batch in mapped.batches:
-            names = batch.schema.names
-            lacking = [n for n in (wanted.image, wanted.label) if n and n not in names]
-            if lacking:
-                raise UserError(
-                    f"{printable(path)} has no column {printable(lacking[0])!r}, which the first"
-                    " file has; save the set again"
-                )
-            parts.append(_places(path, mapped.content, batch.column(wanted.image)))
-            column += [batch.column(wanted.label)] if wanted.label else []
-        self.spans, self.classes = np.concatenate(parts), tables.NO_CLASSES
-        if column:
-            library = pyarrow("dataset='hf'")
-            self.classes = tables.classes_in(library.chunked_array(column))
-
-
-def _places(path: str, content: Any, column: Any) -> np.ndarray:
-    """Find where each image of `column` lies in the mapped file `path`: int64 `[n, 6]`."""
-    library = pyarrow("dataset='hf'")
-    there = np.asarray(column.is_valid())
-    if library.types.is_struct(column.type):
-        column = column.field("bytes")
-        there = there & np.asarray(column.is_valid())
-    kind = np.int64 if library.types.is_large_binary(column.type) else np.int32
-    _, ends, values = column.buffers()
-    places = np.frombuffer(ends, kind)[column.offset : column.offset + len(column) + 1]
-    places = places.astype(np.int64)
-    made = np.zeros((len(column), len(Span._fields)), np.int64)
-    if not len(column) or not there.any():
-        return made
-    first = values.address - content.address
-    begins, lengths = first + places[:-1], np.diff(places)
-    lengths = np.where(there, lengths, 0)
-    if first < 0 or (lengths < 0).any() or (begins + lengths).max() > content.size:
-        raise UserError(
-            f"{printable(path)} is compressed or damaged, so that no image can be read alone; save"
-            " the set again"
-        )
-    if lengths.max() > 2**31 - 1:
-        raise UserError(f"{printable(path)} has an image of more than 2 GiB; take it out")
-    fields = Span(begins, lengths, 0, 0, lengths, NONE)
-    for place, values_ in enumerate(fields):
-        made[:, place] = values_
-    return made
