@@ -6,6 +6,8 @@ first look-up table, or else the whole range of its bits (DICOM PS3.3, C.11.1 an
 
 import importlib.util
 import io
+import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from moco_jax.data.sources.conversion import Decoding, Unfit, colours, exactly, 
 MAGIC, PLACE = b"DICM", 128  # what stands in a DICOM file, and where
 ENDINGS = (".dcm",)
 PACKAGE = "pydicom"
+_QUIET = ("ignore", None, Warning, re.compile(r"pydicom\."), 0)
 # What decodes a compressed transfer syntax where pydicom alone does not.
 _JPEG = "1.2.840.10008.1.2.4."
 _DECODERS = {
@@ -58,6 +61,8 @@ def _pydicom() -> Any:
     import pydicom.pixels
 
     # Each odd value would be told, and damaged images are named elsewhere.
+    if _QUIET not in warnings.filters:
+        warnings.filterwarnings("ignore", category=Warning, module=r"pydicom\.")
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     pydicom.config.logger.setLevel("CRITICAL")
     return pydicom
@@ -152,9 +157,7 @@ def _ends(library: Any, facts: Any, kind: np.dtype) -> tuple[float, float]:
 
 def _first(value: Any) -> float:
     """Return a number, or the first of several."""
-    return float(
-        value[0] if hasattr(value, "__getitem__") and not isinstance(value, str) else value
-    )
+    return float(value if isinstance(value, str | float | int) else value[0])
 
 
 def _windowed(facts: Any, values: np.ndarray) -> np.ndarray:
