@@ -85,12 +85,17 @@ def require_decoder(content: bytes) -> Any:
     except NotImplementedError as error:
         raise Unfit(f"DICOM in {syntax.name}, which pydicom does not decode") from error
     if not ready:
-        wanted = _DECODERS.get(str(syntax).removeprefix(_JPEG), ["pylibjpeg"])
+        wanted = _decoders(syntax)
         raise UserError(
             f"DICOM in {syntax.name} needs {' and '.join(wanted)} beside pydicom:"
             f" {packages.how_to_have(wanted)}"
         )
     return facts
+
+
+def _decoders(syntax: Any) -> list[str]:
+    """Return the packages that decode a compressed transfer syntax."""
+    return _DECODERS.get(str(syntax).removeprefix(_JPEG), ["pylibjpeg"])
 
 
 def of_dicom(content: bytes, decoding: Decoding) -> np.ndarray:
@@ -105,7 +110,13 @@ def of_dicom(content: bytes, decoding: Decoding) -> np.ndarray:
     decoding.require_room(int(facts.Rows), int(facts.Columns))
     library = _pydicom()
     _take_first_frame(facts)
-    samples = np.asarray(library.pixels.pixel_array(facts, index=0))
+    try:
+        samples = np.asarray(library.pixels.pixel_array(facts, index=0))
+    except RuntimeError as error:  # of decoders, which may know a part of a syntax only
+        syntax = facts.file_meta.TransferSyntaxUID
+        raise Unfit(
+            f"DICOM in {syntax.name} that is damaged, or needs {' and '.join(_decoders(syntax))}"
+        ) from error
     kind = str(facts.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
         coloured = library.pixels.apply_color_lut(samples, facts)
