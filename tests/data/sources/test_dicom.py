@@ -133,7 +133,7 @@ def test_what_cannot_be_decoded_says_what_is_wrong(monkeypatch):
     with pytest.raises(Unfit, match=r"MPEG2 .* which pydicom does not decode"):
         pixels.pixels(as_if_in(pydicom.uid.MPEG2MPML), Decoding())
     with pytest.raises(
-        Unfit, match="JPEG Base.* damaged, or needs pylibjpeg and pylibjpeg-libjpeg"
+        Unfit, match=r"JPEG Base.* damaged, or needs pylibjpeg and pylibjpeg-libjpeg"
     ):
         pixels.pixels(as_if_in(pydicom.uid.JPEGBaseline8Bit), Decoding())
     decoder = pydicom.pixels.get_decoder(pydicom.uid.JPEGLSLossless)
