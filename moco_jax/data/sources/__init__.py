@@ -203,6 +203,8 @@ def _require_pydicom(source: Source) -> None:
     if first is None:
         return
     content = source.read(np.asarray([first]))[0]
+    if not dicom_decode.is_dicom(content):
+        return
     try:
         dicom_decode.require_decoder(content)
     except UserError:

@@ -56,7 +56,7 @@ class FolderSource:
             are the folders right below the folder if every image lies in one, unless these are
             parts of a set as train and val are; or what the list says.
         remarks: what is left out, and what else is to be said of classes or a list, a line each.
-        first_dicom: the first file that is DICOM by its name; None where there is none.
+        first_dicom: the first file that may be DICOM by its name; None where there is none.
     """
 
     record_spec = ENCODED

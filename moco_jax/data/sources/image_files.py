@@ -11,6 +11,7 @@ import numpy as np
 from moco_jax.data.sources import dicom_decode, store
 from moco_jax.data.sources.pixels import EXTENSIONS
 
+_OTHERS = tuple(ending for ending in EXTENSIONS if ending not in dicom_decode.ENDINGS)
 _DIRECTORY = "dicomdir"  # the name of a DICOM file that lists others, and is no image
 
 
@@ -34,10 +35,9 @@ def divide(root: str, paths: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def first_dicom(paths: Sequence[str]) -> int | None:
-    """Return the place of the first of the images `paths` that is DICOM by its name; or None."""
-    endings = dicom_decode.ENDINGS
-    dicom = (n for n, p in enumerate(paths) if p.lower().endswith(endings) or _may_be_dicom(p))
-    return next(dicom, None)
+    """Return the place of the first of `paths` that may be DICOM, as no other kind ends so; or None."""
+    unlike = (n for n, path in enumerate(paths) if not path.lower().endswith(_OTHERS))
+    return next(unlike, None)
 
 
 def _may_be_dicom(path: str) -> bool:
