@@ -35,7 +35,7 @@ def divide(root: str, paths: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def first_dicom(paths: Sequence[str]) -> int | None:
-    """Return the place of the first of `paths` that may be DICOM: no other kind ends so; or None."""
+    """Return the place of the first of `paths` that may be DICOM by its name; None for none."""
     unlike = (n for n, path in enumerate(paths) if not path.lower().endswith(_OTHERS))
     return next(unlike, None)
 
