@@ -44,14 +44,14 @@ def gray(content, **settings):
                 "WindowCenter": [40, 300],
                 "WindowWidth": [400, 1500],
             },
-            (GRAY - 1024 - 39.5) / 399 + 0.5,
+            (GRAY - 1024.0 - 39.5) / 399 + 0.5,
         ),
         (GRAY, 12, {"WindowCenter": 1000, "WindowWidth": 1}, GRAY > 999.5),
         (
             GRAY,
             12,
             {"WindowCenter": 1000, "WindowWidth": 200, "VOILUTFunction": "LINEAR_EXACT"},
-            (GRAY - 1000) / 200 + 0.5,
+            (GRAY - 1000.0) / 200 + 0.5,
         ),
         (
             GRAY,
@@ -79,7 +79,8 @@ def test_windows_are_those_of_pydicom():
 
 def test_a_look_up_table_and_the_white_of_the_settings():
     table = pydicom.Dataset()
-    table.LUTDescriptor, table.LUTData = [4096, 0, 10], (np.arange(4096) // 4).tolist()
+    table.add_new("LUTDescriptor", "US", [4096, 0, 10])
+    table.add_new("LUTData", "US", (np.arange(4096) // 4).tolist())
     content = dicom(GRAY, 12, VOILUTSequence=pydicom.Sequence([table]))
     np.testing.assert_array_equal(gray(content), eight((GRAY // 4) / 1023))
     content = dicom(GRAY, 12, RescaleSlope=2, RescaleIntercept=0, WindowCenter=9, WindowWidth=9)
