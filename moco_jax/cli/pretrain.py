@@ -15,6 +15,7 @@ from the last checkpoint.
 
 import errno
 import functools
+import itertools
 import re
 import sys
 import time
@@ -107,18 +108,28 @@ def _by_one_call(given: flags.FlagValues) -> int:
             fail(f"--{other}={given[other].value} needs --{name} too; --help lists all flags")
     if given.workdir:
         fail(f"--workdir={given.workdir} goes with --config; with --data it is --out={given.out}")
+    for name in ("allow_change", "distributed", "coordinator"):
+        if given[name].value:
+            fail(f"--{name} goes with --config and --workdir; leave it out beside --data")
 
     from moco_jax.pretraining import work
 
     found = (re.match(r"--?(no)?config\.([^=]*)", word) for word in sys.argv[1:])
     names = {match[2] for match in found if match}
     settings = {name: given.config[name] for name in names}
-    words = (re.match(r"--?config=(.*)", word) for word in sys.argv[1:])
-    recipe = next((match[1] for match in words if match), "")
+    recipe = _recipe_in(sys.argv[1:])
     outcome, stopped = work.run(given.data, given.out, recipe, given.minutes, settings)
     if not stopped:
         print(outcome)
     return stopped
+
+
+def _recipe_in(words: Sequence[str]) -> str:
+    """Return what --config is in the `words` of a command line, in one word or two; '' without."""
+    for word, following in itertools.pairwise([*words, ""]):
+        if found := re.fullmatch(r"--?config(=(.*))?", word):
+            return following if found[1] is None else found[2]
+    return ""
 
 
 class Pretrain(Command):

@@ -76,12 +76,9 @@ class Choice:
     reason: str
 
     def __str__(self) -> str:
-        """In words."""
-        return (
-            f"{self.name}={self.value:g}: {self.reason}"
-            if isinstance(self.value, float)
-            else (f"{self.name}={self.value}: {self.reason}")
-        )
+        """Return the setting as it is given, and the reason."""
+        value = f"{self.value:g}" if isinstance(self.value, float) else self.value
+        return f"{self.name}={value}: {self.reason}"
 
 
 def _side(facts: Facts, config: ConfigDict) -> list[Choice]:
@@ -105,7 +102,7 @@ def _batch(facts: Facts, config: ConfigDict) -> list[Choice]:
     unit = math.lcm(config.bn_groups * min(config.shuffle_groups, config.bn_groups), facts.devices)
     wanted, reason = config.batch_size, ""
     if not facts.on_cpu:
-        wanted = max(wanted, *(b for b in (64, 128, 256) if facts.images >= b * STEPS), 1)
+        wanted = max(wanted, *(b for b in (1, 64, 128, 256) if facts.images >= b * STEPS))
         reason = f"{facts.images:,} images are {facts.images // wanted} such batches an epoch"
     if facts.images < 4 * wanted:
         wanted = facts.images // 4
@@ -148,9 +145,7 @@ def _time(facts: Facts) -> list[Choice]:
 def _devices(facts: Facts) -> list[Choice]:
     if facts.on_cpu:
         return []
-    return [
-        Choice("augment_on", "device", "colours and blur are work for the accelerator"),
-    ]
+    return [Choice("augment_on", "device", "colours and blur are work for the accelerator")]
 
 
 def _scores(facts: Facts, config: ConfigDict) -> list[Choice]:

@@ -6,6 +6,7 @@ from moco_jax.base import storage
 from moco_jax.base.errors import UserError
 from moco_jax.base.text import printable
 from moco_jax.config.registry import SOURCES_IN_WORDS
+from moco_jax.data.sources.pixels import EXTENSIONS
 
 # Parts of names of files that hold many images, and the kind that reads them.
 SHARDS = (
@@ -14,7 +15,6 @@ SHARDS = (
     (".arrayrecord", "arrayrecord"),
     (".array_record", "arrayrecord"),
 )
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def kind_of(data: str) -> tuple[str, str]:
@@ -41,7 +41,7 @@ def kind_of(data: str) -> tuple[str, str]:
             f" {SOURCES_IN_WORDS}"
         )
     name = os.path.basename(place).lower()
-    if name.endswith(IMAGES):
+    if name.endswith(EXTENSIONS):
         raise UserError(
             f"data={printable(data)} is one image, and an encoder learns from hundreds and more;"
             " give the folder that holds them"

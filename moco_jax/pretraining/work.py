@@ -52,7 +52,7 @@ def run(
         for line in (*choices.remarks(facts), *map(str, chosen)):
             console.line(line)
         checks.check(config, facts.devices)
-        _write_recipe(place, config, chosen, data)
+        _write_recipe(place, config, chosen)
     if config.augment_on != "resident":
         packages.load_tensorflow(f"augment_on={config.augment_on!r}")
     stopped = loop.train(config, str(place), set(), began)
@@ -103,9 +103,7 @@ def _as_before(place: epath.Path, config: ConfigDict, given: Mapping[str, Any]) 
     return before
 
 
-def _write_recipe(
-    place: epath.Path, config: ConfigDict, chosen: Sequence[choices.Choice], data: str
-) -> None:
+def _write_recipe(place: epath.Path, config: ConfigDict, chosen: Sequence[choices.Choice]) -> None:
     """Write what differs from the defaults as a recipe file, with the reason where there is one."""
     reasons = {one.name: f"  # {one.reason}" for one in chosen}
     usual = config_lib.default_config()
@@ -116,7 +114,7 @@ def _write_recipe(
     ]
     text = "\n".join(
         [
-            f'"""Settings for {printable(data)}, as moco_jax.pretrain has chosen them."""',
+            '"""Settings of a run, as moco_jax.pretrain has chosen them for its images."""',
             "",
             "from moco_jax.config import default_config",
             "",

@@ -81,11 +81,7 @@ def _train(
     # are given back at the very end: until all is saved one must not end the process.
     with ExitStack() as signals, ExitStack() as opened:
         opened.enter_context(closing(start.checkpoints.close, lock))
-        schedule_step = int(start.state.schedule_step)
-        plan = StepPlan.of(config, setup, start.step, schedule_step)
-        budget = Budget(60 * config.minutes, start.seconds, plan, began)
-        if config.minutes:
-            budget.spread(schedule_step, setup.total_steps)
+        plan, budget = planned(config, setup, start, began)
         journal = hosts.each(lambda: Journal(config, setup, workdir, console, lock, plan))
         last.enter_context(closing(journal.close_trackers, lock))
         opened.enter_context(closing(journal.close, lock))
@@ -122,6 +118,18 @@ def _train(
     if names:
         console.line(f"{len(names)} damaged images were replaced: {', '.join(names)}")
     return 0
+
+
+def planned(
+    config: ConfigDict, setup: RunSetup, start: Start, began: float
+) -> tuple[StepPlan, Budget]:
+    """Plan the steps of the run from `start` on, and the time that they may take."""
+    schedule_step = int(start.state.schedule_step)
+    plan = StepPlan.of(config, setup, start.step, schedule_step)
+    budget = Budget(60 * config.minutes, start.seconds, plan, began)
+    if config.minutes:
+        budget.spread(schedule_step, setup.total_steps)
+    return plan, budget
 
 
 def open_probe(

@@ -11,6 +11,7 @@ import moco_jax
 from moco_jax.base.errors import UserError
 from moco_jax.cli.commands import command_of
 from moco_jax.config import recipe_files
+from moco_jax.pretraining import work
 
 TINY = dict(width=8, epochs=2, stem="imagenet", cpu_devices=0, eval_batch_size=64, workers=2)
 
@@ -105,6 +106,9 @@ def test_wrong_words_are_one_line(photos, tmp_path):
         (["--data=x", "--out=y", "--workdir=z"], "--workdir=z goes with --config"),
         (["--config=digits", "--workdir=z", "--minutes=3"], "it is --config.minutes=3"),
         (["--data=x", "--out=y", "--config.epoch=3"], "did you mean epochs"),
+        (["--data=x", "--out=y", "--allow_change=lr"], "--allow_change goes with --config"),
+        (["--data=x", "--out=y", "--distributed"], "--distributed goes with --config"),
+        (["--data=none", "--out=y", "--config", "nothing"], "nothing"),
     ],
 )
 def test_wrong_flags_are_one_line(words, said, capsys):
@@ -113,3 +117,19 @@ def test_wrong_flags_are_one_line(words, said, capsys):
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    "words", [["--config=configs/digits.py:v3"], ["--config", "configs/digits.py:v3"]]
+)
+def test_a_recipe_is_named_in_one_word_or_two(words, monkeypatch):
+    asked = []
+
+    def run(*arguments):
+        asked.append(arguments)
+        return "", 0
+
+    monkeypatch.setattr(work, "run", run)
+    call = ["moco-pretrain", "--data=x", *words, "--out=y", "--config.epochs=3", "--minutes=2"]
+    command_of("pretrain").call(call)
+    assert asked == [("x", "y", "configs/digits.py:v3", 2.0, {"epochs": 3})]

@@ -25,16 +25,6 @@ def summary(runs: Sequence[Run]) -> list[list[str]]:
         beside = "" if run.chance is None else f" (chance {run.chance:.2f})"
         return f"{values[-1]:.3f}{beside}" if values else ""
 
-    def state(run: Run) -> str:
-        if run.steps_per_epoch is None:
-            return f"step {run.step:,}"
-        done = f"epoch {run.epochs([run.step])[0]:.4g}"
-        if run.planned is not None:
-            done += f" of {run.planned:.4g}"
-        if run.ended_by:
-            return f"{done}, ended by stop_when={printable(run.ended_by)!r}"
-        return f"{done}, finished" if run.is_finished else f"{done}, step {run.step:,}"
-
     def verdict(run: Run) -> str:
         found = run.verdict
         if found is None:
@@ -51,7 +41,7 @@ def summary(runs: Sequence[Run]) -> list[list[str]]:
         return share([r["knn"] for r in run.records if "knn" in r and r["step"] == 0], 0)
 
     facts = {
-        "state": state,
+        "state": _state,
         "verdict": verdict,
         "images": lambda run: (
             f"{run.config.dataset} ({run.config.split}), {run.config.image_size} pixels"
@@ -73,6 +63,18 @@ def summary(runs: Sequence[Run]) -> list[list[str]]:
     }
     rows = [[name, *(tell(run) for run in runs)] for name, tell in facts.items()]
     return [row for row in rows if any(row[1:])]
+
+
+def _state(run: Run) -> str:
+    """Say how far `run` is, and whether it has ended."""
+    if run.steps_per_epoch is None:
+        return f"step {run.step:,}"
+    done = f"epoch {run.epochs([run.step])[0]:.4g}"
+    if run.planned is not None:
+        done += f" of {run.planned:.4g}"
+    if run.ended_by:
+        return f"{done}, ended by stop_when={printable(run.ended_by)!r}"
+    return f"{done}, finished" if run.is_finished else f"{done}, step {run.step:,}"
 
 
 def _median(values: Sequence[float], form: str) -> str:
